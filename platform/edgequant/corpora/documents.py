@@ -1,0 +1,75 @@
+"""One document: text and what is known about it. Markdown with YAML front matter is its form on disk."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from edgequant.errors import UserError
+
+DOMAINS = (
+    "Rescue & Evacuation",
+    "Medical & Health Care",
+    "Shelter & Housing",
+    "Food & Nutrition",
+    "Water Sanitation & Hygiene",
+    "Waste Management",
+)
+NO_DOMAIN = "none"
+SPLITS = ("train", "validation", "test")
+
+_FRONT_MATTER = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
+_REQUIRED = ("title", "document_type", "hazard_type", "agency", "language", "domain", "split", "licence")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """A whole document with the metadata that every chunk cut from it inherits."""
+
+    text: str
+    title: str
+    domain: str
+    document_type: str
+    hazard_type: str
+    agency: str
+    language: str
+    split: str
+    source: str
+    licence: str
+    location: str = ""
+    standard: str = "none"
+
+
+def split_front_matter(text: str) -> tuple[dict[str, str], str]:
+    """Return (front matter as strings, body). Text without valid front matter comes back whole with an empty dict."""
+    match = _FRONT_MATTER.match(text)
+    if not match:
+        return {}, text
+    try:
+        fields = yaml.safe_load(match.group(1))
+    except (yaml.YAMLError, RecursionError, ValueError):  # ValueError: a date such as 2019-99-99
+        return {}, text
+    if not isinstance(fields, dict):
+        return {}, text
+    return {str(key): str(value) for key, value in fields.items()}, text[match.end() :]
+
+
+def read_document(path: Path) -> Document:
+    """Read one Markdown document of the bundled form.
+
+    Raises:
+        UserError: front matter is missing, lacks a key, or names an unknown domain or split.
+    """
+    fields, body = split_front_matter(path.read_text(encoding="utf-8"))
+    missing = [key for key in _REQUIRED if key not in fields]
+    if missing:
+        raise UserError(f"{path}: front matter lacks {', '.join(missing)}; it needs {', '.join(_REQUIRED)}")
+    if fields["domain"] not in DOMAINS:
+        raise UserError(f"{path}: domain {fields['domain']!r} is unknown; expected one of {', '.join(DOMAINS)}")
+    if fields["split"] not in SPLITS:
+        raise UserError(f"{path}: split {fields['split']!r} is unknown; expected one of {', '.join(SPLITS)}")
+    known = {key: fields[key] for key in (*_REQUIRED, "location", "standard") if key in fields}
+    return Document(text=body.strip(), source=path.name, **known)
