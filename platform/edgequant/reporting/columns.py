@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, SupportsFloat, TypeGuard
 
 Row = Mapping[str, Any]
 MISSING = "–"
@@ -136,7 +136,8 @@ def columns(rows: Sequence[Row]) -> list[Column]:
 def best_rows(rows: Sequence[Row], key: str) -> frozenset[int]:
     """The rows that hold the best value; none when fewer than two rows differ, or when neither end is better."""
     better = metric(key).better
-    values = {index: float(value) for index, row in enumerate(rows) if _is_finite(value := row.get(key, math.nan))}
+    finite = [index for index, row in enumerate(rows) if is_finite(row.get(key))]
+    values = {index: float(rows[index][key]) for index in finite}
     if better is None or len(set(values.values())) < 2:
         return frozenset()
     target = min(values.values()) if better == "lower" else max(values.values())
@@ -169,7 +170,7 @@ def _cell(row: Row, key: str, shown: Metric) -> str:
         return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
     text = _number(value, shown)
     low, high = row.get(key + LOW), row.get(key + HIGH)
-    if _is_finite(low) and _is_finite(high):
+    if is_finite(low) and is_finite(high):
         return f"{text} ({_number(low, shown)} to {_number(high, shown)})"
     return text
 
@@ -188,9 +189,10 @@ def _without_bound(key: str) -> str:
     return key.removesuffix(LOW).removesuffix(HIGH)
 
 
-def _is_number(value: Any) -> bool:
-    return hasattr(value, "__float__") and not isinstance(value, bool | str)
+def _is_number(value: Any) -> TypeGuard[SupportsFloat]:
+    return isinstance(value, SupportsFloat) and not isinstance(value, bool | str)
 
 
-def _is_finite(value: Any) -> bool:
+def is_finite(value: Any) -> bool:
+    """Whether a row's value is a number that can be drawn and compared."""
     return _is_number(value) and math.isfinite(float(value))
