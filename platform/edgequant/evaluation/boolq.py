@@ -1,0 +1,92 @@
+"""BoolQ (Clark et al. 2019): yes or no, whichever continuation is likelier; both from one forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from edgequant.errors import UserError
+from edgequant.evaluation.intervals import Bootstrap
+from edgequant.evaluation.language_model import LanguageModel
+
+
+def boolq_prompt(row: dict) -> str:
+    """The prompt of lm-evaluation-harness's `boolq` task; the answers are ' no' and ' yes'."""
+    return f"{row['passage']}\nQuestion: {row['question']}?\nAnswer:"
+
+
+def boolq_chat_question(row: dict) -> str:
+    """The same question for a chat template."""
+    return f"{row['passage']}\n\nQuestion: {row['question']}?\nAnswer with one word, yes or no."
+
+
+def boolq_items(model: LanguageModel, rows: Sequence[dict], *, chat: bool = False) -> list[dict]:
+    """Log-likelihood in nats of both answers to every question.
+
+    A question longer than the model's context is not cut: it counts as wrong, `over_long` is set, and its
+    log-likelihoods are NaN.
+
+    Args:
+        rows: `question`, `passage`, `answer` (bool) and, where there is one, `id`.
+
+    Returns:
+        One row per question: `id`, `question`, `gold`, `predicted`, `log_likelihood_no`, `log_likelihood_yes`,
+        `margin` (gold minus other, nats), `correct`, `tokens`, `over_long`.
+
+    Raises:
+        UserError: no questions, or NaN logits.
+    """
+    if not rows:
+        raise UserError("there are no yes-or-no questions to score; give at least one row")
+    prompts = [model.render_chat(boolq_chat_question(row)) if chat else boolq_prompt(row) for row in rows]
+    choices = model.encode_choices(prompts, ("no", "yes") if chat else (" no", " yes"))
+    fitting = [index for index, choice in enumerate(choices) if choice.longest <= model.context_length]
+    scored = dict(model.log_likelihoods([choices[index] for index in fitting]))
+    by_row = {fitting[at]: scores for at, scores in scored.items()}
+    nan = (float("nan"), float("nan"))
+    return [_item(at, row, choices[at].longest, by_row.get(at, nan)) for at, row in enumerate(rows)]
+
+
+def boolq_metrics(prefix: str, items: Sequence[dict], bootstrap: Bootstrap) -> dict[str, float]:
+    """Accuracy and balanced accuracy in per cent and the mean log-odds margin in nats, with bounds; the confusion counts.
+
+    Balanced accuracy is the mean of the recall of yes and of no: always answering yes scores 50, whatever the mix.
+    """
+    gold = np.array([item["gold"] for item in items], dtype=bool)
+    correct = np.array([item["correct"] for item in items], dtype=float)
+    margins = np.array([item["margin"] for item in items], dtype=float)
+    by_class = np.stack([correct * gold, gold, correct * ~gold, ~gold], axis=1)
+    metrics = bootstrap.mean(f"{prefix}accuracy", 100 * correct)
+    metrics |= bootstrap.measured(f"{prefix}balanced_accuracy", by_class, _balanced)
+    metrics |= bootstrap.mean(f"{prefix}log_odds_margin", margins[~np.isnan(margins)])
+    true_yes, yes, true_no, no = by_class.sum(axis=0)
+    metrics |= {f"{prefix}true_yes": true_yes, f"{prefix}false_no": yes - true_yes}
+    metrics |= {f"{prefix}true_no": true_no, f"{prefix}false_yes": no - true_no}
+    metrics |= {f"{prefix}items": len(items), f"{prefix}over_long": sum(item["over_long"] for item in items)}
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def _balanced(sums: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return 50 * (sums[..., 0] / sums[..., 1] + sums[..., 2] / sums[..., 3])
+
+
+def _item(at: int, row: dict, tokens: int, scores: tuple[float, ...]) -> dict:
+    no, yes = scores
+    over_long = no != no
+    margin = (yes - no) if row["answer"] else (no - yes)
+    # lm-evaluation-harness takes the first of equal scores, and ' no' comes first.
+    predicted = None if over_long else yes > no
+    return {
+        "id": str(row.get("id", f"boolq-{at}")),
+        "question": row["question"],
+        "gold": bool(row["answer"]),
+        "predicted": predicted,
+        "log_likelihood_no": no,
+        "log_likelihood_yes": yes,
+        "margin": margin,
+        "correct": float(predicted == bool(row["answer"])) if not over_long else 0.0,
+        "tokens": tokens,
+        "over_long": over_long,
+    }

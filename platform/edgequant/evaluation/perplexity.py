@@ -1,0 +1,259 @@
+"""Perplexity of a text over windows, of documents by domain, and in bits per byte, which compares across tokenizers."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgequant.errors import UserError
+from edgequant.evaluation.intervals import Bootstrap, exponential_ratio, ratio
+from edgequant.evaluation.language_model import LanguageModel, Window
+from edgequant.evaluation.sampling import draw
+
+DEFAULT_WINDOW = 2048
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Windows with what was scored in each: one row per window."""
+
+    rows: list[dict]
+    window: int
+
+    def columns(self, *names: str) -> np.ndarray:
+        """[windows, names] as floats."""
+        return np.array([[row[name] for name in names] for row in self.rows], dtype=np.float64).reshape(-1, len(names))
+
+
+def join_rows(rows: Sequence[str], join: str) -> str:
+    """The split as one string: `raw` gives the official file's characters, `paragraphs` the GPTQ papers' '\\n\\n'.join.
+
+    A blank row of the hub's data set stands for the file's line `' \\n'`.
+    """
+    return "\n\n".join(rows) if join == "paragraphs" else "".join(row or " \n" for row in rows)
+
+
+def windows_of(tokens: Sequence[int], window: int, stride: int | None = None, bos: int | None = None) -> list[Window]:
+    """Cut one long token sequence into windows of at most `window` tokens.
+
+    Without a stride: floor(N / window) windows side by side, the rest dropped (GPTQ, arXiv:2210.17323, section 5); each
+    scores all its tokens but the first, which nothing precedes. With BOS, a window is BOS and window - 1 text tokens, all
+    of them scored. With a stride, windows overlap, every token is scored once, and the rest is scored too.
+    """
+    prefix = () if bos is None else (bos,)
+    size = window - len(prefix)
+    if stride is None or stride >= size:
+        starts = range(0, len(tokens) - size + 1, size)
+        return [Window(prefix + tuple(tokens[start : start + size]), window - 1) for start in starts]
+    windows, scored_to = [], 1 - len(prefix)
+    for start in range(0, len(tokens), stride):
+        end = min(start + size, len(tokens))
+        if end > scored_to:
+            windows.append(
+                Window(prefix + tuple(tokens[start:end]), end - max(scored_to, start if prefix else start + 1))
+            )
+        scored_to = end
+        if end == len(tokens):
+            break
+    return windows
+
+
+def rolling_windows(tokens: Sequence[int], window: int, start_token: int) -> list[Window]:
+    """A document in disjoint pieces that score every token once, as lm-evaluation-harness's rolling log-likelihood does.
+
+    The first piece is conditioned on `start_token`; later ones on the one token before them, and the last one is filled
+    up on the left with as much context as fits. `window` counts the tokens that the model reads, one less than a piece.
+    """
+    if not tokens:
+        return []
+    first = tuple(tokens[:window])
+    windows = [Window((start_token, *first), len(first))]
+    done = len(first)
+    while done < len(tokens):
+        end = min(done + window, len(tokens))
+        windows.append(Window(tuple(tokens[max(0, end - window - 1) : end]), end - done))
+        done = end
+    return windows
+
+
+def wikitext_perplexity(
+    model: LanguageModel,
+    rows: Sequence[str],
+    *,
+    window: int | None = None,
+    stride: int | None = None,
+    join: str = "raw",
+    limit: int | None = None,
+    seed: int = 0,
+) -> Scored:
+    """Score WikiText-2 under a stated protocol.
+
+    Args:
+        limit: score this many windows (of `documents`: pages) only, drawn with `seed`.
+
+    Returns:
+        One row per window (page): `nats`, `tokens`, `bytes`, `words`.
+
+    Raises:
+        UserError: no text, a text shorter than one window, a window beyond the model's context, NaN logits.
+    """
+    if join == "documents":
+        return _score_pages(model, rows, _window_for(model, window or model.context_length), limit, seed)
+    size = _window_for(model, window)
+    text = join_rows(rows, join)
+    tokens = _body(model, text)
+    windows = windows_of(tokens, size, stride, model.bos)
+    if not windows:
+        raise UserError(
+            f"the perplexity text has {len(tokens):,} tokens, fewer than one window of {size:,}; "
+            f"give more text or a smaller window"
+        )
+    chosen = draw(len(windows), limit, seed)
+    windows = [windows[index] for index in chosen]
+    nats = dict(model.losses(windows))
+    scored = [_window_row(model, index, w, nats[at]) for at, (index, w) in enumerate(zip(chosen, windows, strict=True))]
+    return Scored(scored, size)
+
+
+def document_perplexity(
+    model: LanguageModel, documents: Sequence[tuple[str, str]], *, window: int | None = None
+) -> Scored:
+    """Score each document on its own, every token once; long documents in disjoint pieces.
+
+    Args:
+        documents: (domain, text) pairs.
+
+    Returns:
+        One row per document: `domain`, `nats`, `tokens`, `bytes`.
+    """
+    size = _window_for(model, window)
+    if not documents:
+        raise UserError("there are no documents to score; the domain split is empty")
+    return Scored(_score_documents(model, [{"domain": domain, "text": text} for domain, text in documents], size), size)
+
+
+def perplexity_metrics(prefix: str, scored: Scored, bootstrap: Bootstrap) -> dict[str, float]:
+    """`prefix/perplexity` and `prefix/bits_per_byte` with bounds; word perplexity where words were counted.
+
+    Perplexity is exp(sum of nats / scored tokens); windows (documents) are what the bootstrap resamples.
+    """
+    nats_bytes = scored.columns("nats", "bytes") / np.array([math.log(2), 1])
+    metrics = bootstrap.measured(f"{prefix}/perplexity", scored.columns("nats", "tokens"), exponential_ratio)
+    metrics |= bootstrap.measured(f"{prefix}/bits_per_byte", nats_bytes, ratio)
+    if "words" in scored.rows[0]:
+        metrics |= bootstrap.measured(f"{prefix}/word_perplexity", scored.columns("nats", "words"), exponential_ratio)
+    metrics[f"{prefix}/tokens"] = float(scored.columns("tokens").sum())
+    return metrics
+
+
+def domain_metrics(scored: Scored, bootstrap: Bootstrap) -> dict[str, float]:
+    """`domain/perplexity` over all documents and `domain/perplexity_<domain>` for each domain, with bounds."""
+    metrics = perplexity_metrics("domain", scored, bootstrap)
+    for domain in sorted({row["domain"] for row in scored.rows}):
+        rows = Scored([row for row in scored.rows if row["domain"] == domain], scored.window)
+        name = "domain/perplexity_" + re.sub(r"[^a-z0-9]+", "_", domain.lower()).strip("_")
+        metrics |= bootstrap.measured(name, rows.columns("nats", "tokens"), exponential_ratio)
+    return metrics
+
+
+def _window_for(model: LanguageModel, window: int | None) -> int:
+    if window is None:
+        return min(DEFAULT_WINDOW, model.context_length)
+    if window > model.context_length:
+        raise UserError(
+            f"window {window} is beyond the model's context of {model.context_length} tokens; use at most that"
+        )
+    return window
+
+
+def _body(model: LanguageModel, text: str) -> list[int]:
+    tokens = model.encode([text])[0]
+    return tokens[1:] if model.bos is not None else tokens
+
+
+def _window_row(model: LanguageModel, index: int, window: Window, nats: float) -> dict:
+    unscored = window.tokens[: len(window.tokens) - window.scored]
+    size = len(model.decode(window.tokens).encode()) - len(model.decode(unscored).encode())
+    return {"id": f"window-{index}", "nats": nats, "tokens": window.scored, "bytes": size}
+
+
+def _score_pages(model: LanguageModel, rows: Sequence[str], size: int, limit: int | None, seed: int) -> Scored:
+    pages = wikitext_pages(join_rows(rows, "raw"))
+    if not pages:
+        raise UserError("the perplexity text is empty")
+    documents = [
+        {"id": f"page-{index}", "text": detokenize(pages[index]), "words": len(re.split(r"\s+", pages[index]))}
+        | {"bytes": len(pages[index].encode())}
+        for index in draw(len(pages), limit, seed)
+    ]
+    return Scored(_score_documents(model, documents, size), size)
+
+
+def _score_documents(model: LanguageModel, documents: list[dict], size: int) -> list[dict]:
+    """Nats and tokens of each document; its text is replaced by its length in bytes unless that is given."""
+    windows: list[Window] = []
+    owners: list[int] = []
+    for owner, document in enumerate(documents):
+        # Every piece is one input token per scored token; the start token takes the place of a missing context.
+        pieces = rolling_windows(_body(model, document["text"]), size, model.start_token)
+        windows += pieces
+        owners += [owner] * len(pieces)
+    nats, tokens = [0.0] * len(documents), [0] * len(documents)
+    for index, value in sorted(model.losses(windows)):
+        nats[owners[index]] += value
+        tokens[owners[index]] += windows[index].scored
+    named = [
+        {"id": f"document-{at}", "bytes": len(document["text"].encode())} | document
+        for at, document in enumerate(documents)
+    ]
+    return [
+        {key: value for key, value in row.items() if key != "text"} | {"nats": nats[at], "tokens": tokens[at]}
+        for at, row in enumerate(named)
+    ]
+
+
+def wikitext_pages(text: str) -> list[str]:
+    """The split page by page: a page begins at a top-level heading, ` = Title = `."""
+    pages: list[str] = []
+    page: list[str] = []
+    for line in text.split("\n"):
+        heading = line.replace("= = =", "===").replace("= =", "==").strip()
+        if heading.startswith("= ") and heading.endswith(" ="):
+            pages.append("\n".join(page))
+            page = []
+        page.append(line)
+    return [page for page in [*pages, "\n".join(page)] if page.strip()]
+
+
+# lm-evaluation-harness undoes WikiText's spacing with these, in this order; the results are only comparable with all.
+_REPLACEMENTS_BEFORE = (
+    ("s '", "s'"), (" @-@ ", "-"), (" @,@ ", ","), (" @.@ ", "."), (" : ", ": "), (" ; ", "; "), (" . ", ". "),
+    (" ! ", "! "), (" ? ", "? "), (" , ", ", "),
+)  # fmt: skip
+_PAIRED = (
+    r"\(\s*([^\)]*?)\s*\)",
+    r"\[\s*([^\]]*?)\s*\]",
+    r"{\s*([^}]*?)\s*}",
+    r"\"\s*([^\"]*?)\s*\"",
+    r"'\s*([^']*?)\s*'",
+)
+_BRACKETS = (r"(\1)", r"[\1]", r"{\1}", r'"\1"', r"'\1'")
+_REPLACEMENTS_AFTER = (
+    ("= = = =", "===="), ("= = =", "==="), ("= =", "=="), (" ° ", "°"), (" \n", "\n"), ("\n ", "\n"), (" N ", " 1 "),
+    (" 's", "'s"),
+)  # fmt: skip
+
+
+def detokenize(page: str) -> str:
+    """WikiText's spaced punctuation as ordinary text, exactly as lm-evaluation-harness's `wikitext` task has it."""
+    for old, new in _REPLACEMENTS_BEFORE:
+        page = page.replace(old, new)
+    for pattern, replacement in zip(_PAIRED, _BRACKETS, strict=True):
+        page = re.sub(pattern, replacement, page)
+    for old, new in _REPLACEMENTS_AFTER:
+        page = page.replace(old, new)
+    return page

@@ -1,0 +1,122 @@
+"""SQuAD v1.1 (Rajpurkar et al. 2016): greedy answers to the first line end, exact match and F1 with official normalisation."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from edgequant.errors import UserError
+from edgequant.evaluation.answers import score_predictions
+from edgequant.evaluation.intervals import Bootstrap
+from edgequant.evaluation.language_model import LanguageModel
+
+
+def squad_prompt(row: dict) -> str:
+    """Title, context, question, answer: the template of lm-evaluation-harness's `squadv2` task."""
+    title = row["title"].replace("_", " ")
+    return f"Title: {title}\n\nBackground: {row['context']}\n\nQuestion: {row['question']}\n\nAnswer:"
+
+
+def squad_chat_question(row: dict) -> str:
+    """The same question for a chat template."""
+    return f"{row['context']}\n\nQuestion: {row['question']}\nAnswer with the shortest span of the text, nothing else."
+
+
+def squad_items(
+    model: LanguageModel,
+    rows: Sequence[dict],
+    *,
+    examples: Sequence[dict] = (),
+    max_new_tokens: int = 32,
+    chat: bool = False,
+) -> list[dict]:
+    """Greedy answers and their scores.
+
+    A prompt that leaves no room for the answer in the model's context is not cut: it stays unanswered, scores 0, and
+    `over_long` is set.
+
+    Args:
+        rows: `id`, `title`, `context`, `question`, `answers` {"text": [...]}.
+        examples: from `one_shot_examples` for one worked example before each question, or empty for none.
+
+    Returns:
+        One row per question: `id`, `question`, `prediction`, `exact_match`, `f1` (0 to 1), `answered`, `tokens`,
+        `generated_tokens`, `over_long`.
+
+    Raises:
+        UserError: no questions, or NaN logits.
+    """
+    if not rows:
+        raise UserError("there are no questions to answer; give at least one row")
+    prompts = model.encode([_prompt(model, row, examples, chat) for row in rows])
+    fitting = [at for at, prompt in enumerate(prompts) if len(prompt) + max_new_tokens <= model.context_length]
+    answers = {fitting[at]: answer for at, answer in model.generate([prompts[at] for at in fitting], max_new_tokens)}
+    predictions = {rows[at]["id"]: answer.text.strip() for at, answer in answers.items()}
+    return [
+        scored
+        | {"question": rows[at]["question"], "tokens": len(prompts[at]), "over_long": at not in answers}
+        | {"generated_tokens": answers[at].tokens if at in answers else 0}
+        for at, scored in enumerate(score_predictions(rows, predictions))
+    ]
+
+
+def squad_metrics(prefix: str, items: Sequence[dict], bootstrap: Bootstrap) -> dict[str, float]:
+    """Exact match and F1 in per cent with bounds, and how many questions were asked, left unanswered and too long."""
+    metrics = bootstrap.mean(f"{prefix}exact_match", [100 * item["exact_match"] for item in items])
+    metrics |= bootstrap.mean(f"{prefix}f1", [100 * item["f1"] for item in items])
+    metrics[f"{prefix}items"] = float(len(items))
+    metrics[f"{prefix}unanswered"] = float(sum(not item["answered"] for item in items))
+    metrics[f"{prefix}over_long"] = float(sum(item.get("over_long", False) for item in items))
+    return metrics
+
+
+def one_shot_examples(rows: Sequence[dict], seed: int) -> list[dict]:
+    """Two answered questions on different paragraphs: the second stands in where the first one's paragraph is asked about.
+
+    Raises:
+        UserError: all rows share one paragraph, so that no example can be independent of the question.
+    """
+    order = random.Random(seed).sample(range(len(rows)), len(rows))
+    for index in order[1:]:
+        if rows[index]["context"] != rows[order[0]]["context"]:
+            return [rows[order[0]], rows[index]]
+    raise UserError("one-shot SQuAD needs questions on at least two paragraphs; use squad_shots=0")
+
+
+def read_predictions(path: str | Path) -> dict[str, str]:
+    """An official prediction file, {"question id": "answer"}.
+
+    Raises:
+        UserError: the file is missing, is not JSON, or is not such an object.
+    """
+    try:
+        predictions = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(
+            f"squad_predictions {path} cannot be read: {error}; expected a JSON file of id to answer"
+        ) from None
+    if not isinstance(predictions, dict) or not all(isinstance(value, str) for value in predictions.values()):
+        raise UserError(
+            f'squad_predictions {path} is not an object of strings; expected {{"question id": "answer", ...}}'
+        )
+    return predictions
+
+
+def predictions_of(items: Sequence[dict]) -> str:
+    """Items as an official prediction file, which the official script and `read_predictions` take."""
+    return json.dumps({item["id"]: item["prediction"] for item in items if item["answered"]}, ensure_ascii=False)
+
+
+def _prompt(model: LanguageModel, row: dict, examples: Sequence[dict], chat: bool) -> str:
+    if chat:
+        return model.render_chat(_shot(row, examples, squad_chat_question) + squad_chat_question(row))
+    return _shot(row, examples, squad_prompt) + squad_prompt(row)
+
+
+def _shot(row: dict, examples: Sequence[dict], template: Callable[[dict], str]) -> str:
+    for example in examples:
+        if example["context"] != row["context"]:
+            return f"{template(example)} {example['answers']['text'][0]}\n\n"
+    return ""

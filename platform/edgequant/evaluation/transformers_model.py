@@ -1,0 +1,207 @@
+"""Any transformers causal model (plain, PEFT, bitsandbytes, edgequant checkpoint) behind the evaluation's interface."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+import transformers
+
+from edgequant.errors import UserError
+from edgequant.evaluation import decoding, generation
+from edgequant.evaluation.batching import batches_by_length, run_within_memory, tokens_that_fit
+from edgequant.evaluation.language_model import Choice, DecodeTiming, Generated, Window
+from edgequant.evaluation.scoring import Head, logit_losses, token_losses
+
+
+class TransformersModel:
+    """Scores and generates with a transformers model on the device it is on.
+
+    Args:
+        model: a causal language model; it is put into evaluation mode.
+        tokenizer: its tokenizer.
+        bos: `auto` begins sequences with BOS where the tokenizer does so itself, and for Gemma, whose scores are
+            meaningless without it; `always` and `never` override.
+        max_batch_tokens: tokens per forward pass, padding included; None finds it by memory.
+
+    Raises:
+        UserError: BOS is asked for and the tokenizer has none.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, *, bos: str = "auto", max_batch_tokens: int | None = None) -> None:
+        self.model, self.tokenizer = model.eval(), tokenizer
+        self.config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+        self.device = _device_of(model)
+        self.on_gpu = self.device.type == "cuda"
+        self.context_length = int(getattr(self.config, "max_position_embeddings", None) or 2048)
+        self.vocabulary = int(self.config.vocab_size)
+        self.bos = _bos_token(tokenizer, self.config, bos)
+        self.start_token = next(
+            t for t in (self.bos, tokenizer.bos_token_id, tokenizer.eos_token_id, 0) if t is not None
+        )
+        self._head = Head(model)
+        self._asked_tokens = max_batch_tokens
+
+    @property
+    def description(self) -> dict[str, str]:
+        return {
+            "model": type(self.model).__name__,
+            "dtype": str(getattr(self.model, "dtype", None) or "mixed").removeprefix("torch."),
+            "device": torch.cuda.get_device_name(self.device) if self.on_gpu else "cpu",
+            "threads": str(torch.get_num_threads()),
+            "bos": str(self.bos),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        }
+
+    @property
+    def decode_methods(self) -> tuple[str, ...]:
+        return decoding.methods(self.model)
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        prefix = [] if self.bos is None else [self.bos]
+        ids = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        # A chat template writes BOS itself.
+        return [list(row) if row[:1] == prefix else prefix + list(row) for row in ids]
+
+    def encode_choices(self, contexts: Sequence[str], continuations: Sequence[str]) -> list[Choice]:
+        # Trailing white space belongs to the continuation, or the split falls inside a token.
+        bare = [context.rstrip() for context in contexts]
+        wholes = [context + continuation for context in contexts for continuation in continuations]
+        encoded = self.encode(bare + wholes)
+        starts, ends = encoded[: len(bare)], iter(encoded[len(bare) :])
+        return [Choice(tuple(start), tuple(tuple(next(ends)[len(start) :]) for _ in continuations)) for start in starts]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return self.tokenizer.decode(list(tokens), skip_special_tokens=True)
+
+    def render_chat(self, question: str) -> str:
+        if not getattr(self.tokenizer, "chat_template", None):
+            raise UserError("the tokenizer has no chat template; leave chat_template off for a base model")
+        turn = [{"role": "user", "content": question}]
+        return self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+
+    def losses(self, windows: Sequence[Window]) -> Iterator[tuple[int, float]]:
+        def score(indices: list[int]) -> list[float]:
+            batch = [windows[index] for index in indices]
+            # The hidden state at position p predicts token p + 1; the last token is only ever predicted.
+            spots = [(row, len(w.tokens) - w.scored - 1 + at) for row, w in enumerate(batch) for at in range(w.scored)]
+            targets = [token for w in batch for token in w.tokens[len(w.tokens) - w.scored :]]
+            values = self._token_losses([w.tokens[:-1] for w in batch], spots, targets)
+            counts = [windows[index].scored for index in indices]
+            return [float(part.sum()) for part in values.split(counts)]
+
+        yield from self._in_batches([len(window.tokens) for window in windows], score)
+
+    def log_likelihoods(self, choices: Sequence[Choice]) -> Iterator[tuple[int, tuple[float, ...]]]:
+        def score(indices: list[int]) -> list[tuple[float, ...]]:
+            return self._choice_scores([choices[index] for index in indices])
+
+        yield from self._in_batches([choice.longest + 1 for choice in choices], score)
+
+    def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Iterator[tuple[int, Generated]]:
+        def answer(indices: list[int]) -> list[Generated]:
+            batch = [prompts[index] for index in indices]
+            with torch.no_grad():
+                rows = generation.greedy(self.model, self._head, batch, self._stop, max_new_tokens)
+            return [Generated(self._first_line(row), len(row)) for row in rows]
+
+        yield from self._in_batches([len(prompt) + max_new_tokens for prompt in prompts], answer)
+
+    def decode_timings(
+        self, method: str, prompt_length: int, batch_size: int, new_tokens: int, repetitions: int, seed: int
+    ) -> Iterable[DecodeTiming]:
+        generator = torch.Generator().manual_seed(seed)
+        prompt = torch.randint(
+            0, min(self.vocabulary, len(self.tokenizer)), (batch_size, prompt_length), generator=generator
+        )
+        return decoding.timings(self.model, prompt.to(self.device), method, new_tokens, repetitions)
+
+    def weights_digest(self) -> str:
+        digest = hashlib.sha256(str(self.model.config.to_dict()).encode())
+        for name, tensor in sorted(self.model.state_dict().items()):
+            if isinstance(tensor, torch.Tensor):
+                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    @cached_property
+    def _stop(self) -> torch.Tensor:
+        config = getattr(self.model, "generation_config", None)
+        return generation.stop_tokens(self.tokenizer, config, self.vocabulary).to(self.device)
+
+    @cached_property
+    def max_batch_tokens(self) -> int:
+        """Tokens per forward pass; from the free memory and what one token's activations and cache take."""
+        if self._asked_tokens:
+            return self._asked_tokens
+        hidden, layers = int(self.config.hidden_size), int(self.config.num_hidden_layers)
+        inner = int(getattr(self.config, "intermediate_size", None) or 4 * hidden)
+        return tokens_that_fit(self.device, 4 * (12 * hidden + 4 * inner + 2 * layers * hidden))
+
+    def _in_batches(self, lengths: Sequence[int], run: Any) -> Iterator[tuple[int, Any]]:
+        for batch in batches_by_length(lengths, self.max_batch_tokens):
+            for indices, values in run_within_memory(run, batch):
+                yield from zip(indices, values, strict=True)
+
+    def _choice_scores(self, choices: Sequence[Choice]) -> list[tuple[float, ...]]:
+        """Continuations that share everything but their last token share one row of the batch."""
+        rows: dict[tuple[int, ...], int] = {}
+        spots: list[tuple[int, int]] = []
+        targets: list[int] = []
+        for choice in choices:
+            for continuation in choice.continuations:
+                row = rows.setdefault(choice.context + continuation[:-1], len(rows))
+                last = len(choice.context) - 1
+                spots += [(row, last + offset) for offset in range(len(continuation))]
+                targets += continuation
+        values = self._token_losses(list(rows), spots, targets)
+        counts = [len(continuation) for choice in choices for continuation in choice.continuations]
+        sums = iter([-float(part.sum()) for part in values.split(counts)])
+        return [tuple(next(sums) for _ in choice.continuations) for choice in choices]
+
+    @torch.no_grad()
+    def _token_losses(
+        self, rows: Sequence[Sequence[int]], spots: list[tuple[int, int]], targets: list[int]
+    ) -> torch.Tensor:
+        """Loss in nats of each target given the row up to and including its spot (row, position); float64 on the CPU.
+
+        Rows are padded on the right: a causal model never looks there, so no mask is needed and nothing changes.
+        """
+        longest = max(map(len, rows))
+        inputs = torch.tensor([list(row) + [0] * (longest - len(row)) for row in rows]).to(self.device)
+        places, wanted = torch.tensor(spots).to(self.device), torch.tensor(targets).to(self.device)
+        hidden = self._head.hidden(inputs)
+        if hidden is None:
+            logits = self.model(input_ids=inputs, use_cache=False).logits
+            losses = logit_losses(logits[places[:, 0], places[:, 1]], wanted)
+        else:
+            losses = token_losses(self._head, hidden[places[:, 0], places[:, 1]], wanted)
+        if bool(losses.isnan().any()):
+            raise UserError(f"{type(self.model).__name__} gives NaN logits; its weights or activations are broken")
+        return losses.double().cpu()
+
+    def _first_line(self, tokens: list[int]) -> str:
+        return self.decode(tokens).split("\n")[0]
+
+
+def _device_of(model: Any) -> torch.device:
+    tensors = (*model.parameters(), *model.buffers())  # a quantised model may hold buffers only
+    return next((tensor.device for tensor in tensors if tensor.device.type != "meta"), torch.device("cpu"))
+
+
+def _bos_token(tokenizer: Any, config: Any, bos: str) -> int | None:
+    token = tokenizer.bos_token_id
+    if bos == "never":
+        return None
+    if bos == "always" and token is None:
+        raise UserError("bos=always, but the tokenizer has no BOS token; use bos=auto or bos=never")
+    if token is None or bos == "always":
+        return token
+    adds_it = tokenizer("a")["input_ids"][:1] == [token]
+    return token if adds_it or str(getattr(config, "model_type", "")).startswith("gemma") else None
