@@ -1,0 +1,263 @@
+"""Which models there are, and how to load one: short name, hub id, folder, GGUF file, MLflow URI."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from edgequant.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# The four models of the methodology, by the names that the papers use.
+HUB_MODELS = {
+    "qwen2.5-0.5b": "Qwen/Qwen2.5-0.5B",
+    "tinyllama-1.1b": "TinyLlama/TinyLlama-1.1B-Chat-v1.0",
+    "phi-1.5": "microsoft/phi-1_5",
+    "gemma-3-1b-it": "google/gemma-3-1b-it",
+}
+SHORT_NAMES = (*HUB_MODELS, "smollm2-135m", "tiny")
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model comes from. `name` is short and fit for a tag or a registered model's name."""
+
+    kind: str  # hub, folder, gguf, embedded, tiny, mlflow
+    name: str
+    location: str
+
+
+class LoadedModel(NamedTuple):
+    """A model in evaluation mode, its tokenizer, and where it came from."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    source: ModelSource
+
+
+def resolve(source: str) -> ModelSource:
+    """Say what a model argument means, without loading anything.
+
+    Raises:
+        UserError: a path that does not exist, or a name that is neither a short name nor a hub id.
+    """
+    if source in HUB_MODELS:
+        return ModelSource("hub", source, HUB_MODELS[source])
+    if source == "smollm2-135m":
+        return ModelSource("embedded", source, source)
+    if source == "tiny":
+        return ModelSource("tiny", source, source)
+    if source.startswith(("models:/", "runs:/")):
+        return ModelSource("mlflow", _tag_name(re.sub(r"^\w+:/+", "", source)), source)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _folder_source(path)
+    if path.is_file() and path.suffix == ".gguf":
+        return ModelSource("gguf", _tag_name(path.stem), str(path.resolve()))
+    if _looks_like_a_path(source):
+        raise UserError(f"model {source!r} does not exist; give a folder with config.json, a .gguf file, {_known()}")
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) or "/" not in source:
+        raise UserError(f"model {source!r} is unknown; give {_known()}")
+    return ModelSource("hub", _tag_name(source.split("/")[-1]), source)
+
+
+def _folder_source(path: Path) -> ModelSource:
+    if (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
+        return ModelSource("folder", _folder_name(path), str(path.resolve()))
+    files = sorted(path.glob("*.gguf"))
+    if len(files) == 1:
+        return ModelSource("gguf", _tag_name(files[0].stem), str(files[0].resolve()))
+    inside = "no config.json" if not files else f"{len(files)} .gguf files"
+    raise UserError(
+        f"model folder {str(path)!r} holds {inside}; expected a config.json, adapter_config.json or one .gguf"
+    )
+
+
+def _folder_name(path: Path) -> str:
+    """A checkpoint of ours says which model it was made from; any other folder goes by its own name."""
+    config = path / "config.json"
+    if config.is_file():
+        made_from = json.loads(config.read_text()).get("edgequant_model")
+        if made_from:
+            return str(made_from)
+    return _tag_name(path.resolve().name)
+
+
+def _looks_like_a_path(source: str) -> bool:
+    return source.startswith((".", "/", "~")) or source.endswith(".gguf") or source.count("/") > 1
+
+
+def _known() -> str:
+    return f"a short name ({', '.join(SHORT_NAMES)}), a hub id such as Qwen/Qwen2.5-0.5B, models:/NAME/VERSION or runs:/ID/PATH"
+
+
+def _tag_name(text: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", text).strip("-").lower() or "model"
+
+
+def load(
+    source: str, *, dtype: str = "float32", device: str = "auto", load_options: Mapping[str, Any] | None = None
+) -> LoadedModel:
+    """Load a causal language model and its tokenizer.
+
+    Args:
+        source: short name, hub id, folder (plain model, PEFT adapter, edgequant checkpoint), .gguf file, MLflow URI.
+        dtype: float32, bfloat16 or float16; a quantised checkpoint keeps its integers, this is its compute type.
+        device: `auto` (CUDA where there is one, else the CPU), `cpu`, `cuda`, `cuda:1`, ...
+        load_options: further arguments for `from_pretrained`, e.g. a `quantization_config`.
+
+    Raises:
+        UserError: the source does not exist or cannot be reached; the message says what was tried and the fix.
+    """
+    if dtype not in DTYPES:
+        raise UserError(f"dtype {dtype!r} is unknown; use one of {', '.join(DTYPES)}")
+    resolved = resolve(source)
+    options = {"dtype": dtype, **(load_options or {})}
+    placed = pick_device(device)
+    if "quantization_config" in options:
+        options["device_map"] = {"": placed}  # a quantiser places the weights itself
+    model, tokenizer = _load_pair(resolved, options)
+    if "quantization_config" not in options and not getattr(model, "is_loaded_in_8bit", False):
+        model = model.to(placed)
+    return LoadedModel(model.eval(), tokenizer, resolved)
+
+
+def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model source, without its weights.
+
+    Raises:
+        UserError: as `load`; a folder needs only the tokenizer's files.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir() and any(path.glob("tokenizer*")):
+        return _tokenizer_of(str(path))
+    resolved = resolve(source)
+    if resolved.kind == "hub":
+        return _from_hub(resolved, lambda: _tokenizer_of(resolved.location))
+    return _load_tokenizer_of(resolved)
+
+
+def _load_tokenizer_of(resolved: ModelSource) -> PreTrainedTokenizerBase:
+    from edgequant import embedded
+
+    if resolved.kind == "tiny":
+        return embedded.tiny_tokenizer()
+    if resolved.kind == "embedded":
+        return _tokenizer_of(str(embedded.smollm2_folder()))
+    if resolved.kind == "gguf":
+        file = Path(resolved.location)
+        return _tokenizer_of(str(file.parent), gguf_file=file.name)
+    return load(resolved.location, device="cpu").tokenizer
+
+
+def _load_pair(resolved: ModelSource, options: dict[str, Any]) -> tuple[Any, Any]:
+    from edgequant import embedded
+
+    match resolved.kind:
+        case "tiny" if "quantization_config" not in options:
+            return embedded.tiny_model(options["dtype"]), embedded.tiny_tokenizer()
+        case "tiny":
+            return _load_folder(embedded.tiny_folder(), options)
+        case "embedded":
+            return _load_folder(embedded.smollm2_folder(), options)
+        case "gguf":
+            return embedded.load_gguf(Path(resolved.location), options)
+        case "folder":
+            return _load_folder(Path(resolved.location), options)
+        case "mlflow":
+            return _load_mlflow(resolved, options)
+        case _:
+            return _from_hub(resolved, lambda: _from_pretrained(resolved.location, options))
+
+
+def _load_mlflow(resolved: ModelSource, options: dict[str, Any]) -> tuple[Any, Any]:
+    from edgequant import tracking
+
+    fetched = resolve(str(_model_folder_in(tracking.download(resolved.location))))
+    return _load_pair(fetched, options)
+
+
+def _model_folder_in(folder: Path) -> Path:
+    """A registered model may wrap the checkpoint (MLmodel beside artifacts/): find the folder that holds the model."""
+    for candidate in (folder, folder / "checkpoint", folder / "artifacts" / "checkpoint"):
+        if (candidate / "config.json").is_file() or (candidate / "adapter_config.json").is_file():
+            return candidate
+    return folder
+
+
+def _load_folder(folder: Path, options: dict[str, Any]) -> tuple[Any, Any]:
+    if (folder / "adapter_config.json").is_file():
+        return _load_adapter(folder, options)
+    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
+        raise UserError(f"model folder {str(folder)!r} has a config.json but no weights; expected *.safetensors")
+    return _from_pretrained(str(folder), options)
+
+
+def _load_adapter(folder: Path, options: dict[str, Any]) -> tuple[Any, Any]:
+    from peft import PeftModel
+
+    base = json.loads((folder / "adapter_config.json").read_text()).get("base_model_name_or_path")
+    if not base:
+        raise UserError(
+            f"{folder / 'adapter_config.json'} names no base_model_name_or_path; add the model it was trained on"
+        )
+    model, tokenizer = _load_pair(resolve(base), options)
+    if any(folder.glob("tokenizer*")):
+        tokenizer = _tokenizer_of(str(folder))
+    return PeftModel.from_pretrained(model, str(folder)), tokenizer
+
+
+def _from_pretrained(location: str, options: dict[str, Any]) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(location, **options), _tokenizer_of(location)
+
+
+def _tokenizer_of(location: str, **options: Any) -> Any:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(location, **options)
+    if tokenizer.pad_token is None:  # Llama, Phi: batches need one, and the attention mask hides it
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _from_hub(resolved: ModelSource, attempt: Any) -> Any:
+    """Run a download, turning the hub's many errors into one that says what was tried and what to do."""
+    try:
+        return attempt()
+    except OSError as error:  # huggingface_hub and transformers report missing, gated and unreachable alike as OSError
+        where = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+        raise UserError(
+            f"model {resolved.name!r} could not be loaded: tried {resolved.location} on {where} and in the local hub cache "
+            f"({type(error).__name__}: {str(error).splitlines()[0]}). With network: `hf download {resolved.location}` "
+            "(gated models: accept the licence on the model's page, then `hf auth login`). Without: copy the model's folder "
+            f"from a machine that has it and pass --model FOLDER; smollm2-135m and tiny need no network."
+        ) from error
+
+
+def pick_device(device: str) -> str:
+    """`auto` to `cuda` where there is one, else `cpu`.
+
+    Raises:
+        UserError: the device is malformed or not there.
+    """
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise UserError(f"device {device!r} is unknown; use auto, cpu, cuda or cuda:N")
+    if device.startswith("cuda") and int(device.partition(":")[2] or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"device {device!r} is not here: torch sees {torch.cuda.device_count()} CUDA devices; use cpu or auto"
+        )
+    return device

@@ -1,0 +1,131 @@
+"""`QuantizedCheckpoint`: a folder of safetensors, config.json with the scheme, tokenizer, and the SHA-256 of every file."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from edgequant.errors import UserError
+from edgequant.files import sha256_of, write_atomically
+from edgequant.quantization.scheme import Scheme
+
+MANIFEST = "edgequant.json"
+WEIGHTS = "model.safetensors"
+QUANT_METHOD = "edgequant"
+
+
+@dataclass(frozen=True)
+class QuantizedCheckpoint:
+    """A checkpoint on disk. `weight_bytes` is the size of the safetensors file; `parameters` counts tied weights once."""
+
+    folder: Path
+    scheme: Scheme
+    parameters: int
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(file.stat().st_size for file in self.folder.glob("*.safetensors"))
+
+
+def save(
+    model: Any, tokenizer: Any, folder: Path, scheme: Scheme, *, parameters: int, made_from: str
+) -> QuantizedCheckpoint:
+    """Write a converted model as a checkpoint folder, whole or not at all.
+
+    Args:
+        model: a transformers model after `convert`; tied weights are written once.
+        tokenizer: saved beside it.
+        folder: target; replaced if it exists.
+        scheme: goes into config.json, where `AutoModelForCausalLM.from_pretrained` finds it.
+        parameters: number of unique parameters of the floating-point model, for bits per parameter.
+        made_from: short name of the model; becomes `edgequant_model` in config.json.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in _unique_state(model).items()}
+        save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt", "scheme": scheme.name})
+        write_atomically(temporary / "config.json", json.dumps(_config(model, scheme, parameters, made_from), indent=2))
+        if getattr(model, "generation_config", None) is not None:
+            model.generation_config.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        _write_manifest(temporary, scheme)
+        temporary.chmod(0o755)
+        if folder.exists():
+            shutil.rmtree(folder)
+        temporary.replace(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return QuantizedCheckpoint(folder, scheme, parameters)
+
+
+def _unique_state(model: Any) -> dict[str, torch.Tensor]:
+    """The state without second names for the same tensor (a floating-point head tied to its embedding)."""
+    seen: set[int] = set()
+    state: dict[str, torch.Tensor] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if tensor.numel() and id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        state[name] = tensor
+    return state
+
+
+def _config(model: Any, scheme: Scheme, parameters: int, made_from: str) -> dict[str, Any]:
+    config = model.config.to_dict()
+    config["architectures"] = [type(model).__name__]
+    config["quantization_config"] = {"quant_method": QUANT_METHOD, "scheme": scheme.to_dict()}
+    config["num_parameters_unquantized"] = parameters
+    config["edgequant_model"] = made_from
+    # Said outright: transformers would otherwise guess the compute type from the first tensor, a float16 scale.
+    config["dtype"] = str(next(p.dtype for p in model.parameters() if p.is_floating_point())).removeprefix("torch.")
+    return config
+
+
+def _write_manifest(folder: Path, scheme: Scheme) -> None:
+    files = {file.name: sha256_of(file) for file in sorted(folder.iterdir()) if file.is_file()}
+    write_atomically(
+        folder / MANIFEST, json.dumps({"format": 1, "scheme": scheme.to_dict(), "sha256": files}, indent=2)
+    )
+
+
+def open_checkpoint(folder: str | Path) -> QuantizedCheckpoint:
+    """Verify every file of a checkpoint folder against its manifest and describe it.
+
+    Raises:
+        UserError: no checkpoint, a missing file, or a file whose SHA-256 is not the manifest's; names the file.
+    """
+    folder = Path(folder)
+    manifest = verify(folder)
+    config = json.loads((folder / "config.json").read_text())
+    return QuantizedCheckpoint(folder, Scheme.from_dict(manifest["scheme"]), int(config["num_parameters_unquantized"]))
+
+
+def verify(folder: str | Path) -> dict[str, Any]:
+    """Check every file against the manifest; returns the manifest.
+
+    Raises:
+        UserError: as `open_checkpoint`.
+    """
+    folder = Path(folder)
+    if not (folder / MANIFEST).is_file():
+        raise UserError(
+            f"{folder} is no edgequant checkpoint: {MANIFEST} is missing; make one with `edgequant qat` or `ptq`"
+        )
+    manifest = json.loads((folder / MANIFEST).read_text())
+    for name, expected in manifest["sha256"].items():
+        if not (folder / name).is_file():
+            raise UserError(f"checkpoint {folder}: {name} is missing; copy the whole folder again")
+        if (found := sha256_of(folder / name)) != expected:
+            raise UserError(
+                f"checkpoint {folder}: {name} is damaged (SHA-256 {found[:12]}..., expected {expected[:12]}...); copy it again"
+            )
+    return dict(manifest)

@@ -1,0 +1,76 @@
+"""Which product runs where: the seam for faster kernels. Each function says when it applies; the caller has a fallback."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+if TYPE_CHECKING:
+    from edgequant.quantization.integer import PackedWeight
+
+DECODE_ROWS = 4  # up to here a row-at-a-time kernel beats dequantising the matrix for a large product
+CUDA_MINIMUM_ROWS = 32  # cuBLAS's int8 product wants more than 16 rows
+
+
+def multiplies_int8(packed: PackedWeight) -> bool:
+    """Whether weight and input can be multiplied as int8: 8-bit codes and one scale for each output."""
+    return packed.spec.bits == 8 and packed.groups == 1 and packed.minimum is None
+
+
+def int8_product(left: Tensor, right: Tensor) -> Tensor:
+    """left [m, k] int8 times right [n, k] int8 transposed: [m, n] int32, exact.
+
+    On CUDA, rows, inputs and outputs are padded to what cuBLAS takes.
+    """
+    if left.device.type != "cuda":
+        return torch._int_mm(left, right.t())
+    rows, outputs = left.shape[0], right.shape[0]
+    inputs_missing, outputs_missing = -left.shape[1] % 8, -outputs % 8
+    rows_missing = max(CUDA_MINIMUM_ROWS - rows, -rows % 8)
+    left = functional.pad(left, (0, inputs_missing, 0, rows_missing))
+    right = (
+        functional.pad(right, (0, inputs_missing, 0, outputs_missing)) if inputs_missing or outputs_missing else right
+    )
+    return torch._int_mm(left, right.t())[:rows, :outputs]
+
+
+def weight_only_product(input: Tensor, packed: PackedWeight, cache: dict[str, Any]) -> Tensor | None:
+    """input [..., in] times the packed weight, or None where dequantising first is the way.
+
+    On the CPU in bfloat16, single tokens use PyTorch's int4 kernel (groups of 32, 64, 128 or 256 with integer zero
+    points) or int8 kernel (one scale per output), both of which read the integers instead of a dequantised copy.
+    """
+    rows = input.numel() // input.shape[-1]
+    if input.device.type != "cpu" or input.dtype != torch.bfloat16 or rows > DECODE_ROWS:
+        return None
+    if _fits_int4_kernel(packed):
+        return _int4_product(input, packed, cache)
+    return None
+
+
+def _fits_int4_kernel(packed: PackedWeight) -> bool:
+    spec = packed.spec
+    fits = spec.bits == 4 and spec.group_size in (32, 64, 128, 256) and spec.zero_point == "integer"
+    return fits and packed.rows % 16 == 0
+
+
+def _int4_product(input: Tensor, packed: PackedWeight, cache: dict[str, Any]) -> Tensor:
+    if "int4" not in cache:
+        cache["int4"] = _int4_operands(packed)
+    weight, scale_and_zero = cache["int4"]
+    flat = input.reshape(-1, packed.features)
+    product = torch.ops.aten._weight_int4pack_mm_for_cpu(flat, weight, packed.spec.group_size, scale_and_zero)
+    return product.view(*input.shape[:-1], packed.rows)
+
+
+def _int4_operands(packed: PackedWeight) -> tuple[Tensor, Tensor]:
+    """PyTorch's layout: codes 0 to 15, and w = (code - 8) scale + zero with [groups, out, 2] bfloat16 for both."""
+    quantized = packed.unpacked()
+    codes = (quantized.codes.view(packed.rows, -1) + 8).to(torch.int32)
+    assert quantized.zero_point is not None
+    offset = -quantized.zero_point * quantized.scale  # our codes are signed: w = (q - Z) S with q = code - 8
+    pair = torch.stack((quantized.scale, offset), -1).squeeze(2).transpose(0, 1).contiguous()
+    return torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1), pair.to(torch.bfloat16)

@@ -1,0 +1,155 @@
+"""Quantisation-aware training in three verbs: `prepare` the model, train it, `convert` it to integers.
+
+scheme = parse_scheme("w4a8-g32+emb4")
+prepare(model, scheme)             # fake-quantised layers over the same parameters
+... train, calling set_phase(model, ...) as steps go by ...
+convert(model)                     # integers; what was simulated is what runs
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from edgequant.errors import UserError
+from edgequant.quantization.affine import quantize_weight
+from edgequant.quantization.fake_quantization import (
+    DynamicInputQuantizer,
+    FakeQuantizedEmbedding,
+    FakeQuantizedLinear,
+    StaticInputQuantizer,
+    make_input_quantizer,
+    output_scale_of,
+)
+from edgequant.quantization.integer import IntegerEmbedding, IntegerLinear, PackedWeight
+from edgequant.quantization.observers import ObserverName
+from edgequant.quantization.scheme import ActivationSpec, Scheme, WeightSpec
+from edgequant.quantization.structure import Targets, find_targets, replace_module
+
+
+def prepare(model: nn.Module, scheme: Scheme, *, observer: ObserverName = "ema") -> Targets:
+    """Replace, in place, the layers that the scheme names by fake-quantised ones over the same parameters.
+
+    Args:
+        model: any causal language model made of nn.Linear and nn.Embedding; tied weights stay tied.
+        scheme: with backend `edgequant`.
+        observer: how static activation ranges are found.
+
+    Raises:
+        UserError: the scheme belongs to bitsandbytes, does not fit a layer (named), or finds nothing to quantise.
+    """
+    if scheme.weight is None:
+        raise UserError(
+            f"scheme {scheme.name} is bitsandbytes' own and cannot be trained; use one such as w4a8-g32+emb4"
+        )
+    targets = find_targets(model, scheme)
+    modules = dict(model.named_modules())
+    for name in targets.linears:
+        inputs = make_input_quantizer(scheme.activation, observer)
+        replace_module(model, name, FakeQuantizedLinear(cast(nn.Linear, modules[name]), scheme.weight, inputs))
+    if scheme.embedding is not None and targets.embedding is not None:
+        embedding = FakeQuantizedEmbedding(cast(nn.Embedding, modules[targets.embedding]), scheme.embedding)
+        replace_module(model, targets.embedding, embedding)
+        if targets.head is not None:
+            inputs = make_input_quantizer(scheme.activation, observer)
+            head = FakeQuantizedLinear(cast(nn.Linear, modules[targets.head]), scheme.embedding, inputs)
+            replace_module(model, targets.head, head)
+    return targets
+
+
+def set_phase(model: nn.Module, *, quantize_inputs: bool, observe: bool) -> None:
+    """Say what the input quantisers do from here on.
+
+    Args:
+        quantize_inputs: simulate integer activations; off during the first steps (delayed activation quantisation).
+        observe: static ranges follow the data; off late in training and in evaluation.
+    """
+    for module in model.modules():
+        if isinstance(module, (DynamicInputQuantizer, StaticInputQuantizer)):
+            module.enabled = quantize_inputs
+        if isinstance(module, StaticInputQuantizer):
+            module.observing = observe
+
+
+def has_static_ranges(model: nn.Module) -> bool:
+    """Whether ranges have to be observed before the model can be converted."""
+    return any(isinstance(module, StaticInputQuantizer) for module in model.modules())
+
+
+@torch.no_grad()
+def calibrate(model: nn.Module, batches: list[Tensor]) -> None:
+    """Run token batches [batch, length] to observe static activation ranges, inputs unquantised meanwhile."""
+    set_phase(model, quantize_inputs=False, observe=True)
+    for batch in batches:
+        model(input_ids=batch)
+    set_phase(model, quantize_inputs=True, observe=False)
+
+
+@torch.no_grad()
+def convert(model: nn.Module) -> None:
+    """Replace, in place, fake-quantised layers by integer ones. Tied weights are quantised and stored once.
+
+    Raises:
+        UserError: static ranges were never observed.
+    """
+    tied: dict[int, PackedWeight] = {}
+    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, (FakeQuantizedLinear, FakeQuantizedEmbedding))]
+    for name, layer in sorted(layers, key=lambda pair: not isinstance(pair[1], FakeQuantizedEmbedding)):
+        if isinstance(layer, FakeQuantizedEmbedding):
+            packed = tied[id(layer.weight)] = _packed(layer.weight, layer.spec)
+            replace_module(model, name, IntegerEmbedding(packed, layer.weight.dtype, layer.output_scale))
+        else:
+            replace_module(model, name, _integer_linear(layer, tied.get(id(layer.weight))))
+
+
+def _packed(weight: Tensor, spec: WeightSpec) -> PackedWeight:
+    rows, features = weight.shape
+    return PackedWeight.of(quantize_weight(weight.detach(), spec), rows, features, spec)
+
+
+def _integer_linear(layer: FakeQuantizedLinear, shared: PackedWeight | None) -> IntegerLinear:
+    quantizer = layer.input_quantizer
+    activation = None
+    if quantizer is not None:
+        activation = ActivationSpec(mode="static" if isinstance(quantizer, StaticInputQuantizer) else "dynamic")
+    packed = shared if shared is not None else _packed(layer.weight, layer.spec)
+    integer = IntegerLinear(packed, layer.bias, activation, tied=shared is not None)
+    if isinstance(quantizer, StaticInputQuantizer):
+        scale, zero_point = quantizer.parameters_of_range()
+        integer.input_scale = scale.reshape(1)
+        integer.input_zero_point = zero_point.reshape(1).to(torch.int8)
+    return integer
+
+
+def build_integer_layers(model: nn.Module, scheme: Scheme) -> Targets:
+    """Replace, in place, the layers of a freshly built model (also on the meta device) by empty integer ones.
+
+    What a checkpoint's tensors are loaded into.
+    """
+    targets = find_targets(model, scheme)
+    modules = dict(model.named_modules())
+    assert scheme.weight is not None
+    for name in targets.linears:
+        linear = cast(nn.Linear, modules[name])
+        replace_module(model, name, _empty_linear(linear, scheme.weight, scheme.activation))
+    if scheme.embedding is not None and targets.embedding is not None:
+        old = cast(nn.Embedding, modules[targets.embedding])
+        packed = PackedWeight(old.num_embeddings, old.embedding_dim, scheme.embedding, old.weight.device)
+        replace_module(model, targets.embedding, IntegerEmbedding(packed, old.weight.dtype, output_scale_of(old)))
+        if targets.head is not None:
+            head = cast(nn.Linear, modules[targets.head])
+            replace_module(
+                model,
+                targets.head,
+                _empty_linear(head, scheme.embedding, scheme.activation, packed if targets.tied else None),
+            )
+    return targets
+
+
+def _empty_linear(
+    linear: nn.Linear, spec: WeightSpec, activation: ActivationSpec | None, shared: PackedWeight | None = None
+) -> IntegerLinear:
+    packed = shared or PackedWeight(linear.out_features, linear.in_features, spec, linear.weight.device)
+    return IntegerLinear(packed, linear.bias, activation, tied=shared is not None)

@@ -1,0 +1,85 @@
+"""Where a scheme applies in a model: its linears, its embedding and its output head, tied or not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from edgequant.errors import UserError
+from edgequant.quantization.scheme import Scheme, check_group_sizes
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Names of the layers to quantise. `head` and `embedding` are None where the scheme leaves them in floating point."""
+
+    linears: tuple[str, ...]
+    embedding: str | None
+    head: str | None
+    tied: bool
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All of them, in the model's order."""
+        extra = [name for name in (self.embedding, self.head) if name is not None]
+        return (*self.linears, *extra)
+
+
+def find_targets(model: nn.Module, scheme: Scheme) -> Targets:
+    """Find the layers that a scheme quantises: every nn.Linear but the head, and the embedding and head with `+emb`.
+
+    Raises:
+        UserError: the model has no nn.Linear or no nn.Embedding where one is wanted, or a group size does not fit.
+    """
+    modules = dict(model.named_modules())
+    embedding_name, head_name = _embedding_name(modules, model), _head_name(modules, model)
+    linears = tuple(name for name, module in modules.items() if isinstance(module, nn.Linear) and name != head_name)
+    if not linears:
+        raise UserError(
+            f"{type(model).__name__} has no nn.Linear layers, so scheme {scheme.name} has nothing to quantise"
+        )
+    if scheme.embedding is None:
+        embedding_name = head_name = None
+    elif embedding_name is None:
+        raise UserError(f"{type(model).__name__} has no input nn.Embedding, which scheme {scheme.name} quantises")
+    targets = Targets(linears, embedding_name, head_name, _are_tied(model, modules, embedding_name, head_name))
+    check_group_sizes(scheme, _group_inputs(modules, targets, scheme))
+    return targets
+
+
+def _group_inputs(modules: dict[str, nn.Module], targets: Targets, scheme: Scheme) -> dict[str, int]:
+    names = targets.linears if scheme.weight and scheme.weight.group_size else ()
+    inputs = {name: getattr(modules[name], "in_features") for name in names}  # noqa: B009 - Module hides the type
+    if targets.embedding and scheme.embedding and scheme.embedding.group_size:
+        inputs[targets.embedding] = getattr(modules[targets.embedding], "embedding_dim")  # noqa: B009
+    return inputs
+
+
+def _embedding_name(modules: dict[str, nn.Module], model: nn.Module) -> str | None:
+    getter = getattr(model, "get_input_embeddings", None)
+    found = getter() if getter else None
+    return next(
+        (name for name, module in modules.items() if module is found and isinstance(module, nn.Embedding)), None
+    )
+
+
+def _head_name(modules: dict[str, nn.Module], model: nn.Module) -> str | None:
+    getter = getattr(model, "get_output_embeddings", None)
+    found = getter() if getter else None
+    return next((name for name, module in modules.items() if module is found and isinstance(module, nn.Linear)), None)
+
+
+def _are_tied(model: nn.Module, modules: dict[str, nn.Module], embedding: str | None, head: str | None) -> bool:
+    """One parameter already, or about to become one: transformers ties a model on the meta device only later."""
+    if embedding is None or head is None:
+        return False
+    if f"{head}.weight" in (getattr(model, "all_tied_weights_keys", None) or {}):
+        return True
+    return getattr(modules[embedding], "weight", None) is getattr(modules[head], "weight", 0)
+
+
+def replace_module(model: nn.Module, name: str, replacement: nn.Module) -> None:
+    """Put `replacement` where the module `name` is."""
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, replacement)
