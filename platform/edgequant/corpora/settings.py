@@ -1,0 +1,76 @@
+"""How documents become a data set. Light: imports nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from edgequant.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusSettings:
+    """Everything that decides what the data set holds, and the limits that a file is processed under.
+
+    Raises:
+        UserError: a value that cannot work, before any file is opened.
+    """
+
+    min_tokens: int = 100
+    """Shortest wanted chunk, in tokens of the chosen tokenizer; the end of a short document may stay below."""
+
+    max_tokens: int = 150
+    """Longest wanted chunk; only a sentence that is longer by itself goes above, it is not cut."""
+
+    lowercase: bool = False
+    """Lower-case all text, as the methodology lists. Off: cased models lose by it (docs/corpora.md has the figures)."""
+
+    near_duplicate: float = 0.8
+    """Jaccard similarity of word 3-grams from which the later of two chunks is removed; 1 removes exact copies only."""
+
+    validation_share: float = 0.1
+    """Share of documents, drawn by content hash, for validation. Documents that state a split keep it."""
+
+    test_share: float = 0.1
+    """Share of documents for test."""
+
+    augment_below: float = 0.0
+    """Augment training chunks of domains with fewer than this share of the largest domain's chunks; 0 augments none."""
+
+    licence: str = "not stated"
+    """Licence filed for files that state none themselves."""
+
+    engine: Literal["local", "ray"] = "local"
+    """local: worker processes on this machine. ray: the same per-file function on Ray Data, on any cluster."""
+
+    workers: int = 2
+    """Worker processes of the local engine, one file each at a time."""
+
+    file_seconds: float = 120.0
+    """Time limit per file; a file that takes longer is reported and left out."""
+
+    file_memory_mb: int = 300
+    """Memory limit per file, beyond what a worker needs for itself (about 150 MB)."""
+
+    file_megabytes: float = 50.0
+    """Largest file, and largest unpacked member of an archive, in 10^6 bytes."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_tokens < self.max_tokens:
+            raise UserError(
+                f"min_tokens {self.min_tokens} and max_tokens {self.max_tokens} leave no range; "
+                "expected 1 <= min_tokens < max_tokens, such as 100 and 150"
+            )
+        for name in ("near_duplicate", "validation_share", "test_share", "augment_below"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} {getattr(self, name)} is not a share; expected between 0 and 1")
+        if self.validation_share + self.test_share >= 1:
+            raise UserError(
+                f"validation_share {self.validation_share} and test_share {self.test_share} leave nothing to train on; "
+                "expected a sum below 1, such as 0.1 and 0.1"
+            )
+        for name in ("workers", "file_seconds", "file_memory_mb", "file_megabytes"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"{name} {getattr(self, name)} is too small; expected more than 0")
+        if self.engine not in ("local", "ray"):
+            raise UserError(f"engine {self.engine!r} is unknown; expected local or ray")
