@@ -26,9 +26,7 @@ def batches_by_length(lengths: Sequence[int], max_tokens: int) -> Iterator[list[
         start += size
 
 
-def run_within_memory(
-    run: Callable[[list[int]], Result], indices: list[int], on_shrink: Callable[[], None] = lambda: None
-) -> Iterator[tuple[list[int], Result]]:
+def run_within_memory(run: Callable[[list[int]], Result], indices: list[int]) -> Iterator[tuple[list[int], Result]]:
     """Run a batch; where CUDA memory runs out, its halves one after the other.
 
     Raises:
@@ -44,10 +42,9 @@ def run_within_memory(
         yield indices, result
         return
     torch.cuda.empty_cache()
-    on_shrink()
     middle = len(indices) // 2
-    yield from run_within_memory(run, indices[:middle], on_shrink)
-    yield from run_within_memory(run, indices[middle:], on_shrink)
+    yield from run_within_memory(run, indices[:middle])
+    yield from run_within_memory(run, indices[middle:])
 
 
 def tokens_that_fit(device: torch.device, bytes_per_token: int) -> int:

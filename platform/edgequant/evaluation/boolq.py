@@ -49,7 +49,7 @@ def boolq_items(model: LanguageModel, rows: Sequence[dict], *, chat: bool = Fals
 
 
 def boolq_metrics(prefix: str, items: Sequence[dict], bootstrap: Bootstrap) -> dict[str, float]:
-    """Accuracy and balanced accuracy in per cent and the mean log-odds margin in nats, with bounds; the confusion counts.
+    """Accuracy and balanced accuracy in per cent and the mean log-odds margin in nats, with bounds; confusion counts.
 
     Balanced accuracy is the mean of the recall of yes and of no: always answering yes scores 50, whatever the mix.
     """

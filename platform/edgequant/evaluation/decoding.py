@@ -69,7 +69,7 @@ class StaticDecoder:
     @torch.no_grad()
     def advance(self, steps: int) -> torch.Tensor:
         """Decode `steps` more tokens: [batch, steps]."""
-        if self.token.is_cuda and self.graph is None:
+        if self.token.is_cuda and self.graph is None and self._capturable():
             self._capture()
         generated = []
         for _ in range(steps):
@@ -84,9 +84,17 @@ class StaticDecoder:
         logits = self.model(input_ids=self.token, past_key_values=self.cache, use_cache=True).logits
         self.token.copy_(logits[:, -1:].argmax(-1))
 
+    def _capturable(self) -> bool:
+        """A sliding-window layer counts its positions in Python, which a replayed graph would not advance."""
+        return not any(getattr(layer, "is_sliding", False) for layer in self.cache.layers)
+
+    @staticmethod
+    def _position(layer: Any) -> torch.Tensor:
+        return layer.cumulative_length
+
     def _capture(self) -> None:
         """Capture one step; warm-up steps and the capture itself are undone in the cache's position and the token."""
-        lengths = [layer.cumulative_length.clone() for layer in self.cache.layers]
+        lengths = [self._position(layer).clone() for layer in self.cache.layers]
         token = self.token.clone()
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
@@ -103,7 +111,7 @@ class StaticDecoder:
 
     def _restore(self, lengths: list[torch.Tensor], token: torch.Tensor) -> None:
         for layer, length in zip(self.cache.layers, lengths, strict=True):
-            layer.cumulative_length.copy_(length)
+            self._position(layer).copy_(length)
         self.token.copy_(token)
 
 

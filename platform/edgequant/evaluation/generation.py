@@ -9,6 +9,7 @@ import torch
 from transformers import DynamicCache
 
 from edgequant.errors import UserError
+from edgequant.evaluation.prefix_sharing import Group
 from edgequant.evaluation.scoring import Head
 
 
@@ -19,10 +20,10 @@ def stop_tokens(tokenizer: Any, generation_config: Any, vocabulary: int) -> torc
     marked = [i for i, piece in enumerate(pieces) if piece and any(mark in piece for mark in ("Ċ", "\n", "<0x0A>"))]
     ends = [token for token in marked if "\n" in tokenizer.decode([token])]
     configured = getattr(generation_config, "eos_token_id", None)
-    ends += configured if isinstance(configured, list) else [configured]
-    ends.append(tokenizer.eos_token_id)
+    ends += configured if isinstance(configured, list) else [] if configured is None else [configured]
+    ends += [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     stop = torch.zeros(vocabulary, dtype=torch.bool)
-    stop[[token for token in ends if token is not None and token < vocabulary]] = True
+    stop[[token for token in ends if token < vocabulary]] = True
     return stop
 
 
@@ -44,6 +45,37 @@ def greedy(
     return decoding.continue_from(tokens, max_new_tokens)
 
 
+def greedy_in_groups(
+    model: Any,
+    head: Head,
+    prompts: Sequence[Sequence[int]],
+    groups: Sequence[Group],
+    stop: torch.Tensor,
+    max_new_tokens: int,
+) -> list[list[int]]:
+    """As `greedy` for the groups' members, in the groups' order, reading each group's common beginning once."""
+    decoding = _Decoding(model, head, stop)
+    tokens = decoding.prefill_groups(prompts, groups)
+    return decoding.continue_from(tokens, max_new_tokens)
+
+
+def can_share_prefixes(model: Any) -> bool:
+    """Padding between prefix and suffix would shift a sliding window, so only full attention everywhere will do."""
+    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    sliding = getattr(config, "use_sliding_window", True) and getattr(config, "sliding_window", None)
+    return kinds == {"full_attention"} and not sliding
+
+
+def _left_padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and mask, both [rows, longest]."""
+    longest = max(map(len, rows))
+    padded = torch.tensor([[0] * (longest - len(row)) + list(row) for row in rows])
+    lengths = torch.tensor([len(row) for row in rows])
+    mask = torch.arange(longest)[None] >= longest - lengths[:, None]
+    return padded.to(device), mask.long().to(device)
+
+
 class _Decoding:
     def __init__(self, model: Any, head: Head, stop: torch.Tensor) -> None:
         self.model, self.head, self.stop = model, head, stop
@@ -53,16 +85,26 @@ class _Decoding:
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
         """Read the prompts; the first generated token of each, [batch]."""
-        device = self.stop.device
-        longest = max(map(len, prompts))
-        padded = [[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
-        lengths = torch.tensor([len(prompt) for prompt in prompts])
-        mask = torch.arange(longest)[None] >= longest - lengths[:, None]
-        positions = (mask.long().cumsum(1) - 1).clamp(min=0)
-        self.positions = lengths.to(device)
+        tokens, mask = _left_padded(prompts, self.stop.device)
+        self.positions = mask.sum(1)
         # Without padding the causal kernel needs no mask, which is faster and exact.
-        self.mask = None if bool(mask.all()) else mask.long().to(device)
-        return self._next(torch.tensor(padded).to(device), positions.to(device) if self.mask is not None else None)
+        self.mask = None if bool(mask.all()) else mask
+        return self._next(tokens, (mask.cumsum(1) - 1).clamp(min=0) if self.mask is not None else None)
+
+    def prefill_groups(self, prompts: Sequence[Sequence[int]], groups: Sequence[Group]) -> torch.Tensor:
+        """Read each group's common beginning once, copy its cache to the members, then read what is their own."""
+        device = self.stop.device
+        tokens, mask = _left_padded([prompts[group.members[0]][: group.shared] for group in groups], device)
+        self.mask = mask
+        self._next(tokens, (mask.cumsum(1) - 1).clamp(min=0))
+        owner = torch.tensor([at for at, group in enumerate(groups) for _ in group.members], device=device)
+        self.cache.batch_select_indices(owner)
+        suffixes = [prompts[index][group.shared :] for group in groups for index in group.members]
+        tokens, suffix_mask = _left_padded(suffixes, device)
+        before = mask.sum(1)[owner]
+        self.mask = torch.cat([mask[owner], suffix_mask], dim=1)
+        self.positions = before + suffix_mask.sum(1)
+        return self._next(tokens, (before[:, None] + suffix_mask.cumsum(1) - 1).clamp(min=0))
 
     def continue_from(self, tokens: torch.Tensor, max_new_tokens: int) -> list[list[int]]:
         rows = torch.arange(len(tokens), device=tokens.device)

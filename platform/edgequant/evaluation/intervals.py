@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 Statistic = Callable[[np.ndarray], np.ndarray]
 _CELLS_AT_ONCE = 20_000_000
@@ -54,10 +55,10 @@ class Bootstrap:
         low, high = self.interval(columns, statistic)
         return {name: float(statistic(columns.sum(axis=0))), f"{name}_ci_low": low, f"{name}_ci_high": high}
 
-    def mean(self, name: str, values: np.ndarray) -> dict[str, float]:
+    def mean(self, name: str, values: ArrayLike) -> dict[str, float]:
         """Mean of the items' values with its bounds."""
-        values = np.asarray(values, dtype=np.float64)
-        return self.measured(name, np.stack([values, np.ones_like(values)], axis=1), ratio)
+        column = np.asarray(values, dtype=np.float64)
+        return self.measured(name, np.stack([column, np.ones_like(column)], axis=1), ratio)
 
 
 def ratio(sums: np.ndarray) -> np.ndarray:

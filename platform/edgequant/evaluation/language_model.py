@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 
@@ -95,3 +96,6 @@ class LanguageModel(Protocol):
 
     def weights_digest(self) -> str:
         """SHA-256 over every weight: equal digests give equal scores to equal tokens."""
+
+    def footprint(self, checkpoint: Path | None = None) -> dict[str, float]:
+        """Sizes under `size/...`; `checkpoint` is the folder or file that the model was loaded from."""

@@ -12,7 +12,7 @@ from edgequant.evaluation.language_model import DecodeTiming, LanguageModel
 
 @dataclass(frozen=True, kw_only=True)
 class LatencyProtocol:
-    """What is timed. The first prompt length and batch size are the headline; the rest carry their shape in the name."""
+    """What is timed. The first prompt length and batch size are the headline; others carry their shape in the name."""
 
     prompt_lengths: tuple[int, ...]
     batch_sizes: tuple[int, ...]
@@ -54,10 +54,10 @@ def latency_metrics(model: LanguageModel, protocol: LatencyProtocol) -> tuple[di
     Raises:
         UserError: a prompt with its answer does not fit the model's context.
     """
-    longest = max(protocol.prompt_lengths) + protocol.new_tokens
+    prompt, longest = max(protocol.prompt_lengths), max(protocol.prompt_lengths) + protocol.new_tokens
     if longest > model.context_length:
         raise UserError(
-            f"latency needs {longest} tokens of context (prompt {max(protocol.prompt_lengths)} + {protocol.new_tokens} new), "
+            f"latency needs {longest} tokens of context (prompt {prompt} + {protocol.new_tokens} new), "
             f"the model has {model.context_length}; set shorter latency_prompt_lengths or latency_new_tokens"
         )
     metrics: dict[str, float] = {}

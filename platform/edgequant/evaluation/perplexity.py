@@ -13,6 +13,7 @@ from edgequant.errors import UserError
 from edgequant.evaluation.intervals import Bootstrap, exponential_ratio, ratio
 from edgequant.evaluation.language_model import LanguageModel, Window
 from edgequant.evaluation.sampling import draw
+from edgequant.evaluation.wikitext import detokenize, join_rows, wikitext_pages
 
 DEFAULT_WINDOW = 2048
 
@@ -29,20 +30,12 @@ class Scored:
         return np.array([[row[name] for name in names] for row in self.rows], dtype=np.float64).reshape(-1, len(names))
 
 
-def join_rows(rows: Sequence[str], join: str) -> str:
-    """The split as one string: `raw` gives the official file's characters, `paragraphs` the GPTQ papers' '\\n\\n'.join.
-
-    A blank row of the hub's data set stands for the file's line `' \\n'`.
-    """
-    return "\n\n".join(rows) if join == "paragraphs" else "".join(row or " \n" for row in rows)
-
-
 def windows_of(tokens: Sequence[int], window: int, stride: int | None = None, bos: int | None = None) -> list[Window]:
     """Cut one long token sequence into windows of at most `window` tokens.
 
     Without a stride: floor(N / window) windows side by side, the rest dropped (GPTQ, arXiv:2210.17323, section 5); each
-    scores all its tokens but the first, which nothing precedes. With BOS, a window is BOS and window - 1 text tokens, all
-    of them scored. With a stride, windows overlap, every token is scored once, and the rest is scored too.
+    scores all its tokens but the first, which nothing precedes. With BOS, a window is BOS and window - 1 text tokens,
+    all of them scored. With a stride, windows overlap, every token is scored once, and the rest is scored too.
     """
     prefix = () if bos is None else (bos,)
     size = window - len(prefix)
@@ -63,7 +56,7 @@ def windows_of(tokens: Sequence[int], window: int, stride: int | None = None, bo
 
 
 def rolling_windows(tokens: Sequence[int], window: int, start_token: int) -> list[Window]:
-    """A document in disjoint pieces that score every token once, as lm-evaluation-harness's rolling log-likelihood does.
+    """A document in disjoint pieces that score every token once, as lm-evaluation-harness's rolling scores do.
 
     The first piece is conditioned on `start_token`; later ones on the one token before them, and the last one is filled
     up on the left with as much context as fits. `window` counts the tokens that the model reads, one less than a piece.
@@ -214,46 +207,3 @@ def _score_documents(model: LanguageModel, documents: list[dict], size: int) -> 
         {key: value for key, value in row.items() if key != "text"} | {"nats": nats[at], "tokens": tokens[at]}
         for at, row in enumerate(named)
     ]
-
-
-def wikitext_pages(text: str) -> list[str]:
-    """The split page by page: a page begins at a top-level heading, ` = Title = `."""
-    pages: list[str] = []
-    page: list[str] = []
-    for line in text.split("\n"):
-        heading = line.replace("= = =", "===").replace("= =", "==").strip()
-        if heading.startswith("= ") and heading.endswith(" ="):
-            pages.append("\n".join(page))
-            page = []
-        page.append(line)
-    return [page for page in [*pages, "\n".join(page)] if page.strip()]
-
-
-# lm-evaluation-harness undoes WikiText's spacing with these, in this order; the results are only comparable with all.
-_REPLACEMENTS_BEFORE = (
-    ("s '", "s'"), (" @-@ ", "-"), (" @,@ ", ","), (" @.@ ", "."), (" : ", ": "), (" ; ", "; "), (" . ", ". "),
-    (" ! ", "! "), (" ? ", "? "), (" , ", ", "),
-)  # fmt: skip
-_PAIRED = (
-    r"\(\s*([^\)]*?)\s*\)",
-    r"\[\s*([^\]]*?)\s*\]",
-    r"{\s*([^}]*?)\s*}",
-    r"\"\s*([^\"]*?)\s*\"",
-    r"'\s*([^']*?)\s*'",
-)
-_BRACKETS = (r"(\1)", r"[\1]", r"{\1}", r'"\1"', r"'\1'")
-_REPLACEMENTS_AFTER = (
-    ("= = = =", "===="), ("= = =", "==="), ("= =", "=="), (" ° ", "°"), (" \n", "\n"), ("\n ", "\n"), (" N ", " 1 "),
-    (" 's", "'s"),
-)  # fmt: skip
-
-
-def detokenize(page: str) -> str:
-    """WikiText's spaced punctuation as ordinary text, exactly as lm-evaluation-harness's `wikitext` task has it."""
-    for old, new in _REPLACEMENTS_BEFORE:
-        page = page.replace(old, new)
-    for pattern, replacement in zip(_PAIRED, _BRACKETS, strict=True):
-        page = re.sub(pattern, replacement, page)
-    for old, new in _REPLACEMENTS_AFTER:
-        page = page.replace(old, new)
-    return page

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
+from collections.abc import Sequence
+from typing import TypeVar
+
+Text = TypeVar("Text")
 
 
 def draw(count: int, limit: int | None, seed: int) -> list[int]:
@@ -16,3 +21,14 @@ def draw(count: int, limit: int | None, seed: int) -> list[int]:
     shuffled = list(range(count))
     random.Random(seed).shuffle(shuffled)
     return sorted(shuffled[:limit])
+
+
+def draw_evenly(pairs: Sequence[tuple[str, Text]], limit: int | None, seed: int) -> list[tuple[str, Text]]:
+    """`limit` of the (domain, text) pairs, so that no domain has two more than another that still has some."""
+    met: Counter[str] = Counter()
+    rank = {}
+    for index in random.Random(seed).sample(range(len(pairs)), len(pairs)):
+        met[pairs[index][0]] += 1
+        rank[index] = met[pairs[index][0]]
+    chosen = sorted(rank, key=lambda index: rank[index])[:limit]  # stable: within a rank, the drawn order
+    return [pairs[index] for index in sorted(chosen)]

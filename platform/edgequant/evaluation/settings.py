@@ -32,7 +32,7 @@ class EvaluationSettings:
     """Perplexity window in tokens; None takes 2,048, or the model's context where that is shorter."""
 
     stride: int | None = None
-    """Distance between window starts; None is the window itself (no overlap). Smaller gives every token more context."""
+    """Distance between window starts; None is the window itself. Smaller gives every token more context."""
 
     join: Literal["raw", "paragraphs", "documents"] = "raw"
     """raw: the file's own line ends. paragraphs: '\\n\\n'.join(rows), as in the GPTQ papers. documents: page by page,

@@ -1,4 +1,4 @@
-"""SQuAD v1.1 (Rajpurkar et al. 2016): greedy answers to the first line end, exact match and F1 with official normalisation."""
+"""SQuAD v1.1 (Rajpurkar et al. 2016): greedy answers to the first line end, exact match and F1."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def squad_metrics(prefix: str, items: Sequence[dict], bootstrap: Bootstrap) -> d
 
 
 def one_shot_examples(rows: Sequence[dict], seed: int) -> list[dict]:
-    """Two answered questions on different paragraphs: the second stands in where the first one's paragraph is asked about.
+    """Two answered questions on different paragraphs: the second stands in where the first's paragraph is asked about.
 
     Raises:
         UserError: all rows share one paragraph, so that no example can be independent of the question.

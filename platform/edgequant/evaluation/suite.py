@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from edgequant.errors import UserError
 from edgequant.evaluation.boolq import boolq_items, boolq_metrics
-from edgequant.evaluation.footprint import PeakMemory, footprint_metrics
+from edgequant.evaluation.energy import energy_metrics
+from edgequant.evaluation.footprint import PeakMemory
 from edgequant.evaluation.intervals import Bootstrap
 from edgequant.evaluation.language_model import LanguageModel
-from edgequant.evaluation.latency import latency_metrics, latency_protocol
+from edgequant.evaluation.latency import LatencyProtocol, latency_metrics, latency_protocol
 from edgequant.evaluation.perplexity import (
     document_perplexity,
     domain_metrics,
     perplexity_metrics,
     wikitext_perplexity,
 )
-from edgequant.evaluation.sampling import draw
+from edgequant.evaluation.sampling import draw, draw_evenly
+from edgequant.evaluation.score_cache import RememberingModel
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.evaluation.squad import one_shot_examples, squad_items, squad_metrics
 
@@ -89,19 +92,19 @@ def evaluate_model(
     finally:
         if was_training:
             model.train()
-    if hasattr(model, "parameters"):
-        measuring.metrics |= footprint_metrics(model, checkpoint)
-    measuring.metrics |= peak.metrics()
+    measuring.metrics |= scorer.footprint(checkpoint) | peak.metrics()
+    if isinstance(scorer, RememberingModel) and scorer.reused:
+        measuring.notes.append(f"{scorer.reused} scores were read from {settings.cache_dir}, computed earlier")
     return Evaluation(measuring.metrics, measuring.items, measuring.notes)
 
 
 def language_model(model: Any, tokenizer: Any, settings: EvaluationSettings) -> LanguageModel:
     """The model behind the evaluation's interface, with its scores remembered where a cache folder is set."""
-    if isinstance(model, LanguageModel):
-        return model
-    from edgequant.evaluation.transformers_model import TransformersModel
+    if not isinstance(model, LanguageModel | RememberingModel):
+        from edgequant.evaluation.transformers_model import TransformersModel
 
-    return TransformersModel(model, tokenizer, bos=settings.bos, max_batch_tokens=settings.max_batch_tokens)
+        model = TransformersModel(model, tokenizer, bos=settings.bos, max_batch_tokens=settings.max_batch_tokens)
+    return RememberingModel(model, settings.cache_dir) if settings.cache_dir else model
 
 
 class _Measuring:
@@ -113,6 +116,14 @@ class _Measuring:
         self.metrics: dict[str, float] = {}
         self.items: dict[str, list[dict]] = {}
         self.notes: list[str] = [", ".join(f"{key} {value}" for key, value in model.description.items())]
+
+    @cached_property
+    def protocol(self) -> LatencyProtocol:
+        settings = self.settings
+        return latency_protocol(
+            self.model, settings.latency_prompt_lengths, settings.latency_batch_sizes, settings.latency_new_tokens,
+            settings.latency_repetitions, settings.latency_warmup, settings.seed,
+        )  # fmt: skip
 
     def run(self, measure: str) -> None:
         """Measure one thing, or note that its data are absent."""
@@ -152,7 +163,9 @@ class _Measuring:
         self._spans("squad", "squad/", self._drawn(self.data.squad, "squad"), self.data.squad or [])
 
     def _domain_perplexity(self) -> None:
-        scored = document_perplexity(self.model, self.data.domain or [], window=self.settings.window)
+        limit = self.settings.limit and max(1, self.settings.limit // 20)
+        documents = draw_evenly(self.data.domain or [], limit, self.settings.seed)
+        scored = document_perplexity(self.model, documents, window=self.settings.window)
         self.metrics |= domain_metrics(scored, self.bootstrap)
         self.items["domain"] = scored.rows
 
@@ -169,18 +182,21 @@ class _Measuring:
             self._spans("domain_span", "domain_qa/span_", rows, self.data.domain_span)
 
     def _latency(self) -> None:
-        settings = self.settings
-        protocol = latency_protocol(
-            self.model, settings.latency_prompt_lengths, settings.latency_batch_sizes, settings.latency_new_tokens,
-            settings.latency_repetitions, settings.latency_warmup, settings.seed,
-        )  # fmt: skip
-        metrics, rows = latency_metrics(self.model, protocol)
+        metrics, self.items["latency"] = latency_metrics(self.model, self.protocol)
         self.metrics |= metrics
-        self.items["latency"] = rows
-        self.notes.append(f"latency: {protocol}")
+        self.notes.append(f"latency: {self.protocol}")
 
     def _energy(self) -> None:
-        raise NotImplementedError
+        used = energy_metrics(
+            self.model,
+            prompt_length=self.protocol.prompt_lengths[0],
+            new_tokens=self.protocol.new_tokens,
+            repetitions=self.settings.latency_repetitions,
+            seed=self.settings.seed,
+        )
+        self.metrics |= used
+        if not used:
+            self.notes.append("energy was left out: neither RAPL nor NVML tells, or codecarbon is not installed")
 
     def _yes_or_no(self, name: str, prefix: str, rows: list[dict]) -> None:
         items = boolq_items(self.model, rows, chat=self.settings.chat_template)

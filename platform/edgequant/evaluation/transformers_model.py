@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +14,9 @@ import transformers
 from edgequant.errors import UserError
 from edgequant.evaluation import decoding, generation
 from edgequant.evaluation.batching import batches_by_length, run_within_memory, tokens_that_fit
+from edgequant.evaluation.footprint import footprint_metrics
 from edgequant.evaluation.language_model import Choice, DecodeTiming, Generated, Window
+from edgequant.evaluation.prefix_sharing import Group, batches_of_groups, groups_by_prefix, worth_sharing
 from edgequant.evaluation.scoring import Head, logit_losses, token_losses
 
 
@@ -105,13 +108,35 @@ class TransformersModel:
         yield from self._in_batches([choice.longest + 1 for choice in choices], score)
 
     def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Iterator[tuple[int, Generated]]:
+        groups = groups_by_prefix(prompts)
+        if generation.can_share_prefixes(self.model) and worth_sharing(prompts, groups):
+            yield from self._generate_groups(prompts, groups, max_new_tokens)
+            return
+
         def answer(indices: list[int]) -> list[Generated]:
             batch = [prompts[index] for index in indices]
             with torch.no_grad():
                 rows = generation.greedy(self.model, self._head, batch, self._stop, max_new_tokens)
-            return [Generated(self._first_line(row), len(row)) for row in rows]
+            return self._answers(rows)
 
         yield from self._in_batches([len(prompt) + max_new_tokens for prompt in prompts], answer)
+
+    def _generate_groups(
+        self, prompts: Sequence[Sequence[int]], groups: list[Group], max_new_tokens: int
+    ) -> Iterator[tuple[int, Generated]]:
+        for batch in batches_of_groups(prompts, groups, max_new_tokens, self.max_batch_tokens):
+
+            def answer(chosen: list[int], batch: list[Group] = batch) -> list[tuple[int, Generated]]:
+                parts = [batch[at] for at in chosen]
+                with torch.no_grad():
+                    rows = generation.greedy_in_groups(
+                        self.model, self._head, prompts, parts, self._stop, max_new_tokens
+                    )
+                members = [index for group in parts for index in group.members]
+                return list(zip(members, self._answers(rows), strict=True))
+
+            for _, answered in run_within_memory(answer, list(range(len(batch)))):
+                yield from answered
 
     def decode_timings(
         self, method: str, prompt_length: int, batch_size: int, new_tokens: int, repetitions: int, seed: int
@@ -122,12 +147,15 @@ class TransformersModel:
         )
         return decoding.timings(self.model, prompt.to(self.device), method, new_tokens, repetitions)
 
+    def footprint(self, checkpoint: Path | None = None) -> dict[str, float]:
+        return footprint_metrics(self.model, checkpoint)
+
     def weights_digest(self) -> str:
         digest = hashlib.sha256(str(self.model.config.to_dict()).encode())
         for name, tensor in sorted(self.model.state_dict().items()):
             if isinstance(tensor, torch.Tensor):
                 digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
     @cached_property
@@ -186,8 +214,8 @@ class TransformersModel:
             raise UserError(f"{type(self.model).__name__} gives NaN logits; its weights or activations are broken")
         return losses.double().cpu()
 
-    def _first_line(self, tokens: list[int]) -> str:
-        return self.decode(tokens).split("\n")[0]
+    def _answers(self, rows: list[list[int]]) -> list[Generated]:
+        return [Generated(self.decode(row).split("\n")[0], len(row)) for row in rows]
 
 
 def _device_of(model: Any) -> torch.device:
