@@ -1,0 +1,159 @@
+"""A tokenizer as llama.cpp reads it: vocabulary, kinds of tokens, merges or scores, special tokens, chat template."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from gguf import GGUFWriter, TokenType
+
+from edgequant.errors import UserError
+
+# How a byte-level tokenizer cuts text before merging. llama.cpp names each way; the pattern is the identity.
+GPT2 = "ByteLevel with its own pattern"
+PRE_TOKENIZERS = {
+    (GPT2,): "gpt-2",
+    ("Digits one by one", GPT2): "smollm",
+    (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+        r"|\s+(?!\S)|\s+",
+        "ByteLevel",
+    ): "qwen2",
+    (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+        r"|\s+(?!\S)|\s+",
+        "ByteLevel",
+    ): "llama-bpe",
+}
+
+
+def write_tokenizer(writer: GGUFWriter, tokenizer: Any, rows: int) -> None:
+    """Write a fast transformers tokenizer, its vocabulary made exactly as long as the embedding.
+
+    Args:
+        tokenizer: byte-level BPE (Qwen, Phi, SmolLM, Llama 3) or BPE with byte fallback (Llama 2, Gemma).
+        rows: rows of the embedding; ids beyond the vocabulary become unused tokens, tokens beyond them are left out.
+
+    Raises:
+        UserError: a tokenizer that llama.cpp cannot reproduce.
+    """
+    definition = _definition(tokenizer)
+    tokens, types = _tokens(definition, rows)
+    if definition["model"].get("byte_fallback"):
+        writer.add_tokenizer_model("llama")
+        writer.add_tokenizer_pre("default")
+        writer.add_token_scores(_scores(definition, tokens))
+        writer.add_add_space_prefix(_adds_space(tokenizer))
+    else:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre(pre_tokenizer_name(definition))
+        _add_merges(writer, definition["model"]["merges"])
+        if not definition["model"]["merges"]:
+            writer.add_token_scores([0.0] * rows)
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    _write_special_tokens(writer, tokenizer, rows)
+
+
+def _definition(tokenizer: Any) -> dict[str, Any]:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    definition = json.loads(backend.to_str()) if backend is not None else {"model": {"type": "slow"}}
+    kind = definition["model"].get("type")
+    if kind != "BPE":
+        raise UserError(
+            f"tokenizer {type(tokenizer).__name__} ({kind}) cannot be exported to GGUF; expected a fast BPE one"
+        )
+    return dict(definition)
+
+
+def _tokens(definition: dict[str, Any], rows: int) -> tuple[list[str], list[TokenType]]:
+    tokens = [f"[PAD{index}]" for index in range(rows)]
+    types = [TokenType.UNUSED] * rows
+    falls_back = bool(definition["model"].get("byte_fallback"))
+    for token, index in definition["model"]["vocab"].items():
+        if index < rows:
+            tokens[index] = token
+            is_byte = falls_back and re.fullmatch(r"<0x[0-9A-F]{2}>", token)
+            types[index] = TokenType.BYTE if is_byte else TokenType.NORMAL
+    for added in definition["added_tokens"]:
+        if added["id"] < rows:
+            # Found in the raw text before anything else, where a space is still a space.
+            tokens[added["id"]] = added["content"].replace("▁", " ") if falls_back else added["content"]
+            types[added["id"]] = TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
+    if falls_back and (unknown := definition["model"].get("unk_token") or "<unk>") in tokens:
+        types[tokens.index(unknown)] = TokenType.UNKNOWN
+    return tokens, types
+
+
+def pre_tokenizer_name(definition: dict[str, Any]) -> str:
+    """llama.cpp's name for the way in which a byte-level tokenizer cuts text.
+
+    Raises:
+        UserError: none of the known ways; a wrong guess would tokenise numbers or spaces differently without a word.
+    """
+    outer = definition.get("pre_tokenizer") or {}
+    steps = outer.get("pretokenizers", [outer])
+    identity = tuple(_step_identity(step) for step in steps)
+    if identity not in PRE_TOKENIZERS:
+        known = ", ".join(PRE_TOKENIZERS.values())
+        raise UserError(f"pre-tokenizer {json.dumps(outer)} is none that export knows ({known}); expected one of these")
+    return PRE_TOKENIZERS[identity]
+
+
+def _step_identity(step: dict[str, Any]) -> str:
+    match step:
+        case {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}:
+            return GPT2
+        case {"type": "ByteLevel", "add_prefix_space": False}:
+            return "ByteLevel"
+        case {"type": "Digits", "individual_digits": True}:
+            return "Digits one by one"
+        case {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}:
+            return str(pattern)
+    return json.dumps(step)
+
+
+def _merge_pairs(merges: list[Any]) -> list[tuple[str, str]]:
+    return [tuple(merge.split(" ", 1) if isinstance(merge, str) else merge) for merge in merges]
+
+
+def _add_merges(writer: GGUFWriter, merges: list[Any]) -> None:
+    """Spaces inside a token would read as the separator; byte-level vocabularies write them as another character."""
+    lines = [" ".join(pair) for pair in _merge_pairs(merges)]
+    if lines:
+        writer.add_token_merges(lines)
+
+
+def _scores(definition: dict[str, Any], tokens: list[str]) -> list[float]:
+    """SentencePiece's scores from the order of the merges.
+
+    SentencePiece joins the neighbouring pieces whose union scores highest, the fast tokenizer those whose merge comes
+    first: -rank gives both the same order (a SentencePiece BPE model's own scores are ranks, too).
+    """
+    ranks: dict[str, int] = {}
+    for left, right in _merge_pairs(definition["model"]["merges"]):
+        ranks.setdefault(left + right, len(ranks))
+    last = len(ranks)
+    return [-float(ranks.get(token, last)) if not token.startswith("<0x") else 0.0 for token in tokens]
+
+
+def _adds_space(tokenizer: Any) -> bool:
+    """Whether "a" is read as " a"."""
+    pieces = tokenizer.tokenize("a")
+    return bool(pieces) and pieces[0].startswith("▁")
+
+
+def _write_special_tokens(writer: GGUFWriter, tokenizer: Any, rows: int) -> None:
+    for name in ("bos", "eos", "unk", "pad"):
+        index = getattr(tokenizer, f"{name}_token_id")
+        if index is not None and index < rows:
+            getattr(writer, f"add_{name}_token_id")(index)
+    probe = tokenizer("a")["input_ids"]
+    writer.add_add_bos_token(tokenizer.bos_token_id is not None and probe[0] == tokenizer.bos_token_id)
+    writer.add_add_eos_token(len(probe) > 1 and probe[-1] == tokenizer.eos_token_id)
+    template = getattr(tokenizer, "chat_template", None)
+    if isinstance(template, dict):
+        writer.add_chat_template([{"name": name, "template": text} for name, text in template.items()])
+    elif template:
+        writer.add_chat_template(template)
