@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
-from collections.abc import Mapping
+import socket
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
 
 from edgequant.errors import UserError
 
@@ -23,7 +26,8 @@ HUB_MODELS = {
     "gemma-3-1b-it": "google/gemma-3-1b-it",
 }
 SHORT_NAMES = (*HUB_MODELS, "smollm2-135m", "tiny")
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+SMOLLM2_CONFIG = {"model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9}
 
 
 @dataclass(frozen=True)
@@ -83,12 +87,7 @@ def _folder_source(path: Path) -> ModelSource:
 
 def _folder_name(path: Path) -> str:
     """A checkpoint of ours says which model it was made from; any other folder goes by its own name."""
-    config = path / "config.json"
-    if config.is_file():
-        made_from = json.loads(config.read_text()).get("edgequant_model")
-        if made_from:
-            return str(made_from)
-    return _tag_name(path.resolve().name)
+    return str(_config_in(path).get("edgequant_model") or _tag_name(path.resolve().name))
 
 
 def _looks_like_a_path(source: str) -> bool:
@@ -96,7 +95,8 @@ def _looks_like_a_path(source: str) -> bool:
 
 
 def _known() -> str:
-    return f"a short name ({', '.join(SHORT_NAMES)}), a hub id such as Qwen/Qwen2.5-0.5B, models:/NAME/VERSION or runs:/ID/PATH"
+    names = ", ".join(SHORT_NAMES)
+    return f"a short name ({names}), a hub id such as Qwen/Qwen2.5-0.5B, models:/NAME/VERSION or runs:/ID/PATH"
 
 
 def _tag_name(text: str) -> str:
@@ -104,13 +104,14 @@ def _tag_name(text: str) -> str:
 
 
 def load(
-    source: str, *, dtype: str = "float32", device: str = "auto", load_options: Mapping[str, Any] | None = None
+    source: str, *, dtype: str = "auto", device: str = "auto", load_options: Mapping[str, Any] | None = None
 ) -> LoadedModel:
     """Load a causal language model and its tokenizer.
 
     Args:
         source: short name, hub id, folder (plain model, PEFT adapter, edgequant checkpoint), .gguf file, MLflow URI.
-        dtype: float32, bfloat16 or float16; a quantised checkpoint keeps its integers, this is its compute type.
+        dtype: compute type: float32, bfloat16, float16, or `auto`: what a quantised checkpoint was measured in, else
+            bfloat16 where the device computes it natively, else float32. Integers stay integers.
         device: `auto` (CUDA where there is one, else the CPU), `cpu`, `cuda`, `cuda:1`, ...
         load_options: further arguments for `from_pretrained`, e.g. a `quantization_config`.
 
@@ -120,12 +121,12 @@ def load(
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r} is unknown; use one of {', '.join(DTYPES)}")
     resolved = resolve(source)
-    options = {"dtype": dtype, **(load_options or {})}
     placed = pick_device(device)
+    options: dict[str, Any] = {"dtype": pick_dtype(dtype, placed), **(load_options or {})}
     if "quantization_config" in options:
         options["device_map"] = {"": placed}  # a quantiser places the weights itself
-    model, tokenizer = _load_pair(resolved, options)
-    if "quantization_config" not in options and not getattr(model, "is_loaded_in_8bit", False):
+    model, tokenizer = _load_pair(resolved, options, as_checkpoint_says=dtype == "auto")
+    if "quantization_config" not in options:
         model = model.to(placed)
     return LoadedModel(model.eval(), tokenizer, resolved)
 
@@ -158,7 +159,7 @@ def _load_tokenizer_of(resolved: ModelSource) -> PreTrainedTokenizerBase:
     return load(resolved.location, device="cpu").tokenizer
 
 
-def _load_pair(resolved: ModelSource, options: dict[str, Any]) -> tuple[Any, Any]:
+def _load_pair(resolved: ModelSource, options: dict[str, Any], *, as_checkpoint_says: bool = False) -> tuple[Any, Any]:
     from edgequant import embedded
 
     match resolved.kind:
@@ -171,18 +172,21 @@ def _load_pair(resolved: ModelSource, options: dict[str, Any]) -> tuple[Any, Any
         case "gguf":
             return embedded.load_gguf(Path(resolved.location), options)
         case "folder":
-            return _load_folder(Path(resolved.location), options)
+            folder = Path(resolved.location)
+            if as_checkpoint_says and is_checkpoint(folder):
+                options = options | {"dtype": "auto"}  # transformers: the type that config.json names
+            return _load_folder(folder, options)
         case "mlflow":
-            return _load_mlflow(resolved, options)
+            fetched = resolve(str(_fetched_folder(resolved)))
+            return _load_pair(fetched, options, as_checkpoint_says=as_checkpoint_says)
         case _:
             return _from_hub(resolved, lambda: _from_pretrained(resolved.location, options))
 
 
-def _load_mlflow(resolved: ModelSource, options: dict[str, Any]) -> tuple[Any, Any]:
+def _fetched_folder(resolved: ModelSource) -> Path:
     from edgequant import tracking
 
-    fetched = resolve(str(_model_folder_in(tracking.download(resolved.location))))
-    return _load_pair(fetched, options)
+    return _model_folder_in(tracking.download(resolved.location))
 
 
 def _model_folder_in(folder: Path) -> Path:
@@ -221,6 +225,19 @@ def _from_pretrained(location: str, options: dict[str, Any]) -> tuple[Any, Any]:
     return AutoModelForCausalLM.from_pretrained(location, **options), _tokenizer_of(location)
 
 
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder holds one of our quantised checkpoints."""
+    return "edgequant_model" in _config_in(folder)
+
+
+def _config_in(folder: Path) -> dict[str, Any]:
+    file = folder / "config.json"
+    try:
+        return dict(json.loads(file.read_text())) if file.is_file() else {}
+    except ValueError as error:
+        raise UserError(f"{file} is not valid JSON ({error}); copy the model's folder again") from error
+
+
 def _tokenizer_of(location: str, **options: Any) -> Any:
     from transformers import AutoTokenizer
 
@@ -230,18 +247,90 @@ def _tokenizer_of(location: str, **options: Any) -> Any:
     return tokenizer
 
 
-def _from_hub(resolved: ModelSource, attempt: Any) -> Any:
+def _from_hub(resolved: ModelSource, attempt: Callable[[], Any]) -> Any:
     """Run a download, turning the hub's many errors into one that says what was tried and what to do."""
+    where = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     try:
-        return attempt()
-    except OSError as error:  # huggingface_hub and transformers report missing, gated and unreachable alike as OSError
-        where = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+        with contextlib.nullcontext() if _resolves(where) else _hub_offline():
+            return attempt()
+    except OSError as error:  # missing, gated and unreachable alike
         raise UserError(
-            f"model {resolved.name!r} could not be loaded: tried {resolved.location} on {where} and in the local hub cache "
-            f"({type(error).__name__}: {str(error).splitlines()[0]}). With network: `hf download {resolved.location}` "
-            "(gated models: accept the licence on the model's page, then `hf auth login`). Without: copy the model's folder "
-            f"from a machine that has it and pass --model FOLDER; smollm2-135m and tiny need no network."
+            f"model {resolved.name!r} could not be loaded: tried {resolved.location} on {where} and in the local hub "
+            f"cache ({type(error).__name__}: {str(error).splitlines()[0]}). With network: `hf download "
+            f"{resolved.location}` (gated models: accept the licence on the model's page, then `hf auth login`). "
+            "Without: copy the model's folder from a machine that has it and pass --model FOLDER; smollm2-135m and "
+            "tiny need no network."
         ) from error
+
+
+@contextlib.contextmanager
+def _hub_offline() -> Iterator[None]:
+    """Without a network the hub's client retries for a minute; offline, it reads its cache and gives up at once."""
+    from huggingface_hub import constants
+
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _resolves(url: str) -> bool:
+    """Whether a host name is known; behind a proxy, that is the proxy's to say."""
+    if any(name.lower() in ("https_proxy", "all_proxy") for name in os.environ):
+        return True
+    try:
+        socket.getaddrinfo(urlsplit(url).hostname, None)
+    except OSError:
+        return False
+    return True
+
+
+def pick_dtype(dtype: str, device: str) -> str:
+    """`auto` to bfloat16 where the device computes it natively, else float32."""
+    if dtype != "auto":
+        return dtype
+    return "bfloat16" if computes_bfloat16(device) else "float32"
+
+
+def computes_bfloat16(device: str) -> bool:
+    """Whether a device has bfloat16 arithmetic of its own (Ampere or later; AVX512-BF16, AMX or Arm BF16)."""
+    import torch
+
+    if device.startswith("cuda"):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def layer_inputs(source: str) -> dict[str, int]:
+    """Input features of one layer of each kind, as far as they can be told without loading weights (else empty).
+
+    So that a group size that does not fit is refused before anything is downloaded or loaded.
+    """
+    config = _config_of(resolve(source))
+    if not config.get("hidden_size"):
+        return {}
+    hidden = int(config["hidden_size"])
+    heads = int(config.get("num_attention_heads", 1))
+    attention = heads * int(config.get("head_dim") or hidden // heads)
+    out, down = ("dense", "fc2") if config.get("model_type") == "phi" else ("o_proj", "down_proj")
+    layer = "model.layers.0"
+    features = {f"{layer}.self_attn.q_proj": hidden, f"{layer}.self_attn.{out}": attention}
+    if config.get("intermediate_size"):
+        features[f"{layer}.mlp.{down}"] = int(config["intermediate_size"])
+    return features
+
+
+def _config_of(resolved: ModelSource) -> dict[str, Any]:
+    if resolved.kind == "tiny":
+        from edgequant.embedded import TINY_SIZES
+
+        return TINY_SIZES
+    if resolved.kind == "embedded":
+        return SMOLLM2_CONFIG
+    if resolved.kind == "folder":
+        return _config_in(Path(resolved.location))
+    return {}
 
 
 def pick_device(device: str) -> str:

@@ -320,7 +320,11 @@ def log_dataset(name: str, digest: str, source: str, *, rows: int, context: str)
         source: hub id, folder or package that it came from.
         rows: number of rows, questions or documents.
         context: what it was used for: `training`, `calibration`, `evaluation`.
+
+    Without an active run (a search's trial, say) nothing is logged.
     """
+    if mlflow.active_run() is None:
+        return
     from mlflow.data.code_dataset_source import CodeDatasetSource
     from mlflow.data.meta_dataset import MetaDataset
 

@@ -1,0 +1,143 @@
+"""The command line: `edgequant <workflow> --key value`, one workflow per MLproject entry point, plus `doctor`."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+from edgequant.errors import UserError
+
+# Where each workflow's typed function lives; its signature and docstring are its options and their help.
+WORKFLOWS = {
+    "corpus": "edgequant.workflows.corpus",
+    "baseline": "edgequant.workflows.baseline",
+    "ptq": "edgequant.workflows.ptq",
+    "qat": "edgequant.workflows.qat",
+    "finetune": "edgequant.workflows.finetune",
+    "evaluate": "edgequant.workflows.evaluate",
+    "export": "edgequant.workflows.export",
+    "tune": "edgequant_tune.workflow",
+    "promote": "edgequant_registry.workflow",
+    "report": "edgequant.workflows.report",
+    "pipeline": "edgequant.workflows.pipeline",
+    "doctor": "edgequant.workflows.doctor",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one workflow; returns the exit status: 0, 1 where a workflow says no, 2 for bad input."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help"):
+        print(_overview())
+        return 0
+    name = given[0]
+    if name not in WORKFLOWS:
+        near = get_close_matches(name, WORKFLOWS, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        return _refuse(f"workflow {name!r} is unknown.{hint} There are: {', '.join(WORKFLOWS)}")
+    quiet_libraries()
+    try:
+        function = workflow(name)
+        return int(function(**parse(name, function, given[1:])) or 0)
+    except UserError as error:
+        return _refuse(f"{name}: {error}")
+
+
+def workflow(name: str) -> Callable[..., Any]:
+    """The typed function behind an entry point."""
+    return getattr(importlib.import_module(WORKFLOWS[name]), name)  # type: ignore[no-any-return]
+
+
+def parse(name: str, function: Callable[..., Any], arguments: Sequence[str]) -> dict[str, Any]:
+    """Arguments of a workflow from a command line and `--config FILE`.
+
+    Raises:
+        UserError: an unknown key, a wrong type or an impossible value; names it and what is known.
+    """
+    parser = make_parser(name, function)
+    try:
+        parsed = parser.parse_args(list(arguments))
+        values = dict(parser.instantiate_classes(parsed).items())
+    except UserError:
+        raise
+    except Exception as error:  # jsonargparse wraps what our own dataclasses raise
+        raise UserError(_readable(error, _known_keys(parser), arguments)) from error
+    values.pop("config", None)
+    return values
+
+
+def make_parser(name: str, function: Callable[..., Any]) -> Any:
+    """A jsonargparse parser made of the function's signature and docstring."""
+    from jsonargparse import ArgumentParser
+
+    summary = (function.__doc__ or name).split("\n", 1)[0]
+    parser = ArgumentParser(prog=f"edgequant {name}", description=summary, exit_on_error=False)
+    parser.add_argument(
+        "--config", action="config", help="a recipe: YAML with the keys below, e.g. experiments/qat.yaml"
+    )
+    parser.add_function_arguments(function, as_group=False)
+    return parser
+
+
+def _known_keys(parser: Any) -> list[str]:
+    options = [option for action in parser._actions for option in action.option_strings]
+    return sorted({option[2:] for option in options if option.startswith("--") and "help" not in option})
+
+
+def _readable(error: Exception, known: list[str], arguments: Sequence[str]) -> str:
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, UserError):
+            return str(cause)
+        cause = cause.__cause__ or cause.__context__
+    message = " ".join(str(error).split())
+    unknown = [
+        a[2:].partition("=")[0] for a in arguments if a.startswith("--") and a[2:].partition("=")[0] not in known
+    ]
+    if unknown:
+        near = (
+            get_close_matches(unknown[0], known, n=1, cutoff=0.4)
+            or [k for k in known if k.endswith(f".{unknown[0]}")][:1]
+        )
+        hint = f" Did you mean --{near[0]}?" if near else ""
+        return f"option --{unknown[0]} is unknown.{hint} There are: {', '.join(known)}"
+    return message
+
+
+def quiet_libraries() -> None:
+    """Keep other libraries' chatter out of the output; what they warn about stays in their logs at level ERROR."""
+    import logging
+    import warnings
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    for name in ("alembic", "mlflow.store.db.utils", "bitsandbytes", "mlflow.system_metrics"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+
+
+def _refuse(message: str) -> int:
+    print(f"edgequant {message}" if message[0].islower() else message, file=sys.stderr)
+    return 2
+
+
+def _overview() -> str:
+    lines = ["usage: edgequant WORKFLOW [--config RECIPE.yaml] [--key value] [--nested.key value]", ""]
+    for name in WORKFLOWS:
+        lines.append(f"  {name:10} {_summary(name)}")
+    return "\n".join([*lines, "", "edgequant WORKFLOW --help lists a workflow's options."])
+
+
+def _summary(name: str) -> str:
+    return (workflow(name).__doc__ or "").split("\n", 1)[0]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

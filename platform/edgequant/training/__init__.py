@@ -1,0 +1,1 @@
+"""The training loop: transformers.Trainer with distillation and LoRA. Knows nothing of quantisation."""

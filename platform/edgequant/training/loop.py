@@ -1,0 +1,217 @@
+"""`train`: a model, packed token sequences, settings; through transformers.Trainer, resumable to the same numbers."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from edgequant.errors import UserError
+from edgequant.models import pick_dtype
+from edgequant.training.distillation import divergence, next_token_loss
+from edgequant.training.settings import TrainingSettings
+
+OnStep = Callable[[int, int], None]  # (steps done, steps in all), called before each optimiser step's forward passes
+OnLog = Callable[[int, Mapping[str, float]], None]  # (step, metrics)
+
+
+class TrainingResult(NamedTuple):
+    """`loss` is the mean over the last tenth of the steps; tokens_per_second excludes loading and saving."""
+
+    steps: int
+    loss: float
+    tokens_per_second: float
+
+
+class _Sequences(torch.utils.data.Dataset):
+    def __init__(self, tokens: Tensor) -> None:
+        self.tokens = tokens
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {"input_ids": self.tokens[index]}
+
+
+class _Trainer(Trainer):
+    """transformers.Trainer with our loss: cross-entropy on the text, mixed with the divergence from a teacher."""
+
+    def __init__(self, *, teacher: nn.Module | None, settings: TrainingSettings, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.teacher = teacher
+        self.settings = settings
+        self.model_accepts_loss_kwargs = False  # our loss is a mean already: accumulate means
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        tokens = inputs["input_ids"]
+        logits = model(input_ids=tokens, use_cache=False).logits
+        share = self.settings.distillation if self.teacher is not None else 0.0
+        loss = logits.new_zeros((), dtype=torch.float32)
+        if share < 1:
+            loss = loss + (1 - share) * next_token_loss(logits, tokens)
+        if share > 0:
+            loss = loss + share * divergence(
+                logits.flatten(0, 1), self._teacher_logits(tokens), self.settings.temperature
+            )
+        return (loss, {"logits": logits}) if return_outputs else loss
+
+    @torch.no_grad()
+    def _teacher_logits(self, tokens: Tensor) -> Tensor:
+        assert self.teacher is not None
+        with self.compute_loss_context_manager():
+            return self.teacher(input_ids=tokens, use_cache=False).logits.flatten(0, 1)
+
+
+class _Progress(TrainerCallback):
+    """One bar with rate and loss; hands steps and losses on."""
+
+    def __init__(self, settings: TrainingSettings, title: str, on_step: OnStep | None, on_log: OnLog | None) -> None:
+        self.settings, self.title, self.before_step, self.after_log = settings, title, on_step, on_log
+        self.losses: list[float] = []
+        self.bar: Any = None
+        self.started = 0.0
+        self.first = 0
+        self.seconds = 0.0
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        from tqdm import tqdm
+
+        layout = "{desc} {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+        self.bar = tqdm(
+            total=state.max_steps, initial=state.global_step, desc=self.title, bar_format=layout, mininterval=1
+        )
+        self.first, self.started = state.global_step, time.perf_counter()
+
+    def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.before_step is not None:
+            self.before_step(state.global_step, state.max_steps)
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.seconds = time.perf_counter() - self.started
+        self.bar.update(1)
+
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any) -> None:
+        if not logs or "loss" not in logs:
+            return
+        self.losses.append(float(logs["loss"]))
+        if not torch.isfinite(torch.tensor(self.losses[-1])):
+            raise UserError(
+                f"training diverged: loss {logs['loss']} at step {state.global_step}; lower training.learning_rate "
+                f"({self.settings.learning_rate})"
+            )
+        rate = self.tokens_per_second(state.global_step)
+        self.bar.set_postfix_str(refresh=False, s=f"loss {self.losses[-1]:.3f}, {rate:,.0f} tokens/s")
+        if self.after_log is not None:
+            learning_rate = float(logs.get("learning_rate", 0.0))
+            values = {
+                "train/loss": self.losses[-1],
+                "train/tokens_per_second": rate,
+                "train/learning_rate": learning_rate,
+            }
+            self.after_log(state.global_step, values)
+
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.bar.close()
+
+    def tokens_per_second(self, step: int) -> float:
+        return (step - self.first) * self.settings.tokens_per_step / self.seconds if self.seconds else 0.0
+
+
+def train(
+    model: nn.Module,
+    tokens: Tensor,
+    settings: TrainingSettings,
+    folder: Path,
+    *,
+    teacher: nn.Module | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    title: str = "training",
+    on_step: OnStep | None = None,
+    on_log: OnLog | None = None,
+) -> TrainingResult:
+    """Train a causal language model in place on packed sequences.
+
+    float32 master weights, bfloat16 autocast, AdamW, cosine schedule with warm-up, gradient clipping.
+
+    Args:
+        model: parameters in float32; those that require gradients are trained.
+        tokens: [sequences, sequence_length] int64; drawn in a seeded order, again from the start when they run out.
+        settings: see TrainingSettings.
+        folder: where checkpoints for `resume` go.
+        teacher: floating-point model whose predictions count with `settings.distillation`.
+        seed: order of the sequences, dropout.
+        resume: continue from the newest checkpoint in `folder`; the end result is that of an uninterrupted run.
+        title: of the progress bar.
+        on_step: called with (steps done, steps in all) before each step.
+        on_log: called with (step, metrics) after each step.
+
+    Raises:
+        UserError: the loss is no longer finite, or there is nothing to train.
+    """
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError("nothing to train: no parameter of the model requires gradients")
+    progress = _Progress(settings, title, on_step, on_log)
+    device = next(model.parameters()).device
+    trainer = _Trainer(
+        model=model,
+        args=_arguments(settings, folder, device, seed),
+        train_dataset=_Sequences(tokens.cpu()),
+        data_collator=lambda rows: {"input_ids": torch.stack([row["input_ids"] for row in rows])},
+        callbacks=[progress],
+        teacher=teacher,
+        settings=settings,
+    )
+    trainer.remove_callback(PrinterCallback)
+    checkpoint = get_last_checkpoint(str(folder)) if resume and folder.is_dir() else None
+    with _restored_mode(model):
+        trainer.train(resume_from_checkpoint=checkpoint)
+    tail = progress.losses[-max(1, len(progress.losses) // 10) :]
+    loss = sum(tail) / len(tail) if tail else float("nan")
+    return TrainingResult(trainer.state.global_step, loss, progress.tokens_per_second(trainer.state.global_step))
+
+
+def _arguments(settings: TrainingSettings, folder: Path, device: torch.device, seed: int) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=settings.steps,
+        per_device_train_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=round(settings.warmup_fraction * settings.steps),
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        bf16=pick_dtype(settings.precision, str(device)) == "bfloat16",
+        use_cpu=device.type == "cpu",
+        seed=seed,
+        data_seed=seed,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="steps" if settings.save_steps else "no",
+        save_steps=settings.save_steps or 500,
+        save_total_limit=2,
+        report_to=[],
+        disable_tqdm=True,
+        dataloader_pin_memory=device.type == "cuda",
+        remove_unused_columns=False,
+    )
+
+
+@contextlib.contextmanager
+def _restored_mode(model: nn.Module) -> Iterator[None]:
+    was_training = model.training
+    try:
+        yield
+    finally:
+        model.train(was_training)

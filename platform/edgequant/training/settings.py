@@ -1,0 +1,69 @@
+"""What a training run needs to know. Light: no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from edgequant.errors import UserError
+
+Precision = Literal["auto", "bfloat16", "float32"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """How long, on how much at a time, how fast.
+
+    Attributes:
+        steps: optimiser steps.
+        batch_size: sequences in a forward pass.
+        gradient_accumulation: forward passes per optimiser step.
+        sequence_length: tokens per sequence.
+        learning_rate: peak of the cosine schedule.
+        warmup_fraction: share of the steps that raise the learning rate from 0.
+        weight_decay: AdamW's, on matrices only.
+        max_grad_norm: gradients are clipped to this norm.
+        precision: of the forward pass; master weights stay in float32. `auto`: bfloat16 where the device computes it natively.
+        distillation: share of the loss that is the divergence from the floating-point model's predictions; the rest is
+            cross-entropy on the text.
+        temperature: softens both distributions in the divergence.
+        save_steps: steps between checkpoints that --resume continues from; 0 saves none.
+    """
+
+    steps: int = 40
+    batch_size: int = 4
+    gradient_accumulation: int = 1
+    sequence_length: int = 128
+    learning_rate: float = 1e-4
+    warmup_fraction: float = 0.1
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    precision: Precision = "auto"
+    distillation: float = 0.0
+    temperature: float = 1.0
+    save_steps: int = 0
+
+    def __post_init__(self) -> None:
+        self._check_at_least(1, "steps", "batch_size", "gradient_accumulation")
+        self._check_at_least(2, "sequence_length")
+        self._check_at_least(0, "save_steps", "weight_decay")
+        for name in ("learning_rate", "max_grad_norm", "temperature"):
+            value = getattr(self, name)
+            if not 0 < value < float("inf"):
+                raise UserError(f"training.{name} {value} is impossible; expected a number above 0")
+        for name in ("warmup_fraction", "distillation"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(
+                    f"training.{name} {getattr(self, name)} is impossible; expected a share between 0 and 1"
+                )
+
+    def _check_at_least(self, least: int, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if not least <= value < float("inf"):
+                raise UserError(f"training.{name} {value} is impossible; expected at least {least}")
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens that one optimiser step sees."""
+        return self.batch_size * self.gradient_accumulation * self.sequence_length

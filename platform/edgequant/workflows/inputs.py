@@ -1,0 +1,145 @@
+"""What goes into a workflow: training text by name, evaluation data where they are, both logged as data-set inputs."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgequant.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from edgequant.evaluation.suite import EvaluationData
+
+TEXTS = ("disaster", "disaster-multilingual", "wikitext-2")
+
+
+def check_text(text: str) -> None:
+    """Refuse a training text that is neither a name nor a path, before anything is loaded.
+
+    Raises:
+        UserError: names the value and the ones that work.
+    """
+    if text not in TEXTS and not Path(text).exists():
+        raise UserError(f"text {text!r} is none of {', '.join(TEXTS)} and no file or folder; name one of them")
+
+
+def training_texts(text: str, data_dir: str | None) -> list[str]:
+    """Texts to train or calibrate on; never a split that is evaluated on.
+
+    Args:
+        text: `disaster` (the bundled corpus's English train split), `disaster-multilingual` (with Sinhala and Tamil),
+            `wikitext-2` (train split, else validation, from local files or the hub), a data set written by
+            `edgequant corpus`, or a folder or file of Markdown or plain text.
+
+    Raises:
+        UserError: nothing readable is there.
+    """
+    from edgequant.corpora.benchmarks import find_local, load_wikitext2
+    from edgequant.corpora.disaster_corpus import bundled_documents
+
+    check_text(text)
+    if text in ("disaster", "disaster-multilingual"):
+        documents = bundled_documents("train")
+        return [document.text for document in documents if document.language == "en" or text != "disaster"]
+    if text == "wikitext-2":
+        split = "train" if find_local("wikitext2", "train", data_dir) else "validation"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            return ["".join(load_wikitext2(split, data_dir))]
+    return _texts_in(Path(text))
+
+
+def _texts_in(path: Path) -> list[str]:
+    if (path / "dataset_dict.json").is_file():
+        from datasets import load_from_disk
+
+        return list(load_from_disk(str(path))["train"]["text"])
+    files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.suffix in (".md", ".txt"))
+    texts = [file.read_text(encoding="utf-8") for file in files]
+    if not any(text.strip() for text in texts):
+        raise UserError(
+            f"text {str(path)!r} holds no text; expected .md or .txt files, or a folder made by `edgequant corpus`"
+        )
+    return texts
+
+
+def evaluation_data(measures: Sequence[str], data_dir: str | None) -> EvaluationData:
+    """What the measures need and is there: the bundled held-out documents and questions always, benchmarks where found.
+
+    Benchmarks are left out unless `data_dir` (or $EDGEQUANT_DATA) holds their files, so that a run without network
+    neither waits nor fails. Each set is logged as an input of the active run.
+
+    Raises:
+        UserError: a benchmark file is damaged or of another version.
+    """
+    from edgequant.corpora.disaster_corpus import boolean_questions, bundled_documents, span_questions
+    from edgequant.evaluation.suite import EvaluationData
+
+    documents = [(d.domain, d.text) for d in bundled_documents("test") if d.language == "en"]
+    data = EvaluationData(
+        wikitext2=_benchmark("wikitext2", "test", data_dir) if "perplexity" in measures else None,
+        boolq=_benchmark("boolq", "validation", data_dir) if "boolq" in measures else None,
+        squad=_benchmark("squad", "validation", data_dir) if "squad" in measures else None,
+        domain=documents if "domain_perplexity" in measures else None,
+        domain_boolean=boolean_questions() if "domain_qa" in measures else None,
+        domain_span=span_questions() if "domain_qa" in measures else None,
+    )
+    _log_inputs(data, data_dir)
+    return data
+
+
+def _benchmark(name: str, split: str, data_dir: str | None) -> list[Any] | None:
+    from edgequant.corpora import benchmarks
+
+    if benchmarks.find_local(name, split, data_dir) is None:
+        return None
+    load: Any = {"wikitext2": benchmarks.load_wikitext2, "boolq": benchmarks.load_boolq, "squad": benchmarks.load_squad}
+    return list(load[name](split, data_dir))
+
+
+def _log_inputs(data: EvaluationData, data_dir: str | None) -> None:
+    from edgequant.files import sha256_of_bytes
+    from edgequant.tracking import log_dataset
+
+    for field in fields(data):
+        rows = getattr(data, field.name)
+        if rows is not None:
+            digest = sha256_of_bytes(json.dumps(rows, sort_keys=True))
+            source = "bundled" if field.name.startswith("domain") else str(data_dir or os.environ.get("EDGEQUANT_DATA"))
+            log_dataset(field.name, digest, source, rows=len(rows), context="evaluation")
+
+
+def training_sequences(
+    text: str, tokenizer: Any, length: int, data: EvaluationData, data_dir: str | None, *, seed: int = 0
+) -> Tensor:
+    """Training text as shuffled packed rows [sequences, length], refused if it repeats evaluation text.
+
+    Raises:
+        UserError: no text, too little of it, or overlap with what is evaluated on.
+    """
+    import torch
+
+    from edgequant.corpora.contamination import refuse_overlap
+    from edgequant.corpora.packing import pack
+    from edgequant.files import sha256_of_bytes
+    from edgequant.tracking import log_dataset
+
+    texts = training_texts(text, data_dir)
+    refuse_overlap(texts, {name: passages for name, passages in _evaluated_texts(data).items() if passages})
+    log_dataset(text, sha256_of_bytes("\n".join(texts)), text, rows=len(texts), context="training")
+    rows = pack(texts, tokenizer, length)
+    return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))]
+
+
+def _evaluated_texts(data: EvaluationData) -> dict[str, list[str]]:
+    return {
+        "domain/test": [text for _, text in data.domain or []],
+        "wikitext-2/test": ["".join(data.wikitext2 or [])] if data.wikitext2 else [],
+    }

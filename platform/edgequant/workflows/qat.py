@@ -1,0 +1,211 @@
+"""`qat`: make a model small by quantisation-aware training, and measure it beside what it came from.
+
+mlflow run . -e qat
+mlflow run . -e qat -P model=tiny                       # a minute on a laptop
+edgequant qat --model FOLDER --scheme w8a8-static --training.steps 400
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from edgequant.evaluation.settings import EvaluationSettings
+from edgequant.quantization.settings import QuantizationSettings
+from edgequant.training.settings import TrainingSettings
+from edgequant.workflows.inputs import check_text
+
+if TYPE_CHECKING:
+    from edgequant.quantization.scheme import Scheme
+    from edgequant.workflows.quantized_training import QuantizedTraining
+
+Metrics = dict[str, float]
+QAT_MEASURES = ("perplexity", "boolq", "squad", "domain_perplexity", "latency")
+
+
+class Candidate(NamedTuple):
+    """A trained and converted model: metrics of the checkpoint reloaded from disk, and the checkpoint's folder."""
+
+    metrics: Metrics
+    checkpoint: Path
+
+
+def qat(
+    *,
+    model: str = "smollm2-135m",
+    scheme: str = "w4a8-g32+emb4",
+    text: str = "disaster",
+    control: bool = True,
+    training: TrainingSettings = TrainingSettings(learning_rate=2e-4),
+    quantization: QuantizationSettings = QuantizationSettings(),
+    evaluation: EvaluationSettings = EvaluationSettings(measures=QAT_MEASURES, limit=200),
+    data_dir: str | None = None,
+    output: str | None = None,
+    register: bool = True,
+    device: str = "auto",
+    dtype: str = "auto",
+    seed: int = 0,
+    resume: bool = False,
+    experiment: str = "edgequant",
+) -> None:
+    """Quantisation-aware training: baseline, PTQ and QAT of one scheme side by side; registers the QAT checkpoint.
+
+    Args:
+        model: short name, hub id, folder, .gguf file or MLflow URI of a floating-point model.
+        scheme: what is quantised and how, e.g. w4a8-g32+emb4 or w8a8-static.
+        text: what to train on: disaster, disaster-multilingual, wikitext-2, or a folder or file.
+        control: also fine-tune without the quantiser and apply PTQ to that: the fair comparison for QAT.
+        training: length, batch, learning rate, distillation.
+        quantization: when activations are quantised, how static ranges are found.
+        evaluation: what is measured and how.
+        data_dir: folder with WikiText-2, BoolQ and SQuAD in their official formats (default: $EDGEQUANT_DATA).
+        output: folder that receives the checkpoint (default: outputs/qat/<run id>/checkpoint).
+        register: register the checkpoint as edgequant-<model> in the MLflow registry.
+        device: auto, cpu, cuda or cuda:N.
+        dtype: compute type while measuring: auto, float32, bfloat16 or float16.
+        seed: order of the text, initial values, draws of questions.
+        resume: continue the newest interrupted run of this configuration.
+        experiment: MLflow experiment, unless `mlflow run` names one.
+    """
+    parsed = check_configuration(model, scheme, text)
+    config = {
+        key: asdict(value) if hasattr(value, "__dataclass_fields__") else value for key, value in locals().items()
+    }
+    del config["parsed"]
+
+    from edgequant import tracking
+    from edgequant.workflows.closing import print_closing
+    from edgequant.workflows.quantized_training import QuantizedTraining, run_folder
+
+    with tracking.workflow_run("qat", config, experiment=experiment, resume=resume) as run:
+        job = QuantizedTraining(
+            parsed, training, quantization, evaluation, run_folder("qat", run.id), seed=seed, dtype=dtype
+        )
+        job.load(model, text, data_dir, device=device, resume=run.resumed)
+        rows = {"baseline": job.measured("baseline", job.baseline), "ptq": job.measured("ptq", job.rounded)}
+        if control:
+            rows["control"] = job.measured("control", job.control)
+            rows["control-ptq"] = job.measured("control-ptq", job.rounded_control)
+        rows["qat"] = job.measured("qat", job.quantized)
+        warnings = compare(rows, text)
+        checkpoint = job.deliver(output)
+        tracking.log_metrics(rows["qat"])
+        version = register_result(job, checkpoint, rows) if register else None
+        print_closing(
+            f"qat: {job.name}, {scheme}",
+            closing_rows(rows, job.name, scheme, warnings),
+            run,
+            next_command(job.name, version),
+        )
+
+
+def check_configuration(model: str, scheme: str, text: str) -> Scheme:
+    """Refuse what cannot work before anything heavy is imported: unknown names, group sizes that do not divide.
+
+    Raises:
+        UserError: names the value and what was expected.
+    """
+    from edgequant import models
+    from edgequant.errors import UserError
+    from edgequant.quantization.scheme import check_group_sizes, parse_scheme
+
+    parsed = parse_scheme(scheme)
+    if parsed.backend != "edgequant":
+        raise UserError(
+            f"scheme {scheme!r} is bitsandbytes' own and cannot be trained; use `ptq`, or a scheme such as w4a8-g32+emb4"
+        )
+    check_text(text)
+    models.resolve(model)
+    check_group_sizes(parsed, models.layer_inputs(model))
+    return parsed
+
+
+def train_candidate(
+    model: str,
+    scheme: str,
+    *,
+    training: TrainingSettings,
+    text: str = "disaster",
+    data_dir: str | None = None,
+    device: str = "auto",
+    seed: int = 0,
+    work_dir: Path,
+    quantization: QuantizationSettings = QuantizationSettings(),
+    evaluation: EvaluationSettings = EvaluationSettings(measures=QAT_MEASURES, limit=200),
+    on_evaluate: Callable[[int, Metrics], None] | None = None,
+) -> Candidate:
+    """QAT without tracking, as a search's trial runs it: train, convert, save, reload, measure.
+
+    Args:
+        on_evaluate: called with (step, {"train/loss": ...}) after each step, so that a scheduler can stop the trial.
+        work_dir: receives the checkpoint as `work_dir/checkpoint`.
+    """
+    from edgequant.evaluation.suite import evaluate_model
+    from edgequant.workflows.quantized_training import QuantizedTraining
+
+    parsed = check_configuration(model, scheme, text)
+    job = QuantizedTraining(parsed, training, quantization, evaluation, Path(work_dir), seed=seed)
+    job.load(model, text, data_dir, device=device)
+    trained = job.quantized(on_log=on_evaluate)
+    metrics = evaluate_model(
+        trained.model, trained.tokenizer, job.data, evaluation, checkpoint=trained.checkpoint
+    ).metrics
+    return Candidate(metrics | trained.metrics, job.deliver(None))
+
+
+def compare(rows: dict[str, Metrics], text: str) -> list[str]:
+    """Add `qat/recovered_fraction` to QAT's metrics and say which task QAT lost beyond its interval.
+
+    Recovered fraction = (PTQ(control) - QAT) / (PTQ(control) - control), on perplexity.
+
+    Returns:
+        One warning per lost task; they become the run's tag `edgequant.warnings` too.
+    """
+    from edgequant import tracking
+
+    qat_metrics, reference = rows["qat"], rows.get("control", rows["baseline"])
+    metric = "wikitext2/perplexity" if text == "wikitext-2" else "domain/perplexity"
+    if "control-ptq" in rows and metric in qat_metrics:
+        rounded, floating = rows["control-ptq"][metric], reference[metric]
+        if rounded > floating:
+            qat_metrics["qat/recovered_fraction"] = (rounded - qat_metrics[metric]) / (rounded - floating)
+    warnings = [
+        f"{task} fell from {reference[task]:.3f} to {qat_metrics[task]:.3f}, beyond the reference's interval"
+        for task in ("boolq/accuracy", "squad/f1")
+        if task in qat_metrics and qat_metrics[task] < reference.get(f"{task}_ci_low", float("-inf"))
+    ]
+    if warnings:
+        tracking.set_tags({"edgequant.warnings": "; ".join(warnings)})
+    return warnings
+
+
+def closing_rows(rows: dict[str, Metrics], model: str, scheme: str, warnings: list[str]) -> list[dict[str, Any]]:
+    """The closing table: one row per variant, the warnings on QAT's."""
+    names = {"baseline": "none", "control": "none"}
+    table = [{"model": model, "variant": v, "scheme": names.get(v, scheme), **metrics} for v, metrics in rows.items()]
+    if warnings:
+        table[-1]["warning"] = "; ".join(warnings)
+    return table
+
+
+def register_result(job: QuantizedTraining, checkpoint: Path, rows: dict[str, Metrics]) -> str:
+    """Register the QAT checkpoint as `edgequant-<model>` with its metrics; returns the version."""
+    from edgequant import tracking
+
+    tags = {
+        "edgequant.model": job.name,
+        "edgequant.scheme": job.scheme.name,
+        "edgequant.variant": "qat",
+        "edgequant.baseline": json.dumps(rows["baseline"]),
+    }
+    return tracking.register_checkpoint(checkpoint, f"edgequant-{job.name}", metrics=rows["qat"], tags=tags)
+
+
+def next_command(model: str, version: str | None) -> str:
+    """What a user would do with the result."""
+    if version is None:
+        return "edgequant report"
+    return f"edgequant promote --model edgequant-{model} --version {version}"
