@@ -18,8 +18,8 @@ def footprint_metrics(model: Any, checkpoint: Path | None = None) -> dict[str, f
 
     `size/checkpoint_gb`: the checkpoint's weight files with scales and zero points; without a checkpoint, the bytes
     that the parameters take in their dtype, tied weights once. `size/bits_per_parameter`: those bytes over the
-    parameters of the unquantised architecture. `size/reduction_vs_fp16` and `_fp32`: per cent saved against 2 and 4 bytes per
-    parameter. `size/resident_gb`: parameters and buffers in memory now.
+    parameters of the unquantised architecture. `size/reduction_vs_fp16` and `_fp32`: per cent saved against 2 and 4
+    bytes per parameter. `size/resident_gb`: parameters and buffers in memory now.
     """
     resident, parameters = resident_bytes(model), unquantized_parameters(model)
     on_disk = checkpoint_bytes(checkpoint) if checkpoint is not None else resident_parameter_bytes(model)

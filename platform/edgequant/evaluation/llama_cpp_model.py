@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -18,6 +21,7 @@ from edgequant.evaluation.footprint import GB, size_metrics
 from edgequant.evaluation.language_model import Choice, DecodeTiming, Generated, Window
 
 _BATCH = 512
+DEFAULT_CONTEXT = 4096
 
 
 class LlamaCppModel:
@@ -46,18 +50,16 @@ class LlamaCppModel:
         self._threads = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         self._gpu_layers = gpu_layers
         self.on_gpu = gpu_layers != 0
-        vocabulary = self._open(8, vocab_only=True)
-        trained = int(
-            vocabulary.metadata.get(f"{vocabulary.metadata.get('general.architecture')}.context_length", 2048)
-        )
-        self.context_length = min(context_length or 4096, trained)
-        self._read_vocabulary(vocabulary)
-
-    def _read_vocabulary(self, opened: Any) -> None:
-        self._vocabulary, self._metadata = opened, opened.metadata
-        adds_bos = self._library.llama_vocab_get_add_bos(opened._model.vocab)
-        self.bos = opened.token_bos() if adds_bos else None
-        self.start_token = next(token for token in (opened.token_bos(), opened.token_eos(), 0) if token >= 0)
+        self._repacks = _repacking_works(self.path)
+        self._generator = self._open(context_length or DEFAULT_CONTEXT)
+        self._metadata = self._generator.metadata
+        architecture = self._metadata.get("general.architecture")
+        trained = int(self._metadata.get(f"{architecture}.context_length", DEFAULT_CONTEXT))
+        self.context_length = min(context_length or DEFAULT_CONTEXT, trained)
+        adds_bos = self._library.llama_vocab_get_add_bos(self._generator._model.vocab)
+        ends = (self._generator.token_bos(), self._generator.token_eos(), 0)
+        self.bos = ends[0] if adds_bos else None
+        self.start_token = next(token for token in ends if token >= 0)
 
     @property
     def description(self) -> dict[str, str]:
@@ -68,6 +70,7 @@ class LlamaCppModel:
             "threads": str(self._threads),
             "bos": str(self.bos),
             "llama_cpp": self._library.__version__,
+            "repacked": str(self._repacks),
         }
 
     @property
@@ -76,7 +79,7 @@ class LlamaCppModel:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         prefix = [] if self.bos is None else [self.bos]
-        rows = [self._vocabulary.tokenize(text.encode(), add_bos=False, special=True) for text in texts]
+        rows = [self._generator.tokenize(text.encode(), add_bos=False, special=True) for text in texts]
         return [list(row) if row[:1] == prefix else prefix + list(row) for row in rows]
 
     def encode_choices(self, contexts: Sequence[str], continuations: Sequence[str]) -> list[Choice]:
@@ -89,7 +92,7 @@ class LlamaCppModel:
         return choices
 
     def decode(self, tokens: Sequence[int]) -> str:
-        return self._vocabulary.detokenize(list(tokens)).decode(errors="replace")
+        return self._generator.detokenize(list(tokens)).decode(errors="replace")
 
     def render_chat(self, question: str) -> str:
         template = self._metadata.get("tokenizer.chat_template")
@@ -98,7 +101,7 @@ class LlamaCppModel:
         from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
         eos, bos = (
-            self._vocabulary._model.token_get_text(token) for token in (self._vocabulary.token_eos(), self.start_token)
+            self._generator._model.token_get_text(token) for token in (self._generator.token_eos(), self.start_token)
         )
         formatter = Jinja2ChatFormatter(template=template, eos_token=eos, bos_token=bos, add_generation_prompt=True)
         return formatter(messages=[{"role": "user", "content": question}]).prompt
@@ -146,7 +149,7 @@ class LlamaCppModel:
     def footprint(self, checkpoint: Path | None = None) -> dict[str, float]:
         """The file's bytes; llama.cpp maps the file, so those are what is resident, too."""
         size = self.path.stat().st_size
-        parameters = int(self._library.llama_model_n_params(self._vocabulary._model.model))
+        parameters = int(self._library.llama_model_n_params(self._generator._model.model))
         return size_metrics(size, parameters) | {"size/resident_gb": size / GB}
 
     def _log_probabilities(self, tokens: Sequence[int], first: int) -> np.ndarray:
@@ -171,23 +174,54 @@ class LlamaCppModel:
     def _scorer(self) -> Any:
         return self._open(self.context_length, logits_all=True)
 
-    @cached_property
-    def _generator(self) -> Any:
-        return self._open(self.context_length)
-
     def _ends(self, token: int) -> bool:
-        return bool(self._library.llama_vocab_is_eog(self._vocabulary._model.vocab, token))
+        return bool(self._library.llama_vocab_is_eog(self._generator._model.vocab, token))
 
     def _open(self, context: int, **options: Any) -> Any:
         try:
-            return self._library.Llama(
-                str(self.path), n_ctx=context, n_batch=_BATCH, n_threads=self._threads, n_threads_batch=self._threads,
-                n_gpu_layers=self._gpu_layers, swa_full=True, verbose=False, **options,
-            )  # fmt: skip
+            with _default_parameters(self._library, use_extra_bufts=self._repacks):
+                return self._library.Llama(
+                    str(self.path), n_ctx=context, n_batch=_BATCH, n_threads=self._threads,
+                    n_threads_batch=self._threads, n_gpu_layers=self._gpu_layers, swa_full=True, verbose=False,
+                    **options,
+                )  # fmt: skip
         except (ValueError, OSError) as error:
             raise UserError(
-                f"{self.path} could not be loaded by llama.cpp ({error}); is it a complete .gguf file?"
+                f"{self.path} could not be loaded by llama.cpp ({error}); is it a whole .gguf file?"
             ) from None
+
+
+@contextmanager
+def _default_parameters(library: Any, **changes: Any) -> Iterator[None]:
+    """llama-cpp-python passes only some of llama.cpp's model parameters on; the rest come from the defaults."""
+    original = library.llama_cpp.llama_model_default_params
+
+    def changed() -> Any:
+        parameters = original()
+        for name, value in changes.items():
+            setattr(parameters, name, value)
+        return parameters
+
+    library.llama_cpp.llama_model_default_params = changed
+    try:
+        yield
+    finally:
+        library.llama_cpp.llama_model_default_params = original
+
+
+def _repacking_works(path: Path) -> bool:
+    """Whether one token survives with repacked weights, tried in a process of its own.
+
+    A virtual machine may announce AMX without letting processes use it; llama.cpp then dies with a segmentation fault.
+    """
+    program = "import sys, llama_cpp; m = llama_cpp.Llama(sys.argv[1], n_ctx=64, verbose=False); m.eval([1, 1, 1])"
+    paths = os.pathsep.join(entry for entry in sys.path if entry)
+    tried = subprocess.run(
+        [sys.executable, "-c", program, str(path)], capture_output=True, env={**os.environ, "PYTHONPATH": paths}
+    )
+    return (
+        tried.returncode >= 0
+    )  # a negative code is a signal; anything else shows again, with its message, when loading
 
 
 def _import_llama_cpp() -> Any:
