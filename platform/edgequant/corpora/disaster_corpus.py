@@ -14,6 +14,8 @@ from edgequant.errors import UserError
 
 FOLDER = Path(__file__).with_name("disaster")
 DOCUMENTS = FOLDER / "documents"
+BACKGROUND = FOLDER / "background.txt"  # text of no domain, for the classifier
+DOMAIN_TERMS = FOLDER / "domain_terms.yaml"
 BOOLEAN_QUESTIONS = FOLDER / "boolean_questions.jsonl"
 SPAN_QUESTIONS = FOLDER / "span_questions.json"
 
