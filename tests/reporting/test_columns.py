@@ -21,11 +21,11 @@ def test_numbers_that_are_none_say_so() -> None:
     assert [significant(value, 3) for value in (math.nan, math.inf, -math.inf)] == ["NaN", "∞", "-∞"]
 
 
-def test_fractions_become_percent_and_squad_scores_stay_as_they_are() -> None:
-    row = {"boolq/accuracy": 0.6217, "squad/f1": 50.982, "size/reduction_vs_fp16": 0.7}
+def test_fractions_become_percent_and_percentages_stay_as_they_are() -> None:
+    row = {"boolq/accuracy": 62.17, "qat/recovered_fraction": 0.85, "size/reduction_vs_fp16": 70.0}
     assert {column.key: column.cells[0] for column in columns([row])} == {
         "boolq/accuracy": "62.2",
-        "squad/f1": "51.0",
+        "qat/recovered_fraction": "85.0",
         "size/reduction_vs_fp16": "70.0",
     }
 

@@ -37,7 +37,7 @@ def test_a_scatter_names_every_point_and_leaves_out_rows_without_both_metrics() 
 
 
 def test_error_bars_reach_the_ends_of_the_confidence_interval() -> None:
-    row = {"variant": "qat", "boolq/accuracy": 0.62, "boolq/accuracy_ci_low": 0.59, "boolq/accuracy_ci_high": 0.66}
+    row = {"variant": "qat", "boolq/accuracy": 62.0, "boolq/accuracy_ci_low": 59.0, "boolq/accuracy_ci_high": 66.0}
     error = bars([row, {**row, "variant": "ptq"}], "boolq/accuracy").data[0].error_x
     assert list(error.array) == pytest.approx([4.0, 4.0]) and list(error.arrayminus) == pytest.approx([3.0, 3.0])
 

@@ -20,7 +20,7 @@ LOW, HIGH = "_ci_low", "_ci_high"
 class Metric:
     """One metric's presentation.
 
-    `scale` turns the stored number into the shown one (0.72 of a fraction is 72 %); `digits` are significant digits.
+    `scale` turns the stored number into the shown one (a fraction of 0.72 is 72 %); `digits` are significant digits.
     """
 
     heading: str
@@ -45,22 +45,18 @@ class Column:
     is_number: bool
 
 
-def _percent(heading: str, better: Literal["lower", "higher"] = "higher") -> Metric:
-    return Metric(heading, "%", better, scale=100.0)
-
-
 # In the order in which people compare: quality, size, speed, honesty of the conversion, training.
 METRICS: dict[str, Metric] = {
     "domain/perplexity": Metric("perplexity (domain)", "", "lower", digits=4),
     "wikitext2/perplexity": Metric("perplexity (WikiText-2)", "", "lower", digits=4),
     "wikitext2/bits_per_byte": Metric("bits/byte (WikiText-2)", "", "lower", digits=4),
-    "boolq/accuracy": _percent("BoolQ accuracy"),
-    "boolq/balanced_accuracy": _percent("BoolQ balanced accuracy"),
+    "boolq/accuracy": Metric("BoolQ accuracy", "%", "higher"),
+    "boolq/balanced_accuracy": Metric("BoolQ balanced accuracy", "%", "higher"),
     "squad/exact_match": Metric("SQuAD exact match", "%", "higher"),
     "squad/f1": Metric("SQuAD F1", "%", "higher"),
     "size/checkpoint_gb": Metric("size", "GB", "lower"),
-    "size/reduction_vs_fp16": _percent("smaller than fp16"),
-    "size/reduction_vs_fp32": _percent("smaller than fp32"),
+    "size/reduction_vs_fp16": Metric("smaller than fp16", "%", "higher"),
+    "size/reduction_vs_fp32": Metric("smaller than fp32", "%", "higher"),
     "size/bits_per_parameter": Metric("bits/parameter", "", "lower"),
     "size/resident_gb": Metric("resident", "GB", "lower"),
     "latency/decode_ms_per_token": Metric("decode ms/token", "", "lower"),
@@ -69,11 +65,17 @@ METRICS: dict[str, Metric] = {
     "latency/prefill_ms_per_token_p90": Metric("prefill ms/token p90", "", "lower"),
     "latency/time_to_first_token_ms": Metric("first token", "ms", "lower"),
     "latency/time_to_first_token_ms_p90": Metric("first token p90", "ms", "lower"),
-    "qat/recovered_fraction": _percent("PTQ loss recovered"),
+    "qat/recovered_fraction": Metric("PTQ loss recovered", "%", "higher", scale=100.0),
     "parity/max_logit_error": Metric("largest logit error", "", "lower"),
+    "parity/argmax_agreement": Metric("same next token", "%", "higher", scale=100.0),
     "parity/perplexity_delta": Metric("perplexity drift", "", None),
     "train/tokens_per_second": Metric("training tokens/s", "", "higher"),
 }
+FURTHER = ("_p90", "vs_fp32", "bits_per_byte", "resident_gb")  # described above, but not what people compare first
+HEADLINE = (
+    *(key for key in METRICS if not key.endswith(FURTHER)),
+    *("domain_qa/boolean_accuracy", "domain_qa/span_f1"),
+)
 IDENTITY = ("model", "variant", "scheme")  # what names a row
 _GIGABYTES_AS_MEGABYTES = 1000.0
 
@@ -94,10 +96,8 @@ def metric(key: str) -> Metric:
         return METRICS[key]
     if matched := re.fullmatch(r"(.+)/perplexity", key):
         return Metric(f"perplexity ({_words(matched[1])})", "", "lower", digits=4)
-    if matched := re.fullmatch(r"domain_qa/(.*)(accuracy|f1|exact_match)", key):
-        # accuracies are fractions everywhere, exact match and F1 are percentages as SQuAD's own script gives them
-        scale = 100.0 if matched[2] == "accuracy" else 1.0
-        return Metric(f"domain QA {_words(matched[1] + matched[2])}", "%", "higher", scale=scale)
+    if matched := re.fullmatch(r"domain_qa/(.*(accuracy|f1|exact_match))", key):
+        return Metric(f"domain QA {_words(matched[1])}", "%", "higher")
     return Metric(_words(key), digits=4)
 
 
@@ -131,6 +131,13 @@ def columns(rows: Sequence[Row]) -> list[Column]:
     filled = [key for key in keys if any(row.get(key) not in (None, "") for row in rows)]
     shown = [key for key in filled if not (is_bound(key) and _without_bound(key) in filled)]
     return [_column(key, rows) for key in sorted(shown, key=_position)]
+
+
+def headline(shown: list[Column], most: int) -> list[Column]:
+    """All columns where at most `most` hold metrics; else names, texts and the metrics that people compare first."""
+    if sum(is_metric(column.key) for column in shown) <= most:
+        return shown
+    return [column for column in shown if not is_metric(column.key) or column.key in HEADLINE]
 
 
 def best_rows(rows: Sequence[Row], key: str) -> frozenset[int]:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from edgequant.tracking import Run
 
 PLAIN_WIDTH = 100  # characters, where output goes to a file or a pipe
+MOST_METRICS = 12  # with more, only those that people compare first; summary.json has them all
+LONG_TEXT = 40  # longer texts (warnings, hashes) stand below the table
 TURNED_ROWS = 5  # up to so many models stand side by side, one line per metric
 
 
@@ -47,19 +49,40 @@ def closing_console() -> Console:
 
 def print_table(title: str, rows: Sequence[Mapping[str, Any]], console: Console) -> None:
     """Rows as a table that fits the console: as it is, turned (few models, many metrics), or cut into several."""
-    from edgequant.reporting.columns import columns
+    from edgequant.reporting.columns import columns, headline
 
     console.print()
     if not rows:
         console.print(f"{title}: nothing to show", markup=False)
         return
-    shown, shared = _without_shared_names(columns(rows))
+    everything = columns(rows)
+    shown, shared = _without_shared_names(headline(everything, MOST_METRICS))
+    remarks = [column for column in shown if not column.is_number and max(map(len, column.cells)) > LONG_TEXT]
+    shown = [column for column in shown if column not in remarks] or shown
     title = f"{title} · {shared}" if shared and shared not in title else title
     for table in _fitting_tables(shown, len(rows), console):
         console.print(title, style="bold", markup=False, highlight=False)
         console.print(table)
     if any(column.best for column in shown):
         console.print("* best of its column or line", style="dim")
+    for line in _remark_lines(remarks, shown):
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
+    if left_out := len(everything) - len(headline(everything, MOST_METRICS)):
+        console.print(f"{left_out} more metrics are in the run and in summary.json", style="dim")
+
+
+def _remark_lines(remarks: list[Column], shown: list[Column]) -> list[str]:
+    """`qat w8a8: warning ...`, named by what tells the row apart."""
+    from edgequant.reporting.columns import IDENTITY, MISSING
+
+    names = [column for column in shown if column.key in IDENTITY and len(set(column.cells)) > 1]
+    lines = []
+    for column in remarks:
+        for row, cell in enumerate(column.cells):
+            if cell != MISSING:
+                owner = " ".join(name.cells[row] for name in names)
+                lines.append(f"{owner} {column.heading}: {cell}".strip())
+    return lines
 
 
 def _without_shared_names(shown: list[Column]) -> tuple[list[Column], str]:
