@@ -9,6 +9,7 @@ import numpy as np
 from edgequant.errors import UserError
 from edgequant.evaluation.intervals import Bootstrap
 from edgequant.evaluation.language_model import LanguageModel
+from edgequant.evaluation.progress import progress
 
 
 def boolq_prompt(row: dict) -> str:
@@ -42,7 +43,8 @@ def boolq_items(model: LanguageModel, rows: Sequence[dict], *, chat: bool = Fals
     prompts = [model.render_chat(boolq_chat_question(row)) if chat else boolq_prompt(row) for row in rows]
     choices = model.encode_choices(prompts, ("no", "yes") if chat else (" no", " yes"))
     fitting = [index for index, choice in enumerate(choices) if choice.longest <= model.context_length]
-    scored = dict(model.log_likelihoods([choices[index] for index in fitting]))
+    results = model.log_likelihoods([choices[index] for index in fitting])
+    scored = dict(progress(results, len(fitting), "yes or no"))
     by_row = {fitting[at]: scores for at, scores in scored.items()}
     nan = (float("nan"), float("nan"))
     return [_item(at, row, choices[at].longest, by_row.get(at, nan)) for at, row in enumerate(rows)]

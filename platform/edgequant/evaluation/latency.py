@@ -20,6 +20,7 @@ class LatencyProtocol:
     repetitions: int = 5
     warmup: int = 2
     seed: int = 0
+    methods: tuple[str, ...] = ("generate", "static")
 
 
 def latency_protocol(
@@ -30,6 +31,7 @@ def latency_protocol(
     repetitions: int = 5,
     warmup: int = 2,
     seed: int = 0,
+    methods: tuple[str, ...] = ("generate", "static"),
 ) -> LatencyProtocol:
     """The protocol asked for, with what is left open filled in for the device: 512/128 on a GPU, 128/32 on a CPU."""
     return LatencyProtocol(
@@ -39,6 +41,7 @@ def latency_protocol(
         repetitions=repetitions,
         warmup=warmup,
         seed=seed,
+        methods=tuple(method for method in model.decode_methods if method in methods),
     )
 
 
@@ -67,7 +70,7 @@ def latency_metrics(model: LanguageModel, protocol: LatencyProtocol) -> tuple[di
             headline = (prompt_length, batch_size) == (protocol.prompt_lengths[0], protocol.batch_sizes[0])
             suffix = "" if headline else f"_prompt{prompt_length}_batch{batch_size}"
             # The static cache is the fastest single-stream figure; other batch sizes are for throughput.
-            for method in model.decode_methods if batch_size == protocol.batch_sizes[0] else model.decode_methods[:1]:
+            for method in protocol.methods if batch_size == protocol.batch_sizes[0] else protocol.methods[:1]:
                 timed = _timed(model, protocol, method, prompt_length, batch_size)
                 metrics |= _summary(timed, method, suffix, prompt_length, batch_size)
                 rows += [_row(method, prompt_length, batch_size, timing) for timing in timed]

@@ -65,13 +65,22 @@ class LlamaCppModel:
     def description(self) -> dict[str, str]:
         return {
             "model": self.path.name,
-            "dtype": f"gguf file type {self._metadata.get('general.file_type', 'unknown')}",
+            "dtype": self.file_type,
             "device": "gpu" if self.on_gpu else "cpu",
             "threads": str(self._threads),
             "bos": str(self.bos),
             "llama_cpp": self._library.__version__,
             "repacked": str(self._repacks),
         }
+
+    @property
+    def file_type(self) -> str:
+        """The file's dominant tensor type as llama.cpp names it, e.g. `q4_1`."""
+        import gguf
+
+        number = int(self._metadata.get("general.file_type", -1))
+        names = {kind.value: kind.name.removeprefix("MOSTLY_").removeprefix("ALL_") for kind in gguf.LlamaFileType}
+        return names.get(number, "gguf").lower()
 
     @property
     def decode_methods(self) -> tuple[str, ...]:

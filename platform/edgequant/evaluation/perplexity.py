@@ -12,6 +12,7 @@ import numpy as np
 from edgequant.errors import UserError
 from edgequant.evaluation.intervals import Bootstrap, exponential_ratio, ratio
 from edgequant.evaluation.language_model import LanguageModel, Window
+from edgequant.evaluation.progress import progress
 from edgequant.evaluation.sampling import draw
 from edgequant.evaluation.wikitext import detokenize, join_rows, wikitext_pages
 
@@ -107,7 +108,7 @@ def wikitext_perplexity(
         )
     chosen = draw(len(windows), limit, seed)
     windows = [windows[index] for index in chosen]
-    nats = dict(model.losses(windows))
+    nats = dict(progress(model.losses(windows), len(windows), "perplexity"))
     scored = [_window_row(model, index, w, nats[at]) for at, (index, w) in enumerate(zip(chosen, windows, strict=True))]
     return Scored(scored, size)
 
@@ -196,7 +197,7 @@ def _score_documents(model: LanguageModel, documents: list[dict], size: int) -> 
         windows += pieces
         owners += [owner] * len(pieces)
     nats, tokens = [0.0] * len(documents), [0] * len(documents)
-    for index, value in sorted(model.losses(windows)):
+    for index, value in sorted(progress(model.losses(windows), len(windows), "document perplexity")):
         nats[owners[index]] += value
         tokens[owners[index]] += windows[index].scored
     named = [

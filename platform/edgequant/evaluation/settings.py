@@ -59,6 +59,9 @@ class EvaluationSettings:
     latency_batch_sizes: tuple[int, ...] | None = None
     """Batch sizes, the first is the headline; None: (1, 8) on a GPU, (1,) on a CPU."""
 
+    latency_methods: tuple[Literal["generate", "static"], ...] = ("generate", "static")
+    """Plain `generate`, and decoding through a static cache (on a GPU as a CUDA graph) where the model allows it."""
+
     latency_new_tokens: int | None = None
     """Decoded tokens per repetition; None: 128 on a GPU, 32 on a CPU."""
 

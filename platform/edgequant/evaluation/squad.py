@@ -11,6 +11,7 @@ from edgequant.errors import UserError
 from edgequant.evaluation.answers import score_predictions
 from edgequant.evaluation.intervals import Bootstrap
 from edgequant.evaluation.language_model import LanguageModel
+from edgequant.evaluation.progress import progress
 
 
 def squad_prompt(row: dict) -> str:
@@ -52,7 +53,8 @@ def squad_items(
         raise UserError("there are no questions to answer; give at least one row")
     prompts = model.encode([_prompt(model, row, examples, chat) for row in rows])
     fitting = [at for at, prompt in enumerate(prompts) if len(prompt) + max_new_tokens <= model.context_length]
-    answers = {fitting[at]: answer for at, answer in model.generate([prompts[at] for at in fitting], max_new_tokens)}
+    results = model.generate([prompts[at] for at in fitting], max_new_tokens)
+    answers = {fitting[at]: answer for at, answer in progress(results, len(fitting), "answers")}
     predictions = {rows[at]["id"]: answer.text.strip() for at, answer in answers.items()}
     return [
         scored

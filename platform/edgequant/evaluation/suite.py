@@ -122,7 +122,7 @@ class _Measuring:
         settings = self.settings
         return latency_protocol(
             self.model, settings.latency_prompt_lengths, settings.latency_batch_sizes, settings.latency_new_tokens,
-            settings.latency_repetitions, settings.latency_warmup, settings.seed,
+            settings.latency_repetitions, settings.latency_warmup, settings.seed, settings.latency_methods,
         )  # fmt: skip
 
     def run(self, measure: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,8 +11,28 @@ if TYPE_CHECKING:
     from edgequant.evaluation.settings import EvaluationSettings
     from edgequant.evaluation.suite import EvaluationData
 
+QAT_MEASURES = ("perplexity", "boolq", "squad", "domain_perplexity", "latency")
 # What a model is measured on for comparison's sake alone: its size and speed are those of the model it stands beside.
 QUALITY_MEASURES = ("perplexity", "boolq", "squad", "domain_perplexity")
+# What a closing table shows; everything else is in MLflow.
+HEADLINE = (
+    "wikitext2/perplexity",
+    "domain/perplexity",
+    "boolq/accuracy",
+    "squad/exact_match",
+    "squad/f1",
+    "latency/decode_ms_per_token",
+    "size/checkpoint_gb",
+    "size/bits_per_parameter",
+    "size/reduction_vs_fp16",
+    "qat/recovered_fraction",
+)
+
+
+def headline(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The metrics of a closing table, in its order, each with its interval's bounds where it has them."""
+    names = [f"{name}{bound}" for name in HEADLINE for bound in ("", "_ci_low", "_ci_high")]
+    return {name: metrics[name] for name in names if name in metrics}
 
 
 def measure(
@@ -24,12 +45,15 @@ def measure(
 ) -> dict[str, float]:
     """Measure a model and log metrics, per-item tables and notes on the active run; returns the metrics."""
     from edgequant import tracking
+    from edgequant.evaluation.squad import predictions_of
     from edgequant.evaluation.suite import evaluate_model
 
     evaluation = evaluate_model(model, tokenizer, data, settings, checkpoint=checkpoint)
     tracking.log_metrics(evaluation.metrics)
     for name, rows in evaluation.items.items():
         tracking.log_table(rows, f"items/{name}.json")
+    if "squad" in evaluation.items:
+        tracking.log_text(predictions_of(evaluation.items["squad"]), "squad_predictions.json")
     if evaluation.notes:
         tracking.log_text("\n".join(evaluation.notes) + "\n", "notes.txt")
     return evaluation.metrics

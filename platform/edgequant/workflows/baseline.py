@@ -1,0 +1,135 @@
+"""`baseline`: several models under identical settings, one table, one nested run each.
+
+mlflow run . -e baseline
+edgequant baseline --models smollm2-135m,qwen2.5-0.5b --limit 500 --data_dir DATA
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from edgequant.errors import UserError
+from edgequant.evaluation.settings import EvaluationSettings
+from edgequant.workflows.evaluate import headline, measure_model, resolved_settings
+
+BARS = (
+    "wikitext2/perplexity", "domain/perplexity", "boolq/accuracy", "squad/f1", "squad/exact_match",
+    "latency/decode_ms_per_token", "size/checkpoint_gb",
+)  # fmt: skip
+SCATTERS = (
+    ("size/checkpoint_gb", "latency/decode_ms_per_token"),
+    ("size/checkpoint_gb", "squad/f1"),
+    ("wikitext2/perplexity", "squad/f1"),
+)
+
+
+def baseline(
+    *,
+    models: str = "smollm2-135m,qwen2.5-0.5b,tinyllama-1.1b,phi-1.5,gemma-3-1b-it",
+    evaluation: EvaluationSettings = EvaluationSettings(),
+    limit: int | None = 200,
+    seed: int | None = None,
+    data_dir: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    cache: bool = True,
+    resume: bool = False,
+    experiment: str = "edgequant",
+) -> None:
+    """Benchmark several models under identical settings: quality, latency and size side by side.
+
+    Args:
+        models: model sources, separated by commas; one that fails is noted and does not stop the others.
+        evaluation: what is measured and how, the same for all.
+        limit: draw this many questions of each set and limit/20 windows; null for everything; wins over
+            evaluation.limit.
+        seed: draws the subset and the resamples; wins over evaluation.seed.
+        data_dir: folder with WikiText-2, BoolQ and SQuAD in their official formats (default: $EDGEQUANT_DATA).
+        device: auto, cpu, cuda or cuda:N.
+        dtype: compute type: auto, float32, bfloat16 or float16.
+        cache: keep every score, so that an interrupted benchmark goes on where it stopped.
+        resume: continue the newest interrupted run of this configuration.
+        experiment: MLflow experiment, unless `mlflow run` names one.
+    """
+    config = {**locals(), "evaluation": asdict(evaluation)}
+    names = model_names(models)
+    settings = resolved_settings(evaluation, limit=limit, seed=seed, cache=cache)
+
+    from edgequant import tracking
+    from edgequant.workflows.closing import print_closing
+
+    with tracking.workflow_run("baseline", config, experiment=experiment, resume=resume) as run:
+        rows, failures = [], {}
+        for name in names:
+            try:
+                rows.append(measure_model(name, settings, data_dir, device=device, dtype=dtype, phase="baseline"))
+            except Exception as error:  # one model's trouble, whatever it is, must not cost the others their results
+                failures[name] = f"{type(error).__name__}: {error}"
+                print(f"{name} failed: {failures[name]}")
+            _free_memory()
+        _conclude(rows, failures)
+        print_closing("baseline", [headline(row) for row in rows] + _failed_rows(failures), run, _next(rows))
+
+
+def model_names(models: str) -> list[str]:
+    """The model sources of a comma-separated list, each once, checked before anything heavy is imported.
+
+    Raises:
+        UserError: the list is empty, or a source is neither a known name nor there.
+    """
+    from edgequant.models import resolve
+
+    names = list(dict.fromkeys(name.strip() for name in models.split(",") if name.strip()))
+    if not names:
+        raise UserError("models is empty; expected sources separated by commas, such as smollm2-135m,qwen2.5-0.5b")
+    for name in names:
+        resolve(name)
+    return names
+
+
+def log_plots(rows: list[dict[str, Any]]) -> None:
+    """Bars per metric and one metric against another, with the intervals as error bars; of what was measured."""
+    from edgequant import tracking
+    from edgequant.reporting import plots
+
+    for metric in BARS:
+        if any(metric in row for row in rows):
+            tracking.log_figure(plots.bars(rows, metric), f"plots/{_file(metric)}.html")
+    for x, y in SCATTERS:
+        if any(x in row and y in row for row in rows):
+            tracking.log_figure(plots.scatter(rows, x, y), f"plots/{_file(y)}_against_{_file(x)}.html")
+
+
+def _conclude(rows: list[dict[str, Any]], failures: dict[str, str]) -> None:
+    """Failures and plots on the parent run; no model at all is the whole run's failure."""
+    from edgequant import tracking
+
+    if failures:
+        tracking.log_text("".join(f"{name}\n{reason}\n\n" for name, reason in failures.items()), "failures.txt")
+        tracking.set_tags({"edgequant.failed_models": ",".join(failures)})
+    if not rows:
+        raise UserError("no model could be measured: " + "; ".join(f"{name}: {why}" for name, why in failures.items()))
+    log_plots(rows)
+
+
+def _failed_rows(failures: dict[str, str]) -> list[dict[str, Any]]:
+    return [{"model": name, "variant": "failed", "scheme": "none"} for name in failures]
+
+
+def _next(rows: list[dict[str, Any]]) -> str:
+    return f"edgequant qat --model {rows[0]['model']}"
+
+
+def _file(metric: str) -> str:
+    return metric.replace("/", "_")
+
+
+def _free_memory() -> None:
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

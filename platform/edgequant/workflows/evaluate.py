@@ -1,0 +1,236 @@
+"""`evaluate`: measure one model, or score a SQuAD prediction file without any.
+
+mlflow run . -e evaluate
+edgequant evaluate --model smollm2-135m --limit 200 --data_dir DATA
+edgequant evaluate --model model.gguf --runtime llama.cpp
+edgequant evaluate --squad_predictions predictions.json --data_dir DATA
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from edgequant.errors import UserError
+from edgequant.evaluation.settings import EvaluationSettings
+
+if TYPE_CHECKING:
+    from edgequant.evaluation.suite import EvaluationData
+
+# What the closing table shows of each measure; everything else is in the run.
+HEADLINES = (
+    "wikitext2/perplexity", "wikitext2/bits_per_byte", "wikitext2/word_perplexity", "domain/perplexity",
+    "boolq/accuracy", "boolq/balanced_accuracy", "squad/exact_match", "squad/f1", "domain_qa/boolean_accuracy",
+    "domain_qa/span_exact_match", "domain_qa/span_f1", "size/checkpoint_gb", "size/resident_gb", "size/peak_rss_gb",
+    "size/peak_cuda_gb", "size/bits_per_parameter", "size/reduction_vs_fp16", "latency/time_to_first_token_ms",
+    "latency/prefill_ms_per_token", "latency/decode_ms_per_token", "latency/decode_ms_per_token_p90",
+    "latency/static_decode_ms_per_token", "energy/joules_per_token",
+)  # fmt: skip
+
+
+def evaluate(
+    *,
+    model: str = "smollm2-135m",
+    squad_predictions: str | None = None,
+    evaluation: EvaluationSettings = EvaluationSettings(),
+    limit: int | None = None,
+    seed: int | None = None,
+    runtime: Literal["torch", "llama.cpp"] = "torch",
+    data_dir: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    cache: bool = True,
+    resume: bool = False,
+    experiment: str = "edgequant",
+) -> None:
+    """Measure a model: perplexity, BoolQ, SQuAD, domain questions, latency and size, with confidence intervals.
+
+    Args:
+        model: short name, hub id, folder (plain model, PEFT adapter, edgequant checkpoint), .gguf file or MLflow URI.
+        squad_predictions: official SQuAD prediction file (JSON of id to answer) to score instead of a model.
+        evaluation: what is measured and how.
+        limit: draw this many questions of each set and limit/20 windows; wins over evaluation.limit.
+        seed: draws the subset and the resamples; wins over evaluation.seed.
+        runtime: torch, or llama.cpp to run a .gguf file in its own integer arithmetic.
+        data_dir: folder with WikiText-2, BoolQ and SQuAD in their official formats (default: $EDGEQUANT_DATA).
+        device: auto, cpu, cuda or cuda:N.
+        dtype: compute type: auto, float32, bfloat16 or float16.
+        cache: keep every score, so that an interrupted evaluation goes on where it stopped.
+        resume: continue the newest interrupted run of this configuration.
+        experiment: MLflow experiment, unless `mlflow run` names one.
+    """
+    config = {**locals(), "evaluation": asdict(evaluation)}
+    settings = resolved_settings(evaluation, limit=limit, seed=seed, cache=cache)
+    check_source(model, runtime, squad_predictions)
+
+    from edgequant import tracking
+    from edgequant.workflows.closing import print_closing
+
+    with tracking.workflow_run("evaluate", config, experiment=experiment, resume=resume) as run:
+        if squad_predictions is not None:
+            row = score_predictions(squad_predictions, settings, data_dir)
+            print_closing(f"evaluate: {squad_predictions}", [row], run, None)
+            return
+        row = measure_model(model, settings, data_dir, runtime=runtime, device=device, dtype=dtype)
+        tracking.log_metrics(metrics_of(row))
+        print_closing(f"evaluate: {row['model']}", [headline(row)], run, f"edgequant ptq --model {model}")
+
+
+def resolved_settings(
+    evaluation: EvaluationSettings, *, limit: int | None, seed: int | None, cache: bool
+) -> EvaluationSettings:
+    """The settings with the command line's own limit, seed and cache folder put in."""
+    from edgequant.files import cache_dir
+
+    changes: dict[str, Any] = {} if limit is None else {"limit": limit}
+    changes |= {} if seed is None else {"seed": seed}
+    if not cache:
+        changes["cache_dir"] = None
+    elif evaluation.cache_dir is None:
+        changes["cache_dir"] = str(cache_dir() / "scores")
+    return replace(evaluation, **changes)
+
+
+def check_source(model: str, runtime: str, squad_predictions: str | None = None) -> None:
+    """Refuse a model or file that is not there, before anything heavy is imported.
+
+    Raises:
+        UserError: names the value and what was expected.
+    """
+    from edgequant import models
+
+    if squad_predictions is not None:
+        if not Path(squad_predictions).is_file():
+            raise UserError(
+                f"squad_predictions {squad_predictions!r} is no file; expected JSON of question id to answer"
+            )
+        return
+    kind = models.resolve(model).kind
+    if runtime == "llama.cpp" and kind != "gguf":
+        raise UserError(
+            f"runtime llama.cpp runs .gguf files, and {model!r} is none; export it first or use runtime torch"
+        )
+
+
+class Target(NamedTuple):
+    """A model ready to be measured, what it is called, and the file or folder whose bytes are its size on disk."""
+
+    model: Any
+    tokenizer: Any
+    name: str
+    scheme: str
+    checkpoint: Path | None
+
+
+def measure_model(
+    model: str,
+    settings: EvaluationSettings,
+    data_dir: str | None,
+    *,
+    runtime: str = "torch",
+    device: str = "auto",
+    dtype: str = "auto",
+    phase: str = "evaluate",
+) -> dict[str, Any]:
+    """Load and measure one model in a nested run; its row for a table: names and every metric."""
+    from edgequant import tracking
+    from edgequant.workflows.inputs import evaluation_data
+    from edgequant.workflows.measuring import measure
+
+    target = load_target(model, runtime=runtime, device=device, dtype=dtype)
+    variant = "baseline" if target.scheme == "none" else "quantized"
+    with tracking.variant_run(variant, model=target.name, scheme=target.scheme, phase=phase):
+        data = evaluation_data(settings.measures, data_dir)
+        log_draws(data, settings)
+        metrics = measure(target.model, target.tokenizer, data, settings, checkpoint=target.checkpoint)
+    return {"model": target.name, "variant": variant, "scheme": target.scheme, **metrics}
+
+
+def load_target(model: str, *, runtime: str, device: str, dtype: str) -> Target:
+    """Load a model of any source for measuring; a .gguf file either de-quantised in torch or as it is in llama.cpp.
+
+    Raises:
+        UserError: the source cannot be loaded, or llama-cpp-python is absent.
+    """
+    from edgequant import models
+
+    source = models.resolve(model)
+    if runtime == "llama.cpp":
+        from edgequant.evaluation.llama_cpp_model import LlamaCppModel
+
+        layers = -1 if models.pick_device(device).startswith("cuda") else 0
+        gguf = LlamaCppModel(source.location, gpu_layers=layers)
+        return Target(gguf, None, source.name, gguf.file_type, Path(source.location))
+    placed = models.pick_device(device)
+    loaded = models.load(model, dtype=models.pick_dtype(dtype, placed), device=placed)
+    return Target(
+        loaded.model,
+        loaded.tokenizer,
+        loaded.source.name,
+        _scheme_of(loaded.model),
+        _checkpoint_of(source, loaded.model),
+    )
+
+
+def _scheme_of(model: Any) -> str:
+    """The quantisation scheme's name as its config tells it, or none."""
+    stated = getattr(model.config, "quantization_config", None)
+    stated = stated if isinstance(stated, dict) or stated is None else stated.to_dict()
+    if not stated:
+        return "none"
+    scheme = stated.get("scheme")
+    name = scheme.get("name") if isinstance(scheme, dict) else scheme
+    return str(name or stated.get("quant_method") or "quantized")
+
+
+def _checkpoint_of(source: Any, model: Any) -> Path | None:
+    """The folder or file on disk that holds exactly this model; None where it was converted on the way."""
+    if source.kind == "gguf":
+        return Path(source.location)
+    folder = Path(str(getattr(model, "name_or_path", "")))
+    is_own_folder = source.kind in ("folder", "mlflow") and (folder / "config.json").is_file()
+    return folder if is_own_folder and not hasattr(model, "peft_config") else None
+
+
+def log_draws(data: EvaluationData, settings: EvaluationSettings) -> None:
+    """File the questions that a limit leaves as data sets of their own, which is what the run's figures stand on."""
+    from edgequant import tracking
+    from edgequant.evaluation.sampling import draw
+    from edgequant.files import sha256_of_bytes
+
+    for name in ("boolq", "squad", "domain_boolean", "domain_span"):
+        rows = getattr(data, name)
+        if rows is not None and settings.limit is not None and settings.limit < len(rows):
+            chosen = draw(len(rows), settings.limit, settings.seed)
+            digest = sha256_of_bytes(json.dumps([rows[index] for index in chosen], sort_keys=True))
+            drawn = f"{name}: {len(chosen)} of {len(rows)}, seed {settings.seed}"
+            tracking.log_dataset(drawn, digest, name, rows=len(chosen), context="drawn")
+
+
+def metrics_of(row: dict[str, Any]) -> dict[str, float]:
+    """A row's numbers without its names."""
+    return {key: value for key, value in row.items() if "/" in key}
+
+
+def headline(row: dict[str, Any]) -> dict[str, Any]:
+    """A row without what only the run needs to know: names, headline metrics and their bounds."""
+    names = [name + end for name in HEADLINES for end in ("", "_ci_low", "_ci_high")]
+    return {key: row[key] for key in ("model", "variant", "scheme", *names) if key in row}
+
+
+def score_predictions(path: str, settings: EvaluationSettings, data_dir: str | None) -> dict[str, Any]:
+    """Score a prediction file over the whole development set, as the official script does."""
+    from edgequant import tracking
+    from edgequant.corpora.benchmarks import load_squad
+    from edgequant.evaluation import answers, squad
+    from edgequant.evaluation.intervals import Bootstrap
+
+    items = answers.score_predictions(load_squad("validation", data_dir), squad.read_predictions(path))
+    bootstrap = Bootstrap(settings.bootstrap_resamples, settings.confidence, settings.seed)
+    metrics = squad.squad_metrics("squad/", items, bootstrap)
+    tracking.log_metrics(metrics)
+    tracking.log_table(items, "items/squad.json")
+    print(f"squad/exact_match {metrics['squad/exact_match']:.3f}\nsquad/f1 {metrics['squad/f1']:.3f}")
+    return {"model": Path(path).stem, "variant": "predictions", "scheme": "none", **metrics}
