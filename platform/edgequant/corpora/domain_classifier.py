@@ -1,8 +1,9 @@
 """Which functional domain a chunk belongs to: a linear model fitted on the bundled train documents.
 
-Features: TF-IDF of words and of parts of words, and counts of terms of the field (disaster/domain_terms.yaml). Small and
-offline: fitted in seconds on first use in a process, so no pickle is shipped or trusted. A seventh class of background
-text (command, finance, training, general prose) and a floor on the density of terms take what belongs to no domain.
+Features: TF-IDF of words and of parts of words, and counts of terms of the field (disaster/domain_terms.yaml). Small
+and offline: fitted in seconds on first use in a process, so no pickle is shipped or trusted. A seventh class of
+background text (command, finance, training, general prose) and a floor on the density of terms take what belongs to
+no domain.
 
 A chunk is judged together with its neighbours in the document: a paragraph on who carries the sacks says little alone.
 """

@@ -26,10 +26,12 @@ _DOCUMENT_TYPES = {
 _HAZARDS = {
     "flood": r"\bfloods?\b|\bflood(?:ing|ed|waters?)\b|\binundat\w+|ගංවතුර|வெள்ள\w*",
     "cyclone": r"\bcyclon\w+|\bhurricanes?\b|\btyphoons?\b|\bstorm surges?\b|සුළි ?සුළං\w*|சூறாவளி\w*|புயல்\w*",
-    "landslide": r"\blandslides?\b|\bmudslides?\b|\bdebris flows?\b|\bslope failures?\b|නාය ?යා\w*|மண்சரிவு\w*|நிலச்சரிவு\w*",
+    "landslide": r"\blandslides?\b|\bmudslides?\b|\bdebris flows?\b|\bslope failures?\b"
+    r"|නාය ?යා\w*|மண்சரிவு\w*|நிலச்சரிவு\w*",
     "tsunami": r"\btsunamis?\b|සුනාමි\w*|சுனாமி\w*|ஆழிப்பேரலை\w*",
     "drought": r"\bdroughts?\b|\bdry spells?\b|නියඟ\w*|නියං\w*|வறட்சி\w*",
-    "epidemic": r"\bepidemics?\b|\boutbreaks?\b|\bpandemics?\b|\bcholera\b|\bdengue\b|\bmeasles\b|වසංගත\w*|ඩෙංගු\w*|தொற்றுநோய்\w*|டெங்கு\w*",
+    "epidemic": r"\bepidemics?\b|\boutbreaks?\b|\bpandemics?\b|\bcholera\b|\bdengue\b|\bmeasles\b"
+    r"|වසංගත\w*|ඩෙංගු\w*|தொற்றுநோய்\w*|டெங்கு\w*",
     "earthquake": r"\bearthquakes?\b|\baftershocks?\b|\bseismic\b",
     "wildfire": r"\bwild ?fires?\b|\bforest fires?\b",
     "tornado": r"\btornado(?:es)?\b",
@@ -62,7 +64,7 @@ def describe(name: str, fields: Mapping[str, str], text: str) -> dict[str, str]:
 
     Args:
         name: File name, with `-` and `_` read as spaces.
-        fields: Stated metadata; `title` and `author` join the evidence, the three keys themselves are taken as they are.
+        fields: Stated metadata; `title` and `author` join the evidence, the three keys themselves are taken as given.
         text: The document's text.
     """
     title = re.sub(r"[-_/.]+", " ", name) + " \n " + fields.get("title", "")
@@ -102,7 +104,7 @@ def _counts(rules: Mapping[str, str], title: str, text: str, *, ignore_case: boo
 
 
 def language_of(text: str, fallback: str = UNKNOWN) -> str:
-    """ISO 639-1 code. Sinhala and Tamil are told by their script, the rest by py3langid; very short text by `fallback`."""
+    """ISO 639-1 code: Sinhala and Tamil by their script, the rest by py3langid, very short text by `fallback`."""
     letters = sum(map(str.isalpha, text))
     for language, script in _EVERY_LANGUAGE_SCRIPT.items():
         if len(script.findall(text)) > 0.5 * max(letters, 1):

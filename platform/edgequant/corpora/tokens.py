@@ -19,11 +19,18 @@ def tokenizer_file(source: str) -> Path:
     stated = Path(source).expanduser() / "tokenizer.json"
     if stated.is_file():  # a folder with nothing but tokenizer files will do, and transformers need not be imported
         return _kept(stated.read_text(encoding="utf-8"))
-    from edgequant.models import load_tokenizer
+    from edgequant.models import load_tokenizer, resolve
 
+    fixed = cache_dir() / "corpus" / "tokenizers" / f"{source}.json" if resolve(source).kind == "embedded" else None
+    if (
+        fixed and fixed.is_file()
+    ):  # comes with a pinned package: no need to import transformers to see that it is the same
+        return fixed
     backend = getattr(load_tokenizer(source), "backend_tokenizer", None)
     if backend is None:
         raise UserError(f"tokenizer {source!r} has no fast form (tokenizer.json); save one with its save_pretrained")
+    if fixed:
+        return write_atomically(fixed, backend.to_str())
     return _kept(backend.to_str())
 
 

@@ -1,0 +1,34 @@
+"""What a data set folder says about itself; its presence tells a complete data set from anything else. Light."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from edgequant.errors import UserError
+
+MANIFEST = "manifest.json"
+
+
+def check_output(folder: Path) -> None:
+    """Refuse a folder that holds something else.
+
+    Raises:
+        UserError: it is a file, or has content but no manifest of an earlier data set.
+    """
+    if folder.is_file():
+        raise UserError(f"output {str(folder)!r} is a file; give a folder")
+    ours = (MANIFEST, "dataset_dict.json")  # an interrupted write leaves the second without the first
+    if folder.is_dir() and any(folder.iterdir()) and not any((folder / name).is_file() for name in ours):
+        raise UserError(f"output {str(folder)!r} holds files that are no data set of this workflow; give a new folder")
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """What an earlier run wrote about its data set, or None where there is no complete one."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    complete = isinstance(manifest, dict) and all((folder / name).exists() for name in manifest.get("contents", ["?"]))
+    return manifest if complete else None

@@ -1,0 +1,144 @@
+"""`corpus`: from a folder of documents to a data set for training and evaluation.
+
+mlflow run . -e corpus                                  # the bundled disaster corpus
+mlflow run . -e corpus -P source=FOLDER                 # PDF, HTML, Markdown, text, DOCX, JSON, JSONL, zip of these
+edgequant corpus --source FOLDER --tokenizer qwen2.5-0.5b --settings.workers 8
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgequant.corpora.settings import CorpusSettings
+from edgequant.errors import UserError
+
+if TYPE_CHECKING:
+    from edgequant.corpora.pipeline import Corpus
+
+
+def corpus(
+    *,
+    source: str | None = None,
+    output: str = "outputs/corpus",
+    model: str = "smollm2-135m",
+    tokenizer: str | None = None,
+    settings: CorpusSettings = CorpusSettings(),
+    experiment: str = "edgequant",
+) -> None:
+    """Build a data set of annotated chunks of 100-150 tokens from a folder of documents.
+
+    Files are processed in parallel under time and memory limits; what cannot be read is reported and left out. A second
+    run over unchanged input does no work, an added file costs only itself.
+
+    Args:
+        source: folder, file or zip archive of documents (default: the bundled disaster corpus).
+        output: folder that receives the data set: load it with datasets.load_from_disk.
+        model: model whose tokenizer measures the chunks; short name, hub id, folder, .gguf file or MLflow URI.
+        tokenizer: folder or model to take the tokenizer from instead.
+        settings: chunk sizes, lower-casing, duplicates, splits, augmentation, limits, engine.
+        experiment: MLflow experiment, unless `mlflow run` names one.
+    """
+    config = {"source": source, "output": output, "model": model, "tokenizer": tokenizer, "settings": asdict(settings)}
+    folder = Path(output).expanduser()
+    check_source(source, folder)
+
+    from edgequant import tracking
+    from edgequant.corpora.manifest import read_manifest
+    from edgequant.corpora.output import write_corpus
+    from edgequant.corpora.pipeline import build, files_of, source_fingerprint
+    from edgequant.corpora.tokens import tokenizer_file
+    from edgequant.workflows.closing import print_closing
+
+    files = files_of(source)
+    with tracking.workflow_run("corpus", config, experiment=experiment) as run:
+        counter = tokenizer_file(tokenizer or model)
+        fingerprint, keys = source_fingerprint(files, counter, settings)
+        manifest = read_manifest(folder)
+        unchanged = manifest is not None and manifest["fingerprint"] == fingerprint
+        if manifest is None or not unchanged:
+            built = build(files, keys, counter, settings, progress_bar(len(files)))
+            description = {"source": source or "bundled", "tokenizer": tokenizer or model}
+            manifest = write_corpus(built, folder, fingerprint, description, settings)
+            log_corpus(built, folder)
+        tracking.log_dataset(
+            "corpus", manifest["digest"], source or "bundled", rows=sum(manifest["rows"].values()), context="training"
+        )
+        tracking.log_metrics({f"corpus/{split}_chunks": rows for split, rows in manifest["rows"].items()})
+        print_files(manifest["files"])
+        print_closing(closing_title(unchanged), manifest["splits"], run, next_command(output))
+
+
+def check_source(source: str | None, output: Path) -> None:
+    """Refuse what cannot work before anything heavy is imported.
+
+    Raises:
+        UserError: the source does not exist, or the output is a file, holds other files, or lies in the source.
+    """
+    from edgequant.corpora.manifest import check_output
+    from edgequant.corpora.sources import list_files
+
+    if source is not None:
+        folder = Path(source).expanduser()
+        list_files(folder)
+        if folder.is_dir() and output.resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"output {str(output)!r} lies in source {source!r} and would be read as input; move it out")
+    check_output(output)
+
+
+def log_corpus(built: Corpus, folder: Path) -> None:
+    """File the card, the plots, the Parquet files and the list of what was removed with the run."""
+    from edgequant import tracking
+
+    for name in ("README.md", "removed.jsonl"):
+        tracking.log_artifact(folder / name, "corpus")
+    for name in ("plots", "parquet"):
+        tracking.log_folder(folder / name, f"corpus/{name}")
+    tracking.log_table(built.files, "files.json")
+    tracking.log_metrics({"corpus/files_processed": built.processed, "corpus/removed_passages": len(built.removed)})
+
+
+def progress_bar(files: int) -> Any:
+    """A function (done, all) that moves a bar with the rate of files; on a pipe nothing is drawn."""
+    from tqdm.auto import tqdm
+
+    bar = tqdm(total=files, desc="corpus", unit="file", disable=None)
+
+    def move(done: int, _: int) -> None:
+        bar.update(done - bar.n)
+        if done >= files:
+            bar.close()
+
+    return move
+
+
+def print_files(files: list[dict[str, Any]]) -> None:
+    """One line per file: pages, words, chunks, what was removed, warnings; and a line for all."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    from edgequant.workflows.closing import closing_console
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), header_style="bold")
+    table.add_column("file", overflow="fold")
+    for name in ("pages", "words", "chunks", "removed\nwords", "dupli-\ncates"):
+        table.add_column(name, justify="right")
+    table.add_column("warnings", overflow="fold")
+    counted = ("pages", "words", "chunks", "removed words", "duplicates")
+    total = {key: sum(line[key] or 0 for line in files) for key in counted}
+    for line in [*files, {"file": f"all {len(files)}", **total, "warnings": ""}]:
+        numbers = (f"{line[key]:,}" if line[key] else "–" for key in counted)
+        table.add_row(Text(line["file"]), *numbers, Text(line["warnings"]))
+    closing_console().print(table)
+
+
+def closing_title(unchanged: bool) -> str:
+    """Whether this run had anything to do."""
+    return "corpus: nothing to do, the input is unchanged" if unchanged else "corpus"
+
+
+def next_command(output: str) -> str:
+    """What a user does with a data set."""
+    return f"edgequant finetune --text {output}"
