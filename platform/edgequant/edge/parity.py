@@ -1,0 +1,59 @@
+"""How far an exported file is from the model that it was made of: both read the same text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from edgequant import models
+from edgequant.errors import UserError
+
+UNREADABLE = ("phi",)  # architectures that transformers has no GGUF reader for; llama.cpp has
+
+
+def gguf_parity(model: Any, tokenizer: Any, file: Path, text: str, length: int = 512) -> dict[str, float]:
+    """Read the file back through transformers and compare its predictions with the model's on the start of a text.
+
+    Args:
+        model: what was exported, in floating point or quantised.
+        file: the GGUF file.
+        text: any text; its first `length` tokens are read once by both.
+
+    Returns:
+        `parity/max_logit_error` (largest absolute difference of a log-probability), `parity/argmax_agreement` (share of
+        positions with the same most likely next token) and `parity/perplexity_delta` (the file's minus the model's).
+
+    Raises:
+        UserError: transformers cannot read the architecture, or the file's tokenizer reads the text differently.
+    """
+    if model.config.model_type in UNREADABLE:
+        raise UserError(f"transformers cannot read {model.config.model_type} from GGUF, so parity was not measured")
+    read_back = models.load(str(file), dtype="float32", device="cpu")
+    text = text[: 32 * length]  # more characters than tokens take, and not a whole corpus to tokenise
+    ids = tokenizer(text)["input_ids"][:length]
+    if read_back.tokenizer(text)["input_ids"][:length] != ids:
+        raise UserError(
+            f"{file}: its tokenizer, read by transformers, splits the text differently; parity was not measured"
+        )
+    tokens = torch.tensor([ids])
+    return _compare(_log_probabilities(model, tokens), _log_probabilities(read_back.model, tokens), tokens[0])
+
+
+@torch.no_grad()
+def _log_probabilities(model: Any, tokens: Tensor) -> Tensor:
+    """[length, vocabulary], float32, on the CPU."""
+    logits = model(input_ids=tokens.to(model.device)).logits[0]
+    return functional.log_softmax(logits.float().cpu(), dim=-1)
+
+
+def _compare(model: Tensor, file: Tensor, tokens: Tensor) -> dict[str, float]:
+    perplexities = [float(functional.nll_loss(predictions[:-1], tokens[1:]).exp()) for predictions in (model, file)]
+    return {
+        "parity/max_logit_error": float((model - file).abs().max()),
+        "parity/argmax_agreement": float((model.argmax(-1) == file.argmax(-1)).float().mean()),
+        "parity/perplexity_delta": perplexities[1] - perplexities[0],
+    }
