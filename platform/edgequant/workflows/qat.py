@@ -17,13 +17,13 @@ from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.quantization.settings import QuantizationSettings
 from edgequant.training.settings import TrainingSettings
 from edgequant.workflows.inputs import check_text
+from edgequant.workflows.measuring import QAT_MEASURES, headline
 
 if TYPE_CHECKING:
     from edgequant.quantization.scheme import Scheme
     from edgequant.workflows.quantized_training import QuantizedTraining
 
 Metrics = dict[str, float]
-QAT_MEASURES = ("perplexity", "boolq", "squad", "domain_perplexity", "latency")
 
 
 class Candidate(NamedTuple):
@@ -41,7 +41,9 @@ def qat(
     control: bool = True,
     training: TrainingSettings = TrainingSettings(learning_rate=2e-4),
     quantization: QuantizationSettings = QuantizationSettings(),
-    evaluation: EvaluationSettings = EvaluationSettings(measures=QAT_MEASURES, limit=200),
+    evaluation: EvaluationSettings = EvaluationSettings(
+        measures=QAT_MEASURES, limit=200, latency_methods=("generate",)
+    ),
     data_dir: str | None = None,
     output: str | None = None,
     register: bool = True,
@@ -134,7 +136,9 @@ def train_candidate(
     seed: int = 0,
     work_dir: Path,
     quantization: QuantizationSettings = QuantizationSettings(),
-    evaluation: EvaluationSettings = EvaluationSettings(measures=QAT_MEASURES, limit=200),
+    evaluation: EvaluationSettings = EvaluationSettings(
+        measures=QAT_MEASURES, limit=200, latency_methods=("generate",)
+    ),
     on_evaluate: Callable[[int, Metrics], None] | None = None,
 ) -> Candidate:
     """QAT without tracking, as a search's trial runs it: train, convert, save, reload, measure.
@@ -185,7 +189,10 @@ def compare(rows: dict[str, Metrics], text: str) -> list[str]:
 def closing_rows(rows: dict[str, Metrics], model: str, scheme: str, warnings: list[str]) -> list[dict[str, Any]]:
     """The closing table: one row per variant, the warnings on QAT's."""
     names = {"baseline": "none", "control": "none"}
-    table = [{"model": model, "variant": v, "scheme": names.get(v, scheme), **metrics} for v, metrics in rows.items()]
+    table = [
+        {"model": model, "variant": v, "scheme": names.get(v, scheme), **headline(metrics)}
+        for v, metrics in rows.items()
+    ]
     if warnings:
         table[-1]["warning"] = "; ".join(warnings)
     return table

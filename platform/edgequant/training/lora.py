@@ -1,0 +1,48 @@
+"""LoRA and QLoRA through peft: attach adapters, train them with `loop.train`, merge or save them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgequant.errors import UserError
+from edgequant.training.settings import LoraSettings
+
+
+def attach(model: Any, settings: LoraSettings, *, made_from: str) -> Any:
+    """Freeze a model and put trainable adapters on its linears; the head stays as it is.
+
+    Args:
+        model: floating-point, or loaded by bitsandbytes in 8 or 4 bits (QLoRA, Dettmers et al. 2023, arXiv 2305.14314).
+        made_from: model source written into the adapter, so that it can be loaded by itself.
+
+    Raises:
+        UserError: no layer has one of the target names.
+    """
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+
+    if getattr(model, "is_loaded_in_8bit", False) or getattr(model, "is_loaded_in_4bit", False):
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    names = settings.targets if settings.targets == "all-linear" else [n.strip() for n in settings.targets.split(",")]
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=names,
+        task_type="CAUSAL_LM",
+    )
+    try:
+        adapted = get_peft_model(model, config)
+    except ValueError as error:
+        linears = sorted(
+            {name.rpartition(".")[2] for name, module in model.named_modules() if hasattr(module, "in_features")}
+        )
+        raise UserError(
+            f"lora.targets {settings.targets!r} does not fit: {error}; the layers are {', '.join(linears)}"
+        ) from error
+    adapted.peft_config["default"].base_model_name_or_path = made_from
+    return adapted
+
+
+def merge(adapted: Any) -> Any:
+    """The model with its adapters folded into the weights: W + (alpha / rank) B A."""
+    return adapted.merge_and_unload()

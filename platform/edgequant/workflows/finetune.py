@@ -1,0 +1,159 @@
+"""`finetune`: adapt a model to the domain with LoRA, or with QLoRA over bitsandbytes weights.
+
+mlflow run . -e finetune
+edgequant finetune --model FOLDER --base bnb-nf4 --text FOLDER_OF_DOCUMENTS
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+from edgequant.evaluation.settings import EvaluationSettings
+from edgequant.training.settings import LoraSettings, TrainingSettings
+from edgequant.workflows.inputs import check_text
+from edgequant.workflows.measuring import QAT_MEASURES, headline
+
+
+def finetune(
+    *,
+    model: str = "smollm2-135m",
+    text: str = "disaster",
+    base: Literal["float", "bnb-int8", "bnb-nf4", "bnb-fp4"] = "float",
+    training: TrainingSettings = TrainingSettings(learning_rate=5e-4),
+    lora: LoraSettings = LoraSettings(),
+    evaluation: EvaluationSettings = EvaluationSettings(
+        measures=QAT_MEASURES, limit=200, latency_methods=("generate",)
+    ),
+    data_dir: str | None = None,
+    output: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    seed: int = 0,
+    resume: bool = False,
+    experiment: str = "edgequant",
+) -> None:
+    """Domain adaptation: LoRA on the text, the model before and after side by side.
+
+    Writes the adapter, and over a floating-point base also the merged model, which `qat` and `ptq` take as --model.
+
+    Args:
+        model: short name, hub id, folder, .gguf file or MLflow URI of a floating-point model.
+        text: what to train on: disaster, disaster-multilingual, wikitext-2, or a folder or file.
+        base: weights under the adapters: float, or bitsandbytes' bnb-int8, bnb-nf4, bnb-fp4 (QLoRA).
+        training: length, batch, learning rate.
+        lora: rank, scale, dropout and targets of the adapters.
+        evaluation: what is measured and how.
+        data_dir: folder with WikiText-2, BoolQ and SQuAD in their official formats (default: $EDGEQUANT_DATA).
+        output: folder that receives adapter/ and merged/ (default: outputs/finetune/<run id>).
+        device: auto, cpu, cuda or cuda:N.
+        dtype: compute type while measuring: auto, float32, bfloat16 or float16.
+        seed: order of the text, initial values, draws of questions.
+        resume: continue the newest interrupted run of this configuration.
+        experiment: MLflow experiment, unless `mlflow run` names one.
+    """
+    config = {
+        key: asdict(value) if hasattr(value, "__dataclass_fields__") else value for key, value in locals().items()
+    }
+    check_text(text)
+
+    from edgequant import models, tracking
+
+    models.resolve(model)
+    from edgequant.workflows.closing import print_closing
+    from edgequant.workflows.inputs import evaluation_data, training_sequences
+    from edgequant.workflows.measuring import measure
+    from edgequant.workflows.quantized_training import run_folder
+
+    with tracking.workflow_run("finetune", config, experiment=experiment, resume=resume) as run:
+        folder = Path(output).expanduser().resolve() if output else run_folder("finetune", run.id)
+        loaded = load_base(model, base, device=device, dtype=dtype)
+        name, tokenizer, scheme = loaded.source.name, loaded.tokenizer, "none" if base == "float" else base
+        data = evaluation_data(evaluation.measures, data_dir)
+        sequences = training_sequences(text, tokenizer, training.sequence_length, data, data_dir, seed=seed)
+        with tracking.variant_run("baseline", model=name, scheme=scheme, phase="finetune"):
+            before = models.load(model, dtype=dtype, device=device) if base == "float" else loaded
+            rows = {"baseline": measure(before.model, tokenizer, data, evaluation)}
+        with tracking.variant_run("finetuned", model=name, scheme=scheme, phase="finetune"):
+            adapted = adapt(loaded.model, model, sequences, training, lora, folder, seed=seed, resume=run.resumed)
+            after = deliver(adapted, tokenizer, folder, base, dtype=dtype, device=device)
+            rows["finetuned"] = measure(after, tokenizer, data, evaluation)
+        tracking.log_metrics(rows["finetuned"])
+        tracking.log_folder(folder / "adapter", "adapter")
+        table = [{"model": name, "variant": v, "scheme": scheme, **headline(row)} for v, row in rows.items()]
+        print_closing(f"finetune: {name}, LoRA rank {lora.rank}", table, run, next_command(folder, base))
+
+
+def load_base(model: str, base: str, *, device: str, dtype: str) -> Any:
+    """The model to put adapters on: float32 master weights, or bitsandbytes' integers."""
+    from edgequant import models
+    from edgequant.workflows.ptq import bitsandbytes_config
+
+    if base == "float":
+        return models.load(model, dtype="float32", device=device)
+    compute = models.pick_dtype(dtype, models.pick_device(device))
+    return models.load(
+        model, dtype=compute, device=device, load_options={"quantization_config": bitsandbytes_config(base, compute)}
+    )
+
+
+def adapt(
+    model: Any,
+    made_from: str,
+    sequences: Any,
+    training: TrainingSettings,
+    lora: LoraSettings,
+    folder: Path,
+    *,
+    seed: int,
+    resume: bool,
+) -> Any:
+    """Attach adapters and train them; returns the peft model."""
+    import torch
+
+    from edgequant import tracking
+    from edgequant.training.loop import train
+    from edgequant.training.lora import attach
+
+    torch.manual_seed(seed)
+    adapted = attach(model, lora, made_from=made_from)
+    result = train(
+        adapted,
+        sequences,
+        training,
+        folder / "training",
+        seed=seed,
+        resume=resume,
+        title=f"finetune {made_from}",
+        on_log=lambda step, metrics: tracking.log_metrics(metrics, step=step),
+    )
+    tracking.log_metrics({"train/loss": result.loss, "train/tokens_per_second": result.tokens_per_second})
+    return adapted.eval()
+
+
+def deliver(adapted: Any, tokenizer: Any, folder: Path, base: str, *, dtype: str, device: str) -> Any:
+    """Save the adapter, and the merged model where the base is floating point; returns the model to measure."""
+    import shutil
+
+    from edgequant import models
+    from edgequant.training.lora import merge
+
+    adapted.save_pretrained(folder / "adapter", save_embedding_layers=False)  # else peft asks the hub about the base
+    tokenizer.save_pretrained(folder / "adapter")
+    shutil.rmtree(folder / "training", ignore_errors=True)
+    if base != "float":
+        return adapted
+    merged = merge(adapted)
+    merged.save_pretrained(folder / "merged")
+    tokenizer.save_pretrained(folder / "merged")
+    return models.load(str(folder / "merged"), dtype=dtype, device=device).model
+
+
+def next_command(folder: Path, base: str) -> str:
+    """Quantise the adapted model, or look at how it compares."""
+    return (
+        f"edgequant qat --model {folder / 'merged'}"
+        if base == "float"
+        else f"edgequant evaluate --model {folder / 'adapter'}"
+    )
