@@ -21,7 +21,6 @@ from edgequant.workflows.measuring import QAT_MEASURES, headline
 
 if TYPE_CHECKING:
     from edgequant.quantization.scheme import Scheme
-    from edgequant.workflows.quantized_training import QuantizedTraining
 
 Metrics = dict[str, float]
 
@@ -95,7 +94,7 @@ def qat(
         warnings = compare(rows, text)
         checkpoint = job.deliver(output)
         tracking.log_metrics(rows["qat"])
-        version = register_result(job, checkpoint, rows) if register else None
+        version = register_result(job.name, scheme, checkpoint, rows) if register else None
         print_closing(
             f"qat: {job.name}, {scheme}",
             closing_rows(rows, job.name, scheme, warnings),
@@ -198,17 +197,17 @@ def closing_rows(rows: dict[str, Metrics], model: str, scheme: str, warnings: li
     return table
 
 
-def register_result(job: QuantizedTraining, checkpoint: Path, rows: dict[str, Metrics]) -> str:
+def register_result(model: str, scheme: str, checkpoint: Path, rows: dict[str, Metrics]) -> str:
     """Register the QAT checkpoint as `edgequant-<model>` with its metrics; returns the version."""
     from edgequant import tracking
 
     tags = {
-        "edgequant.model": job.name,
-        "edgequant.scheme": job.scheme.name,
+        "edgequant.model": model,
+        "edgequant.scheme": scheme,
         "edgequant.variant": "qat",
         "edgequant.baseline": json.dumps(rows["baseline"]),
     }
-    return tracking.register_checkpoint(checkpoint, f"edgequant-{job.name}", metrics=rows["qat"], tags=tags)
+    return tracking.register_checkpoint(checkpoint, f"edgequant-{model}", metrics=rows["qat"], tags=tags)
 
 
 def next_command(model: str, version: str | None) -> str:
