@@ -95,7 +95,7 @@ def units_of(blocks: Sequence[Block], count_tokens: CountTokens, max_tokens: int
 
 def _counts_in_context(pieces: Sequence[tuple[str, int]], count_tokens: CountTokens) -> list[int]:
     """Tokens of each text where it will stand: after a space or line end, which may merge with the mark before it."""
-    contexts = ["a\n"]
+    contexts = ["a\n"][: len(pieces)]
     for (before, paragraph), (_, following) in pairwise(pieces):
         mark = before[-1] if before[-1] in ".!?:;,)\"'" else "a"
         contexts.append(mark + (" " if paragraph == following else "\n"))

@@ -60,6 +60,8 @@ _EXTENSIONS = {
     "jsonl": "jsonl",
     "ndjson": "jsonl",
     "zip": "zip",
+    "txt": "text",
+    "text": "text",
 }
 _HTML = re.compile(rb"^\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)?<(?:!doctype html|html)\b", re.IGNORECASE | re.DOTALL)
 

@@ -108,7 +108,7 @@ class _Worker:
             answer = self._exchange(request, seconds)
         except TimeoutError:
             self.stop()
-            return {"error": f"not done after file_seconds {seconds:g}; left out"}
+            return {"error": f"not done after file_seconds {seconds:g}"}
         except (OSError, EOFError):
             code = self._process.wait() if self._process else None
             self.stop()
