@@ -200,3 +200,14 @@ def test_llama_cpp_computes_the_same_logits_and_tokens(name, tied, tmp_path) -> 
     assert json.loads(done.stdout.splitlines()[-1]) == ids
     expected = logits(loaded.model, torch.tensor([ids]))[0].numpy()
     assert np.abs(np.load(tmp_path / "l.npy") - expected).max() < 0.01 * np.abs(expected).max()
+
+
+def test_a_vocabulary_of_bare_bytes_reads_back(tmp_path) -> None:
+    from edgequant import models
+
+    loaded = models.load("tiny", dtype="float32", device="cpu")
+    write_gguf(loaded, tmp_path / "m.gguf", "f32")
+    again = models.load(str(tmp_path / "m.gguf"), dtype="float32", device="cpu")
+    ids = loaded.tokenizer(TEXT[2])["input_ids"]
+    assert again.tokenizer(TEXT[2])["input_ids"] == ids
+    torch.testing.assert_close(logits(again.model, torch.tensor([ids])), logits(loaded.model, torch.tensor([ids])))

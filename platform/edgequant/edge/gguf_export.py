@@ -28,7 +28,7 @@ from edgequant.edge.gguf_tensors import (
     source_tensors,
     stored_shape,
 )
-from edgequant.edge.gguf_tokenizer import write_tokenizer
+from edgequant.edge.gguf_tokenizer import WriterOfEmptyLists, write_tokenizer
 from edgequant.errors import UserError
 from edgequant.files import atomic_path, sha256_of
 from edgequant.models import LoadedModel
@@ -89,7 +89,7 @@ def write_gguf(
     architecture = architecture_of(model.config)
     plans = _plans(model, architecture, format_name, embedding_format)
     with atomic_path(path) as temporary:
-        writer = GGUFWriter(temporary, MODEL_ARCH_NAMES[architecture.gguf])
+        writer = WriterOfEmptyLists(temporary, MODEL_ARCH_NAMES[architecture.gguf])
         _write_metadata(writer, model, loaded, format_name)
         _write_tensors(writer, plans, _extra_tensors(model))
     parameters = sum(int(np.prod(plan.source.shape)) for plan in _unique(plans))
@@ -201,7 +201,7 @@ def _notes(plans: list[_Plan], loaded: LoadedModel, format_name: str) -> list[st
         )
     if odd:
         shown = ", ".join(odd[:3]) + (", ..." if len(odd) > 3 else "")
-        notes.append(f"{len(odd)} matrices are not {format_name}: {shown}")
+        notes.append(f"not {format_name}: {shown}")
     if any(
         getattr(module, "activation", None) is not None and hasattr(module, "packed")
         for module in loaded.model.modules()

@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any
 
-from gguf import GGUFWriter, TokenType
+from gguf import GGUFValueType, GGUFWriter, Keys, TokenType
 
 from edgequant.errors import UserError
 
@@ -49,8 +49,6 @@ def write_tokenizer(writer: GGUFWriter, tokenizer: Any, rows: int) -> None:
         writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre(pre_tokenizer_name(definition))
         _add_merges(writer, definition["model"]["merges"])
-        if not definition["model"]["merges"]:
-            writer.add_token_scores([0.0] * rows)
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     _write_special_tokens(writer, tokenizer, rows)
@@ -119,10 +117,22 @@ def _merge_pairs(merges: list[Any]) -> list[tuple[str, str]]:
 
 
 def _add_merges(writer: GGUFWriter, merges: list[Any]) -> None:
-    """Spaces inside a token would read as the separator; byte-level vocabularies write them as another character."""
+    """`left right` per line: byte-level vocabularies write a space as another character. A vocabulary of bare bytes
+    has no merges, which llama.cpp takes for an empty list only if the list is there."""
     lines = [" ".join(pair) for pair in _merge_pairs(merges)]
-    if lines:
-        writer.add_token_merges(lines)
+    writer.add_key_value(Keys.Tokenizer.MERGES, lines, GGUFValueType.ARRAY, GGUFValueType.STRING)
+
+
+class WriterOfEmptyLists(GGUFWriter):
+    """The gguf package refuses to write an array without items, which the format allows: type, then a count of 0."""
+
+    def _pack_val(
+        self, val: Any, vtype: GGUFValueType, add_vtype: bool, sub_type: GGUFValueType | None = None
+    ) -> bytes:
+        if vtype is GGUFValueType.ARRAY and len(val) == 0 and sub_type is not None:
+            kind = self._pack("I", vtype) if add_vtype else b""
+            return kind + self._pack("I", sub_type) + self._pack("Q", 0)
+        return bytes(super()._pack_val(val, vtype, add_vtype, sub_type))
 
 
 def _scores(definition: dict[str, Any], tokens: list[str]) -> list[float]:
