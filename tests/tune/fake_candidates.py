@@ -1,0 +1,52 @@
+"""Candidates that train nothing: a known optimum, failures and slowness on demand. Imported by Ray's workers."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class Candidate(NamedTuple):
+    metrics: dict[str, float]
+    checkpoint: Path
+
+
+def bowl(
+    model: str, scheme: str, *, training: Any, work_dir: Path, rungs: Any, on_evaluate: Any, **_: Any
+) -> Candidate:
+    """Perplexity 10 at a learning rate of 1e-4, more further off; fewer bits are smaller and worse."""
+    _note_call(work_dir, training)
+    distance = math.log10(training.learning_rate / 1e-4) ** 2
+    for step in range(1, training.steps + 1):
+        held_out = {"validation/loss": distance + 1.0 / step} if step in rungs else {}
+        on_evaluate(step, {"train/loss": distance + 1.0 / step} | held_out)
+        time.sleep(float(os.environ.get("FAKE_SECONDS_PER_STEP", "0")))
+    bits = 4 if scheme.startswith("w4") else 8
+    metrics = {"domain/perplexity": 10 + distance + (8 - bits), "size/checkpoint_gb": bits / 8}
+    folder = Path(work_dir) / "checkpoint"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"learning_rate": training.learning_rate}))
+    return Candidate(metrics, folder)
+
+
+def fragile(model: str, scheme: str, *, training: Any, **rest: Any) -> Candidate:
+    """Batches of more than 4 do not fit the memory, and a batch of 2 diverges."""
+    if training.batch_size > 4:
+        raise MemoryError(f"batch_size {training.batch_size} does not fit")
+    candidate = bowl(model, scheme, training=training, **rest)
+    if training.batch_size == 2:
+        candidate.metrics["domain/perplexity"] = math.nan
+    return candidate
+
+
+def broken(model: str, scheme: str, **_: Any) -> Candidate:
+    raise OSError("disk is gone")
+
+
+def _note_call(work_dir: Path, training: Any) -> None:
+    with (Path(work_dir).parent.parent / "calls.txt").open("a") as calls:
+        calls.write(f"{Path(work_dir).name} {training.learning_rate}\n")

@@ -1,0 +1,60 @@
+import pytest
+import yaml
+
+from edgequant.errors import UserError
+from edgequant.quantization.settings import QuantizationSettings
+from edgequant.training.settings import TrainingSettings
+from edgequant_tune.space import bundled_spaces, read_space
+
+SETTINGS = (TrainingSettings, QuantizationSettings)
+
+
+def read(text: str):
+    return read_space(yaml.safe_load(text), SETTINGS)
+
+
+def test_every_bundled_space_reads_and_has_ends_that_the_settings_accept():
+    assert {"qat", "qat-schemes"} <= set(bundled_spaces())
+    for name in bundled_spaces():
+        assert read_space(name, SETTINGS)
+
+
+def test_a_space_keeps_kinds_ends_and_steps_and_gives_the_same_ranges_to_optuna(tmp_path):
+    file = tmp_path / "space.yaml"
+    file.write_text("learning_rate: {log_uniform: [1e-5, 1e-3]}\nsteps: {integers: [50, 200], step: 50}\n")
+    rate, steps = read_space(str(file), SETTINGS)
+    drawn = rate.distribution()
+    assert (drawn.low, drawn.high, drawn.log) == (1e-5, 1e-3, True)  # 1e-5 is text in YAML 1.1
+    assert (steps.distribution().low, steps.distribution().high, steps.distribution().step) == (50, 200, 50)
+    assert steps.contains(150) and not steps.contains(160) and not steps.contains(250)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("learnin_rate: {uniform: [0, 1]}", "did you mean learning_rate"),
+        ("banana: {uniform: [0, 1]}", "Valid: scheme, steps, batch_size"),
+        ("learning_rate: 3", "log_uniform"),
+        ("learning_rate: {log_uniform: [1e-3, 1e-5]}", "low < high"),
+        ("learning_rate: {log_uniform: [0, 1e-5]}", "above 0"),
+        ("learning_rate: {uniform: [0.1, x]}", "'x'"),
+        ("steps: {uniform: [10, 20]}", "integers"),
+        ("steps: {integers: [10.5, 20]}", "whole number"),
+        ("observer: {uniform: [0, 1]}", "choice"),
+        ("observer: {choice: [ema, banana]}", "'banana'"),
+        ("batch_size: {choice: [2, four]}", "expected int"),
+        ("batch_size: {choice: [2, 2]}", "twice"),
+        ("scheme: {choice: [w4-g32, w44]}", "w44"),
+        ("learning_rate: {log_uniform: [1e-5, 1e-3], step: 1e-5}", "step"),
+        ("{}", "empty"),
+    ],
+)
+def test_a_malformed_space_is_refused_with_the_name_and_the_fix(text, said):
+    with pytest.raises(UserError) as refused:
+        read(text)
+    assert said in str(refused.value)
+
+
+def test_an_absent_space_names_the_bundled_ones():
+    with pytest.raises(UserError, match="qat-schemes"):
+        read_space("no-such-space", SETTINGS)

@@ -1,0 +1,88 @@
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from edgequant.errors import UserError
+from edgequant.evaluation.settings import EvaluationSettings
+from edgequant.training.settings import TrainingSettings
+from edgequant_tune.workflow import tune
+
+SHORT = TrainingSettings(steps=4, batch_size=2, sequence_length=64, learning_rate=1e-3)
+QUICK = EvaluationSettings(measures=("domain_perplexity",), limit=20)
+
+
+def test_tune_trains_measures_and_registers_the_best_trial_of_tiny(tmp_path, store, ray_here, capsys):
+    from edgequant import models
+
+    tune(model="tiny", trials=2, training=SHORT, evaluation=QUICK, device="cpu", scheduler="asha")
+    (parent,) = [
+        run
+        for run in store.search_runs([store.get_experiment_by_name("edgequant").experiment_id])
+        if "mlflow.parentRunId" not in run.data.tags
+    ]
+    assert parent.info.status == "FINISHED" and parent.data.tags["edgequant.workflow"] == "tune"
+    artifacts = {file.path for file in store.list_artifacts(parent.info.run_id)}
+    assert {"summary.json", "trials.json", "config.yaml", "checkpoint", "figures"} <= artifacts
+    assert "best.learning_rate" in parent.data.params
+
+    (version,) = store.search_model_versions("name = 'edgequant-tiny'")
+    assert version.tags["edgequant.scheme"] == "w4a8-g32+emb4"
+    filed, logged = float(version.tags["domain/perplexity"]), parent.data.metrics["domain/perplexity"]
+    assert filed == pytest.approx(logged, rel=1e-6)
+    assert math.isfinite(json.loads(version.tags["edgequant.baseline"])["domain/perplexity"])
+    assert models.load("models:/edgequant-tiny/1", device="cpu").model.config.edgequant_model == "tiny"
+    assert "edgequant promote --model edgequant-tiny --version 1" in capsys.readouterr().out
+
+
+def test_trials_are_scored_on_other_documents_than_the_winner():
+    from edgequant.corpora.disaster_corpus import bundled_documents
+    from edgequant.evaluation.suite import EvaluationData
+    from edgequant_tune.candidate import validation_data
+
+    final = [(document.domain, document.text) for document in bundled_documents("test")]
+    scored = validation_data(EvaluationData(domain=final, boolq=None), "disaster", None)
+    assert scored.domain and not {text for _, text in scored.domain} & {text for _, text in final}
+    assert scored.boolq is None and scored.wikitext2 is None
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"space": {"learnin_rate": {"uniform": [0, 1]}}}, "did you mean learning_rate"),
+        ({"space": {"learning_rate": {"uniform": [-1.0, 1.0]}}}, "learning_rate -1.0 is impossible"),
+        ({"space": {"scheme": {"choice": ["w4-g32", "w4-g96"]}}}, "96"),
+        ({"objectives": ("my/metric",)}, "my/metric"),
+        ({"objectives": ("max:my/metric",)}, "measured by nothing"),
+        ({"trials": 0}, "trials 0"),
+        ({"time_budget_minutes": -1.0}, "time_budget_minutes -1.0"),
+        ({"scheduler": "asha", "space": {"sequence_length": {"choice": [32, 64]}}}, "sequence_length"),
+        ({"scheme": "w44"}, "w44"),
+        ({"text": "no-such-text"}, "no-such-text"),
+        ({"model": "no-such-model"}, "no-such-model"),
+    ],
+)
+def test_bad_configuration_is_refused_before_a_run_or_ray_exists(wrong, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as refused:
+        tune(**({"model": "tiny"} | wrong))
+    assert said in str(refused.value)
+    assert not list(Path(tmp_path).iterdir())
+
+
+def test_more_than_the_machine_has_is_refused_not_waited_for(monkeypatch):
+    from edgequant.quantization.settings import QuantizationSettings
+    from edgequant_tune.plan import check_plan, make_search
+
+    asked = {"cpus": 64.0, "gpus": 1.0, "minutes": None, "concurrent": None, "trials": 2, "training": SHORT}
+    plan = check_plan(
+        model="tiny", scheme="w8a8", text="disaster", space="qat", objectives=["domain/perplexity"], scheduler="auto",
+        quantization=QuantizationSettings(), **asked,
+    )  # fmt: skip
+    with pytest.raises(UserError, match="cpus_per_trial 64 is more than the 2 CPUs"):
+        make_search(plan, "run", {"CPU": 2.0}, QUICK, None, "out", "auto", 0)
+    with pytest.raises(UserError, match="device cuda"):
+        make_search(plan, "run", {"CPU": 64.0}, QUICK, None, "out", "cuda", 0)
+    assert make_search(plan, "run", {"CPU": 64.0}, QUICK, None, "out", "auto", 0).gpus == 0
+    assert make_search(plan, "run", {"CPU": 64.0, "GPU": 1.0}, QUICK, None, "out", "auto", 0).job.device == "cuda"

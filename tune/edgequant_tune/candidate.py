@@ -1,0 +1,127 @@
+"""What one trial trains: quantisation-aware training as `qat` does it, scored on validation data.
+
+A search that looked at the test sets would choose what fits them by chance. So trials are scored on the
+validation split of the domain text and of WikiText-2, and on BoolQ's and SQuAD's training questions where their files
+are (their public evaluation set otherwise); only the winner is measured on what `qat` reports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from edgequant.workflows.quantized_training import QuantizedTraining
+from edgequant_tune.trial import HELD_OUT
+
+if TYPE_CHECKING:
+    from edgequant.evaluation.settings import EvaluationSettings
+    from edgequant.evaluation.suite import EvaluationData
+    from edgequant.quantization.settings import QuantizationSettings
+    from edgequant.training.settings import TrainingSettings
+
+HELD_OUT_ROWS = 16  # sequences of held-out text behind `validation/loss`
+OnReport = Callable[[int, dict[str, float]], None]
+
+
+class Candidate(NamedTuple):
+    """Metrics of the checkpoint reloaded from disk, under the contract's names, and the checkpoint's folder."""
+
+    metrics: Mapping[str, float]
+    checkpoint: Path
+
+
+def qat_candidate(
+    model: str,
+    scheme: str,
+    *,
+    training: TrainingSettings,
+    quantization: QuantizationSettings,
+    evaluation: EvaluationSettings,
+    text: str,
+    data_dir: str | None,
+    device: str,
+    seed: int,
+    work_dir: Path,
+    rungs: Sequence[int],
+    on_evaluate: OnReport,
+) -> Candidate:
+    """Train, convert, save, reload, measure.
+
+    Args:
+        rungs: steps after which `validation/loss` is measured, so that a scheduler can compare trials.
+        on_evaluate: called with (step, metrics) after each step: the training loss, and on rungs the held-out loss.
+    """
+    from edgequant.evaluation.suite import evaluate_model
+    from edgequant.workflows.qat import check_configuration
+
+    parsed = check_configuration(model, scheme, text)
+    job = _ObservedTraining(parsed, training, quantization, evaluation, work_dir, seed=seed)
+    job.rungs = frozenset(rungs)
+    job.load(model, text, data_dir, device=device)
+    job.data = validation_data(job.data, text, data_dir)
+    made = job.quantized(on_log=on_evaluate)
+    measured = evaluate_model(made.model, made.tokenizer, job.data, evaluation, checkpoint=made.checkpoint)
+    return Candidate(measured.metrics | dict(made.metrics), job.deliver(None))
+
+
+def validation_data(data: EvaluationData, text: str, data_dir: str | None) -> EvaluationData:
+    """The same measures on data that the final evaluation does not use."""
+    from edgequant.corpora import benchmarks
+    from edgequant.corpora.disaster_corpus import bundled_documents
+
+    def local(name: str, split: str) -> bool:
+        return benchmarks.find_local(name, split, data_dir) is not None
+
+    changed: dict[str, Any] = {}
+    if data.domain is not None:
+        changed["domain"] = [(d.domain, d.text) for d in bundled_documents("validation") if d.language == "en"]
+    if data.wikitext2 is not None:
+        trained_on = text == "wikitext-2" and not local("wikitext2", "train")
+        usable = local("wikitext2", "validation") and not trained_on
+        changed["wikitext2"] = list(benchmarks.load_wikitext2("validation", data_dir)) if usable else None
+    if data.boolq is not None and local("boolq", "train"):
+        changed["boolq"] = list(benchmarks.load_boolq("train", data_dir))
+    if data.squad is not None and local("squad", "train"):
+        changed["squad"] = list(benchmarks.load_squad("train", data_dir))
+    return replace(data, **changed)
+
+
+class _ObservedTraining(QuantizedTraining):
+    """Training that also measures the held-out loss at given steps, of the model as it is simulated then."""
+
+    rungs: frozenset[int] = frozenset()
+
+    def _train(self, model: Any, name: str, on_step: Any, on_log: Any) -> dict[str, float]:
+        rows = self._held_out_rows() if self.rungs else None
+
+        def log(step: int, metrics: Mapping[str, float]) -> None:
+            held_out = {HELD_OUT: _loss(model, rows)} if step in self.rungs else {}
+            on_log(step, dict(metrics) | held_out)
+
+        return super()._train(model, name, on_step, log)
+
+    def _held_out_rows(self) -> Any:
+        from edgequant.corpora.disaster_corpus import bundled_documents
+        from edgequant.corpora.packing import pack
+
+        texts = [document.text for document in bundled_documents("validation")]
+        return pack(texts, self.tokenizer, self.training.sequence_length)[:HELD_OUT_ROWS].to(self.device)
+
+
+def _loss(model: Any, rows: Any) -> float:
+    """Mean next-token loss in nats; leaves the model, its observers included, as it was."""
+    import torch
+
+    from edgequant.quantization import qat
+    from edgequant.training.distillation import next_token_loss
+
+    was_training = model.training
+    model.eval()
+    # every step sets the phase anew before it begins
+    qat.set_phase(model, quantize_inputs=True, observe=False)
+    with torch.no_grad():
+        losses = [float(next_token_loss(model(input_ids=row, use_cache=False).logits, row)) for row in rows.split(4)]
+    model.train(was_training)
+    return sum(losses) / len(losses)

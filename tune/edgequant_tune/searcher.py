@@ -1,0 +1,54 @@
+"""Optuna as Ray Tune's search algorithm, told the truth about trials that were stopped, failed or diverged."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState
+from ray.tune.search.optuna import OptunaSearch
+
+from edgequant_tune.objectives import Objective
+from edgequant_tune.space import Space
+
+METRICS = "metrics/"  # where a report holds the metrics, in Ray's flattened names
+
+
+class Searcher(OptunaSearch):
+    """TPE over the space. A stopped trial is pruned (with its last value), one without a finite value has failed.
+
+    Ray's own class would file the value measured in the middle of training as the trial's result, and a report without
+    every objective as an error.
+    """
+
+    def __init__(
+        self, space: Space, objectives: tuple[Objective, ...], seed: int, first: dict[str, Any] | None
+    ) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        several = len(objectives) > 1
+        metrics = [METRICS + objective.metric for objective in objectives]
+        super().__init__(
+            space={item.name: item.distribution() for item in space},
+            metric=metrics if several else metrics[0],
+            mode=[objective.mode for objective in objectives] if several else objectives[0].mode,
+            points_to_evaluate=[first] if first else None,
+            seed=seed,
+        )
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        value = result.get(self.metric) if isinstance(self.metric, str) else None
+        if value is not None and math.isfinite(value):
+            super().on_trial_result(trial_id, result)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        names = [self.metric] if isinstance(self.metric, str) else list(self.metric or [])
+        values = [(result or {}).get(name) for name in names]
+        usable = all(value is not None and math.isfinite(value) for value in values)
+        if result and result.get("complete") and usable:
+            return super().on_trial_complete(trial_id, result, error)
+        if trial_id not in self._completed_trials:
+            stopped = not error and not (result or {}).get("complete")
+            assert self._ot_study is not None
+            self._ot_study.tell(self._ot_trials[trial_id], state=TrialState.PRUNED if stopped else TrialState.FAIL)
+            self._completed_trials.add(trial_id)

@@ -1,0 +1,198 @@
+"""The search space: which hyperparameters are searched, over which values; read from YAML, checked before Ray starts.
+
+learning_rate: {log_uniform: [1.0e-5, 3.0e-4]}
+warmup_fraction: {uniform: [0.0, 0.2], step: 0.05}
+steps: {integers: [50, 200], step: 50}
+scheme: {choice: [w4a8-g32+emb4, w3-g64+emb4]}
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+
+import yaml
+
+from edgequant.errors import UserError
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
+KINDS = ("uniform", "log_uniform", "integers", "log_integers", "choice")
+SCHEME = "scheme"
+FIXED = frozenset({"save_steps"})  # changes what a crash costs, never the result
+
+
+@dataclass(frozen=True)
+class Hyperparameter:
+    """One searched hyperparameter; `values` are the two ends (both included) or all there is to choose."""
+
+    name: str
+    kind: str
+    values: tuple[Any, ...]
+    step: float | None = None
+
+    def distribution(self) -> BaseDistribution:
+        """The same range in Optuna's terms."""
+        from optuna import distributions
+
+        if self.kind == "choice":
+            return distributions.CategoricalDistribution(self.values)
+        low, high = self.values
+        logarithmic = self.kind.startswith("log_")
+        if self.kind.endswith("integers"):
+            return distributions.IntDistribution(low, high, log=logarithmic, step=int(self.step or 1))
+        return distributions.FloatDistribution(low, high, log=logarithmic, step=self.step)
+
+    def contains(self, value: Any) -> bool:
+        """Whether the search could come to this value."""
+        if self.kind == "choice":
+            return value in self.values
+        low, high = self.values
+        if not isinstance(value, int | float) or not low <= value <= high:
+            return False
+        return self.step is None or math.isclose(
+            (value - low) / self.step, round((value - low) / self.step), abs_tol=1e-9
+        )
+
+
+Space = tuple[Hyperparameter, ...]
+
+
+def bundled_spaces() -> list[str]:
+    """Names of the spaces that come with the package."""
+    folder = files("edgequant_tune") / "spaces"
+    return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
+
+
+def read_space(source: str | Mapping[str, Any], settings: Sequence[type]) -> Space:
+    """Read and check a search space.
+
+    Args:
+        source: name of a bundled space, path of a YAML file, or the mapping itself.
+        settings: dataclasses whose fields may be searched, beside the quantisation `scheme`.
+
+    Raises:
+        UserError: no such file, an unknown hyperparameter (the valid ones are named), a malformed range.
+    """
+    if isinstance(source, Mapping):
+        return _checked(source, "the search space", settings)
+    return _checked(_read_yaml(source), f"search space {source!r}", settings)
+
+
+def _read_yaml(source: str) -> Any:
+    bundled = files("edgequant_tune") / "spaces" / f"{source}.yaml"
+    path = bundled if source in bundled_spaces() else Path(source).expanduser()
+    if not path.is_file():
+        raise UserError(
+            f"search space {source!r} does not exist; give a YAML file or one of {', '.join(bundled_spaces())}"
+        )
+    try:
+        return yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise UserError(f"search space {source!r} is no YAML: {' '.join(str(error).split())}") from error
+
+
+def _checked(found: Any, where: str, settings: Sequence[type]) -> Space:
+    if not isinstance(found, Mapping) or not found:
+        raise UserError(f"{where} is empty; expected lines such as `learning_rate: {{log_uniform: [1.0e-5, 3.0e-4]}}`")
+    types = {SCHEME: str} | {name: kind for each in settings for name, kind in _searchable(each).items()}
+    return tuple(_hyperparameter(str(name), spec, types) for name, spec in found.items())
+
+
+def _searchable(settings: type) -> dict[str, Any]:
+    hints = get_type_hints(settings)
+    return {item.name: hints[item.name] for item in fields(settings) if item.name not in FIXED}
+
+
+def _hyperparameter(name: str, spec: Any, types: Mapping[str, Any]) -> Hyperparameter:
+    if name not in types:
+        near = get_close_matches(name, types, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UserError(f"hyperparameter {name!r} is unknown; {hint}Valid: {', '.join(types)}")
+    kinds = [key for key in spec if key != "step"] if isinstance(spec, Mapping) else []
+    if len(kinds) != 1 or kinds[0] not in KINDS:
+        raise UserError(
+            f"hyperparameter {name}: {spec!r} is no range; expected one of {', '.join(KINDS)}, e.g. {_EXAMPLE}"
+        )
+    kind = kinds[0]
+    if not isinstance(spec[kind], list) or not spec[kind]:
+        raise UserError(f"hyperparameter {name}: {kind} {spec[kind]!r} is no list; e.g. {_EXAMPLE}")
+    values = tuple(_number(name, value, kind) for value in spec[kind]) if kind != "choice" else tuple(spec[kind])
+    _check_range(name, kind, values, spec.get("step"), types[name])
+    return Hyperparameter(name, kind, values, spec.get("step"))
+
+
+_EXAMPLE = "{log_uniform: [1.0e-5, 3.0e-4]}, {integers: [50, 200], step: 50} or {choice: [4, 8]}"
+
+
+def _number(name: str, value: Any, kind: str) -> float:
+    """YAML 1.1 reads 1e-5 (no point) as text; people write it all the same."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise UserError(f"hyperparameter {name}: {value!r} in {kind} is no number") from None
+    if kind.endswith("integers"):
+        if number != int(number):
+            raise UserError(f"hyperparameter {name}: {value!r} in {kind} is no whole number")
+        return int(number)
+    return number
+
+
+def _check_range(name: str, kind: str, values: tuple[Any, ...], step: Any, declared: Any) -> None:
+    if kind == "choice":
+        return _check_choices(name, values, declared)
+    if len(values) != 2 or not values[0] < values[1]:
+        raise UserError(
+            f"hyperparameter {name}: {kind} {list(values)} is no range; expected [low, high] with low < high"
+        )
+    if kind.startswith("log_") and values[0] <= 0:
+        raise UserError(f"hyperparameter {name}: {kind} begins at {values[0]}; a logarithmic range begins above 0")
+    if declared is int and not kind.endswith("integers"):
+        raise UserError(f"hyperparameter {name} is a whole number; use integers: [low, high], not {kind}")
+    if not _is_number(declared):
+        raise UserError(f"hyperparameter {name} is not a number; use choice: [...], not {kind}")
+    if step is not None and (not isinstance(step, int | float) or step <= 0 or kind.startswith("log_")):
+        raise UserError(
+            f"hyperparameter {name}: step {step!r} does not fit {kind}; a step is above 0, for uniform and integers"
+        )
+
+
+def _check_choices(name: str, values: tuple[Any, ...], declared: Any) -> None:
+    if len(set(map(repr, values))) != len(values):
+        raise UserError(f"hyperparameter {name}: choice {list(values)} names a value twice")
+    if name == SCHEME:
+        from edgequant.quantization.scheme import parse_scheme
+
+        for value in values:
+            parse_scheme(str(value))
+    wrong = [value for value in values if not _fits(value, declared)]
+    if wrong:
+        raise UserError(f"hyperparameter {name}: {wrong[0]!r} has the wrong type; expected {_type_name(declared)}")
+
+
+def _fits(value: Any, declared: Any) -> bool:
+    members = _members(declared)
+    kinds = [member for member in members if isinstance(member, type)]
+    if isinstance(value, bool):
+        return bool in kinds
+    whole_as_float = isinstance(value, int) and float in kinds
+    return any(isinstance(value, kind) for kind in kinds) or whole_as_float or value in members
+
+
+def _is_number(declared: Any) -> bool:
+    return int in _members(declared) or float in _members(declared)
+
+
+def _members(declared: Any) -> tuple[Any, ...]:
+    """`int | None` to (int, NoneType); `Literal['a', 'b']` to the values; a plain type to itself."""
+    return get_args(declared) or (declared,)
+
+
+def _type_name(declared: Any) -> str:
+    return " or ".join(getattr(member, "__name__", repr(member)) for member in _members(declared))
