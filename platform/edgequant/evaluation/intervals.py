@@ -34,6 +34,8 @@ class Bootstrap:
 
     def bounds(self, values: np.ndarray) -> tuple[float, float]:
         """The central `confidence` share of resampled statistics; NaN resamples (an empty class) are left out."""
+        if np.isnan(values).all():
+            return float("nan"), float("nan")
         tail = 50 * (1 - self.confidence)
         low, high = np.nanpercentile(values, [tail, 100 - tail])
         return float(low), float(high)

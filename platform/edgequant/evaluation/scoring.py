@@ -50,6 +50,8 @@ class Head:
         parts = self.logits(hidden).float()
         if whole.shape != parts.shape:
             return False
+        if bool(whole.isnan().any()):
+            return bool(parts.isnan().any())  # broken either way; whoever reads the scores says so
         # Half precision rounds the two products differently; a missing scale or cap is off by far more.
         return bool(torch.allclose(whole, parts, rtol=0.05, atol=0.02 * float(whole.abs().max().clamp(min=1e-6))))
 

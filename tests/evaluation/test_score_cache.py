@@ -1,0 +1,129 @@
+"""Kept scores: reused only for the same question to the same model, and kept when the evaluation is killed."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from edgequant.evaluation.score_cache import RememberingModel
+from edgequant.evaluation.settings import EvaluationSettings
+from edgequant.evaluation.squad import squad_items
+from edgequant.evaluation.suite import EvaluationData, evaluate_model
+from edgequant.evaluation.transformers_model import TransformersModel
+
+
+def _settings(folder, **changes):
+    defaults = {"measures": ("perplexity", "boolq", "squad"), "bootstrap_resamples": 20, "window": 128}
+    return EvaluationSettings(**{**defaults, "cache_dir": str(folder), **changes})
+
+
+@pytest.fixture
+def data(questions):
+    return EvaluationData(wikitext2=["the river rose and fell " * 40], boolq=questions, squad=questions)
+
+
+def _reused(evaluation):
+    return next((int(note.split()[0]) for note in evaluation.notes if "scores were read" in note), 0)
+
+
+def _sampled(evaluation):
+    return {name: value for name, value in evaluation.metrics.items() if not name.startswith("size/")}
+
+
+def test_a_second_evaluation_reads_every_score_and_gives_the_same_metrics(small_model, byte_tokenizer, data, tmp_path):
+    first = evaluate_model(small_model("llama"), byte_tokenizer, data, _settings(tmp_path))
+    second = evaluate_model(small_model("llama"), byte_tokenizer, data, _settings(tmp_path))
+    windows = int(first.metrics["wikitext2/windows"])
+    assert _reused(first) == 0 and _reused(second) == windows + 24
+    assert _sampled(first) == _sampled(second)
+    assert first.items == second.items
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"window": 64},
+        {"bos": "always"},
+        {"squad_shots": 1, "measures": ("squad",)},
+        {"max_new_tokens": 5, "measures": ("squad",)},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_changed_protocol_never_returns_an_old_score(small_model, byte_tokenizer, data, tmp_path, change):
+    evaluate_model(small_model("llama"), byte_tokenizer, data, _settings(tmp_path))
+    changed = evaluate_model(small_model("llama"), byte_tokenizer, data, _settings(tmp_path, **change))
+    fresh = evaluate_model(small_model("llama"), byte_tokenizer, data, _settings(tmp_path / "new", **change))
+    assert _sampled(changed) == _sampled(fresh)
+    assert _reused(changed) == (24 if change == {"window": 64} else 0)  # other windows, the same questions
+
+
+def test_other_weights_another_dtype_and_another_window_are_other_models(small_model, byte_tokenizer, tmp_path):
+    def key(model):
+        return RememberingModel(TransformersModel(model, byte_tokenizer), tmp_path).key
+
+    model = small_model("llama")
+    moved = copy.deepcopy(model)
+    with torch.no_grad():
+        moved.model.layers[0].mlp.up_proj.weight[0, 0] += 1e-4
+    wider = copy.deepcopy(model)
+    wider.config.rope_parameters = {**model.config.rope_parameters, "rope_theta": 5e4}
+    keys = [key(model), key(moved), key(copy.deepcopy(model).to(torch.bfloat16)), key(wider)]
+    assert len(set(keys)) == 4
+    assert key(copy.deepcopy(model)) == keys[0]
+
+
+def test_library_versions_and_this_rooms_code_are_part_of_the_key(small_model, byte_tokenizer, tmp_path, monkeypatch):
+    from edgequant.evaluation import score_cache
+
+    def key():
+        return RememberingModel(TransformersModel(small_model("llama"), byte_tokenizer), tmp_path).key
+
+    before = key()
+    monkeypatch.setattr(torch, "__version__", "99.0")
+    other_library = key()
+    monkeypatch.undo()
+    monkeypatch.setattr(score_cache, "_code_digest", lambda: "another")
+    assert len({before, other_library, key()}) == 3
+
+
+def test_a_larger_limit_only_computes_what_is_new(small_model, byte_tokenizer, data, tmp_path):
+    evaluate_model(small_model("llama"), byte_tokenizer, data, _settings(tmp_path, measures=("boolq",), limit=5))
+    more = evaluate_model(small_model("llama"), byte_tokenizer, data, _settings(tmp_path, measures=("boolq",), limit=9))
+    assert _reused(more) == 5 and more.metrics["boolq/items"] == 9
+
+
+def test_an_interrupted_evaluation_keeps_what_it_had_and_goes_on(
+    small_model, byte_tokenizer, questions, tmp_path, monkeypatch
+):
+    def scorer():
+        return RememberingModel(TransformersModel(small_model("phi"), byte_tokenizer, max_batch_tokens=900), tmp_path)
+
+    expected = squad_items(TransformersModel(small_model("phi"), byte_tokenizer), questions)
+    interrupted, batches = scorer(), []
+    original = TransformersModel._answers
+
+    def killed_in_the_third_batch(self, rows):
+        batches.append(len(rows))
+        if len(batches) == 3:
+            raise KeyboardInterrupt
+        return original(self, rows)
+
+    monkeypatch.setattr(TransformersModel, "_answers", killed_in_the_third_batch)
+    with pytest.raises(KeyboardInterrupt):
+        squad_items(interrupted, questions)
+    monkeypatch.undo()
+    resumed = scorer()
+    assert squad_items(resumed, questions) == expected
+    assert resumed.reused == sum(batches[:2]) > 0
+
+
+def test_a_half_written_line_is_computed_again(small_model, byte_tokenizer, questions, tmp_path):
+    scorer = RememberingModel(TransformersModel(small_model("llama"), byte_tokenizer), tmp_path)
+    expected = squad_items(scorer, questions)
+    file = tmp_path / scorer.key / "generate.jsonl"
+    file.write_bytes(file.read_bytes()[:-20])
+    again = RememberingModel(TransformersModel(small_model("llama"), byte_tokenizer), tmp_path)
+    assert squad_items(again, questions) == expected
+    assert again.reused == len(questions) - 1

@@ -1,0 +1,141 @@
+"""Empty data, questions beyond the context, NaN, no chat template: an error or a count, never a silent cut."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+
+from edgequant.errors import UserError
+from edgequant.evaluation.boolq import boolq_items, boolq_metrics
+from edgequant.evaluation.intervals import Bootstrap
+from edgequant.evaluation.settings import EvaluationSettings
+from edgequant.evaluation.squad import squad_items, squad_metrics
+from edgequant.evaluation.suite import EvaluationData, evaluate_model
+from edgequant.evaluation.transformers_model import TransformersModel
+
+QUICK = {"bootstrap_resamples": 20}
+
+
+@pytest.fixture
+def long_question(questions):
+    return {**questions[0], "id": "long", "passage": "x" * 2000, "context": "x" * 2000}
+
+
+def test_questions_beyond_the_context_count_as_wrong_and_are_counted(
+    small_model, byte_tokenizer, questions, long_question
+):
+    scorer = TransformersModel(small_model("llama"), byte_tokenizer)
+    items = boolq_items(scorer, [questions[0], long_question])
+    assert [item["over_long"] for item in items] == [False, True]
+    assert items[1]["correct"] == 0 and math.isnan(items[1]["margin"]) and items[1]["tokens"] > 1024
+    metrics = boolq_metrics("boolq/", items, Bootstrap(20))
+    assert metrics["boolq/over_long"] == 1 and not math.isnan(metrics["boolq/log_odds_margin"])
+    answers = squad_items(scorer, [questions[0], long_question])
+    assert [item["answered"] for item in answers] == [True, False]
+    assert squad_metrics("squad/", answers, Bootstrap(20))["squad/over_long"] == 1
+
+
+def test_over_long_questions_are_reported_in_the_notes(small_model, byte_tokenizer, questions, long_question):
+    data = EvaluationData(boolq=[*questions, long_question])
+    evaluation = evaluate_model(
+        small_model("llama"), byte_tokenizer, data, EvaluationSettings(measures=("boolq",), **QUICK)
+    )
+    assert any("boolq: 1 of 13 are longer" in note for note in evaluation.notes)
+
+
+def test_no_log_likelihood_is_cut_short_by_the_context(small_model, byte_tokenizer, questions):
+    """A question of exactly the context's length is scored; one token more is not."""
+    scorer = TransformersModel(small_model("llama"), byte_tokenizer)
+    row = {**questions[0], "passage": ""}
+    spare = 1024 - boolq_items(scorer, [row])[0]["tokens"]
+    exact, beyond = ({**row, "passage": "x" * length} for length in (spare, spare + 1))
+    assert [item["over_long"] for item in boolq_items(scorer, [exact, beyond])] == [False, True]
+
+
+@pytest.mark.parametrize("measure", ["boolq", "squad", "domain_perplexity"])
+def test_empty_data_say_so(small_model, byte_tokenizer, measure):
+    data = EvaluationData(boolq=[], squad=[], domain=[])
+    with pytest.raises(UserError, match=r"empty|no documents"):
+        evaluate_model(small_model("llama"), byte_tokenizer, data, EvaluationSettings(measures=(measure,)))
+
+
+def test_absent_data_leave_a_note_and_the_other_measures(small_model, byte_tokenizer, questions):
+    settings = EvaluationSettings(measures=("perplexity", "boolq"), **QUICK)
+    evaluation = evaluate_model(small_model("llama"), byte_tokenizer, EvaluationData(boolq=questions), settings)
+    assert "boolq/accuracy" in evaluation.metrics and "wikitext2/perplexity" not in evaluation.metrics
+    assert any(note.startswith("perplexity was left out") for note in evaluation.notes)
+
+
+@pytest.mark.parametrize("measure", ["perplexity", "boolq", "squad"])
+def test_nan_logits_are_an_error_that_names_the_model(small_model, byte_tokenizer, questions, measure):
+    broken = copy.deepcopy(small_model("llama"))
+    with torch.no_grad():
+        broken.model.norm.weight.fill_(math.nan)
+    data = EvaluationData(wikitext2=["x" * 3000], boolq=questions, squad=questions)
+    with pytest.raises(UserError, match="LlamaForCausalLM gives NaN logits"):
+        evaluate_model(broken, byte_tokenizer, data, EvaluationSettings(measures=(measure,)))
+
+
+def test_a_model_without_chat_template_says_so(small_model, byte_tokenizer, questions):
+    settings = EvaluationSettings(measures=("boolq",), chat_template=True)
+    with pytest.raises(UserError, match="no chat template"):
+        evaluate_model(small_model("llama"), byte_tokenizer, EvaluationData(boolq=questions), settings)
+
+
+def test_the_chat_template_frames_the_question(small_model, byte_tokenizer, questions):
+    chatty = copy.deepcopy(byte_tokenizer)
+    chatty.chat_template = "{% for m in messages %}<u>{{ m.content }}</u>{% endfor %}{{ '\n<a>\n' }}"
+    scorer = TransformersModel(small_model("llama"), chatty)
+    choice = scorer.encode_choices([scorer.render_chat("wet?")], ("no", "yes"))[0]
+    assert scorer.decode(choice.context + choice.continuations[1]) == "<u>wet?</u>\n<a>\nyes"
+    settings = EvaluationSettings(measures=("boolq", "squad"), chat_template=True, **QUICK)
+    data = EvaluationData(boolq=questions, squad=questions)
+    assert evaluate_model(small_model("llama"), chatty, data, settings).metrics["squad/items"] == len(questions)
+
+
+def test_a_model_in_training_is_handed_back_in_training(small_model, byte_tokenizer, questions):
+    model = copy.deepcopy(small_model("llama")).train()
+    evaluate_model(
+        model, byte_tokenizer, EvaluationData(boolq=questions), EvaluationSettings(measures=("boolq",), **QUICK)
+    )
+    assert model.training
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"measures": ("speed",)}, "'speed' is unknown"),
+        ({"limit": 0}, "limit 0"),
+        ({"window": 1}, "window 1"),
+        ({"window": 10, "stride": 11}, "stride 11"),
+        ({"join": "lines"}, "join 'lines'"),
+        ({"squad_shots": 2}, "squad_shots 2"),
+        ({"confidence": 95}, "confidence 95"),
+        ({"latency_prompt_lengths": ()}, "latency_prompt_lengths"),
+        ({"bos": "yes"}, "bos 'yes'"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_before_anything_is_loaded(settings, message):
+    with pytest.raises(UserError, match=message):
+        EvaluationSettings(**settings)
+
+
+def test_settings_import_nothing_heavy():
+    import subprocess
+    import sys
+
+    program = (
+        "import sys, edgequant.evaluation.settings, edgequant.workflows.evaluate, edgequant.workflows.baseline;"
+        "print([m for m in ('torch', 'transformers', 'mlflow', 'datasets', 'pandas', 'sklearn') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": ":".join(sys.path)},
+    )
+    assert done.stdout.strip() == "[]"
