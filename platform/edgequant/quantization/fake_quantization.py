@@ -2,27 +2,57 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from edgequant.errors import UserError
-from edgequant.quantization.affine import affine_parameters, fake_quantize, fake_quantize_tokens, fake_quantize_weight
+from edgequant.quantization.affine import (
+    QuantizedWeight,
+    affine_parameters,
+    best_shrink,
+    fake_quantize,
+    fake_quantize_learned,
+    fake_quantize_tokens,
+    fake_quantize_weight,
+    grouped,
+    quantize,
+    quantize_weight,
+    rounded_straight_through,
+    stored_scale,
+    weight_parameters,
+)
 from edgequant.quantization.observers import ObserverName, make_observer
 from edgequant.quantization.scheme import ActivationSpec, WeightSpec
 
 INT8 = (-128, 127)
+# Weights move by fractions of their size at rates near 1e-4; a scale's ratio to its start and a zero point in integer steps
+# are larger numbers, whose rates are these multiples of the weights'.
+SCALE_LEARNING_RATE = 10.0
+ZERO_POINT_LEARNING_RATE = 100.0
 
 
 class DynamicInputQuantizer(nn.Module):
-    """Simulates 8-bit inputs whose range is taken from each token."""
+    """Simulates 8-bit inputs whose range is taken from each token.
+
+    Linears that share an input (query, key and value; gate and up) come one after the other and share the result.
+    """
 
     enabled = True
+    _latest: ClassVar[tuple[Tensor, int, bool, Tensor] | None] = None
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return fake_quantize_tokens(inputs, INT8) if self.enabled else inputs
+        if not self.enabled:
+            return inputs
+        kept = DynamicInputQuantizer._latest
+        with_gradient = torch.is_grad_enabled()
+        if kept is not None and kept[0] is inputs and kept[1:3] == (inputs._version, with_gradient):
+            return kept[3]
+        simulated = fake_quantize_tokens(inputs, INT8)
+        DynamicInputQuantizer._latest = (inputs, inputs._version, with_gradient, simulated)
+        return simulated
 
 
 class StaticInputQuantizer(nn.Module):
@@ -68,27 +98,109 @@ def make_input_quantizer(spec: ActivationSpec | None, observer: ObserverName) ->
     return DynamicInputQuantizer() if spec.mode == "dynamic" else StaticInputQuantizer(observer)
 
 
+def _parameter(values: Tensor, learning_rate_factor: float) -> nn.Parameter:
+    parameter = nn.Parameter(values)
+    parameter.learning_rate_factor = learning_rate_factor  # type: ignore[attr-defined]  # read by the training loop
+    return parameter
+
+
+class WeightQuantizer(nn.Module):
+    """Sees a weight as its integers will represent it.
+
+    Scales and zero points follow each group's extremes as the weight moves, or, `learned`, are parameters of their own that
+    start from the range with the least squared error. A tied head and embedding share one.
+    """
+
+    relative_scale: nn.Parameter | None
+    zero_point: nn.Parameter | None
+    initial_scale: Tensor
+
+    def __init__(self, spec: WeightSpec, weight: Tensor, *, learned: bool) -> None:
+        super().__init__()
+        self.spec = spec
+        self.learned = learned and spec.layout == "affine"
+        if self.learned:
+            self._start_from_least_error(weight)
+
+    @torch.no_grad()
+    def _start_from_least_error(self, weight: Tensor) -> None:
+        groups = grouped(weight.detach().float(), self.spec)
+        scale, zero_point = weight_parameters(groups, self.spec, best_shrink(groups, self.spec))
+        self.register_buffer("initial_scale", scale)
+        # The optimiser sees the scale relative to its start: one learning rate then suits every layer and model.
+        self.relative_scale = _parameter(torch.ones_like(scale), SCALE_LEARNING_RATE)
+        self.zero_point = None if zero_point is None else _parameter(zero_point, ZERO_POINT_LEARNING_RATE)
+
+    def parameters_now(self) -> tuple[Tensor, Tensor | None]:
+        """Scale, as stored, and zero point, integral; both with straight-through gradients."""
+        assert self.relative_scale is not None
+        scale = self.initial_scale * self.relative_scale
+        scale = scale + (stored_scale(scale.detach(), self.spec) - scale).detach()
+        return scale, None if self.zero_point is None else rounded_straight_through(self.zero_point).clamp(
+            *self._bounds
+        )
+
+    @property
+    def _bounds(self) -> tuple[int, int]:
+        return self.spec.integer_range
+
+    def forward(self, weight: Tensor, rows: Tensor | None = None) -> Tensor:
+        """The simulated weight [out, in]; `rows` [n] says which rows of the whole these are."""
+        if not self.learned:
+            return fake_quantize_weight(weight, self.spec)
+        scale, zero_point = self.parameters_now()
+        if rows is not None:
+            scale, zero_point = scale[rows], None if zero_point is None else zero_point[rows]
+        groups = grouped(weight.float(), self.spec)
+        simulated = fake_quantize_learned(groups, scale, zero_point, self._bounds)
+        return simulated.reshape(weight.shape).to(weight.dtype)
+
+    @torch.no_grad()
+    def quantized(self, weight: Tensor) -> QuantizedWeight:
+        """The integers that `forward` simulates."""
+        if not self.learned:
+            return quantize_weight(weight.detach(), self.spec)
+        scale, zero_point = self.parameters_now()
+        codes = quantize(grouped(weight.detach().float(), self.spec), scale, zero_point, self._bounds)
+        return QuantizedWeight(codes.to(torch.int8), scale, zero_point)
+
+
 class FakeQuantizedLinear(nn.Linear):
     """A linear layer that sees its weight, and its input where the scheme says so, through the quantiser.
 
     Takes over the parameters of the layer that it replaces: optimiser state, tying and names stay as they were.
+    A head tied to the embedding refers to the embedding's quantiser instead of having its own.
     """
 
-    def __init__(self, linear: nn.Linear, spec: WeightSpec, input_quantizer: InputQuantizer | None) -> None:
+    def __init__(
+        self,
+        linear: nn.Linear,
+        weight_quantizer: WeightQuantizer,
+        input_quantizer: InputQuantizer | None,
+        *,
+        tied: bool = False,
+    ) -> None:
         super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
         self.weight, self.bias = linear.weight, linear.bias
-        self.spec = spec
+        self._reference: list[WeightQuantizer] = [weight_quantizer] if tied else []
+        if not tied:
+            self.weight_quantizer = weight_quantizer
         self.input_quantizer = input_quantizer
-        self.enabled = True
 
-    def simulated_weight(self) -> Tensor:
-        """The weight as the integers will represent it, [out, in]."""
-        return fake_quantize_weight(self.weight, self.spec) if self.enabled else self.weight
+    @property
+    def quantizer(self) -> WeightQuantizer:
+        """The weight's quantiser, own or the tied embedding's."""
+        return self._reference[0] if self._reference else self.weight_quantizer
+
+    @property
+    def spec(self) -> WeightSpec:
+        """How the weight is quantised."""
+        return self.quantizer.spec
 
     def forward(self, input: Tensor) -> Tensor:
         if self.input_quantizer is not None:
             input = self.input_quantizer(input)
-        return functional.linear(input, self.simulated_weight(), self.bias)
+        return functional.linear(input, self.quantizer(self.weight), self.bias)
 
 
 class FakeQuantizedEmbedding(nn.Embedding):
@@ -97,18 +209,21 @@ class FakeQuantizedEmbedding(nn.Embedding):
     `output_scale` is Gemma's factor on embeddings, applied after quantisation.
     """
 
-    def __init__(self, embedding: nn.Embedding, spec: WeightSpec) -> None:
+    def __init__(self, embedding: nn.Embedding, weight_quantizer: WeightQuantizer) -> None:
         super().__init__(embedding.num_embeddings, embedding.embedding_dim, embedding.padding_idx, device="meta")
         self.weight = embedding.weight
-        self.spec = spec
-        self.enabled = True
+        self.weight_quantizer = weight_quantizer
         self.output_scale = output_scale_of(embedding)
 
+    @property
+    def spec(self) -> WeightSpec:
+        """How the weight is quantised."""
+        return self.weight_quantizer.spec
+
     def forward(self, input: Tensor) -> Tensor:
-        rows = functional.embedding(input, self.weight, self.padding_idx)
-        if self.enabled:
-            flat = rows.reshape(-1, self.embedding_dim)
-            rows = fake_quantize_weight(flat, self.spec).view_as(rows)
+        ids = input.reshape(-1)
+        rows = self.weight_quantizer(functional.embedding(ids, self.weight, self.padding_idx), ids)
+        rows = rows.view(*input.shape, self.embedding_dim)
         return rows if self.output_scale is None else rows * self.output_scale.to(rows.dtype)
 
 

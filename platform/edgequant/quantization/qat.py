@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from edgequant.errors import UserError
-from edgequant.quantization.affine import quantize_weight
 from edgequant.quantization.fake_quantization import (
     DynamicInputQuantizer,
     FakeQuantizedEmbedding,
     FakeQuantizedLinear,
     StaticInputQuantizer,
+    WeightQuantizer,
     make_input_quantizer,
     output_scale_of,
 )
@@ -29,13 +29,16 @@ from edgequant.quantization.scheme import ActivationSpec, Scheme, WeightSpec
 from edgequant.quantization.structure import Targets, find_targets, replace_module
 
 
-def prepare(model: nn.Module, scheme: Scheme, *, observer: ObserverName = "ema") -> Targets:
+def prepare(
+    model: nn.Module, scheme: Scheme, *, observer: ObserverName = "ema", learned_scales: bool = False
+) -> Targets:
     """Replace, in place, the layers that the scheme names by fake-quantised ones over the same parameters.
 
     Args:
         model: any causal language model made of nn.Linear and nn.Embedding; tied weights stay tied.
         scheme: with backend `edgequant`.
         observer: how static activation ranges are found.
+        learned_scales: make weights' scales and zero points parameters that training moves (LSQ+).
 
     Raises:
         UserError: the scheme belongs to bitsandbytes, does not fit a layer (named), or finds nothing to quantise.
@@ -47,15 +50,20 @@ def prepare(model: nn.Module, scheme: Scheme, *, observer: ObserverName = "ema")
     targets = find_targets(model, scheme)
     modules = dict(model.named_modules())
     for name in targets.linears:
+        linear = cast(nn.Linear, modules[name])
+        weights = WeightQuantizer(scheme.weight, linear.weight, learned=learned_scales)
         inputs = make_input_quantizer(scheme.activation, observer)
-        replace_module(model, name, FakeQuantizedLinear(cast(nn.Linear, modules[name]), scheme.weight, inputs))
+        replace_module(model, name, FakeQuantizedLinear(linear, weights, inputs))
     if scheme.embedding is not None and targets.embedding is not None:
-        embedding = FakeQuantizedEmbedding(cast(nn.Embedding, modules[targets.embedding]), scheme.embedding)
-        replace_module(model, targets.embedding, embedding)
+        embedding = cast(nn.Embedding, modules[targets.embedding])
+        weights = WeightQuantizer(scheme.embedding, embedding.weight, learned=learned_scales)
+        replace_module(model, targets.embedding, FakeQuantizedEmbedding(embedding, weights))
         if targets.head is not None:
+            linear = cast(nn.Linear, modules[targets.head])
+            if not targets.tied:
+                weights = WeightQuantizer(scheme.embedding, linear.weight, learned=learned_scales)
             inputs = make_input_quantizer(scheme.activation, observer)
-            head = FakeQuantizedLinear(cast(nn.Linear, modules[targets.head]), scheme.embedding, inputs)
-            replace_module(model, targets.head, head)
+            replace_module(model, targets.head, FakeQuantizedLinear(linear, weights, inputs, tied=targets.tied))
     return targets
 
 
@@ -98,15 +106,15 @@ def convert(model: nn.Module) -> None:
     layers = [(n, m) for n, m in model.named_modules() if isinstance(m, (FakeQuantizedLinear, FakeQuantizedEmbedding))]
     for name, layer in sorted(layers, key=lambda pair: not isinstance(pair[1], FakeQuantizedEmbedding)):
         if isinstance(layer, FakeQuantizedEmbedding):
-            packed = tied[id(layer.weight)] = _packed(layer.weight, layer.spec)
+            packed = tied[id(layer.weight)] = _packed(layer.weight, layer.weight_quantizer)
             replace_module(model, name, IntegerEmbedding(packed, layer.weight.dtype, layer.output_scale))
         else:
             replace_module(model, name, _integer_linear(layer, tied.get(id(layer.weight))))
 
 
-def _packed(weight: Tensor, spec: WeightSpec) -> PackedWeight:
+def _packed(weight: Tensor, quantizer: WeightQuantizer) -> PackedWeight:
     rows, features = weight.shape
-    return PackedWeight.of(quantize_weight(weight.detach(), spec), rows, features, spec)
+    return PackedWeight.of(quantizer.quantized(weight), rows, features, quantizer.spec)
 
 
 def _integer_linear(layer: FakeQuantizedLinear, shared: PackedWeight | None) -> IntegerLinear:
@@ -114,7 +122,7 @@ def _integer_linear(layer: FakeQuantizedLinear, shared: PackedWeight | None) -> 
     activation = None
     if quantizer is not None:
         activation = ActivationSpec(mode="static" if isinstance(quantizer, StaticInputQuantizer) else "dynamic")
-    packed = shared if shared is not None else _packed(layer.weight, layer.spec)
+    packed = shared if shared is not None else _packed(layer.weight, layer.quantizer)
     integer = IntegerLinear(packed, layer.bias, activation, tied=shared is not None)
     if isinstance(quantizer, StaticInputQuantizer):
         scale, zero_point = quantizer.parameters_of_range()

@@ -50,6 +50,14 @@ class _Trainer(Trainer):
         self.settings = settings
         self.model_accepts_loss_kwargs = False  # our loss is a mean already: accumulate means
 
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW; a parameter may carry `learning_rate_factor`, as learned quantisation scales do."""
+        if self.optimizer is None:
+            self.optimizer = torch.optim.AdamW(
+                _parameter_groups(self.model, self.settings), fused=self.args.device.type == "cuda"
+            )
+        return self.optimizer
+
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
@@ -70,6 +78,17 @@ class _Trainer(Trainer):
         assert self.teacher is not None
         with self.compute_loss_context_manager():
             return self.teacher(input_ids=tokens, use_cache=False).logits.flatten(0, 1)
+
+
+def _parameter_groups(model: nn.Module, settings: TrainingSettings) -> list[dict[str, Any]]:
+    """Matrices decay, vectors do not, and parameters with a learning rate of their own do not either."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            factor = float(getattr(parameter, "learning_rate_factor", 1.0))
+            decay = settings.weight_decay if factor == 1.0 and parameter.ndim > 1 else 0.0
+            groups.setdefault((settings.learning_rate * factor, decay), []).append(parameter)
+    return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]
 
 
 class _Progress(TrainerCallback):

@@ -125,7 +125,8 @@ class QuantizedTraining:
     def quantized(self, on_log: Callable[[int, Metrics], None] | None = None) -> Measurable:
         """QAT: train through the quantiser, convert to integers, write the checkpoint, load it back."""
         model = copy.deepcopy(self.floating)
-        qat.prepare(model, self.scheme, observer=self.quantization.observer)
+        settings = self.quantization
+        qat.prepare(model, self.scheme, observer=settings.observer, learned_scales=settings.learned_scales)
         if qat.has_static_ranges(model):
             qat.calibrate(model, self._calibration())
         result = self._train(model, "qat", self._phases(model), on_log)
