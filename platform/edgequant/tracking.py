@@ -85,6 +85,11 @@ def client() -> mlflow.MlflowClient:
     return mlflow.MlflowClient()
 
 
+def tracking_uri() -> str:
+    """The store's address, without opening it: a client would make the database of an sqlite store."""
+    return str(mlflow.get_tracking_uri())
+
+
 def run_url(experiment_id: str, run_id: str) -> str:
     """Where the MLflow UI shows the run: the tracking server, or `mlflow ui` on its default port."""
     uri = mlflow.get_tracking_uri()
