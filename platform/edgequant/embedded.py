@@ -203,6 +203,8 @@ def tiny_model(dtype: str = "float32", seed: int = 0) -> Any:
     """A random 2-layer Qwen2 (0.4 M parameters, tied embeddings) that trains in seconds on a CPU."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
+    from edgequant.models import cast
+
     tokenizer = tiny_tokenizer()
     config = Qwen2Config(
         **TINY_SIZES,
@@ -215,4 +217,4 @@ def tiny_model(dtype: str = "float32", seed: int = 0) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen2ForCausalLM(config)
-    return model.to(getattr(torch, dtype)).eval()
+    return cast(model, dtype).eval()

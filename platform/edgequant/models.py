@@ -293,6 +293,20 @@ def pick_dtype(dtype: str, device: str) -> str:
     return "bfloat16" if computes_bfloat16(device) else "float32"
 
 
+def cast(model: PreTrainedModel, dtype: str) -> PreTrainedModel:
+    """Cast a model in place as `from_pretrained(dtype=...)` would have loaded it; returns it.
+
+    Rotary frequencies stay as they are: rounded to bfloat16, they turn distant positions by whole radians.
+    """
+    import torch
+
+    frequencies = [(m, name, b) for m in model.modules() for name, b in m._buffers.items() if "inv_freq" in name]
+    model.to(getattr(torch, dtype))
+    for module, name, buffer in frequencies:
+        module._buffers[name] = buffer
+    return model
+
+
 def computes_bfloat16(device: str) -> bool:
     """Whether a device has bfloat16 arithmetic of its own (Ampere or later; AVX512-BF16, AMX or Arm BF16)."""
     import torch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,20 @@ from edgequant.quantization.scheme import ActivationSpec, WeightSpec
 STORAGE = {"float16": torch.float16, "float32": torch.float32}
 
 
-class PackedWeight(nn.Module):
+class _KeepsBufferTypes(nn.Module):
+    """Buffers follow moves between devices but stay out of casts: a scale rounded to bfloat16 is another scale."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, buffer in before.items():
+            moved = self._buffers[name]
+            if buffer is not None and moved is not None and moved.dtype != buffer.dtype:
+                self._buffers[name] = buffer.to(moved.device)
+        return self
+
+
+class PackedWeight(_KeepsBufferTypes):
     """The integers of a weight [rows, features] as they lie in the checkpoint.
 
     Buffers: `codes` [rows, bytes] (uint8, or int8 at 8 bits), `scale` [rows, groups], and, where the spec has them,
@@ -83,16 +96,8 @@ class PackedWeight(nn.Module):
         count = self.rows if rows is None else rows.numel()
         return dequantize_weight(self.unpacked(rows), (count, self.features)).to(dtype)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedWeight:
-        """Follow moves between devices; stay out of casts, since a scale rounded to bfloat16 is another scale."""
-        for name, buffer in self._buffers.items():
-            if buffer is not None:
-                moved = fn(buffer)
-                self._buffers[name] = moved if moved.dtype == buffer.dtype else buffer.to(moved.device)
-        return self
 
-
-class IntegerLinear(nn.Module):
+class IntegerLinear(_KeepsBufferTypes):
     """y = x W^T + b with integer weights, and with integer inputs where the scheme quantises activations.
 
     8-bit weights and 8-bit inputs are multiplied as integers with 32-bit accumulation (Jacob et al. 2017, equation 7):
@@ -119,7 +124,8 @@ class IntegerLinear(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
         static = activation is not None and activation.mode == "static"
         device = packed.codes.device
-        self.register_buffer("input_scale", torch.ones(1, device=device) if static else None)
+        # float32 also where transformers builds the model under another default type.
+        self.register_buffer("input_scale", torch.ones(1, dtype=torch.float32, device=device) if static else None)
         self.register_buffer("input_zero_point", torch.zeros(1, dtype=torch.int8, device=device) if static else None)
         self._column_sums: Tensor | None = None
         self._kernel_cache: dict[str, Any] = {}

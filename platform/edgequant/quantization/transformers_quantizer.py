@@ -65,11 +65,10 @@ def _check_shapes(model: Any, files: list[Path]) -> None:
         if expected.get(name) != found:
             wanted = expected.get(name, "no such tensor")
             raise UserError(f"{file}: tensor {name} has shape {found}, the model expects {wanted}")
-    missing = [name for name in expected if ".packed_weight." in name and name not in stored]
+    missing = [name for name in expected if name not in stored and name not in (model.all_tied_weights_keys or {})]
     if missing:
-        raise UserError(
-            f"{files[0]}: tensor {missing[0]} and {len(missing) - 1} others are missing; make the checkpoint again"
-        )
+        others = f" and {len(missing) - 1} others are" if len(missing) > 1 else " is"
+        raise UserError(f"{files[0]}: tensor {missing[0]}{others} missing; make the checkpoint again")
 
 
 def _stored_shapes(file: Path) -> dict[str, tuple[int, ...]]:

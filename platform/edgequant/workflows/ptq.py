@@ -138,15 +138,14 @@ def write_quantized(
     if scheme.backend == "bitsandbytes":
         _write_bitsandbytes(source, scheme, folder, dtype=dtype, device=str(loaded.model.device))
         return
-    import torch
-
+    from edgequant import models
     from edgequant.quantization import checkpoint
     from edgequant.quantization import ptq as methods
 
     model: Any = copy.deepcopy(loaded.model)
     methods.quantize(model, scheme, calibration=list(calibration.split(8)), observer=quantization.observer)
     parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
-    model.to(getattr(torch, dtype))
+    models.cast(model, dtype)
     checkpoint.save(model, loaded.tokenizer, folder, scheme, parameters=parameters, made_from=loaded.source.name)
 
 
@@ -174,9 +173,9 @@ def bitsandbytes_config(scheme: str, dtype: str) -> Any:
 
 
 def _cast(model: Any, dtype: str) -> Any:
-    import torch
+    from edgequant import models
 
-    return copy.deepcopy(model).to(getattr(torch, dtype))
+    return models.cast(copy.deepcopy(model), dtype)
 
 
 def _folder(output: str | None, scheme: Scheme, schemes: list[Scheme], default: Path) -> Path:

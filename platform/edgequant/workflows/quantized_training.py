@@ -185,7 +185,7 @@ class QuantizedTraining:
 
     def _saved_and_reloaded(self, model: Any, folder: str, metrics: Metrics) -> Measurable:
         """Everything that is measured on a quantised model is measured on the one that a user would load."""
-        model.to(getattr(torch, self.dtype))
+        models.cast(model, self.dtype)
         saved = checkpoint.save(
             model,
             self.tokenizer,
@@ -198,7 +198,7 @@ class QuantizedTraining:
         return Measurable(reloaded.model, reloaded.tokenizer, saved.folder, metrics)
 
     def _cast(self, model: nn.Module) -> nn.Module:
-        return copy.deepcopy(model).to(getattr(torch, self.dtype))
+        return models.cast(copy.deepcopy(model), self.dtype)
 
     @torch.no_grad()
     def _logits(self, model: Any) -> Tensor:

@@ -1,0 +1,168 @@
+"""Every scheme of the house on `tiny`: what is simulated, what is converted, what lies on disk, what is loaded back."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import re
+import struct
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from edgequant import models
+from edgequant.quantization import checkpoint, qat
+from edgequant.quantization.scheme import parse_scheme
+
+NAMES = ("w8a8-static", "w8a8", "w8", "w4-g32", "w4-g64", "w4-g128", "w3-g64", "w4a8-g32", "q8_0", "q4_0", "q4_1")
+SCHEMES = [name + suffix for name in NAMES for suffix in ("", "+emb4", "+emb8")]
+LINEARS = [
+    f"model.layers.{layer}.{linear}"
+    for layer in (0, 1)
+    for linear in (
+        *(f"self_attn.{name}_proj" for name in "qkvo"),
+        *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
+    )
+]
+
+
+class Made(NamedTuple):
+    """A scheme's way through the house: logits while simulated, as integers, and the checkpoint."""
+
+    floating: Any
+    targets: Any
+    simulated: torch.Tensor
+    integer: torch.Tensor
+    saved: checkpoint.QuantizedCheckpoint
+
+
+@pytest.fixture(scope="module")
+def tokens() -> torch.Tensor:
+    return torch.randint(0, 256, (4, 64), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module", params=SCHEMES)
+def made(request, _tiny, tokens, tmp_path_factory) -> Made:
+    scheme = parse_scheme(request.param)
+    model = copy.deepcopy(_tiny.model)
+    targets = qat.prepare(model, scheme)
+    if qat.has_static_ranges(model):
+        qat.calibrate(model, [tokens])
+    with torch.no_grad():
+        simulated = model(input_ids=tokens).logits
+        qat.convert(model)
+        integer = model(input_ids=tokens).logits
+    folder = tmp_path_factory.mktemp("checkpoints") / "model"
+    parameters = sum(p.numel() for p in _tiny.model.parameters())
+    saved = checkpoint.save(model, _tiny.tokenizer, folder, scheme, parameters=parameters, made_from="tiny")
+    return Made(_tiny.model, targets, simulated, integer, saved)
+
+
+def stored_tensors(folder: Path) -> tuple[dict[str, Any], int]:
+    """Header of the safetensors file, and the bytes behind it, read as the format's page describes it."""
+    content = (folder / "model.safetensors").read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length])
+    header.pop("__metadata__", None)
+    return header, len(content) - 8 - length
+
+
+def test_simulated_and_integer_model_agree(made: Made) -> None:
+    """Exactly, where only weights are integers. Where activations are too, a sum's last bit may move a code by one step."""
+    error = (made.simulated - made.integer).abs()
+    exact = made.saved.scheme.activation is None
+    assert error.median() <= (0 if exact else 1e-6)
+    assert error.max() <= (0 if exact else 0.05 * made.simulated.std())
+    same = (made.simulated.argmax(-1) == made.integer.argmax(-1)).float().mean()
+    assert same >= 0.999 - 1 / made.simulated[..., 0].numel()
+
+
+def test_reloaded_checkpoint_gives_the_same_logits(made: Made, tokens: torch.Tensor) -> None:
+    reloaded = AutoModelForCausalLM.from_pretrained(made.saved.folder)
+    with torch.no_grad():
+        assert torch.equal(reloaded(input_ids=tokens).logits, made.integer)
+
+
+def test_every_quantised_layer_is_stored_as_integers_and_only_so(made: Made) -> None:
+    header, _ = stored_tensors(made.saved.folder)
+    scheme = made.saved.scheme
+    assert set(made.targets.linears) == set(LINEARS)
+    layers = dict.fromkeys(LINEARS, scheme.weight) | (
+        {"model.embed_tokens": scheme.embedding} if scheme.embedding else {}
+    )
+    for layer, spec in layers.items():
+        assert header[f"{layer}.packed_weight.codes"]["dtype"] == ("I8" if spec.bits == 8 else "U8")
+        assert f"{layer}.weight" not in header
+
+
+def test_tied_embedding_and_head_are_stored_once(made: Made) -> None:
+    header, _ = stored_tensors(made.saved.folder)
+    kept = [name for name in header if re.match(r"(model\.embed_tokens|lm_head)\..*(weight|codes)$", name)]
+    quantised = made.saved.scheme.embedding is not None
+    assert kept == ["model.embed_tokens.packed_weight.codes" if quantised else "model.embed_tokens.weight"]
+
+
+def bytes_of_matrix(rows: int, features: int, bits: int, group: int | None, kind: str) -> int:
+    """Codes, scales and zero points of one matrix: `kind` is integer, none (symmetric) or real (a minimum)."""
+    groups = features // group if group else 1
+
+    def packed(count: int) -> int:  # 2, 4 and 8 bits end at a byte; others at a run of eight codes
+        return math.ceil(count * bits / 8) if bits in (2, 4, 8) else math.ceil(count / 8) * bits
+
+    scale = 2 if group else 4
+    offset = {"integer": packed(groups), "none": 0, "real": groups * scale}[kind]
+    return rows * (packed(features) + groups * scale + offset)
+
+
+def test_size_on_disk_is_what_bits_scales_and_zero_points_add_up_to(made: Made) -> None:
+    name = made.saved.scheme.name
+    base, _, suffix = name.partition("+emb")
+    bits = int(re.search(r"[wq](\d)", base)[1])  # type: ignore[index]
+    group = int(base.partition("-g")[2] or 0) or (32 if base[0] == "q" else None)
+    kind = {"q8_0": "none", "q4_0": "none", "q4_1": "real"}.get(base, "integer")
+    expected = 0
+    for layer, module in made.floating.named_modules():
+        if isinstance(module, torch.nn.Linear) and layer != "lm_head":
+            expected += bytes_of_matrix(*module.weight.shape, bits, group, kind)
+            expected += 4 * (module.bias.numel() if module.bias is not None else 0)
+            expected += 5 if "static" in base else 0  # the input's float32 scale and int8 zero point
+        elif isinstance(module, torch.nn.Embedding):
+            shape = module.weight.shape
+            grouped = None if suffix == "8" else group or 32
+            expected += bytes_of_matrix(*shape, int(suffix), grouped, "integer") if suffix else 4 * shape.numel()
+        elif "norm" in layer:
+            expected += 4 * module.weight.numel()
+    expected += 5 if "static" in base and suffix else 0  # the head's input
+    header, size = stored_tensors(made.saved.folder)
+    assert size == expected
+    assert made.saved.weight_bytes == (made.saved.folder / "model.safetensors").stat().st_size
+
+
+def test_parameters_count_tied_weights_once(made: Made) -> None:
+    per_layer = 128 * 128 * 2 + 64 * 128 * 2 + (128 + 64 + 64) + 3 * 128 * 256 + 2 * 128
+    assert made.saved.parameters == 264 * 128 + 2 * per_layer + 128
+    assert checkpoint.open_checkpoint(made.saved.folder) == made.saved
+
+
+@pytest.mark.parametrize("name", ["w8a8-static+emb8", "w4a8-g32+emb4", "q4_1", "w3-g64+emb4"])
+def test_a_bfloat16_checkpoint_keeps_its_scales_and_its_logits(name, tiny, tokens, tmp_path) -> None:
+    scheme = parse_scheme(name)
+    qat.prepare(tiny.model, scheme)
+    if qat.has_static_ranges(tiny.model):
+        qat.calibrate(tiny.model, [tokens])
+    qat.convert(tiny.model)
+    names = re.compile(r"packed_weight|input_(scale|zero_point)$")
+    wanted = {key: tensor.clone() for key, tensor in tiny.model.state_dict().items() if names.search(key)}
+    models.cast(tiny.model, "bfloat16")
+    checkpoint.save(tiny.model, tiny.tokenizer, tmp_path / "c", scheme, parameters=1, made_from="tiny")
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "c")
+    state = reloaded.state_dict()
+    for key, tensor in wanted.items():
+        assert state[key].dtype == tensor.dtype and torch.equal(state[key], tensor), key
+    assert reloaded.dtype == torch.bfloat16
+    with torch.no_grad():
+        assert torch.equal(reloaded(input_ids=tokens).logits, tiny.model(input_ids=tokens).logits)
