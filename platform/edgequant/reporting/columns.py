@@ -141,8 +141,13 @@ def headline(shown: list[Column], most: int) -> list[Column]:
 
 
 def best_rows(rows: Sequence[Row], key: str) -> frozenset[int]:
-    """The rows that hold the best value; none when fewer than two rows differ, or when neither end is better."""
+    """The rows that hold the best value; none when fewer than two rows differ, or when neither end is better.
+
+    Perplexity is per token: where the rows are of several models, and so of several tokenizers, none is the best.
+    """
     better = metric(key).better
+    if key.endswith("/perplexity") and len({row.get("model") for row in rows}) > 1:
+        return frozenset()
     finite = [index for index, row in enumerate(rows) if is_finite(row.get(key))]
     values = {index: float(rows[index][key]) for index in finite}
     if better is None or len(set(values.values())) < 2:

@@ -6,6 +6,7 @@ name, so that no legend has to be looked up. Error bars are the confidence inter
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,11 @@ OTHER_COLOURS = ("#CC79A7", "#D55E00", "#009E73", "#56B4E9", "#E69F00")
 SINGLE_COLOUR = "#0072B2"
 INK, GRID = "#4d4d4d", "rgba(128,128,128,0.25)"
 LOG_ABOVE = 10.0  # a positive axis whose largest value is more than so many times the smallest is logarithmic
-POSITIONS = ("middle right", "middle left", "top center", "bottom center")  # sideways first: error bars stand upright
+# Sideways first: error bars stand upright.
+POSITIONS = (
+    *("middle right", "middle left", "top right", "bottom right", "top left", "bottom left"),
+    *("top center", "bottom center"),
+)
 
 
 def bars(rows: Sequence[Row], metric_name: str) -> Figure:
@@ -86,7 +91,7 @@ def scatter(rows: Sequence[Row], x: str, y: str) -> Figure:
         error_x=_error_bars(kept, x, shown_x),
         error_y=_error_bars(kept, y, shown_y),
         text=labels,
-        textposition=_label_positions(xs, ys, labels),
+        textposition=_label_positions(_placed(xs), _placed(ys), labels),
         cliponaxis=False,
         hovertemplate=f"%{{text}}<br>{shown_x.label} %{{x:.4~g}}<br>{shown_y.label} %{{y:.4~g}}<extra></extra>",
     )
@@ -100,8 +105,9 @@ def scatter(rows: Sequence[Row], x: str, y: str) -> Figure:
     )
     figure = graph_objects.Figure([line, points] if kept else None)
     figure.update_layout(_layout(f"{shown_y.label} against {shown_x.label}", _corner(shown_x, shown_y), 440))
-    for axis, values, shown in ((figure.update_xaxes, xs, shown_x), (figure.update_yaxes, ys, shown_y)):
-        axis(title_text=shown.label, gridcolor=GRID, zeroline=False, automargin=True, **_scale(values))
+    for axis, name, shown in ((figure.update_xaxes, x, shown_x), (figure.update_yaxes, y, shown_y)):
+        reach = _scale(_reach(kept, name, shown))
+        axis(title_text=shown.label, gridcolor=GRID, zeroline=False, automargin=True, **reach)
     return figure if kept else _empty(figure, x, y)
 
 
@@ -122,7 +128,7 @@ def pareto_front(rows: Sequence[Row], x: str, y: str) -> list[int]:
 def row_labels(rows: Sequence[Row]) -> list[str]:
     """What tells the rows apart: those of model, variant and scheme that differ, and the run's name if none does."""
     varying = [key for key in IDENTITY if len({str(row.get(key, "")) for row in rows}) > 1]
-    labels = [" ".join(str(row[key]) for key in varying if row.get(key)) for row in rows]
+    labels = [" ".join(str(row[key]) for key in varying if row.get(key) not in (None, "", "none")) for row in rows]
     plain = [
         label or str(row.get("variant") or row.get("model") or row.get("run") or "")
         for label, row in _pairs(labels, rows)
@@ -180,19 +186,36 @@ def _error_bars(rows: Sequence[Row], name: str, shown: Metric) -> dict[str, Any]
     return {"type": "data", "array": above, "arrayminus": below, "color": "#888888", "thickness": 1.5, "width": 4}
 
 
+def _reach(rows: Sequence[Row], name: str, shown: Metric) -> list[float]:
+    """The values and the ends of their intervals, as the axis shows them."""
+    keys = (name, name + LOW, name + HIGH)
+    return [row[key] * shown.scale for row in rows for key in keys if is_finite(row.get(key))]
+
+
 def _dominates(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
     return one != other and all(a <= b for a, b in zip(one, other, strict=True))
 
 
 def _scale(values: list[float]) -> dict[str, Any]:
     """Room for the labels at both ends; logarithmic where the values span more than an order of magnitude."""
-    import math
-
-    logarithmic = min(values, default=0) > 0 and max(values) > LOG_ABOVE * min(values)
-    placed = [math.log10(value) for value in values] if logarithmic else values
+    placed = _placed(values)
     low, high = min(placed, default=0.0), max(placed, default=1.0)
     margin = 0.18 * (high - low) or 0.1 * abs(high) or 0.5
-    return {"type": "log" if logarithmic else "linear", "range": [low - margin, high + margin]}
+    axis: dict[str, Any] = {"range": [low - margin, high + margin]}
+    if not _is_logarithmic(values):
+        return axis | {"type": "linear"}
+    ticks = [digit * 10.0**power for power in range(-6, 9) for digit in (1, 2, 5)]
+    shown = [tick for tick in ticks if low - margin <= math.log10(tick) <= high + margin]
+    return axis | {"type": "log", "tickvals": shown, "ticktext": [f"{tick:,.10g}" for tick in shown]}
+
+
+def _is_logarithmic(values: list[float]) -> bool:
+    return min(values, default=0.0) > 0 and max(values) > LOG_ABOVE * min(values)
+
+
+def _placed(values: list[float]) -> list[float]:
+    """Where the values lie along their axis."""
+    return [math.log10(value) for value in values] if _is_logarithmic(values) else values
 
 
 def _label_positions(xs: list[float], ys: list[float], labels: list[str]) -> list[str]:
@@ -218,8 +241,10 @@ def _unit(values: list[float]) -> list[float]:
 def _label_box(x: float, y: float, characters: int, position: str) -> tuple[float, float, float, float]:
     """Left, bottom, right, top of a label, in units of the plot's width and height."""
     width, height = 0.011 * characters, 0.06
-    left = {"middle right": x + 0.02, "middle left": x - 0.02 - width}.get(position, x - width / 2)
-    bottom = {"top center": y + 0.03, "bottom center": y - 0.03 - height}.get(position, y - height / 2)
+    vertical, horizontal = position.split()
+    aside = 0.02 if vertical == "middle" else 0.0
+    left = {"right": x + aside, "left": x - aside - width, "center": x - width / 2}[horizontal]
+    bottom = {"top": y + 0.03, "bottom": y - 0.03 - height, "middle": y - height / 2}[vertical]
     return left, bottom, left + width, bottom + height
 
 
@@ -232,7 +257,7 @@ def _overlap(one: tuple[float, float, float, float], other: tuple[float, float, 
 def _outside(box: tuple[float, float, float, float]) -> float:
     """A label that leaves the plot is cut off or covers the axis: as bad as covering another one."""
     left, bottom, right, top = box
-    return 0.05 * (max(0.0, -0.15 - left) + max(0.0, right - 1.15) + max(0.0, -0.15 - bottom) + max(0.0, top - 1.15))
+    return max(0.0, -0.17 - left) + max(0.0, right - 1.17) + max(0.0, -0.17 - bottom) + max(0.0, top - 1.17)
 
 
 def _direction(shown: Metric) -> str:

@@ -1,0 +1,90 @@
+"""`report`: compare runs in one HTML page, with Markdown and CSV twins and model cards of what they registered.
+
+mlflow run . -e report
+edgequant report                                        # the newest finished runs
+edgequant report --runs '[3f2a91c0, 77ab02de]' --output comparison
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgequant.reporting.comparison import Comparison
+
+
+def report(
+    *,
+    runs: list[str] | str | None = None,
+    title: str = "edgequant report",
+    output: str | None = None,
+    experiment: str = "edgequant",
+) -> None:
+    """Compare measured models in one self-contained HTML page with tables, plots, warnings and configuration.
+
+    Args:
+        runs: run ids (their first characters are enough), as a list or separated by commas; by default the newest
+            finished run of baseline, ptq, qat, finetune and evaluate, each model as it was measured last.
+        title: heading of the page.
+        output: folder that receives report.html, report.md, report.csv and cards (default: outputs/report/<run id>).
+        experiment: MLflow experiment of this run, unless `mlflow run` names one; runs of all experiments are found.
+    """
+    config = dict(locals())
+    ids = run_ids(runs)
+
+    from edgequant import tracking
+    from edgequant.reporting.comparison import compare
+    from edgequant.workflows.closing import print_closing
+
+    compared = compare(ids)
+    with tracking.workflow_run("report", config, experiment=experiment) as run:
+        folder = Path(output) if output else Path("outputs") / "report" / run.id
+        written = write_report(compared, title, folder.resolve())
+        tracking.log_folder(written.parent, "report")
+        log_figures(compared)
+        for warning in compared.warnings:
+            print(f"warning: {warning}")
+        print_closing(f"{title}: {len(compared.rows)} models", compared.rows, run, f"open {written}")
+
+
+def run_ids(runs: list[str] | str | None) -> list[str]:
+    """Run ids from a list or from a text in which commas separate them."""
+    given = runs.split(",") if isinstance(runs, str) else runs or []
+    return [text.strip() for text in given if text.strip()]
+
+
+def write_report(compared: Comparison, title: str, folder: Path) -> Path:
+    """Write the page, its twins and the cards; returns the page."""
+    from edgequant.files import write_atomically
+    from edgequant.reporting.html_report import html_report, markdown_report
+    from edgequant.reporting.tables import csv_table
+
+    write_atomically(folder / "report.md", markdown_report(compared, title))
+    write_atomically(folder / "report.csv", csv_table(compared.rows))
+    for name, card in model_cards(compared).items():
+        write_atomically(folder / "cards" / f"{name}.md", card)
+    return write_atomically(folder / "report.html", html_report(compared, title))
+
+
+def model_cards(compared: Comparison) -> dict[str, str]:
+    """A card for every registered version that the compared runs made, by file name."""
+    from edgequant import tracking
+    from edgequant.reporting.model_card import model_card
+
+    cards: dict[str, str] = {}
+    for parent in compared.parents:
+        versions: Any = tracking.client().search_model_versions(f"run_id = '{parent.id}'")
+        for version in versions:
+            card = model_card(version.name, str(version.version), dict(version.tags), parent.url)
+            cards[f"{version.name}-v{version.version}"] = card
+    return cards
+
+
+def log_figures(compared: Comparison) -> None:
+    """Each plot on its own as well, where the MLflow UI shows it."""
+    from edgequant import tracking
+    from edgequant.reporting.html_report import figures
+
+    for name, figure in figures(compared.rows).items():
+        tracking.log_figure(figure, f"plots/{name}.html")

@@ -1,0 +1,130 @@
+"""The report: self-contained, escaped, honest about what cannot be compared."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+from stored_runs import store_qat, with_intervals
+
+from edgequant import tracking
+from edgequant.reporting.comparison import compare
+from edgequant.reporting.html_report import html_report, markdown_report
+from edgequant.reporting.model_card import model_card
+from edgequant.reporting.tables import csv_table, markdown_table
+
+EVIL = "</script><img src=x onerror=alert(1)>\"'&"
+
+
+@pytest.fixture(autouse=True)
+def own_store(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'store.db'}")
+
+
+class Page(HTMLParser):
+    """Elements and the addresses that they would fetch."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: list[str] = []
+        self.fetched: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append(tag)
+        self.fetched += [
+            str(value) for name, value in attrs if name in ("src", "srcset") or (tag == "link" and name == "href")
+        ]
+
+
+def test_the_page_fetches_nothing_and_holds_plotly_once() -> None:
+    store_qat()
+    page = html_report(compare())
+    assert Page(page).fetched == []
+    assert page.count("plotly.js v") == 1
+
+
+def test_names_from_users_stay_text_everywhere() -> None:
+    store_qat(model=EVIL, warning=EVIL)
+    compared = compare()
+    page = html_report(compared, title=EVIL)
+    parsed = Page(page)
+    assert "img" not in parsed.elements
+    assert parsed.elements.count("script") == 3
+    markdown = markdown_report(compared, EVIL)
+    assert "<img" not in re.sub(r"\\<", "", markdown)
+
+
+def test_figures_in_the_page_are_valid_and_cannot_end_their_script() -> None:
+    store_qat(model=EVIL)
+    store_qat(model="other")
+    ids = [run.id for run in tracking.find_runs(workflow="qat")]
+    page = html_report(compare(ids))
+    block = re.search(r'id="figures">(.*?)</script>', page, re.S)
+    assert block is not None
+    drawn = json.loads(block[1])
+    assert len(drawn) >= 4 and all(figure["data"] for figure in drawn)
+
+
+def test_runs_of_different_protocols_and_tokenizers_are_warned_about() -> None:
+    first = store_qat(settings={"limit": 200, "window": 2048})
+    second = store_qat(model="other", settings={"limit": 100, "window": 2048})
+    warnings = " ".join(compare([first, second]).warnings)
+    assert "limit (200 or 100)" in warnings and "window" not in warnings
+    assert "perplexity is per token" in warnings
+
+
+def test_a_warning_that_a_run_carries_is_repeated() -> None:
+    store_qat(warning="boolq/accuracy fell")
+    assert any("boolq/accuracy fell" in text for text in compare().warnings)
+
+
+def test_unfinished_runs_are_left_out() -> None:
+    store_qat()
+    with (
+        pytest.raises(RuntimeError),
+        tracking.workflow_run("qat", {"model": "broken"}),
+        tracking.variant_run("qat", model="broken", scheme="w8", phase="p"),
+    ):
+        tracking.log_metrics(with_intervals({"domain/perplexity": 3.0}))
+        raise RuntimeError("stop")
+    assert {row["model"] for row in compare().rows} == {"smollm2-135m"}
+
+
+def test_models_that_a_pipeline_measured_inside_are_found() -> None:
+    with tracking.workflow_run("pipeline", {"model": "tiny"}) as parent:
+        store_qat(model="inner")
+    assert {row["model"] for row in compare([parent.id]).rows} == {"inner"}
+
+
+def test_the_configuration_and_the_commit_are_in_the_page() -> None:
+    store_qat()
+    page = html_report(compare())
+    assert "evaluation.limit" in page and "Git commit" in page
+
+
+def test_markdown_marks_the_best_in_bold_and_keeps_pipes_inside_cells() -> None:
+    rows = [{"model": "a|b", "squad/f1": 1.0}, {"model": "c", "squad/f1": 2.0}]
+    table = markdown_table(rows).splitlines()
+    assert table[0] == "| model | SQuAD F1 % |" and table[2] == r"| a\|b | 1.00 |" and table[3] == "| c | **2.00** |"
+
+
+def test_csv_keeps_full_precision_and_disarms_formulas() -> None:
+    table = csv_table([{"model": "=HYPERLINK(1)", "squad/f1": 1 / 3}])
+    assert table.splitlines() == ["model,squad/f1", f"'=HYPERLINK(1),{1 / 3}"]
+
+
+def test_a_model_card_shows_the_version_beside_its_baseline() -> None:
+    baseline = json.dumps({"domain/perplexity": 21.78})
+    tags = {
+        "domain/perplexity": "22.4",
+        "edgequant.baseline": baseline,
+        "edgequant.scheme": "w8",
+        "edgequant.model": "m",
+    }
+    card = model_card("edgequant-m", "3", tags, "http://host/run")
+    assert card.startswith('---\nbase_model: "m"') and "**21.78**" in card and "22.40" in card
+    assert "models:/edgequant-m/3" in card and "http://host/run" in card

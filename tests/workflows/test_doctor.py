@@ -1,0 +1,84 @@
+"""`edgequant doctor` names what is missing with its fix, and fails only when something necessary is."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+from packaging.requirements import Requirement
+
+from edgequant.workflows import doctor as module
+from edgequant.workflows.doctor import Finding, doctor
+
+
+@pytest.fixture(autouse=True)
+def own_store(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'store.db'}")
+    monkeypatch.delenv("EDGEQUANT_DATA", raising=False)
+
+
+def test_a_missing_package_is_named_with_its_command_and_the_exit_code_is_1(monkeypatch, capsys) -> None:
+    absent = module._package(Requirement("no-such-package>=2"))
+    monkeypatch.setattr(module, "checks", lambda *_: [lambda: [absent]])
+    with pytest.raises(SystemExit) as stopped:
+        doctor(offline=True)
+    output = " ".join(capsys.readouterr().out.split())
+    assert stopped.value.code == 1
+    assert "no-such-package" in output and "pip install 'no-such-package>=2'" in output
+
+
+def test_a_package_that_is_too_old_is_missing_and_says_both_versions() -> None:
+    found = module._package(Requirement("numpy>=999"))
+    assert found.state == "missing" and ">=999" in found.found
+
+
+def test_notes_alone_do_not_fail(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(module, "checks", lambda *_: [lambda: [Finding("GPU", "note", "none")]])
+    doctor(offline=True)
+    assert "Everything necessary is here" in capsys.readouterr().out
+
+
+def test_a_check_that_breaks_is_a_line_and_the_others_go_on(monkeypatch, capsys) -> None:
+    def broken() -> list[Finding]:
+        raise RuntimeError("no driver")
+
+    monkeypatch.setattr(module, "checks", lambda *_: [broken, lambda: [Finding("disk", "ok", "9 GB")]])
+    doctor(offline=True)
+    output = capsys.readouterr().out
+    assert "no driver" in output and "disk" in output
+
+
+def test_a_tracking_server_that_does_not_answer_is_missing(monkeypatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound, not listening: refuses
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{taken.getsockname()[1]}")
+        finding = module.tracking_store()[0]
+    assert finding.state == "missing" and "MLFLOW_TRACKING_URI" in finding.fix
+
+
+def test_a_store_that_is_not_there_yet_is_fine_and_is_not_made(tmp_path) -> None:
+    assert module.tracking_store()[0].state == "ok"
+    assert not (tmp_path / "store.db").exists()
+
+
+def test_benchmark_files_are_looked_for_one_by_one(tmp_path) -> None:
+    (tmp_path / "boolq").mkdir()
+    (tmp_path / "boolq" / "dev.jsonl").write_text("{}")
+    states = {finding.what: finding.state for finding in module.benchmark_files(str(tmp_path))}
+    assert states == {
+        "data folder": "ok",
+        "wikitext2 test": "note",
+        "boolq validation": "ok",
+        "squad validation": "note",
+    }
+
+
+def test_without_a_data_folder_the_fix_names_the_variable() -> None:
+    assert "EDGEQUANT_DATA" in module.benchmark_files(None)[0].fix
+
+
+def test_the_real_checks_all_answer(monkeypatch) -> None:
+    findings = [finding for check in module.checks(None, True) for finding in check()]
+    assert {"Python", "packages", "CPU", "tracking store", "disk", "memory", "model hub"} <= {f.what for f in findings}
+    assert all(finding.fix for finding in findings if finding.state == "missing")
