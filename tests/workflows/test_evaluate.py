@@ -1,0 +1,95 @@
+"""`evaluate`: one model or a prediction file in, metrics, items, data-set inputs and a table out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgequant.errors import UserError
+from edgequant.evaluation.settings import EvaluationSettings
+from edgequant.workflows.evaluate import evaluate, resolved_settings
+
+QUICK = EvaluationSettings(
+    measures=("perplexity", "boolq", "squad", "latency"),
+    window=256,
+    max_new_tokens=4,
+    latency_prompt_lengths=(16,),
+    latency_new_tokens=3,
+    latency_repetitions=2,
+    latency_warmup=0,
+    bootstrap_resamples=50,
+)
+
+
+def _runs(client: Any) -> tuple[Any, Any]:
+    """The workflow's run and its one nested run."""
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    runs = client.search_runs(experiments)
+    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    (child,) = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    return parent, child
+
+
+def test_a_model_leaves_metrics_items_predictions_and_data_set_inputs(store, cache, data_dir, tiny_folder, capsys):
+    evaluate(model=str(tiny_folder), evaluation=QUICK, limit=8, data_dir=str(data_dir), device="cpu", dtype="float32")
+    parent, child = _runs(store)
+    assert parent.info.status == child.info.status == "FINISHED"
+    assert child.data.tags["edgequant.variant"] == "baseline" and child.data.tags["edgequant.scheme"] == "none"
+    metrics = child.data.metrics
+    assert metrics["boolq/items"] == metrics["squad/items"] == 8
+    assert metrics["boolq/accuracy_ci_low"] <= metrics["boolq/accuracy"] <= metrics["boolq/accuracy_ci_high"]
+    on_disk = (tiny_folder / "model.safetensors").stat().st_size
+    assert metrics["size/checkpoint_gb"] == pytest.approx(on_disk / 1e9)
+    assert {name: parent.data.metrics[name] for name in metrics} == metrics
+    inputs = {item.dataset.name for item in child.inputs.dataset_inputs}
+    assert {"wikitext2", "boolq", "squad", "boolq: 8 of 3270, seed 0", "squad: 8 of 10570, seed 0"} <= inputs
+    files = {file.path for file in store.list_artifacts(child.info.run_id, "items")}
+    assert {"items/boolq.json", "items/squad.json", "items/wikitext2.json", "items/latency.json"} <= files
+    kept = store.download_artifacts(child.info.run_id, "squad_predictions.json")
+    assert len(json.loads(Path(kept).read_text())) == 8
+    assert "BoolQ accuracy" in capsys.readouterr().out
+
+
+def test_a_second_evaluation_reads_the_kept_scores(store, cache, data_dir, tiny_folder):
+    settings = EvaluationSettings(measures=("boolq",), bootstrap_resamples=20)
+    for _ in range(2):
+        evaluate(model=str(tiny_folder), evaluation=settings, limit=4, data_dir=str(data_dir), device="cpu")
+    notes = []
+    for run in store.search_runs([e.experiment_id for e in store.search_experiments()]):
+        if any(file.path == "notes.txt" for file in store.list_artifacts(run.info.run_id)):
+            notes.append(Path(store.download_artifacts(run.info.run_id, "notes.txt")).read_text())
+    assert sum("4 scores were read" in note for note in notes) == 1
+
+
+def test_an_official_prediction_file_is_scored_without_a_model(store, data_dir, capsys):
+    path = data_dir / "squad" / "predictions" / "bert-ensemble.json"
+    evaluate(squad_predictions=str(path), evaluation=QUICK, data_dir=str(data_dir))
+    printed = capsys.readouterr().out
+    assert "squad/exact_match 86.206" in printed and "squad/f1 92.196" in printed
+
+
+def test_what_is_not_there_is_refused_before_anything_is_loaded(store, tmp_path):
+    with pytest.raises(UserError, match="is no file"):
+        evaluate(squad_predictions=str(tmp_path / "none.json"))
+    with pytest.raises(UserError, match=r"runs \.gguf files"):
+        evaluate(model="tiny", runtime="llama.cpp")
+    with pytest.raises(UserError, match="nothing-like-it"):
+        evaluate(model="nothing-like-it")
+    assert not store.search_experiments(filter_string="name = 'edgequant'")
+
+
+def test_the_command_lines_limit_and_seed_win_and_no_cache_means_none(cache):
+    settings = EvaluationSettings(limit=9, seed=1)
+    assert resolved_settings(settings, limit=None, seed=None, cache=True).limit == 9
+    changed = resolved_settings(settings, limit=3, seed=2, cache=False)
+    assert (changed.limit, changed.seed, changed.cache_dir) == (3, 2, None)
+    assert resolved_settings(settings, limit=None, seed=None, cache=True).cache_dir == str(cache / "scores")
+
+
+def test_a_wrong_setting_on_the_command_line_is_one_line_and_status_two(edgequant):
+    done = edgequant("evaluate", "--model", "tiny", "--evaluation.join", "lines")
+    assert done.returncode == 2
+    assert "join" in done.stderr and "Traceback" not in done.stderr
