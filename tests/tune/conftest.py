@@ -1,10 +1,8 @@
 import os
-import shutil
 from pathlib import Path
 
 import pytest
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 HERE = Path(__file__).parent
 
 
@@ -21,28 +19,3 @@ def ray_here():
             yield resources
     finally:
         os.environ["PYTHONPATH"] = before
-
-
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory):
-    """A store with its tables made once: that takes seconds."""
-    import mlflow
-
-    file = tmp_path_factory.mktemp("store") / "mlflow.db"
-    mlflow.MlflowClient(f"sqlite:///{file}").search_experiments()
-    return file
-
-
-@pytest.fixture
-def store(tmp_path, monkeypatch, empty_store):
-    """An empty store in the test's folder, which is the working directory."""
-    import mlflow
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
-    shutil.copy(empty_store, tmp_path / "mlflow.db")
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
-    mlflow.create_experiment("edgequant", artifact_location=str(tmp_path / "mlruns"))
-    yield mlflow.MlflowClient()
-    mlflow.set_tracking_uri(before)

@@ -1,0 +1,168 @@
+"""Gates applied to metrics: a verdict each, with the value, the bound and the reason in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from edgequant_registry.policy import Gate
+
+Metrics = Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """What a loss is measured from. `metrics` None: there is no such model; `name` says which one it is, or why not."""
+
+    name: str
+    metrics: Metrics | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """A gate's answer. `limit` is the bound as a value of the metric; None where no value could be compared."""
+
+    gate: Gate
+    passed: bool
+    value: float | None
+    limit: float | None
+    reason: str
+
+    def to_row(self) -> dict[str, Any]:
+        """For tables and JSON."""
+        kind, bound = self.gate.bound
+        against = f" of {self.gate.against}" if self.gate.against else ""
+        return {
+            "verdict": "passed" if self.passed else "FAILED",
+            "metric": self.gate.metric,
+            "value": _rounded(self.value),
+            "gate": f"{kind} {bound:g}{against}",
+            "limit": _rounded(self.limit),
+            "reason": f"{self.gate.metric} {self.reason}",
+        }
+
+
+class Estimate(NamedTuple):
+    """A value and, where it is a sample statistic, its confidence interval."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+    @property
+    def has_interval(self) -> bool:
+        return self.low is not None and self.high is not None
+
+
+def judge(gates: Sequence[Gate], candidate: Metrics, references: Mapping[str, Reference]) -> list[Verdict]:
+    """Apply every gate.
+
+    Args:
+        candidate: metrics of the version, bounds included.
+        references: `baseline` and `champion`.
+    """
+    return [judge_gate(gate, candidate, references.get(gate.against or "")) for gate in gates]
+
+
+def judge_gate(gate: Gate, candidate: Metrics, reference: Reference | None) -> Verdict:
+    """Apply one gate. A missing or infinite metric fails, unless the gate is optional; a missing champion passes."""
+    value = _estimate(candidate, gate.metric)
+    if value is None:
+        return _missing(gate, "the version has no such metric")
+    if reference is None:
+        return _absolute(gate, value)
+    if reference.metrics is None:
+        return _no_reference(gate, value, reference)
+    compared = _estimate(reference.metrics, gate.metric)
+    if compared is None:
+        return _missing(gate, f"{reference.name} has no such metric", value.value)
+    return _relative(gate, value, compared, reference.name)
+
+
+def _estimate(metrics: Metrics, name: str) -> Estimate | None:
+    value = metrics.get(name)
+    if value is None or not math.isfinite(value):
+        return None
+    bounds = [metrics.get(f"{name}_ci_{end}") for end in ("low", "high")]
+    usable = all(bound is not None and math.isfinite(bound) for bound in bounds)
+    return Estimate(value, *(bounds if usable else (None, None)))
+
+
+def _missing(gate: Gate, reason: str, value: float | None = None) -> Verdict:
+    if gate.optional:
+        return Verdict(gate=gate, passed=True, value=value, limit=None, reason=f"not compared: {reason} (optional)")
+    return Verdict(
+        gate=gate, passed=False, value=value, limit=None, reason=f"{reason}; measure it, or say `optional: true`"
+    )
+
+
+def _no_reference(gate: Gate, value: Estimate, reference: Reference) -> Verdict:
+    if gate.against == "champion":
+        return Verdict(
+            gate=gate, passed=True, value=value.value, limit=None, reason=f"nothing to compare: {reference.name}"
+        )
+    return _missing(gate, reference.name, value.value)
+
+
+def _absolute(gate: Gate, value: Estimate) -> Verdict:
+    kind, bound = gate.bound
+    sign = 1.0 if kind == "min" else -1.0
+    low, high = _ends(value, sign)
+    margin, how = _decide(gate, sign * (value.value - bound), _plus(low, -sign * bound), _plus(high, -sign * bound))
+    word = "at least" if kind == "min" else "at most"
+    reason = f"{value.value:.4g} is {'' if margin >= 0 else 'not '}{word} {bound:g}{how}"
+    return Verdict(gate=gate, passed=margin >= 0, value=value.value, limit=bound, reason=reason)
+
+
+def _ends(value: Estimate, sign: float) -> tuple[float | None, float | None]:
+    """The interval with higher as better."""
+    if value.low is None or value.high is None:
+        return None, None
+    return (value.low, value.high) if sign > 0 else (-value.high, -value.low)
+
+
+def _relative(gate: Gate, value: Estimate, reference: Estimate, name: str) -> Verdict:
+    kind, bound = gate.bound
+    sign = 1.0 if gate.higher_is_better else -1.0
+    allowed = bound if kind == "max_loss" else bound / 100 * abs(reference.value)
+    difference = sign * (value.value - reference.value)
+    low, high = _difference_interval(value, reference, sign)
+    margin, how = _decide(gate, difference + allowed, _plus(low, allowed), _plus(high, allowed))
+    loss = f"{abs(difference):.4g} {'worse' if difference < 0 else 'better'} than {name} ({reference.value:.4g})"
+    reason = f"{loss}, {'within' if margin >= 0 else 'beyond'} {allowed:.4g}{how}"
+    limit = reference.value - sign * allowed
+    return Verdict(gate=gate, passed=margin >= 0, value=value.value, limit=limit, reason=reason)
+
+
+def _plus(end: float | None, allowed: float) -> float | None:
+    return None if end is None else end + allowed
+
+
+def _difference_interval(value: Estimate, reference: Estimate, sign: float) -> tuple[float | None, float | None]:
+    """95 % interval of value - reference, higher as better, from the two intervals (Zou and Donner 2008, MOVER).
+
+    It takes the two as independent. Models measured on the same items are not, so it is wider than a paired interval:
+    it never claims more than the data show.
+    """
+    (a_low, a_high), (b_low, b_high) = _ends(value, sign), _ends(reference, sign)
+    if a_low is None or a_high is None or b_low is None or b_high is None:
+        return None, None
+    a, b = sign * value.value, sign * reference.value
+    return a - b - math.hypot(a - a_low, b_high - b), a - b + math.hypot(a_high - a, b - b_low)
+
+
+def _decide(gate: Gate, measured: float, low: float | None, high: float | None) -> tuple[float, str]:
+    """The margin that decides (0 or more passes), of the value or of an end of its interval; how it was chosen."""
+    if gate.test == "values":
+        return measured, ""
+    if low is None or high is None:
+        return measured, " (no intervals: the measured values decide)"
+    if gate.test == "not_worse":
+        return low, " at 95 %, by the worse end of the interval"
+    return high, " at 95 %, by the better end of the interval"
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.5g}")

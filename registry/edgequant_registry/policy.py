@@ -1,0 +1,161 @@
+"""The promotion policy: gates as data, read from YAML and checked when read. Light: no mlflow."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from difflib import get_close_matches
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from edgequant.errors import UserError
+from edgequant.files import sha256_of_bytes
+
+BOUNDS = ("min", "max", "max_loss", "max_loss_percent")
+LOSSES = ("max_loss", "max_loss_percent")
+TESTS = ("values", "not_worse", "worse")
+REFERENCES = ("baseline", "champion")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """One condition on one metric.
+
+    Attributes:
+        min, max: absolute bounds.
+        max_loss, max_loss_percent: how much worse than the reference, in the metric's unit or in per cent of it.
+        against: the reference of a loss.
+        test: whether the measured values decide, or the confidence intervals where both sides have them: `not_worse`
+            passes only what they show to keep the bound, `worse` fails only what they show to break it.
+        better: which end of the metric is better, where the project does not know.
+        optional: a missing metric passes.
+        why: for the reader.
+    """
+
+    metric: str
+    min: float | None = None
+    max: float | None = None
+    max_loss: float | None = None
+    max_loss_percent: float | None = None
+    against: Literal["baseline", "champion"] | None = None
+    test: Literal["values", "not_worse", "worse"] = "values"
+    better: Literal["higher", "lower"] | None = None
+    optional: bool = False
+    why: str = ""
+
+    @property
+    def bound(self) -> tuple[str, float]:
+        """Kind and value of the gate's one bound."""
+        return next((name, getattr(self, name)) for name in BOUNDS if getattr(self, name) is not None)
+
+    @property
+    def higher_is_better(self) -> bool:
+        from edgequant.reporting.columns import metric
+
+        return (self.better or metric(self.metric).better) == "higher"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """Gates that must all pass."""
+
+    name: str
+    gates: tuple[Gate, ...]
+
+    @property
+    def digest(self) -> str:
+        """Changes whenever a gate does."""
+        return sha256_of_bytes(json.dumps(asdict(self), sort_keys=True))[:12]
+
+    def to_yaml(self) -> str:
+        """What `read_policy` reads back."""
+        gates = [{key: value for key, value in asdict(gate).items() if value not in (None, "")} for gate in self.gates]
+        return yaml.safe_dump({"name": self.name, "gates": gates}, sort_keys=False)
+
+
+def bundled_policies() -> list[str]:
+    """Names of the policies that come with the package."""
+    folder = files("edgequant_registry") / "policies"
+    return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
+
+
+def read_policy(source: str) -> Policy:
+    """Read and check a policy: the name of a bundled one, or a YAML file.
+
+    Raises:
+        UserError: no such file, no YAML, or a gate that cannot be meant; names the gate and the fix.
+    """
+    bundled = files("edgequant_registry") / "policies" / f"{source}.yaml"
+    path = bundled if source in bundled_policies() else Path(source).expanduser()
+    if not path.is_file():
+        raise UserError(f"policy {source!r} does not exist; give a YAML file or one of {', '.join(bundled_policies())}")
+    try:
+        found = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise UserError(f"policy {source!r} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(found, Mapping) or not isinstance(found.get("gates"), list) or not found["gates"]:
+        raise UserError(f"policy {source!r} has no gates; expected `gates:` with lines such as `- {_EXAMPLE}`")
+    if unknown := set(found) - {"name", "gates"}:
+        raise UserError(f"policy {source!r}: {sorted(unknown)[0]!r} is unknown; expected name and gates")
+    gates = tuple(_gate(i + 1, gate) for i, gate in enumerate(found["gates"]))
+    return Policy(name=str(found.get("name") or Path(source).stem), gates=gates)
+
+
+_EXAMPLE = "{metric: size/reduction_vs_fp16, min: 70}"
+
+
+def _gate(number: int, found: Any) -> Gate:
+    if not isinstance(found, Mapping) or not isinstance(found.get("metric"), str):
+        raise UserError(f"gate {number} of the policy has no metric; expected e.g. {_EXAMPLE}")
+    where = f"gate {number} ({found['metric']})"
+    known = [item.name for item in fields(Gate)]
+    for key in found:
+        if key not in known:
+            near = get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise UserError(f"{where}: {key!r} is unknown; {hint}Known: {', '.join(known)}")
+    _check_bound(where, found)
+    _check_choices(where, found)
+    values: dict[str, Any] = {key: float(value) if key in BOUNDS else value for key, value in found.items()}
+    gate = Gate(**values)
+    _check_direction(where, gate)
+    return gate
+
+
+def _check_bound(where: str, found: Mapping[str, Any]) -> None:
+    given = [name for name in BOUNDS if found.get(name) is not None]
+    if len(given) != 1:
+        raise UserError(f"{where} has {len(given)} bounds; expected one of {', '.join(BOUNDS)}")
+    value = found[given[0]]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UserError(f"{where}: {given[0]} {value!r} is no number")
+    if given[0] in LOSSES and value < 0:
+        raise UserError(f"{where}: {given[0]} {value} is negative; expected 0 or more")
+    if (given[0] in LOSSES) != (found.get("against") is not None):
+        raise UserError(
+            f"{where}: max_loss and max_loss_percent go with `against: baseline` or `champion`, min and max without"
+        )
+
+
+def _check_choices(where: str, found: Mapping[str, Any]) -> None:
+    choices = {"against": REFERENCES, "test": TESTS, "better": ("higher", "lower"), "optional": (True, False)}
+    for key, allowed in choices.items():
+        if key in found and found[key] not in allowed:
+            expected = ", ".join(str(value).lower() for value in allowed)
+            raise UserError(f"{where}: {key} {found[key]!r} is unknown; expected {expected}")
+
+
+def _check_direction(where: str, gate: Gate) -> None:
+    from edgequant.reporting.columns import metric
+
+    known = metric(gate.metric).better
+    if gate.bound[0] in LOSSES and gate.better is None and known is None:
+        raise UserError(
+            f"{where}: which end of {gate.metric} is better is not known; add `better: higher` or `better: lower`"
+        )
+    if gate.better and known and gate.better != known:
+        raise UserError(f"{where}: better {gate.better} contradicts what is known of {gate.metric}: {known} is better")

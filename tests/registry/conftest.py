@@ -1,0 +1,41 @@
+import pytest
+
+
+@pytest.fixture(scope="session")
+def checkpoint(_tiny, tmp_path_factory):
+    """A real checkpoint of `tiny`, rounded to 4 bits."""
+    import copy
+
+    from edgequant.quantization import checkpoint as checkpoints
+    from edgequant.quantization import ptq
+    from edgequant.quantization.scheme import parse_scheme
+
+    model, scheme = copy.deepcopy(_tiny.model), parse_scheme("w4a8-g32+emb4")
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    ptq.quantize(model, scheme)
+    folder = tmp_path_factory.mktemp("checkpoint") / "checkpoint"
+    checkpoints.save(model, _tiny.tokenizer, folder, scheme, parameters=parameters, made_from="tiny")
+    return folder
+
+
+GOOD = {"size/reduction_vs_fp16": 71.5, "domain/perplexity": 25.0}
+BASELINE = {"domain/perplexity": 24.0}
+
+
+@pytest.fixture
+def register(store, checkpoint):
+    """Register the checkpoint with given metrics, as `qat` does; returns the version."""
+    import json
+
+    from edgequant import tracking
+
+    def filed(metrics=GOOD, *, name="edgequant-tiny", baseline=BASELINE, folder=checkpoint):
+        tags = {
+            "edgequant.model": "tiny",
+            "edgequant.scheme": "w4a8-g32+emb4",
+            "edgequant.baseline": json.dumps(baseline),
+        }
+        with tracking.workflow_run("qat", {"of": "a test"}):
+            return tracking.register_checkpoint(folder, name, metrics=metrics, tags=tags)
+
+    return filed

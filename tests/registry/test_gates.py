@@ -1,0 +1,103 @@
+import math
+
+import pytest
+
+from edgequant_registry.gates import Reference, judge_gate
+from edgequant_registry.policy import Gate
+
+
+def champion(**metrics):
+    return Reference(name="version 1", metrics={key.replace("__", "/"): value for key, value in metrics.items()})
+
+
+def verdict(gate, value, reference=None, **interval):
+    metrics = {gate["metric"]: value} | {f"{gate['metric']}_ci_{end}": bound for end, bound in interval.items()}
+    return judge_gate(Gate(**gate), {key: bound for key, bound in metrics.items() if bound is not None}, reference)
+
+
+@pytest.mark.parametrize(
+    ("value", "passed"), [(70.0, True), (71.0, True), (69.9, False), (math.nan, False), (None, False)]
+)
+def test_an_absolute_bound_includes_its_own_value_and_excludes_what_is_missing_or_not_a_number(value, passed):
+    assert verdict({"metric": "size/reduction_vs_fp16", "min": 70}, value).passed is passed
+
+
+def test_at_most_works_the_other_way_round():
+    gate = {"metric": "size/checkpoint_gb", "max": 0.5}
+    assert verdict(gate, 0.5).passed and not verdict(gate, 0.51).passed
+
+
+@pytest.mark.parametrize(
+    ("metric", "bound", "before", "after", "passed"),
+    [
+        ("domain/perplexity", {"max_loss_percent": 10}, 20.0, 22.0, True),
+        ("domain/perplexity", {"max_loss_percent": 10}, 20.0, 22.1, False),
+        ("domain/perplexity", {"max_loss_percent": 10}, 20.0, 1.0, True),  # better is never a loss
+        ("domain/perplexity", {"max_loss": 1}, 20.0, 21.5, False),
+        ("squad/f1", {"max_loss": 2}, 60.0, 58.0, True),
+        ("squad/f1", {"max_loss": 2}, 60.0, 57.9, False),
+        ("squad/f1", {"max_loss_percent": 5}, 60.0, 57.0, True),
+        ("squad/f1", {"max_loss_percent": 5}, 60.0, 56.9, False),
+    ],
+)
+def test_a_loss_counts_in_the_direction_in_which_the_metric_is_worse(metric, bound, before, after, passed):
+    reference = Reference(name="version 1", metrics={metric: before})
+    assert verdict({"metric": metric, "against": "champion", **bound}, after, reference).passed is passed
+
+
+def test_a_verdict_says_value_bound_and_reason():
+    reference = Reference(name="version 4", metrics={"squad/f1": 60.0})
+    row = verdict({"metric": "squad/f1", "against": "champion", "max_loss": 2}, 57.0, reference).to_row()
+    assert (row["verdict"], row["value"], row["limit"]) == ("FAILED", 57.0, 58.0)
+    assert "3 worse than version 4 (60), beyond 2" in row["reason"]
+
+
+# f1 1 point lower, both +-1.5 points: the difference is -1 +- sqrt(1.5^2 + 1.5^2) = -1 +- 2.1213
+@pytest.mark.parametrize(("margin", "not_worse", "worse"), [(2.0, False, True), (3.2, True, True), (3.1, False, True)])
+def test_intervals_decide_when_the_gate_says_so(margin, not_worse, worse):
+    reference = Reference(name="v1", metrics={"squad/f1": 60.0, "squad/f1_ci_low": 58.5, "squad/f1_ci_high": 61.5})
+    for test, passed in (("not_worse", not_worse), ("worse", worse), ("values", True)):
+        gate = {"metric": "squad/f1", "against": "champion", "max_loss": margin, "test": test}
+        assert verdict(gate, 59.0, reference, low=57.5, high=60.5).passed is passed, test
+
+
+def test_a_loss_that_the_intervals_show_fails_the_lenient_test_too():
+    reference = Reference(name="v1", metrics={"squad/f1": 60.0, "squad/f1_ci_low": 59.5, "squad/f1_ci_high": 60.5})
+    gate = {"metric": "squad/f1", "against": "champion", "max_loss": 2, "test": "worse"}
+    assert not verdict(gate, 55.0, reference, low=54.5, high=55.5).passed
+
+
+def test_intervals_work_for_metrics_where_lower_is_better():
+    # 1 higher is worse: -1 in goodness; from 20 (19 to 22) to 21 (20.5 to 21.2)
+    # worse end: -1 - sqrt(0.2^2 + 1^2) = -2.0198; better end: -1 + sqrt(0.5^2 + 2^2) = 1.0616
+    metrics = {"domain/perplexity": 20.0, "domain/perplexity_ci_low": 19.0, "domain/perplexity_ci_high": 22.0}
+    reference = Reference(name="v1", metrics=metrics)
+    for bound, passed in ((2.01, False), (2.03, True)):
+        gate = {"metric": "domain/perplexity", "against": "champion", "max_loss": bound, "test": "not_worse"}
+        assert verdict(gate, 21.0, reference, low=20.5, high=21.2).passed is passed
+
+
+def test_without_intervals_the_values_decide_and_the_reason_says_so():
+    gate = {"metric": "squad/f1", "against": "champion", "max_loss": 2, "test": "not_worse"}
+    found = verdict(gate, 59.0, champion(squad__f1=60.0))
+    assert found.passed and "no intervals" in found.reason
+
+
+def test_an_absolute_bound_can_ask_for_certainty_too():
+    gate = {"metric": "boolq/accuracy", "min": 60}
+    for test, passed in (("values", True), ("not_worse", False), ("worse", True)):
+        assert verdict(gate | {"test": test}, 61.0, low=58.0, high=64.0).passed is passed
+
+
+def test_missing_metrics_fail_unless_the_gate_is_optional_and_both_say_so():
+    gate = {"metric": "squad/f1", "against": "champion", "max_loss": 2}
+    for reference, value in ((champion(squad__f1=60.0), None), (champion(other__metric=1.0), 60.0)):
+        strict, lenient = verdict(gate, value, reference), verdict(gate | {"optional": True}, value, reference)
+        assert not strict.passed and "optional: true" in strict.reason
+        assert lenient.passed and "not compared" in lenient.reason
+
+
+def test_without_a_champion_there_is_nothing_to_lose_but_without_a_baseline_the_gate_fails():
+    nobody = Reference(name="there is no champion yet", metrics=None)
+    assert verdict({"metric": "squad/f1", "against": "champion", "max_loss": 2}, 60.0, nobody).passed
+    assert not verdict({"metric": "squad/f1", "against": "baseline", "max_loss": 2}, 60.0, nobody).passed

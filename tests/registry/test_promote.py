@@ -1,0 +1,191 @@
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from edgequant.errors import UserError
+from edgequant_registry.workflow import PromotionRefusedError, promote
+
+GOOD = {"size/reduction_vs_fp16": 71.5, "domain/perplexity": 25.0}
+NAME = "edgequant-tiny"
+
+
+def aliases(store):
+    return {alias: str(version) for alias, version in store.get_registered_model(NAME).aliases.items()}
+
+
+def test_promotion_moves_the_alias_keeps_the_version_before_and_writes_down_why(store, register):
+    register()
+    promote()
+    register(GOOD | {"domain/perplexity": 24.5})
+    promote(model="tiny")
+    assert aliases(store) == {"champion": "2", "previous_champion": "1"}
+    version = store.get_model_version(NAME, "2")
+    assert version.tags["edgequant.promotion"] == "promoted"
+    run = store.get_run(version.tags["edgequant.promoted_by"])
+    assert run.info.status == "FINISHED" and run.data.tags["edgequant.workflow"] == "promote"
+    assert version.tags["edgequant.policy"].startswith("default@")
+    verdicts = json.loads(version.tags["edgequant.gates"])
+    said = {"verdict": "passed", "metric": "size/reduction_vs_fp16", "value": 71.5, "gate": "min 70", "limit": 70.0}
+    assert {key: verdicts[0][key] for key in said} == said
+    assert "Promoted to champion" in version.description
+    names = {file.path for file in store.list_artifacts(run.info.run_id)}
+    assert {"summary.json", "policy.yaml", "gates.json", "integrity.txt"} <= names
+
+
+def test_a_failed_gate_refuses_with_its_value_exit_code_1_and_a_finished_run(store, register, capsys):
+    register(GOOD | {"size/reduction_vs_fp16": 50.0})
+    with pytest.raises(SystemExit) as stopped:
+        promote()
+    assert stopped.value.code == 1
+    assert aliases(store) == {}
+    told = capsys.readouterr().out
+    assert "refused" in told and "FAILED" in told and "50 is not at least 70" in told
+    version = store.get_model_version(NAME, "1")
+    assert version.tags["edgequant.promotion"] == "refused"
+    assert store.get_run(version.tags["edgequant.refused_by"]).info.status == "FINISHED"
+
+
+def test_a_version_worse_than_the_champion_is_refused_and_the_champion_stays(store, register):
+    register()
+    promote()
+    register(GOOD | {"domain/perplexity": 25.6})  # 2.4 % worse; 2 % are allowed
+    with pytest.raises(PromotionRefusedError):
+        promote()
+    assert aliases(store) == {"champion": "1"}
+
+
+def test_a_metric_that_is_required_and_missing_refuses(store, register):
+    register({"size/reduction_vs_fp16": 75.0})
+    with pytest.raises(PromotionRefusedError):
+        promote()
+
+
+def test_promoting_again_changes_nothing_but_the_record(store, register):
+    register()
+    promote()
+    register(GOOD)
+    promote()
+    before = aliases(store)
+    promote()
+    promote(version=2)
+    assert aliases(store) == before == {"champion": "2", "previous_champion": "1"}
+
+
+def test_a_dry_run_shows_the_verdicts_and_changes_nothing(store, register, capsys):
+    register()
+    promote(dry_run=True)
+    assert aliases(store) == {}
+    assert "edgequant.promotion" not in store.get_model_version(NAME, "1").tags
+    assert "would be promoted" in capsys.readouterr().out
+
+
+def test_rollback_goes_back_one_promotion_at_a_time_and_then_says_that_there_is_none(store, register):
+    for perplexity in (25.0, 24.8, 24.6):
+        register(GOOD | {"domain/perplexity": perplexity})
+        promote()
+    assert aliases(store) == {"champion": "3", "previous_champion": "2"}
+    promote(rollback=True)
+    assert aliases(store) == {"champion": "2", "previous_champion": "1"}
+    assert store.get_model_version(NAME, "3").tags["edgequant.promotion"] == "rolled back"
+    with pytest.raises(UserError, match=r"was rolled back; .* --version 3"):
+        promote()
+    promote(model="tiny", rollback=True)
+    assert aliases(store) == {"champion": "1"}
+    with pytest.raises(UserError, match="cannot be rolled back"):
+        promote(rollback=True)
+
+
+def test_a_damaged_checkpoint_is_never_promoted(store, register, checkpoint, tmp_path):
+    damaged = tmp_path / "damaged"
+    shutil.copytree(checkpoint, damaged)
+    weights = bytearray((damaged / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (damaged / "model.safetensors").write_bytes(weights)
+    register(folder=damaged)
+    with pytest.raises(UserError, match=r"model\.safetensors is damaged"):
+        promote()
+    assert aliases(store) == {}
+
+
+def test_a_policy_of_ones_own_decides(store, register, tmp_path):
+    register(GOOD | {"size/reduction_vs_fp16": 50.0})
+    own = tmp_path / "own.yaml"
+    own.write_text(yaml.safe_dump({"name": "half", "gates": [{"metric": "size/reduction_vs_fp16", "min": 50}]}))
+    promote(policy=str(own), alias="challenger")
+    assert aliases(store) == {"challenger": "1"}
+
+
+def test_the_newest_version_of_any_model_of_ours_is_the_default(store, register):
+    register()
+    register(name="edgequant-smollm2-135m")
+    store.create_registered_model("someone-elses")
+    promote()
+    assert store.get_model_version_by_alias("edgequant-smollm2-135m", "champion")
+    assert aliases(store) == {}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"model": "phi-1.5"}, "there are: edgequant-tiny"),
+        ({"version": 9}, "version 9"),
+        ({"version": 0}, "versions begin at 1"),
+        ({"alias": "latest"}, "alias 'latest'"),
+        ({"policy": "no-such-policy"}, "no-such-policy"),
+        ({"rollback": True, "version": 1}, "rollback"),
+    ],
+)
+def test_bad_input_is_refused_with_what_there_is(store, register, wrong, said):
+    register()
+    with pytest.raises(UserError, match=said):
+        promote(**wrong)
+
+
+def test_an_empty_registry_says_how_to_fill_it(store):
+    with pytest.raises(UserError, match="edgequant qat"):
+        promote()
+
+
+def test_a_champion_generates_text_through_mlflow_and_loads_as_a_model_still(store, register, tmp_path):
+    import mlflow
+    import pandas
+
+    from edgequant import models
+
+    register()
+    promote()
+    served = mlflow.pyfunc.load_model(f"models:/{NAME}@champion")
+    prompts = ["The water is", "Boil"]
+    answers = served.predict(prompts, params={"max_new_tokens": 5})
+    assert len(answers) == 2 and all(isinstance(answer, str) for answer in answers)
+    assert served.predict(pandas.DataFrame({"prompt": prompts}), params={"max_new_tokens": 5}) == answers
+
+    loaded = models.load(f"models:/{NAME}@champion", device="cpu")
+    tokens = loaded.tokenizer("Boil", return_tensors="pt")
+    generated = loaded.model.generate(**tokens, max_new_tokens=5, do_sample=False)
+    alone = loaded.tokenizer.decode(generated[0, tokens["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert served.predict(["Boil"], params={"max_new_tokens": 5}) == [alone]
+
+
+def test_a_champion_needs_no_checkout_to_be_served(store, register, tmp_path):
+    """A process that cannot import edgequant from anywhere else loads the version with the code that lies beside it."""
+    register()
+    promote()
+    code = (
+        "import importlib.util as u, sys; assert u.find_spec('edgequant') is None\n"
+        "import mlflow; mlflow.set_tracking_uri(sys.argv[1])\n"
+        f"model = mlflow.pyfunc.load_model('models:/{NAME}@champion')\n"
+        "print(model.predict(['Boil'], params={'max_new_tokens': 3}))\n"
+    )
+    # the editable install puts our sources on the path: leave them out
+    blocker = (
+        "import sys; sys.path = [p for p in sys.path if p.rsplit('/', 1)[-1] not in ('platform', 'tune', 'registry')]\n"
+    )
+    command = [sys.executable, "-c", blocker + code, f"sqlite:///{tmp_path}/mlflow.db"]
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0 and done.stdout.strip().startswith("["), done.stderr[-2000:]
