@@ -91,11 +91,13 @@ class StaticInputQuantizer(nn.Module):
 InputQuantizer = DynamicInputQuantizer | StaticInputQuantizer
 
 
-def make_input_quantizer(spec: ActivationSpec | None, observer: ObserverName) -> InputQuantizer | None:
+def make_input_quantizer(
+    spec: ActivationSpec | None, observer: ObserverName, device: torch.device
+) -> InputQuantizer | None:
     """The quantiser of a linear's input, or None where inputs stay as they are."""
     if spec is None:
         return None
-    return DynamicInputQuantizer() if spec.mode == "dynamic" else StaticInputQuantizer(observer)
+    return DynamicInputQuantizer() if spec.mode == "dynamic" else StaticInputQuantizer(observer).to(device)
 
 
 def _parameter(values: Tensor, learning_rate_factor: float) -> nn.Parameter:

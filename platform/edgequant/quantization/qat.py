@@ -52,7 +52,7 @@ def prepare(
     for name in targets.linears:
         linear = cast(nn.Linear, modules[name])
         weights = WeightQuantizer(scheme.weight, linear.weight, learned=learned_scales)
-        inputs = make_input_quantizer(scheme.activation, observer)
+        inputs = make_input_quantizer(scheme.activation, observer, linear.weight.device)
         replace_module(model, name, FakeQuantizedLinear(linear, weights, inputs))
     if scheme.embedding is not None and targets.embedding is not None:
         embedding = cast(nn.Embedding, modules[targets.embedding])
@@ -62,7 +62,7 @@ def prepare(
             linear = cast(nn.Linear, modules[targets.head])
             if not targets.tied:
                 weights = WeightQuantizer(scheme.embedding, linear.weight, learned=learned_scales)
-            inputs = make_input_quantizer(scheme.activation, observer)
+            inputs = make_input_quantizer(scheme.activation, observer, linear.weight.device)
             replace_module(model, targets.head, FakeQuantizedLinear(linear, weights, inputs, tied=targets.tied))
     return targets
 
