@@ -1,4 +1,4 @@
-"""The four architectures of the methodology, tied and untied, with their biases and scaled embeddings, there and back."""
+"""The methodology's four architectures, tied and untied, with their biases and scaled embeddings, there and back."""
 
 from __future__ import annotations
 

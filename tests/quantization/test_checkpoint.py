@@ -39,15 +39,20 @@ def folder(original, tmp_path) -> Path:
     return Path(shutil.copytree(original[0], tmp_path / "copy"))
 
 
+LOAD = """
+import sys, edgequant, torch
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+save_file({"logits": model(input_ids=torch.arange(0, 250, 5)[None]).logits.detach()}, sys.argv[2])
+"""
+
+
 def test_a_fresh_process_loads_it_after_import_edgequant(original, tmp_path, environment):
-    code = (
-        "import sys, edgequant, torch; from transformers import AutoModelForCausalLM; from safetensors.torch import save_file;"
-        f"m = AutoModelForCausalLM.from_pretrained({str(original[0])!r});"
-        f"save_file({{'l': m(input_ids=torch.tensor([{TOKENS}])).logits.detach()}}, {str(tmp_path / 'l.safetensors')!r})"
-    )
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=tmp_path)
+    command = [sys.executable, "-c", LOAD, str(original[0]), str(tmp_path / "logits.safetensors")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert torch.equal(load_file(tmp_path / "l.safetensors")["l"], original[1])
+    assert torch.equal(load_file(tmp_path / "logits.safetensors")["logits"], original[1])
 
 
 def test_importing_edgequant_alone_imports_neither_torch_nor_transformers(environment):

@@ -72,7 +72,7 @@ def stored_tensors(folder: Path) -> tuple[dict[str, Any], int]:
 
 
 def test_simulated_and_integer_model_agree(made: Made) -> None:
-    """Exactly, where only weights are integers. Where activations are too, a sum's last bit may move a code by one step."""
+    """Exactly, where only weights are integers; where activations are too, a sum's last bit may move a code by one."""
     error = (made.simulated - made.integer).abs()
     exact = made.saved.scheme.activation is None
     assert error.median() <= (0 if exact else 1e-6)
@@ -137,7 +137,7 @@ def test_size_on_disk_is_what_bits_scales_and_zero_points_add_up_to(made: Made) 
         elif "norm" in layer:
             expected += 4 * module.weight.numel()
     expected += 5 if "static" in base and suffix else 0  # the head's input
-    header, size = stored_tensors(made.saved.folder)
+    _, size = stored_tensors(made.saved.folder)
     assert size == expected
     assert made.saved.weight_bytes == (made.saved.folder / "model.safetensors").stat().st_size
 

@@ -195,7 +195,8 @@ def train(
     checkpoint = get_last_checkpoint(str(folder)) if resume and folder.is_dir() else None
     with _restored_mode(model):
         trainer.train(resume_from_checkpoint=checkpoint)
-    tail = progress.losses[-max(1, len(progress.losses) // 10) :]
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]  # those before a resumption too
+    tail = losses[-max(1, len(losses) // 10) :]
     loss = sum(tail) / len(tail) if tail else float("nan")
     return TrainingResult(trainer.state.global_step, loss, progress.tokens_per_second(trainer.state.global_step))
 

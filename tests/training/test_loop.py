@@ -1,0 +1,174 @@
+"""The training loop: it learns, on the schedule it names, and says so when it cannot."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from edgequant.errors import UserError
+from edgequant.training.loop import train
+from edgequant.training.settings import TrainingSettings
+
+SHORT = TrainingSettings(
+    steps=6, batch_size=4, sequence_length=32, learning_rate=5e-3, precision="float32", warmup_fraction=0.0
+)
+
+
+def losses_of(model, sequences, settings, folder, **more) -> list[float]:
+    seen: list[float] = []
+    train(model, sequences, settings, folder, on_log=lambda _, m: seen.append(m["train/loss"]), **more)
+    return seen
+
+
+def test_loss_falls_from_that_of_guessing(tiny, sequences, tmp_path):
+    losses = losses_of(tiny.model, sequences, replace(SHORT, steps=40, learning_rate=1e-2), tmp_path)
+    assert losses[0] == pytest.approx(math.log(264), rel=0.05)
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_result_reports_steps_and_the_mean_loss_of_the_last_tenth(tiny, sequences, tmp_path):
+    losses: list[float] = []
+    settings = replace(SHORT, steps=20)
+    result = train(tiny.model, sequences, settings, tmp_path, on_log=lambda _, m: losses.append(m["train/loss"]))
+    assert result.steps == len(losses) == 20
+    assert result.loss == pytest.approx(sum(losses[-2:]) / 2)
+    assert result.tokens_per_second > 0
+
+
+def test_model_is_trained_in_place_and_left_in_evaluation_mode(tiny, sequences, tmp_path):
+    before = copy.deepcopy(tiny.model.state_dict())
+    train(tiny.model, sequences, replace(SHORT, steps=1), tmp_path)
+    assert not tiny.model.training
+    assert not torch.equal(before["model.norm.weight"], tiny.model.state_dict()["model.norm.weight"])
+
+
+def test_text_shorter_than_the_training_starts_over(tiny, sequences, tmp_path):
+    result = train(tiny.model, sequences[:3], replace(SHORT, steps=5), tmp_path)
+    assert result.steps == 5
+
+
+def test_learning_rate_follows_warm_up_and_cosine(tiny, sequences, tmp_path):
+    rates: dict[int, float] = {}
+    settings = replace(SHORT, steps=10, warmup_fraction=0.2)
+    train(
+        tiny.model, sequences, settings, tmp_path, on_log=lambda step, m: rates.update({step: m["train/learning_rate"]})
+    )
+    warm_up = 2
+
+    def rate(step: int) -> float:  # of the step that was just taken, or of the next one: transformers logs either
+        if step < warm_up:
+            return 5e-3 * step / warm_up
+        return 5e-3 * (1 + math.cos(math.pi * (step - warm_up) / (10 - warm_up))) / 2
+
+    logged = [rates[step] for step in range(1, 11)]
+    assert logged == pytest.approx([rate(s - 1) for s in range(1, 11)]) or logged == pytest.approx(
+        [rate(s) for s in range(1, 11)]
+    )
+
+
+def test_accumulated_gradients_are_those_of_the_large_batch(tiny, sequences, tmp_path):
+    large, small = copy.deepcopy(tiny.model), copy.deepcopy(tiny.model)
+    whole = losses_of(large, sequences, replace(SHORT, batch_size=8), tmp_path / "a")
+    parts = losses_of(small, sequences, replace(SHORT, batch_size=2, gradient_accumulation=4), tmp_path / "b")
+    assert parts == pytest.approx(whole, rel=1e-4)
+    for one, other in zip(large.parameters(), small.parameters(), strict=True):
+        # Adam turns a gradient's sign into a whole step: what hardly has a gradient may differ by more than rounding
+        assert ((one - other).abs() > 1e-4).float().mean() < 0.01
+
+
+def test_weight_decay_pulls_matrices_and_leaves_vectors(tiny, sequences, tmp_path):
+    plain, decayed = copy.deepcopy(tiny.model), copy.deepcopy(tiny.model)
+    start = copy.deepcopy(tiny.model.state_dict())
+    settings = replace(SHORT, steps=1, learning_rate=1e-2)
+    train(plain, sequences, settings, tmp_path / "a")
+    train(decayed, sequences, replace(settings, weight_decay=0.5), tmp_path / "b")
+    for name, parameter in decayed.named_parameters():
+        pulled = 1e-2 * 0.5 * start[name] if parameter.dim() > 1 else torch.zeros_like(parameter)
+        torch.testing.assert_close(plain.get_parameter(name) - parameter, pulled, rtol=1e-3, atol=1e-7)
+
+
+def test_gradients_are_clipped_to_the_given_norm(tiny, sequences, tmp_path, monkeypatch):
+    norms = []
+    settings = replace(SHORT, steps=2, max_grad_norm=1e-3)
+    clip = torch.nn.utils.clip_grad_norm_
+    monkeypatch.setattr(
+        torch.nn.utils, "clip_grad_norm_", lambda p, n, *a, **k: norms.append(float(n)) or clip(p, n, *a, **k)
+    )
+    train(tiny.model, sequences, settings, tmp_path)
+    assert norms == [1e-3, 1e-3]
+
+
+def test_master_weights_stay_float32_under_bfloat16_autocast(tiny, sequences, tmp_path):
+    types = set()
+    tiny.model.model.layers[0].mlp.up_proj.register_forward_hook(lambda m, i, o: types.add(o.dtype))
+    losses = losses_of(tiny.model, sequences, replace(SHORT, precision="bfloat16", learning_rate=1e-5), tmp_path)
+    assert types == {torch.bfloat16}
+    assert {p.dtype for p in tiny.model.parameters()} == {torch.float32}
+    assert losses[0] == pytest.approx(math.log(264), rel=0.05)
+
+
+def test_updates_below_bfloat16_resolution_are_kept(tiny, sequences, tmp_path):
+    before = tiny.model.lm_head.weight.detach().clone()
+    train(tiny.model, sequences, replace(SHORT, precision="bfloat16", learning_rate=1e-6), tmp_path)
+    moved = (tiny.model.lm_head.weight - before).abs()
+    assert 0 < moved.max() < 2e-5
+    assert not torch.equal(before, tiny.model.lm_head.weight)
+
+
+def test_distillation_alone_brings_the_student_to_its_teacher(tiny, sequences, tmp_path):
+    student = copy.deepcopy(tiny.model)
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)) * 0.02)
+    losses = losses_of(
+        student, sequences, replace(SHORT, steps=20, distillation=1.0, learning_rate=1e-3), tmp_path, teacher=tiny.model
+    )
+    assert losses[-1] < 0.3 * losses[0]
+    teacher_itself = losses_of(
+        tiny.model, sequences, replace(SHORT, steps=1, distillation=1.0), tmp_path, teacher=tiny.model
+    )
+    assert teacher_itself == pytest.approx([0.0], abs=1e-5)
+
+
+def test_divergence_is_an_error_that_names_loss_step_and_learning_rate(tiny, sequences, tmp_path):
+    with pytest.raises(UserError, match=r"diverged: loss nan at step \d+; lower training\.learning_rate \(1e\+25\)"):
+        train(tiny.model, sequences, replace(SHORT, learning_rate=1e25), tmp_path)
+
+
+def test_nothing_to_train_is_an_error(tiny, sequences, tmp_path):
+    with pytest.raises(UserError, match="nothing to train"):
+        train(tiny.model.requires_grad_(False), sequences, SHORT, tmp_path)
+
+
+def test_steps_are_announced_before_they_are_taken(tiny, sequences, tmp_path):
+    announced = []
+    train(tiny.model, sequences, SHORT, tmp_path, on_step=lambda done, steps: announced.append((done, steps)))
+    assert announced == [(done, 6) for done in range(6)]
+
+
+def test_the_seed_sets_the_order_of_the_text(tiny, sequences, tmp_path):
+    runs = [losses_of(copy.deepcopy(tiny.model), sequences, SHORT, tmp_path, seed=seed) for seed in (0, 0, 1)]
+    assert runs[0] == runs[1] != runs[2]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"steps": 0}, r"training\.steps 0 is impossible; expected at least 1"),
+        ({"steps": -3}, r"training\.steps -3"),
+        ({"batch_size": 0}, r"training\.batch_size 0"),
+        ({"learning_rate": 0.0}, r"training\.learning_rate 0\.0 .* above 0"),
+        ({"learning_rate": float("nan")}, r"training\.learning_rate nan"),
+        ({"warmup_fraction": 1.5}, r"training\.warmup_fraction 1\.5 .* between 0 and 1"),
+        ({"distillation": -0.1}, r"training\.distillation -0\.1"),
+        ({"save_steps": -1}, r"training\.save_steps -1"),
+        ({"sequence_length": 1}, r"training\.sequence_length 1"),
+    ],
+)
+def test_impossible_settings_are_refused_where_they_are_made(values, message):
+    with pytest.raises(UserError, match=message):
+        TrainingSettings(**values)

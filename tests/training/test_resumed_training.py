@@ -1,0 +1,128 @@
+"""A training that was interrupted and resumed ends with the bits of one that was not."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+
+from edgequant.quantization import qat
+from edgequant.quantization.scheme import parse_scheme
+from edgequant.training.loop import train
+from edgequant.training.settings import TrainingSettings
+
+SETTINGS = TrainingSettings(
+    steps=8, batch_size=2, sequence_length=32, learning_rate=3e-3, precision="float32", save_steps=3
+)
+
+
+class Killed(Exception):
+    """The process went away."""
+
+
+def phases(model):
+    return lambda done, steps: qat.set_phase(model, quantize_inputs=done >= 2, observe=done < 0.8 * steps)
+
+
+def run(model, sequences, folder: Path, *, kill_at: int | None = None, resume: bool = False, teacher=None):
+    def on_log(step, _metrics):
+        if step == kill_at:
+            raise Killed
+
+    return train(
+        model, sequences, SETTINGS, folder, teacher=teacher, seed=5, resume=resume, on_step=phases(model), on_log=on_log
+    )
+
+
+def prepared(floating, scheme: str | None, sequences, learned: bool):
+    model = copy.deepcopy(floating)
+    if scheme is not None:
+        qat.prepare(model, parse_scheme(scheme), learned_scales=learned)
+        if qat.has_static_ranges(model):
+            qat.calibrate(model, [sequences[:4]])
+    return model
+
+
+@pytest.mark.parametrize(
+    ("scheme", "learned"),
+    [(None, False), ("w8a8-static+emb8", False), ("w8a8-static", True), ("w4a8-g32+emb4", True)],
+)
+def test_resumed_training_ends_with_the_same_bits(tiny, sequences, tmp_path, scheme, learned):
+    whole = prepared(tiny.model, scheme, sequences, learned)
+    expected = run(whole, sequences, tmp_path / "whole")
+    with pytest.raises(Killed):
+        run(prepared(tiny.model, scheme, sequences, learned), sequences, tmp_path / "cut", kill_at=5)
+    resumed = prepared(tiny.model, scheme, sequences, learned)
+    found = run(resumed, sequences, tmp_path / "cut", resume=True)
+    assert found.steps == expected.steps == 8
+    assert found.loss == expected.loss
+    wanted, got = whole.state_dict(), resumed.state_dict()
+    assert wanted.keys() == got.keys()
+    assert [name for name in wanted if not torch.equal(wanted[name], got[name])] == []
+
+
+def test_static_ranges_are_part_of_what_is_resumed(tiny, sequences, tmp_path):
+    """Without them the resumed model would start from the ranges of calibration: the test above could not tell."""
+    model = prepared(tiny.model, "w8a8-static", sequences, False)
+    ranges = {name: buffer.clone() for name, buffer in model.named_buffers() if "observer" in name}
+    run(model, sequences, tmp_path)
+    after = dict(model.named_buffers())
+    assert ranges
+    assert all(not torch.equal(after[name], buffer) for name, buffer in ranges.items())
+
+
+def test_frozen_ranges_no_longer_follow_the_data(tiny, sequences, tmp_path):
+    model = prepared(tiny.model, "w8a8-static", sequences, False)
+    seen: dict[int, torch.Tensor] = {}
+    follow = phases(model)
+
+    def on_step(done: int, steps: int) -> None:
+        follow(done, steps)
+        seen[done] = model.model.layers[1].mlp.down_proj.input_quantizer.observer.high.clone()
+
+    train(model, sequences, SETTINGS, tmp_path, on_step=on_step)
+    assert not torch.equal(seen[1], seen[2])
+    assert torch.equal(seen[7], model.model.layers[1].mlp.down_proj.input_quantizer.observer.high)
+
+
+def test_resuming_where_nothing_was_saved_starts_at_the_beginning(tiny, sequences, tmp_path):
+    assert run(tiny.model, sequences, tmp_path / "new", resume=True).steps == 8
+
+
+def test_the_reported_loss_counts_the_steps_before_the_interruption(tiny, sequences, tmp_path):
+    settings = TrainingSettings(steps=20, batch_size=1, sequence_length=8, precision="float32", save_steps=9)
+    losses: dict[int, float] = {}
+
+    def record(step, metrics):
+        if step == 19 and 18 in losses and 20 not in losses and not resumed:
+            raise Killed
+        losses[step] = metrics["train/loss"]
+
+    resumed = False
+    with pytest.raises(Killed):
+        train(copy.deepcopy(tiny.model), sequences[:, :8], settings, tmp_path, on_log=record)
+    resumed = True
+    found = train(tiny.model, sequences[:, :8], settings, tmp_path, resume=True, on_log=record)
+    assert found.loss == pytest.approx((losses[19] + losses[20]) / 2)  # the last tenth of all 20 steps
+
+
+def test_distilled_training_resumes_to_the_same_loss(tiny, sequences, tmp_path):
+    teacher = copy.deepcopy(tiny.model)
+    with torch.no_grad():
+        teacher.model.norm.weight.mul_(3)
+    settings = TrainingSettings(
+        steps=8, batch_size=2, sequence_length=32, distillation=0.7, precision="float32", save_steps=3
+    )
+    whole, cut = copy.deepcopy(tiny.model), copy.deepcopy(tiny.model)
+    expected = train(whole, sequences, settings, tmp_path / "a", teacher=teacher)
+
+    def stop(step, _metrics):
+        if step == 4:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(cut, sequences, settings, tmp_path / "b", teacher=teacher, on_log=stop)
+    found = train(copy.deepcopy(tiny.model), sequences, settings, tmp_path / "b", teacher=teacher, resume=True)
+    assert found.loss == expected.loss
