@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from edgequant.quantization.integer import PackedWeight
 
 DECODE_ROWS = 4  # up to here a row-at-a-time kernel beats dequantising the matrix for a large product
+NEAR_ZERO = 32  # int8 zero points up to here lose no more than two bits to cancellation
 CUDA_MINIMUM_ROWS = 32  # cuBLAS's int8 product wants more than 16 rows
 
 
@@ -40,21 +41,17 @@ def int8_product(left: Tensor, right: Tensor) -> Tensor:
 def weight_only_product(input: Tensor, packed: PackedWeight, cache: dict[str, Any]) -> Tensor | None:
     """input [..., in] times the packed weight, or None where dequantising first is the way.
 
-    On the CPU in bfloat16, single tokens use PyTorch's int4 kernel (groups of 32, 64, 128 or 256 with integer zero
-    points) or int8 kernel (one scale per output), both of which read the integers instead of a dequantised copy.
+    On the CPU in bfloat16, single tokens use PyTorch's int4 kernel (groups of 32, 64, 128 or 256) or int8 kernel (one scale
+    per output), both of which read the integers instead of a dequantised copy.
     """
     rows = input.numel() // input.shape[-1]
     if input.device.type != "cpu" or input.dtype != torch.bfloat16 or rows > DECODE_ROWS:
         return None
-    if _fits_int4_kernel(packed):
+    if packed.spec.bits == 4 and packed.spec.group_size in (32, 64, 128, 256) and packed.rows % 16 == 0:
         return _int4_product(input, packed, cache)
+    if multiplies_int8(packed) and packed.scale_rows == packed.rows:
+        return _int8_weight_product(input, packed, cache)
     return None
-
-
-def _fits_int4_kernel(packed: PackedWeight) -> bool:
-    spec = packed.spec
-    fits = spec.bits == 4 and spec.group_size in (32, 64, 128, 256) and spec.zero_point == "integer"
-    return fits and packed.rows % 16 == 0
 
 
 def _int4_product(input: Tensor, packed: PackedWeight, cache: dict[str, Any]) -> Tensor:
@@ -67,10 +64,31 @@ def _int4_product(input: Tensor, packed: PackedWeight, cache: dict[str, Any]) ->
 
 
 def _int4_operands(packed: PackedWeight) -> tuple[Tensor, Tensor]:
-    """PyTorch's layout: codes 0 to 15, and w = (code - 8) scale + zero with [groups, out, 2] bfloat16 for both."""
+    """PyTorch's layout: codes c from 0 to 15, and w = (c - 8) scale + offset with [groups, out, 2] bfloat16 for both."""
     quantized = packed.unpacked()
     codes = (quantized.codes.view(packed.rows, -1) + 8).to(torch.int32)
-    assert quantized.zero_point is not None
-    offset = -quantized.zero_point * quantized.scale  # our codes are signed: w = (q - Z) S with q = code - 8
+    offset = torch.zeros_like(quantized.scale)
+    if quantized.zero_point is not None:  # w = (q - Z) S, q = c - 8
+        offset = -quantized.zero_point * quantized.scale
+    if quantized.minimum is not None:  # w = c S + minimum
+        offset = 8 * quantized.scale + quantized.minimum
     pair = torch.stack((quantized.scale, offset), -1).squeeze(2).transpose(0, 1).contiguous()
     return torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1), pair.to(torch.bfloat16)
+
+
+def _int8_weight_product(input: Tensor, packed: PackedWeight, cache: dict[str, Any]) -> Tensor | None:
+    """sum x S (q - Z) = S sum x q - S Z sum x, the first sum by the kernel.
+
+    The kernel rounds its sum to bfloat16, so zero points far from 0, whose two sums nearly cancel, are left to dequantising.
+    """
+    if "int8" not in cache:
+        scale = packed.scale.reshape(-1).float()
+        zero = torch.zeros_like(scale) if packed.zero_point is None else packed.zero_point.reshape(-1).float()
+        cache["int8"] = (scale.to(torch.bfloat16), scale * zero) if zero.abs().max() <= NEAR_ZERO else None
+    if cache["int8"] is None:
+        return None
+    scale, offset = cache["int8"]
+    flat = input.reshape(-1, packed.features)
+    product = torch._weight_int8pack_mm(flat, packed.codes, scale)
+    product = product.float() - flat.float().sum(-1, keepdim=True) * offset
+    return product.to(input.dtype).view(*input.shape[:-1], packed.rows)
