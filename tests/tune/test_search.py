@@ -5,7 +5,7 @@ import pytest
 
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.quantization.settings import QuantizationSettings
-from edgequant.training.settings import TrainingSettings
+from edgequant.training.settings import LoraSettings, TrainingSettings
 from edgequant_tune import plan as plan_module
 from edgequant_tune.plan import check_plan, make_search
 
@@ -13,9 +13,10 @@ RATE = {"learning_rate": {"log_uniform": [1e-6, 1e-2]}}
 
 
 def search_for(monkeypatch, tmp_path, run_id, resources, *, candidate, space=None, steps=8, **changed):
-    monkeypatch.setattr(plan_module, "QAT", f"fake_candidates:{candidate}")
+    monkeypatch.setitem(plan_module.CANDIDATES, "qat", f"fake_candidates:{candidate}")
     arguments = {
-        "model": "tiny", "scheme": "w4a8-g32+emb4", "text": "disaster", "space": space or RATE,
+        "model": "tiny", "method": "qat", "lora": LoraSettings(),
+        "scheme": "w4a8-g32+emb4", "text": "disaster", "space": space or RATE,
         "objectives": ["domain/perplexity"], "trials": 5, "training": TrainingSettings(steps=steps, learning_rate=1e-3),
         "quantization": QuantizationSettings(), "minutes": None, "scheduler": "none", "concurrent": None,
         "cpus": 1.0, "gpus": 0.0,
@@ -51,7 +52,13 @@ def test_trials_are_finished_nested_runs_with_parameters_and_live_metrics(monkey
     first = runs["trial 1"].data
     assert float(first.params["learning_rate"]) == 1e-3  # the recipe as it is comes first
     assert first.metrics["domain/perplexity"] == pytest.approx(11 + 4)  # one decade off, four bits fewer
-    tags = {"variant": "trial", "model": "tiny", "scheme": "w4a8-g32+emb4", "phase": "tune", "trial": outcomes[0].id}
+    tags = {
+        "variant": "trial",
+        "model": "tiny",
+        "scheme": "w4a8-g32+emb4",
+        "phase": "tune",
+        "trial": outcomes[0].id,
+    }
     assert {key: first.tags[f"edgequant.{key}"] for key in tags} == tags
     history = store.get_metric_history(runs["trial 1"].info.run_id, "train/loss")
     assert [(point.step, point.value) for point in history] == [(i, pytest.approx(1 + 1 / i)) for i in range(1, 9)]
@@ -131,7 +138,7 @@ def test_two_objectives_keep_the_trade_offs(monkeypatch, tmp_path, store, ray_he
 
 
 def test_the_time_budget_ends_the_search_and_leaves_no_run_open(monkeypatch, tmp_path, store, ray_here):
-    _, outcomes, parent = run(monkeypatch, tmp_path, ray_here, candidate="bowl", steps=4000, trials=3, minutes=4 / 60)
+    _, outcomes, parent = run(monkeypatch, tmp_path, ray_here, candidate="bowl", steps=40000, trials=3, minutes=10 / 60)
     assert {outcome.status for outcome in outcomes} == {"stopped"}
     runs = children(store, parent).values()
     assert runs and {run.info.status for run in runs} == {"FINISHED"}

@@ -3,7 +3,7 @@ import yaml
 
 from edgequant.errors import UserError
 from edgequant.quantization.settings import QuantizationSettings
-from edgequant.training.settings import TrainingSettings
+from edgequant.training.settings import LoraSettings, TrainingSettings
 from edgequant_tune.space import bundled_spaces, read_space
 
 SETTINGS = (TrainingSettings, QuantizationSettings)
@@ -13,10 +13,10 @@ def read(text: str):
     return read_space(yaml.safe_load(text), SETTINGS)
 
 
-def test_every_bundled_space_reads_and_has_ends_that_the_settings_accept():
-    assert {"qat", "qat-schemes"} <= set(bundled_spaces())
-    for name in bundled_spaces():
-        assert read_space(name, SETTINGS)
+def test_every_bundled_space_reads_for_its_method():
+    assert set(bundled_spaces()) == {"finetune", "qat", "qat-schemes"}
+    assert read_space("qat", SETTINGS) and read_space("qat-schemes", SETTINGS)
+    assert read_space("finetune", (TrainingSettings, LoraSettings), with_scheme=False)
 
 
 def test_a_space_keeps_kinds_ends_and_steps_and_gives_the_same_ranges_to_optuna(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 
 from edgequant.errors import UserError
 from edgequant.evaluation.settings import EvaluationSettings
-from edgequant.training.settings import TrainingSettings
+from edgequant.training.settings import LoraSettings, TrainingSettings
 from edgequant_tune.workflow import tune
 
 SHORT = TrainingSettings(steps=4, batch_size=2, sequence_length=64, learning_rate=1e-3)
@@ -36,6 +36,17 @@ def test_tune_trains_measures_and_registers_the_best_trial_of_tiny(tmp_path, sto
     assert "edgequant promote --model edgequant-tiny --version 1" in capsys.readouterr().out
 
 
+def test_finetuning_is_searched_too_and_its_best_model_goes_on_to_qat(tmp_path, store, ray_here, capsys):
+    from edgequant import models
+
+    space = {"rank": {"choice": [2, 4]}, "learning_rate": {"log_uniform": [1e-4, 1e-2]}}
+    tune(model="tiny", method="finetune", space=space, trials=2, training=SHORT, evaluation=QUICK, device="cpu")
+    told = capsys.readouterr().out
+    uri = told.rpartition("edgequant qat --model ")[2].split()[0]
+    assert uri.startswith("runs:/") and models.load(uri, device="cpu").model.config.model_type == "qwen2"
+    assert not store.search_model_versions()
+
+
 def test_trials_are_scored_on_other_documents_than_the_winner():
     from edgequant.corpora.disaster_corpus import bundled_documents
     from edgequant.evaluation.suite import EvaluationData
@@ -59,6 +70,8 @@ def test_trials_are_scored_on_other_documents_than_the_winner():
         ({"time_budget_minutes": -1.0}, "time_budget_minutes -1.0"),
         ({"scheduler": "asha", "space": {"sequence_length": {"choice": [32, 64]}}}, "sequence_length"),
         ({"scheme": "w44"}, "w44"),
+        ({"method": "finetune", "space": {"scheme": {"choice": ["w8"]}}}, "'scheme' is unknown"),
+        ({"method": "finetune", "space": {"rank": {"choice": [0, 8]}}}, "lora.rank 0"),
         ({"text": "no-such-text"}, "no-such-text"),
         ({"model": "no-such-model"}, "no-such-model"),
     ],
@@ -77,7 +90,8 @@ def test_more_than_the_machine_has_is_refused_not_waited_for(monkeypatch):
 
     asked = {"cpus": 64.0, "gpus": 1.0, "minutes": None, "concurrent": None, "trials": 2, "training": SHORT}
     plan = check_plan(
-        model="tiny", scheme="w8a8", text="disaster", space="qat", objectives=["domain/perplexity"], scheduler="auto",
+        model="tiny", method="qat", lora=LoraSettings(), scheme="w8a8", text="disaster",
+        space="qat", objectives=["domain/perplexity"], scheduler="auto",
         quantization=QuantizationSettings(), **asked,
     )  # fmt: skip
     with pytest.raises(UserError, match="cpus_per_trial 64 is more than the 2 CPUs"):

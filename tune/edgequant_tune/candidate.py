@@ -1,4 +1,4 @@
-"""What one trial trains: quantisation-aware training as `qat` does it, scored on validation data.
+"""What one trial trains, as `qat` or `finetune` do it, but scored on validation data.
 
 A search that looked at the test sets would choose what fits them by chance. So trials are scored on the
 validation split of the domain text and of WikiText-2, and on BoolQ's and SQuAD's training questions where their files
@@ -7,7 +7,7 @@ are (their public evaluation set otherwise); only the winner is measured on what
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from edgequant.evaluation.settings import EvaluationSettings
     from edgequant.evaluation.suite import EvaluationData
     from edgequant.quantization.settings import QuantizationSettings
-    from edgequant.training.settings import TrainingSettings
+    from edgequant.training.settings import LoraSettings, TrainingSettings
 
 HELD_OUT_ROWS = 16  # sequences of held-out text behind `validation/loss`
 OnReport = Callable[[int, dict[str, float]], None]
@@ -46,8 +46,9 @@ def qat_candidate(
     work_dir: Path,
     rungs: Sequence[int],
     on_evaluate: OnReport,
+    **_: Any,
 ) -> Candidate:
-    """Train, convert, save, reload, measure.
+    """Quantisation-aware training: train, convert, save, reload, measure.
 
     Args:
         rungs: steps after which `validation/loss` is measured, so that a scheduler can compare trials.
@@ -64,6 +65,43 @@ def qat_candidate(
     made = job.quantized(on_log=on_evaluate)
     measured = evaluate_model(made.model, made.tokenizer, job.data, evaluation, checkpoint=made.checkpoint)
     return Candidate(measured.metrics | dict(made.metrics), job.deliver(None))
+
+
+def finetune_candidate(
+    model: str,
+    scheme: str,
+    *,
+    training: TrainingSettings,
+    lora: LoraSettings,
+    evaluation: EvaluationSettings,
+    text: str,
+    data_dir: str | None,
+    device: str,
+    seed: int,
+    work_dir: Path,
+    rungs: Sequence[int],
+    on_evaluate: OnReport,
+    **_: Any,
+) -> Candidate:
+    """LoRA on the text: train, merge, save, reload, measure. Arguments as `qat_candidate`."""
+    from edgequant import models
+    from edgequant.evaluation.suite import evaluate_model
+    from edgequant.training.loop import train
+    from edgequant.training.lora import attach
+    from edgequant.workflows.finetune import deliver
+    from edgequant.workflows.inputs import evaluation_data, training_sequences
+
+    loaded = models.load(model, dtype="float32", device=device)
+    data = evaluation_data(evaluation.measures, data_dir)
+    rows = training_sequences(text, loaded.tokenizer, training.sequence_length, data, data_dir, seed=seed)
+    adapted = attach(loaded.model, lora, made_from=model)
+    log = _observed(adapted, loaded.tokenizer, training, device, rungs, on_evaluate)
+    result = train(adapted, rows, training, work_dir / "training", seed=seed, on_log=log, title=f"finetune {model}")
+    made = deliver(adapted.eval(), loaded.tokenizer, work_dir, "float", dtype="auto", device=device)
+    scored = validation_data(data, text, data_dir)
+    merged = work_dir / "merged"
+    metrics = evaluate_model(made, loaded.tokenizer, scored, evaluation, checkpoint=merged).metrics
+    return Candidate(metrics | {"train/loss": result.loss}, merged)
 
 
 def validation_data(data: EvaluationData, text: str, data_dir: str | None) -> EvaluationData:
@@ -94,20 +132,29 @@ class _ObservedTraining(QuantizedTraining):
     rungs: frozenset[int] = frozenset()
 
     def _train(self, model: Any, name: str, on_step: Any, on_log: Any) -> dict[str, float]:
-        rows = self._held_out_rows() if self.rungs else None
-
-        def log(step: int, metrics: Mapping[str, float]) -> None:
-            held_out = {HELD_OUT: _loss(model, rows)} if step in self.rungs else {}
-            on_log(step, dict(metrics) | held_out)
-
+        log = _observed(model, self.tokenizer, self.training, self.device, self.rungs, on_log)
         return super()._train(model, name, on_step, log)
 
-    def _held_out_rows(self) -> Any:
-        from edgequant.corpora.disaster_corpus import bundled_documents
-        from edgequant.corpora.packing import pack
 
-        texts = [document.text for document in bundled_documents("validation")]
-        return pack(texts, self.tokenizer, self.training.sequence_length)[:HELD_OUT_ROWS].to(self.device)
+def _observed(
+    model: Any, tokenizer: Any, training: TrainingSettings, device: str, rungs: Collection[int], on_log: OnReport
+) -> Callable[[int, Mapping[str, float]], None]:
+    """`on_log`, with the held-out loss added on rungs."""
+    rows = _held_out_rows(tokenizer, training.sequence_length).to(device) if rungs else None
+
+    def log(step: int, metrics: Mapping[str, float]) -> None:
+        held_out = {HELD_OUT: _loss(model, rows)} if step in rungs else {}
+        on_log(step, dict(metrics) | held_out)
+
+    return log
+
+
+def _held_out_rows(tokenizer: Any, length: int) -> Any:
+    from edgequant.corpora.disaster_corpus import bundled_documents
+    from edgequant.corpora.packing import pack
+
+    texts = [document.text for document in bundled_documents("validation") if document.language == "en"]
+    return pack(texts, tokenizer, length)[:HELD_OUT_ROWS]
 
 
 def _loss(model: Any, rows: Any) -> float:

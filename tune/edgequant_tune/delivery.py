@@ -121,16 +121,20 @@ def metrics_of(row: Mapping[str, Any]) -> dict[str, float]:
     return {key: value for key, value in row.items() if isinstance(value, int | float)}
 
 
-def register(search: Search, best: Outcome, rows: Rows) -> str:
-    """Register the winner's checkpoint as `edgequant-<model>`; returns the version."""
+def file_checkpoint(search: Search, best: Outcome, rows: Rows, run: tracking.Run, *, register: bool) -> str:
+    """File the winner's checkpoint with the run, and register it as `edgequant-<model>`; returns its MLflow URI."""
+    folder = Path(best.checkpoint or "")
+    if not register:
+        tracking.log_folder(folder, "checkpoint")
+        return f"runs:/{run.id}/checkpoint"
     tags = {
         "edgequant.model": search.name,
         "edgequant.scheme": scheme_of(search, best),
         "edgequant.variant": BEST,
         "edgequant.baseline": json.dumps(metrics_of(rows["baseline"])),
     }
-    folder = Path(best.checkpoint or "")
-    return tracking.register_checkpoint(folder, f"edgequant-{search.name}", metrics=metrics_of(rows[BEST]), tags=tags)
+    name = f"edgequant-{search.name}"
+    return f"models:/{name}/{tracking.register_checkpoint(folder, name, metrics=metrics_of(rows[BEST]), tags=tags)}"
 
 
 def full_table(search: Search, found: Sequence[Outcome]) -> list[dict[str, Any]]:
@@ -148,6 +152,9 @@ def table(search: Search, found: Sequence[Outcome]) -> list[dict[str, Any]]:
     return outcomes.table(found, search.objectives, model=search.name, scheme=search.job.scheme)
 
 
-def next_command(name: str, version: str | None) -> str:
+def next_command(checkpoint: str, method: str) -> str:
     """What a user would do with the result."""
-    return "edgequant report" if version is None else f"edgequant promote --model edgequant-{name} --version {version}"
+    if checkpoint.startswith("models:/"):
+        _, name, version = checkpoint.split("/")
+        return f"edgequant promote --model {name} --version {version}"
+    return f"edgequant {'qat' if method == 'finetune' else 'evaluate'} --model {checkpoint}"

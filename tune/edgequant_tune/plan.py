@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from edgequant.errors import UserError
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.quantization.settings import QuantizationSettings
-from edgequant.training.settings import TrainingSettings
+from edgequant.training.settings import LoraSettings, TrainingSettings
 from edgequant_tune.objectives import Objective, read_objectives
 from edgequant_tune.space import SCHEME, Space, read_space
-from edgequant_tune.trial import QAT, Job, with_values
+from edgequant_tune.trial import CANDIDATES, Job, with_values
 
 if TYPE_CHECKING:
     from edgequant_tune.search import Search
@@ -43,6 +43,7 @@ class Plan:
     """A checked search that does not know yet where it runs. `name` is the model's short name."""
 
     name: str
+    method: str
     model: str
     scheme: str
     text: str
@@ -51,6 +52,7 @@ class Plan:
     trials: int
     training: TrainingSettings
     quantization: QuantizationSettings
+    lora: LoraSettings
     minutes: float | None
     halving: bool
     concurrent: int | None
@@ -61,7 +63,8 @@ class Plan:
 
 def check_plan(
     *,
-    space: str | Mapping[str, Any],
+    method: str,
+    space: str | Mapping[str, Any] | None,
     objectives: Sequence[str],
     scheduler: str,
     model: str,
@@ -77,12 +80,13 @@ def check_plan(
     """
     from edgequant import models
 
-    read = read_space(space, (TrainingSettings, QuantizationSettings))
+    own = QuantizationSettings if method == "qat" else LoraSettings
+    read = read_space(space or method, (TrainingSettings, own), with_scheme=method == "qat")
     wanted = read_objectives(objectives)
     plan = Plan(
-        name=models.resolve(model).name, model=model, scheme=scheme, text=text, space=read, objectives=wanted,
+        name=models.resolve(model).name, method=method, model=model, text=text, space=read, objectives=wanted,
         trials=trials,
-        candidate=QAT,
+        scheme=scheme if method == "qat" else "none", candidate=CANDIDATES[method],
         halving=_halving(scheduler, read, wanted, trials), **rest,
     )  # fmt: skip
     for name, value in (("trials", plan.trials), ("concurrent_trials", plan.concurrent)):
@@ -119,12 +123,16 @@ def _check_objectives(objectives: Sequence[Objective]) -> None:
 
 def _check_ends(plan: Plan) -> None:
     """The ends of every range must be possible settings, and every scheme must fit the model."""
+    from edgequant.workflows.inputs import check_text
     from edgequant.workflows.qat import check_configuration
 
     for item in plan.space:
         for value in item.values:
             values = {item.name: value}
-            with_values(plan.training, values), with_values(plan.quantization, values)  # they check themselves
+            for settings in (plan.training, plan.quantization, plan.lora):
+                with_values(settings, values)  # checks itself
+    if plan.method == "finetune":
+        return check_text(plan.text)
     searched = [item.values for item in plan.space if item.name == SCHEME]
     for scheme in searched[0] if searched else [plan.scheme]:
         check_configuration(plan.model, scheme, plan.text)
@@ -159,6 +167,7 @@ def make_search(
         scheme=plan.scheme,
         training=plan.training,
         quantization=plan.quantization,
+        lora=plan.lora,
         evaluation=trial_evaluation(evaluation, plan.objectives),
         text=_absolute_text(plan.text),
         data_dir=_data_dir(data_dir),
@@ -197,7 +206,7 @@ def _gpus(wanted: float, device: str, available: float) -> float:
 
 def _first(plan: Plan) -> dict[str, Any] | None:
     """The settings as they are, if the search could come to them: the trial that all others are compared with."""
-    given = {SCHEME: plan.scheme} | vars(plan.training) | vars(plan.quantization)
+    given = {SCHEME: plan.scheme} | vars(plan.training) | vars(plan.quantization) | vars(plan.lora)
     return (
         {item.name: given[item.name] for item in plan.space}
         if all(i.contains(given[i.name]) for i in plan.space)

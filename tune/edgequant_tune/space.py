@@ -70,19 +70,20 @@ def bundled_spaces() -> list[str]:
     return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
 
 
-def read_space(source: str | Mapping[str, Any], settings: Sequence[type]) -> Space:
+def read_space(source: str | Mapping[str, Any], settings: Sequence[type], *, with_scheme: bool = True) -> Space:
     """Read and check a search space.
 
     Args:
         source: name of a bundled space, path of a YAML file, or the mapping itself.
-        settings: dataclasses whose fields may be searched, beside the quantisation `scheme`.
+        settings: dataclasses whose fields may be searched.
+        with_scheme: whether the quantisation `scheme` may be searched as well.
 
     Raises:
         UserError: no such file, an unknown hyperparameter (the valid ones are named), a malformed range.
     """
     if isinstance(source, Mapping):
-        return _checked(source, "the search space", settings)
-    return _checked(_read_yaml(source), f"search space {source!r}", settings)
+        return _checked(source, "the search space", settings, with_scheme)
+    return _checked(_read_yaml(source), f"search space {source!r}", settings, with_scheme)
 
 
 def _read_yaml(source: str) -> Any:
@@ -98,10 +99,11 @@ def _read_yaml(source: str) -> Any:
         raise UserError(f"search space {source!r} is no YAML: {' '.join(str(error).split())}") from error
 
 
-def _checked(found: Any, where: str, settings: Sequence[type]) -> Space:
+def _checked(found: Any, where: str, settings: Sequence[type], with_scheme: bool) -> Space:
     if not isinstance(found, Mapping) or not found:
         raise UserError(f"{where} is empty; expected lines such as `learning_rate: {{log_uniform: [1.0e-5, 3.0e-4]}}`")
-    types = {SCHEME: str} | {name: kind for each in settings for name, kind in _searchable(each).items()}
+    types = {SCHEME: str} if with_scheme else {}
+    types |= {name: kind for each in settings for name, kind in _searchable(each).items()}
     return tuple(_hyperparameter(str(name), spec, types) for name, spec in found.items())
 
 

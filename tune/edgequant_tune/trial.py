@@ -15,13 +15,17 @@ from typing import Any
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.files import write_atomically
 from edgequant.quantization.settings import QuantizationSettings
-from edgequant.training.settings import TrainingSettings
+from edgequant.training.settings import LoraSettings, TrainingSettings
 from edgequant_tune.space import SCHEME
 
 TRIALS_FOLDER = "trials"
 TRACEBACK = "traceback.txt"
 HELD_OUT = "validation/loss"  # reported at the rungs; what successive halving compares
-QAT = "edgequant_tune.candidate:qat_candidate"
+# What trains one candidate, by method, as `module:function`; see `candidate.qat_candidate` for the signature.
+CANDIDATES = {
+    "qat": "edgequant_tune.candidate:qat_candidate",
+    "finetune": "edgequant_tune.candidate:finetune_candidate",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +33,8 @@ class Job:
     """What all trials of a search share.
 
     Attributes:
-        candidate: `module:function` of what trains one candidate; `edgequant_tune.candidate:qat_candidate` shows its
-            signature.
-        training, quantization: a trial replaces the searched fields.
+        candidate: `module:function` of what trains one candidate.
+        training, quantization, lora: a trial replaces the searched fields.
         evaluation: what a trial is measured on.
         folder: absolute path of the search; trial ID works in `trials/ID`.
         rungs: steps at which trials are compared in training.
@@ -42,6 +45,7 @@ class Job:
     scheme: str
     training: TrainingSettings
     quantization: QuantizationSettings
+    lora: LoraSettings
     evaluation: EvaluationSettings
     text: str
     data_dir: str | None
@@ -80,6 +84,7 @@ def run_trial(job: Job, values: Mapping[str, Any], trial_id: str, report: Callab
             values.get(SCHEME, job.scheme),
             training=training,
             quantization=with_values(job.quantization, values),
+            lora=with_values(job.lora, values),
             evaluation=job.evaluation,
             text=job.text,
             data_dir=job.data_dir,

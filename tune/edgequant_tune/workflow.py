@@ -12,15 +12,16 @@ from typing import Any, Literal
 
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.quantization.settings import QuantizationSettings
-from edgequant.training.settings import TrainingSettings
+from edgequant.training.settings import LoraSettings, TrainingSettings
 
 
 def tune(
     *,
     model: str = "smollm2-135m",
+    method: Literal["qat", "finetune"] = "qat",
     scheme: str = "w4a8-g32+emb4",
     text: str = "disaster",
-    space: str | dict[str, Any] = "qat",
+    space: str | dict[str, Any] | None = None,
     objectives: tuple[str, ...] = ("domain/perplexity",),
     trials: int = 5,
     time_budget_minutes: float | None = None,
@@ -30,6 +31,7 @@ def tune(
     gpus_per_trial: float = 1.0,
     training: TrainingSettings = TrainingSettings(learning_rate=2e-4),
     quantization: QuantizationSettings = QuantizationSettings(),
+    lora: LoraSettings = LoraSettings(),
     evaluation: EvaluationSettings = EvaluationSettings(
         measures=("perplexity", "boolq", "squad", "domain_perplexity"), limit=200
     ),
@@ -45,9 +47,11 @@ def tune(
 
     Args:
         model: short name, hub id, folder, .gguf file or MLflow URI of a floating-point model.
-        scheme: quantisation scheme of every trial, unless the space searches it.
+        method: what a trial trains: qat, or finetune (LoRA, merged into a floating-point model).
+        scheme: quantisation scheme of every qat trial, unless the space searches it.
         text: what to train on: disaster, wikitext-2, or a folder or file.
-        space: what is searched: a bundled space (qat, qat-schemes), a YAML file, or the space itself.
+        space: what is searched: a bundled space (qat, qat-schemes, finetune), a YAML file, or the space itself; None:
+            the bundled one of the method.
         objectives: metrics to optimise. The first decides which trial is best; several are searched for trade-offs.
             min: or max: in front says the direction of a metric that edgequant does not know.
         trials: number of trials; the first takes the settings below as they are.
@@ -58,11 +62,12 @@ def tune(
         cpus_per_trial: CPU cores of a trial.
         gpus_per_trial: GPUs of a trial where there are any; 0.25 lets four trials share one.
         training: settings of every trial; the searched ones are replaced.
-        quantization: settings of every trial; the searched ones are replaced.
+        quantization: settings of every qat trial; the searched ones are replaced.
+        lora: settings of every finetune trial; the searched ones are replaced.
         evaluation: what the best trial is measured on; the trials themselves only on what the objectives need.
         data_dir: folder with WikiText-2, BoolQ and SQuAD in their official formats (default: $EDGEQUANT_DATA).
         output: folder that receives a folder per search: its state, and the checkpoints of its best trials.
-        register: register the best trial's checkpoint as edgequant-<model> in the MLflow registry.
+        register: register the best qat checkpoint as edgequant-<model>; a finetuned model is filed with the run.
         device: auto, cpu, cuda.
         seed: draws the hyperparameters; every trial trains with this seed, so that only hyperparameters differ.
         resume: continue the newest interrupted search of this configuration; its finished trials are kept.
@@ -79,9 +84,9 @@ def tune(
     from edgequant_tune.plan import check_plan, make_search
 
     plan = check_plan(
-        model=model, scheme=scheme, text=text, space=space, objectives=objectives, trials=trials, training=training,
-        quantization=quantization, minutes=time_budget_minutes, scheduler=scheduler, concurrent=concurrent_trials,
-        cpus=cpus_per_trial, gpus=gpus_per_trial,
+        model=model, method=method, scheme=scheme, text=text, space=space, objectives=objectives, trials=trials,
+        training=training, quantization=quantization, lora=lora, minutes=time_budget_minutes, scheduler=scheduler,
+        concurrent=concurrent_trials, cpus=cpus_per_trial, gpus=gpus_per_trial,
     )  # fmt: skip
 
     from edgequant import tracking
@@ -96,9 +101,9 @@ def tune(
                 outcomes = run_search(search, delivery.callbacks(search, run))
         best = delivery.log_search(search, outcomes)
         rows = delivery.measure_best(search, best, evaluation)
-        version = delivery.register(search, best, rows) if register else None
+        checkpoint = delivery.file_checkpoint(search, best, rows, run, register=register and method == "qat")
         print_table(
             f"{len(outcomes)} trials, scored on validation data", delivery.table(search, outcomes), closing_console()
         )
         title = f"tune: {plan.name}, {best.name} measured in full"
-        print_closing(title, list(rows.values()), run, delivery.next_command(plan.name, version))
+        print_closing(title, list(rows.values()), run, delivery.next_command(checkpoint, method))
