@@ -28,8 +28,8 @@ from edgequant.quantization.observers import ObserverName, make_observer
 from edgequant.quantization.scheme import ActivationSpec, WeightSpec
 
 INT8 = (-128, 127)
-# Weights move by fractions of their size at rates near 1e-4; a scale's ratio to its start and a zero point in integer steps
-# are larger numbers, whose rates are these multiples of the weights'.
+# Weights move by fractions of their size at rates near 1e-4; a scale's ratio to its start and a zero point in integer
+# steps are larger numbers, whose rates are these multiples of the weights'.
 SCALE_LEARNING_RATE = 10.0
 ZERO_POINT_LEARNING_RATE = 100.0
 
@@ -46,6 +46,8 @@ class DynamicInputQuantizer(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         if not self.enabled:
             return inputs
+        if inputs.is_inference():  # has no version to tell a change in place by
+            return fake_quantize_tokens(inputs, INT8)
         kept = DynamicInputQuantizer._latest
         with_gradient = torch.is_grad_enabled()
         if kept is not None and kept[0] is inputs and kept[1:3] == (inputs._version, with_gradient):
@@ -56,7 +58,7 @@ class DynamicInputQuantizer(nn.Module):
 
 
 class StaticInputQuantizer(nn.Module):
-    """Simulates 8-bit inputs with one range for the tensor, as an observer has seen it (Jacob et al. 2017, section 3.1).
+    """Simulates 8-bit inputs with one range for the tensor, seen by an observer (Jacob et al. 2017, section 3.1).
 
     `enabled`: simulate; off during the first steps of training, so that weights settle first (delayed activation
     quantisation). `observing`: let the range follow the data; off late in training, at calibration's end, and in eval.
@@ -109,8 +111,8 @@ def _parameter(values: Tensor, learning_rate_factor: float) -> nn.Parameter:
 class WeightQuantizer(nn.Module):
     """Sees a weight as its integers will represent it.
 
-    Scales and zero points follow each group's extremes as the weight moves, or, `learned`, are parameters of their own that
-    start from the range with the least squared error. A tied head and embedding share one.
+    Scales and zero points follow each group's extremes as the weight moves, or, `learned`, are parameters of their own
+    that start from the range with the least squared error. A tied head and embedding share one.
     """
 
     relative_scale: nn.Parameter | None
