@@ -126,7 +126,8 @@ def compare(base, tokenizer, rows, data, settings, options, seed):
 def print_table(results: list[dict]) -> None:
     keys = list(dict.fromkeys((row["scheme"], row["variant"]) for row in results))
     print(
-        f"\n{'scheme':16} {'variant':12} {'perplexity':>16} {'vs control':>10} {'recovered':>16} {'tokens/s':>9} {'peak GB':>8}"
+        f"\n{'scheme':16} {'variant':12} {'perplexity':>16} {'vs control':>10} {'recovered':>16} "
+        f"{'tokens/s':>9} {'peak GB':>8}"
     )
     for scheme, variant in keys:
         rows = [row for row in results if (row["scheme"], row["variant"]) == (scheme, variant)]

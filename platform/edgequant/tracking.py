@@ -334,7 +334,8 @@ def log_dataset(name: str, digest: str, source: str, *, rows: int, context: str)
     from mlflow.data.meta_dataset import MetaDataset
 
     origin = CodeDatasetSource(tags={"source": source, "rows": str(rows)})
-    mlflow.log_input(MetaDataset(origin, name=name, digest=digest[:36]), context=context)
+    dataset = MetaDataset(origin, name=name, digest=digest[:36])  # type: ignore[abstract]  # complete at run time
+    mlflow.log_input(dataset, context=context)
 
 
 def _log_config(config: Mapping[str, Any]) -> None:

@@ -35,7 +35,7 @@ def grouped(weight: Tensor, spec: WeightSpec) -> Tensor:
         return weight.reshape(1, 1, -1)
     if spec.granularity == "channel":
         return weight.reshape(weight.shape[0], 1, -1)
-    return weight.reshape(weight.shape[0], -1, spec.group_size)
+    return weight.unflatten(-1, (-1, spec.group_size or weight.shape[-1]))
 
 
 def affine_parameters(low: Tensor, high: Tensor, integer_range: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -125,7 +125,7 @@ def dequantize_weight(quantized: QuantizedWeight, shape: tuple[int, ...] | torch
     return dequantize(quantized.codes, quantized.scale, quantized.zero_point).reshape(shape)
 
 
-# ------------------------------------------------------------------------------------- simulated quantisation (training)
+# ---------------------------------------------------------------------------------- simulated quantisation (training)
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -149,7 +149,7 @@ def straight_through(real: Tensor, simulated: Tensor, inside: Tensor | None = No
 
 
 def fake_quantize(real: Tensor, scale: Tensor, zero_point: Tensor | None, integer_range: tuple[int, int]) -> Tensor:
-    """S (clamp(round(r/S) + Z) - Z) with a straight-through gradient, zero where r is clipped (Jacob et al., eq. 12)."""
+    """S (clamp(round(r/S) + Z) - Z) with a straight-through gradient, zero where r is clipped (Jacob, eq. 12)."""
     with torch.no_grad():
         values = real.float()
         rounded = torch.round(values / scale) + (0.0 if zero_point is None else zero_point)
@@ -190,8 +190,8 @@ def learned_step_gradients(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Gradients of a loss for r, S and Z, from that for the simulated values [rows, groups, group size].
 
-    Inside the range the rounding error moves with S: d/dS = round(r/S) - r/S. A clipped value moves with S by the bound's
-    distance from Z, and against Z by -S.
+    Inside the range the rounding error moves with S: d/dS = round(r/S) - r/S. A clipped value moves with S by the
+    bound's distance from Z, and against Z by -S.
     """
     lowest, highest = integer_range
     steps = groups / scale
@@ -222,7 +222,7 @@ def rounded_straight_through(values: Tensor) -> Tensor:
 
 
 def best_shrink(groups: Tensor, spec: WeightSpec, candidates: int = 20) -> Tensor:
-    """For each group the factor on its range, from 0.5 to 1, with the least squared rounding error: [rows, groups, 1]."""
+    """For each group the factor on its range, from 0.5 to 1, with the least squared error: [rows, groups, 1]."""
     best = torch.ones_like(groups[..., :1])
     least = torch.full_like(best, torch.inf)
     for factor in torch.linspace(1.0, 0.5, candidates).tolist():

@@ -1,4 +1,4 @@
-"""`QuantizedCheckpoint`: a folder of safetensors, config.json with the scheme, tokenizer, and the SHA-256 of every file."""
+"""`QuantizedCheckpoint`: a folder of safetensors, config.json with the scheme, tokenizer, SHA-256 of every file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ QUANT_METHOD = "edgequant"
 
 @dataclass(frozen=True)
 class QuantizedCheckpoint:
-    """A checkpoint on disk. `weight_bytes` is the size of the safetensors file; `parameters` counts tied weights once."""
+    """A checkpoint on disk. `parameters` counts tied weights once."""
 
     folder: Path
     scheme: Scheme
@@ -31,6 +31,7 @@ class QuantizedCheckpoint:
 
     @property
     def weight_bytes(self) -> int:
+        """Size of the safetensors on disk."""
         return sum(file.stat().st_size for file in self.folder.glob("*.safetensors"))
 
 
@@ -126,6 +127,7 @@ def verify(folder: str | Path) -> dict[str, Any]:
             raise UserError(f"checkpoint {folder}: {name} is missing; copy the whole folder again")
         if (found := sha256_of(folder / name)) != expected:
             raise UserError(
-                f"checkpoint {folder}: {name} is damaged (SHA-256 {found[:12]}..., expected {expected[:12]}...); copy it again"
+                f"checkpoint {folder}: {name} is damaged (SHA-256 {found[:12]}..., expected {expected[:12]}...); "
+                "copy it again"
             )
     return dict(manifest)

@@ -41,7 +41,8 @@ class PackedWeight(_KeepsBufferTypes):
     """The integers of a weight [rows, features] as they lie in the checkpoint.
 
     Buffers: `codes` [rows, bytes] (uint8, or int8 at 8 bits), `scale` [rows, groups], and, where the spec has them,
-    `zero_point` [rows, bytes] (packed like the codes) or `minimum` [rows, groups]. They keep their types under `.to(dtype)`.
+    `zero_point` [rows, bytes] (packed like the codes) or `minimum` [rows, groups]. They keep their types under
+    `.to(dtype)`.
     """
 
     codes: Tensor
@@ -157,7 +158,7 @@ class IntegerLinear(_KeepsBufferTypes):
         product = kernels.weight_only_product(input, self.packed, self._kernel_cache)
         if product is None:
             return functional.linear(input, self.packed.dequantized(input.dtype), self._bias(input.dtype))
-        return product if self.bias is None else product + self._bias(input.dtype)
+        return product if self.bias is None else product + self.bias.to(input.dtype)
 
     def _bias(self, dtype: torch.dtype) -> Tensor | None:
         return None if self.bias is None else self.bias.to(dtype)

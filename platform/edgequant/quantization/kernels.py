@@ -1,4 +1,4 @@
-"""Which product runs where: the seam for faster kernels. Each function says when it applies; the caller has a fallback."""
+"""Which product runs where: the seam for faster kernels. Each says when it applies; the caller has a fallback."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def int8_product(left: Tensor, right: Tensor) -> Tensor:
 def weight_only_product(input: Tensor, packed: PackedWeight, cache: dict[str, Any]) -> Tensor | None:
     """input [..., in] times the packed weight, or None where dequantising first is the way.
 
-    On the CPU in bfloat16, single tokens use PyTorch's int4 kernel (groups of 32, 64, 128 or 256) or int8 kernel (one scale
-    per output), both of which read the integers instead of a dequantised copy.
+    On the CPU in bfloat16, single tokens use PyTorch's int4 kernel (groups of 32, 64, 128 or 256) or int8 kernel (one
+    scale per output), both of which read the integers instead of a dequantised copy.
     """
     rows = input.numel() // input.shape[-1]
     if input.device.type != "cpu" or input.dtype != torch.bfloat16 or rows > DECODE_ROWS:
@@ -64,7 +64,7 @@ def _int4_product(input: Tensor, packed: PackedWeight, cache: dict[str, Any]) ->
 
 
 def _int4_operands(packed: PackedWeight) -> tuple[Tensor, Tensor]:
-    """PyTorch's layout: codes c from 0 to 15, and w = (c - 8) scale + offset with [groups, out, 2] bfloat16 for both."""
+    """PyTorch's layout: codes c from 0 to 15, and w = (c - 8) scale + offset in [groups, out, 2] bfloat16."""
     quantized = packed.unpacked()
     codes = (quantized.codes.view(packed.rows, -1) + 8).to(torch.int32)
     offset = torch.zeros_like(quantized.scale)
@@ -79,7 +79,8 @@ def _int4_operands(packed: PackedWeight) -> tuple[Tensor, Tensor]:
 def _int8_weight_product(input: Tensor, packed: PackedWeight, cache: dict[str, Any]) -> Tensor | None:
     """sum x S (q - Z) = S sum x q - S Z sum x, the first sum by the kernel.
 
-    The kernel rounds its sum to bfloat16, so zero points far from 0, whose two sums nearly cancel, are left to dequantising.
+    The kernel rounds its sum to bfloat16, so zero points far from 0, whose two sums nearly cancel, are left to
+    dequantising.
     """
     if "int8" not in cache:
         scale = packed.scale.reshape(-1).float()

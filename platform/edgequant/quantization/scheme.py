@@ -46,7 +46,7 @@ class WeightSpec:
 
     @property
     def integer_range(self) -> tuple[int, int]:
-        """Lowest and highest integer, e.g. (-8, 7); symmetric specs leave the lowest unused (llama.cpp's q4_0 does not)."""
+        """Lowest and highest integer, e.g. (-8, 7); symmetric specs leave the lowest unused (but q4_0)."""
         low, high = -(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1
         return (low + 1, high) if self.zero_point == "none" and self.layout != "q4_0" else (low, high)
 
@@ -60,7 +60,7 @@ class WeightSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ActivationSpec:
-    """How the input of a quantised linear becomes 8-bit integers: ranges learned beforehand, or taken from each token."""
+    """How the input of a quantised linear becomes 8-bit integers: fixed ranges, or each token's own."""
 
     mode: Literal["static", "dynamic"]
     bits: int = 8
@@ -99,9 +99,9 @@ class Scheme:
 def parse_scheme(name: str) -> Scheme:
     """Read a scheme's name.
 
-    `w<bits>` weights, `a8` 8-bit inputs per token (`a8-static`: with fixed ranges), `-g<N>` groups of N inputs (without:
-    one scale per output channel), `+emb<bits>` embedding and output head too. `q8_0`, `q4_0`, `q4_1` are llama.cpp's
-    formats; `bnb-int8`, `bnb-nf4`, `bnb-fp4` belong to bitsandbytes.
+    `w<bits>` weights, `a8` 8-bit inputs per token (`a8-static`: with fixed ranges), `-g<N>` groups of N inputs
+    (without: one scale per output channel), `+emb<bits>` embedding and output head too. `q8_0`, `q4_0`, `q4_1` are
+    llama.cpp's formats; `bnb-int8`, `bnb-nf4`, `bnb-fp4` belong to bitsandbytes.
 
     Raises:
         UserError: the name does not follow the grammar; names the nearest known scheme.

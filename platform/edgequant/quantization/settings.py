@@ -16,8 +16,8 @@ class QuantizationSettings:
         activation_delay: share of the steps before activations are quantised at all (Jacob et al. 2017, section 3.1).
         freeze_ranges: share of the steps after which static ranges stop following the data.
         observer: of static ranges: `ema` (moving average of extremes), `minmax`, `percentile` or `mse`.
-        learned_scales: weights' scales and zero points are trained too (LSQ+, arXiv 2004.09576) instead of following each
-            group's extremes.
+        learned_scales: weights' scales and zero points are trained too (LSQ+, arXiv 2004.09576) instead of following
+            each group's extremes.
         calibration_sequences: training sequences that show PTQ (and QAT, before its first step) the static ranges.
     """
 

@@ -12,7 +12,7 @@ from edgequant.quantization.scheme import Scheme, check_group_sizes
 
 @dataclass(frozen=True)
 class Targets:
-    """Names of the layers to quantise. `head` and `embedding` are None where the scheme leaves them in floating point."""
+    """Names of the layers to quantise. `head` and `embedding` are None where they stay as they are."""
 
     linears: tuple[str, ...]
     embedding: str | None

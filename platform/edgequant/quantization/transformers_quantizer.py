@@ -1,4 +1,4 @@
-"""Makes `AutoModelForCausalLM.from_pretrained(folder)` load our checkpoints: a quantiser registered with transformers."""
+"""Makes `AutoModelForCausalLM.from_pretrained(folder)` load our checkpoints, by a registered quantiser."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Knowledge distillation (Hinton et al. 2015, arXiv 1503.02531): follow the teacher's distribution, not only the text."""
+"""Knowledge distillation (Hinton et al. 2015, arXiv 1503.02531): follow a teacher's distribution too."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
 
 def next_token_loss(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Mean cross-entropy, nats per token: logits [batch, length, vocabulary] at t predict tokens [batch, length] at t + 1."""
+    """Mean cross-entropy, nats per token: logits [batch, length, vocabulary] at t predict the tokens at t + 1."""
     predicted = logits[:, :-1].reshape(-1, logits.shape[-1])
     wanted = tokens[:, 1:].reshape(-1)
     total = logits.new_zeros((), dtype=torch.float32)

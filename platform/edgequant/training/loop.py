@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from edgequant.training.distillation import divergence, next_token_loss
 from edgequant.training.settings import TrainingSettings
 
 OnStep = Callable[[int, int], None]  # (steps done, steps in all), called before each optimiser step's forward passes
-OnLog = Callable[[int, Mapping[str, float]], None]  # (step, metrics)
+OnLog = Callable[[int, dict[str, float]], None]  # (step, metrics)
 
 
 class TrainingResult(NamedTuple):
@@ -54,7 +54,7 @@ class _Trainer(Trainer):
         """AdamW; a parameter may carry `learning_rate_factor`, as learned quantisation scales do."""
         if self.optimizer is None:
             self.optimizer = torch.optim.AdamW(
-                _parameter_groups(self.model, self.settings), fused=self.args.device.type == "cuda"
+                _parameter_groups(cast(nn.Module, self.model), self.settings), fused=self.args.device.type == "cuda"
             )
         return self.optimizer
 

@@ -25,7 +25,7 @@ def attach(model: Any, settings: LoraSettings, *, made_from: str) -> Any:
     names = settings.targets if settings.targets == "all-linear" else [n.strip() for n in settings.targets.split(",")]
     config = LoraConfig(
         r=settings.rank,
-        lora_alpha=settings.alpha,
+        lora_alpha=settings.alpha,  # type: ignore[arg-type]  # a float works
         lora_dropout=settings.dropout,
         target_modules=names,
         task_type="CAUSAL_LM",

@@ -23,7 +23,8 @@ class TrainingSettings:
         warmup_fraction: share of the steps that raise the learning rate from 0.
         weight_decay: AdamW's, on matrices only.
         max_grad_norm: gradients are clipped to this norm.
-        precision: of the forward pass; master weights stay in float32. `auto`: bfloat16 where the device computes it natively.
+        precision: of the forward pass; master weights stay in float32. `auto`: bfloat16 where the device computes it
+            natively.
         distillation: share of the loss that is the divergence from the floating-point model's predictions; the rest is
             cross-entropy on the text.
         temperature: softens both distributions in the divergence.

@@ -116,7 +116,8 @@ def check_configuration(model: str, scheme: str, text: str) -> Scheme:
     parsed = parse_scheme(scheme)
     if parsed.backend != "edgequant":
         raise UserError(
-            f"scheme {scheme!r} is bitsandbytes' own and cannot be trained; use `ptq`, or a scheme such as w4a8-g32+emb4"
+            f"scheme {scheme!r} is bitsandbytes' own and cannot be trained; use `ptq`, or a scheme "
+            "such as w4a8-g32+emb4"
         )
     check_text(text)
     models.resolve(model)
@@ -156,7 +157,7 @@ def train_candidate(
     metrics = evaluate_model(
         trained.model, trained.tokenizer, job.data, evaluation, checkpoint=trained.checkpoint
     ).metrics
-    return Candidate(metrics | trained.metrics, job.deliver(None))
+    return Candidate({**metrics, **trained.metrics}, job.deliver(None))
 
 
 def compare(rows: dict[str, Metrics], text: str) -> list[str]:

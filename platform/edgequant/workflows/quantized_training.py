@@ -1,4 +1,4 @@
-"""The models that `qat` compares, each made once and measured once: baseline, rounded, control, trained and converted."""
+"""The models that `qat` compares, each made and measured once: baseline, rounded, control, trained."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ class QuantizedTraining:
         """PTQ of the control: what QAT has to beat."""
         return self._rounded(self._trained_control(), "control-ptq", quality_only(self.evaluation))
 
-    def quantized(self, on_log: Callable[[int, Metrics], None] | None = None) -> Measurable:
+    def quantized(self, on_log: OnLog | None = None) -> Measurable:
         """QAT: train through the quantiser, convert to integers, write the checkpoint, load it back."""
         model = copy.deepcopy(self.floating)
         settings = self.quantization
@@ -136,7 +136,7 @@ class QuantizedTraining:
         parity = self._parity(simulated, self._logits(model))
         return self._saved_and_reloaded(model, "checkpoint", parity | result)
 
-    # ---------------------------------------------------------------------------------------------------- how, in detail
+    # ------------------------------------------------------------------------------------------------- how, in detail
 
     def _trained_control(self) -> nn.Module:
         if self._control is None:
@@ -178,7 +178,7 @@ class QuantizedTraining:
         chosen = self.sequences[: self.quantization.calibration_sequences].to(self.device)
         return list(chosen.split(CALIBRATION_BATCH))
 
-    def _rounded(self, floating: nn.Module, name: str, settings: EvaluationSettings | None) -> Measurable:
+    def _rounded(self, floating: Any, name: str, settings: EvaluationSettings | None) -> Measurable:
         model = copy.deepcopy(floating)
         ptq.quantize(model, self.scheme, calibration=self._calibration(), observer=self.quantization.observer)
         return self._saved_and_reloaded(model, name, {})._replace(settings=settings)
@@ -197,7 +197,7 @@ class QuantizedTraining:
         reloaded = models.load(str(saved.folder), device=self.device)
         return Measurable(reloaded.model, reloaded.tokenizer, saved.folder, metrics)
 
-    def _cast(self, model: nn.Module) -> nn.Module:
+    def _cast(self, model: Any) -> Any:
         return models.cast(copy.deepcopy(model), self.dtype)
 
     @torch.no_grad()
@@ -207,7 +207,7 @@ class QuantizedTraining:
         return model(input_ids=rows, use_cache=False).logits.float()
 
     def _parity(self, simulated: Tensor, integer: Tensor) -> Metrics:
-        """How far the integers are from what was trained: largest logit error, share of equal predictions, perplexity."""
+        """How far the integers are from what was trained: largest logit error, equal predictions, perplexity."""
         rows = self.sequences[-simulated.shape[0] :].to(self.device)
         same = (simulated.argmax(-1) == integer.argmax(-1)).float().mean()
         perplexities = [math.exp(float(next_token_loss(logits, rows))) for logits in (simulated, integer)]
