@@ -1,18 +1,42 @@
-"""Post-training quantisation: one verb, `quantize`, over methods that choose the integers without training."""
+"""Post-training quantisation: one verb, `quantize`, over methods that choose the integers without training.
+
+scheme = parse_scheme("w4-g64")
+errors = quantize(model, scheme, calibration=batches, method="awq+gptq")
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from edgequant import models
 from edgequant.errors import UserError
 from edgequant.quantization import qat
+from edgequant.quantization.affine import quantize_weight
+from edgequant.quantization.awq import ActivationAwareScaling
+from edgequant.quantization.block_rounding import BlockRounding
+from edgequant.quantization.block_states import BlockStates, fingerprint
+from edgequant.quantization.calibrated_block import CalibratedBlock, Step, relative_error
+from edgequant.quantization.chosen_weights import FloatingWeight, choose, set_quantizer
+from edgequant.quantization.clipping import quantize_clipped
+from edgequant.quantization.fake_quantization import (
+    FakeQuantizedEmbedding,
+    FakeQuantizedLinear,
+    StaticInputQuantizer,
+)
 from edgequant.quantization.observers import ObserverName
+from edgequant.quantization.ptq_settings import Method, PtqSettings, parse_method
+from edgequant.quantization.rounding import Clipping, Gptq, RoundToNearest
 from edgequant.quantization.scheme import Scheme
+from edgequant.quantization.smoothquant import Smoothing
+from edgequant.quantization.streaming import BlockStream
+from edgequant.quantization.structure import Targets
 
-MethodName = Literal["rtn"]
+ErrorRow = dict[str, Any]
+Layer = FakeQuantizedLinear | FakeQuantizedEmbedding
 
 
 @torch.no_grad()
@@ -21,26 +45,169 @@ def quantize(
     scheme: Scheme,
     *,
     calibration: list[Tensor] | None = None,
-    method: MethodName = "rtn",
-    observer: ObserverName = "ema",
-) -> None:
+    method: str = "rtn",
+    observer: ObserverName | None = None,
+    settings: PtqSettings = PtqSettings(),
+    work_folder: Path | None = None,
+) -> list[ErrorRow]:
     """Quantise a model in place to integer layers.
 
     Args:
-        model: floating-point model in evaluation mode.
-        scheme: what to quantise and how.
-        calibration: token batches [batch, length]; needed by schemes with static activation ranges.
-        method: `rtn` rounds every weight to the nearest integer of its group's range.
-        observer: how static activation ranges are found.
+        model: floating-point causal language model in evaluation mode, on the device that is to do the work.
+        scheme: what to quantise and how; backend `edgequant`.
+        calibration: token batches [batch, length] without padding; every method but `rtn` and `mse` needs them, as do
+            static activation ranges.
+        method: `rtn`, `mse`, `gptq`, `awq`, `smoothquant`, `block`, or a combination such as `awq+gptq+block`; see
+            `ptq_settings.parse_method`.
+        observer: how static activation ranges are found (default: the settings').
+        settings: of the methods.
+        work_folder: finished decoder blocks are kept here, and an interrupted call with the same model, scheme, method,
+            settings and calibration goes on behind them.
+
+    Returns:
+        One row per layer and decoder block: `layer`, `kind`, `bits`, relative squared errors `weight_error` and, where
+        the method goes through activations, `output_error`.
 
     Raises:
-        UserError: unknown method, or a static scheme without calibration batches.
+        UserError: unknown method, missing calibration, or a layer that cannot be quantised as asked, by name.
     """
-    if method != "rtn":
-        raise UserError(f"PTQ method {method!r} is unknown; use rtn")
-    qat.prepare(model, scheme, observer=observer)
-    if qat.has_static_ranges(model):
-        if not calibration:
-            raise UserError(f"scheme {scheme.name} has static activation ranges; give calibration text")
-        qat.calibrate(model, calibration)
+    chosen = parse_method(method)
+    observer = observer or settings.observer
+    if chosen.needs_calibration and not calibration:
+        raise UserError(f"PTQ method {method} decides by activations; give calibration text")
+    batches = _batches(calibration or [], settings.batch_size)
+    run = fingerprint(model, batches, scheme, chosen, settings, observer) if work_folder is not None else ""
+    targets = qat.prepare(model, scheme, observer=observer)
+    if qat.has_static_ranges(model) and not batches:
+        raise UserError(f"scheme {scheme.name} has static activation ranges; give calibration text")
+    if chosen.needs_calibration or (chosen.rounding == "mse" and settings.activation_weighted and batches):
+        errors = _Calibrated(model, targets, chosen, batches, settings, BlockStates(work_folder, run)).quantize()
+    else:
+        errors = [_round(name, layer, chosen) for name, layer in _layers(model).items()]
+        if qat.has_static_ranges(model):
+            qat.calibrate(model, batches)
     qat.convert(model)
+    return errors
+
+
+def _batches(calibration: list[Tensor], size: int) -> list[Tensor]:
+    """Sequences of equal length in batches of `size`, whatever they came in."""
+    if len({batch.shape[1] for batch in calibration}) == 1:
+        return list(torch.cat(calibration).split(size))
+    return [part for batch in calibration for part in batch.split(size)]
+
+
+def _layers(model: nn.Module) -> dict[str, Layer]:
+    found = {n: m for n, m in model.named_modules() if isinstance(m, (FakeQuantizedLinear, FakeQuantizedEmbedding))}
+    return {n: m for n, m in found.items() if not (isinstance(m, FakeQuantizedLinear) and m._reference)}
+
+
+def _round(name: str, layer: Layer, method: Method) -> ErrorRow:
+    """Choose a layer's integers from its weight alone."""
+    round_weight = quantize_weight if method.rounding == "rtn" else quantize_clipped
+    choose(layer, round_weight(layer.weight.detach(), layer.spec))
+    return _weight_error(name, layer)
+
+
+def _weight_error(name: str, layer: Layer) -> ErrorRow:
+    quantizer = layer.quantizer if isinstance(layer, FakeQuantizedLinear) else layer.weight_quantizer
+    kind = "linear" if isinstance(layer, FakeQuantizedLinear) else "embedding"
+    simulated = quantizer(layer.weight, None if kind == "linear" else torch.arange(len(layer.weight)))
+    error = relative_error(simulated, layer.weight)
+    return {"layer": name, "kind": kind, "bits": layer.spec.bits, "weight_error": error}
+
+
+class _Calibrated:
+    """Goes through the decoder blocks, each behind its quantised predecessors."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        targets: Targets,
+        method: Method,
+        batches: list[Tensor],
+        settings: PtqSettings,
+        states: BlockStates,
+    ) -> None:
+        self.model, self.targets, self.method, self.settings, self.states = model, targets, method, settings, states
+        for layer in _layers(model).values():
+            set_quantizer(layer, FloatingWeight(layer.spec))
+        qat.set_phase(model, quantize_inputs=False, observe=False)
+        precision = models.pick_dtype(settings.precision, str(next(model.parameters()).device))
+        self.stream = BlockStream(model, batches, bfloat16=precision == "bfloat16", offload=settings.offload)
+
+    def quantize(self) -> list[ErrorRow]:
+        """Choose every layer's integers; returns the error table."""
+        floating = self.stream.first_inputs()
+        errors = [_round(name, layer, self._without_inputs()) for name, layer in self._outside().items()]
+        hidden = self.stream.first_inputs()  # behind a quantised embedding
+        for index, name in enumerate(self.stream.blocks):
+            targets = [self._forward(index, batch, states) for batch, states in enumerate(floating)]
+            block = CalibratedBlock(self.stream, index, name, hidden, targets)
+            rows = self.states.restore(index, block.module)
+            if rows is None:
+                self._choose(block)
+            block.set_phase(quantize_inputs=True, observe=False)
+            hidden = [self.stream.keep(output) for output in block.outputs()]
+            if rows is None:
+                rows = block.errors(hidden)
+                self.states.save(index, block.module, rows)
+            errors += rows
+            floating = targets
+        return errors + self._head(hidden)
+
+    def _choose(self, block: CalibratedBlock) -> None:
+        settings, gptq = self.settings, Gptq(self.settings)
+        fold: dict[str | None, Step] = {
+            "awq": ActivationAwareScaling(settings.alphas),
+            "smoothquant": Smoothing(settings.smoothing),
+        }
+        rounding: dict[str, Step] = {"rtn": RoundToNearest(), "mse": Clipping(settings), "gptq": gptq}
+        if self.method.fold:
+            fold[self.method.fold].apply(block)
+        rounding[self.method.rounding].apply(block)
+        block.observe_ranges()
+        block.set_phase(quantize_inputs=True, observe=False)
+        if self.method.learn:
+            BlockRounding(settings, gptq.compensated).apply(block)
+
+    def _forward(self, index: int, batch: int, states: Tensor) -> Tensor:
+        return self.stream.keep(self.stream.run(index, batch, self.stream.fetch(states)))
+
+    def _without_inputs(self) -> Method:
+        """How layers outside the decoder blocks are rounded: their inputs are not part of the stream."""
+        return parse_method("rtn" if self.method.rounding == "rtn" else "mse")
+
+    def _outside(self) -> dict[str, Layer]:
+        inside = tuple(f"{name}." for name in self.stream.blocks)
+        outside = {name: layer for name, layer in _layers(self.model).items() if not name.startswith(inside)}
+        for name, layer in outside.items():
+            quantizer = getattr(layer, "input_quantizer", None)
+            if isinstance(quantizer, StaticInputQuantizer) and name != self.targets.head:
+                raise UserError(
+                    f"{name} lies outside the decoder blocks, so method {self.method.name} cannot observe its static "
+                    "activation range; use method rtn or mse, or a scheme without a8-static"
+                )
+        return {name: layer for name, layer in outside.items() if not self._is_calibrated_head(name)}
+
+    def _is_calibrated_head(self, name: str) -> bool:
+        return name == self.targets.head and not self.targets.tied and self.method.rounding == "gptq"
+
+    def _head(self, hidden: list[Tensor]) -> list[ErrorRow]:
+        """The output head: GPTQ where it has integers of its own, and its static input range."""
+        if self.targets.head is None:
+            return []
+        head = self.model.get_submodule(self.targets.head)
+        assert isinstance(head, FakeQuantizedLinear)
+        hessian, tokens, calibrated = None, 0, self._is_calibrated_head(self.targets.head)
+        for inputs in self.stream.head_inputs(hidden, head):
+            if isinstance(head.input_quantizer, StaticInputQuantizer):
+                head.input_quantizer.observer.observe(inputs)
+            if calibrated:
+                flat = inputs.reshape(-1, inputs.shape[-1]).float()
+                product, tokens = flat.t() @ flat, tokens + len(flat)
+                hessian = product if hessian is None else hessian + product
+        if hessian is None:
+            return []
+        Gptq(self.settings).quantize_layers({self.targets.head: head}, hessian / tokens)
+        return [_weight_error(self.targets.head, head)]
