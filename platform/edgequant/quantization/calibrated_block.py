@@ -119,7 +119,7 @@ class CalibratedBlock:
 
     @torch.no_grad()
     def watch(self, names: list[str], see: Callable[[str, Tensor], None], batches: int | None = None) -> None:
-        """Show `see(name, inputs [tokens, in] float32)` the inputs of the named layers in every batch, or the first few."""
+        """Show `see(name, inputs [tokens, in] float32)` the inputs of the named layers, in all or the first batches."""
         by_module = {id(self.layers[name]): name for name in names}
 
         def flat(module: nn.Module, inputs: Tensor) -> None:

@@ -87,7 +87,7 @@ class PtqSettings:
             1 / block_steps).
     """
 
-    sequences: int = 128
+    sequences: int = 64
     sequence_length: int = 512
     batch_size: int = 8
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

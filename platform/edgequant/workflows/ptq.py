@@ -1,35 +1,36 @@
 """`ptq`: round a model to one or several schemes without training, and measure what that costs.
 
 mlflow run . -e ptq
-edgequant ptq --model FOLDER --scheme w4-g32,w8a8-static,bnb-nf4
+edgequant ptq --model FOLDER --scheme w4-g64 --method awq+gptq --text wikitext-2 --quantization.sequences 128
 """
 
 from __future__ import annotations
 
 import copy
+import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgequant.evaluation.settings import EvaluationSettings
-from edgequant.quantization.settings import QuantizationSettings
+from edgequant.quantization.ptq_settings import PtqSettings
 from edgequant.workflows.inputs import check_text
 from edgequant.workflows.measuring import QAT_MEASURES, headline
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from edgequant.models import LoadedModel
     from edgequant.quantization.scheme import Scheme
-
-CALIBRATION_LENGTH = 128  # tokens per calibration sequence
 
 
 def ptq(
     *,
     model: str = "smollm2-135m",
     scheme: str = "w4a8-g32+emb4,q8_0,bnb-int8,bnb-nf4",
-    method: Literal["rtn"] = "rtn",
+    method: str = "rtn",
     text: str = "disaster",
-    quantization: QuantizationSettings = QuantizationSettings(),
+    quantization: PtqSettings = PtqSettings(),
     evaluation: EvaluationSettings = EvaluationSettings(
         measures=QAT_MEASURES, limit=200, latency_methods=("generate",)
     ),
@@ -39,6 +40,7 @@ def ptq(
     device: str = "auto",
     dtype: str = "auto",
     seed: int = 0,
+    resume: bool = False,
     experiment: str = "edgequant",
 ) -> None:
     """Post-training quantisation: the model and each of its schemes side by side, every checkpoint reloaded from disk.
@@ -46,9 +48,9 @@ def ptq(
     Args:
         model: short name, hub id, folder, .gguf file or MLflow URI of a floating-point model.
         scheme: one or several, separated by commas, e.g. w4-g32,w8a8-static,bnb-nf4.
-        method: how integers are chosen: rtn rounds to the nearest.
-        text: what static activation ranges are calibrated on.
-        quantization: how static activation ranges are found.
+        method: how integers are chosen: rtn, mse, gptq, awq, smoothquant, block, or e.g. awq+gptq, gptq+block.
+        text: what is calibrated on; not the text that is evaluated on, whose like flatters the result.
+        quantization: how methods calibrate and search.
         evaluation: what is measured and how.
         data_dir: folder with WikiText-2, BoolQ and SQuAD in their official formats (default: $EDGEQUANT_DATA).
         output: folder that receives the checkpoint, or one folder per scheme (default: outputs/ptq/<run id>).
@@ -56,12 +58,13 @@ def ptq(
         device: auto, cpu, cuda or cuda:N.
         dtype: compute type while measuring: auto, float32, bfloat16 or float16.
         seed: order of the calibration text, draws of questions.
+        resume: continue the newest interrupted run of this configuration, behind the decoder blocks that it finished.
         experiment: MLflow experiment, unless `mlflow run` names one.
     """
     config = {
         key: asdict(value) if hasattr(value, "__dataclass_fields__") else value for key, value in locals().items()
     }
-    schemes = check_configuration(model, scheme, text)
+    schemes = check_configuration(model, scheme, text, method)
 
     from edgequant import models, tracking
     from edgequant.workflows.closing import print_closing
@@ -69,19 +72,21 @@ def ptq(
     from edgequant.workflows.measuring import measure
     from edgequant.workflows.quantized_training import run_folder
 
-    with tracking.workflow_run("ptq", config, experiment=experiment) as run:
+    with tracking.workflow_run("ptq", config, experiment=experiment, resume=resume) as run:
         loaded = models.load(model, dtype="float32", device=device)
         dtype = models.pick_dtype(dtype, str(loaded.model.device))
         data = evaluation_data(evaluation.measures, data_dir)
-        calibration = training_sequences(text, loaded.tokenizer, CALIBRATION_LENGTH, data, data_dir, seed=seed)
-        calibration = calibration[: quantization.calibration_sequences].to(loaded.model.device)
+        length = quantization.sequence_length
+        sequences = training_sequences(text, loaded.tokenizer, length, data, data_dir, seed=seed)
+        calibration = Calibration(method, quantization, sequences, run_folder("ptq", run.id) / "finished-blocks")
         with tracking.variant_run("baseline", model=loaded.source.name, scheme="none", phase="ptq"):
             floating = _cast(loaded.model, dtype)
             rows = {"none": measure(floating, loaded.tokenizer, data, evaluation)}
         for parsed in schemes:
             with tracking.variant_run("ptq", model=loaded.source.name, scheme=parsed.name, phase="ptq"):
                 folder = _folder(output, parsed, schemes, run_folder("ptq", run.id))
-                write_quantized(loaded, model, parsed, quantization, calibration, folder, dtype=dtype)
+                errors = write_quantized(loaded, model, parsed, calibration, folder, dtype=dtype)
+                log_layer_errors(errors)
                 reloaded = models.load(str(folder), device=device)
                 rows[parsed.name] = measure(reloaded.model, reloaded.tokenizer, data, evaluation, checkpoint=folder)
                 if register:
@@ -92,6 +97,7 @@ def ptq(
                     }
                     name = f"edgequant-{loaded.source.name}"
                     tracking.register_checkpoint(folder, name, metrics=rows[parsed.name], tags=tags)
+        shutil.rmtree(calibration.work_folder, ignore_errors=True)
         tracking.log_metrics(rows[schemes[0].name])
         table = [
             {
@@ -107,15 +113,26 @@ def ptq(
         )
 
 
-def check_configuration(model: str, scheme: str, text: str) -> list[Scheme]:
+class Calibration(NamedTuple):
+    """How weights and ranges are chosen. `sequences` [n, length] are token ids; finished blocks go to `work_folder`."""
+
+    method: str
+    settings: PtqSettings
+    sequences: Tensor
+    work_folder: Path
+
+
+def check_configuration(model: str, scheme: str, text: str, method: str = "rtn") -> list[Scheme]:
     """Refuse what cannot work before anything heavy is imported.
 
     Raises:
         UserError: names the value and what was expected.
     """
     from edgequant import models
+    from edgequant.quantization.ptq_settings import parse_method
     from edgequant.quantization.scheme import check_group_sizes, parse_scheme
 
+    parse_method(method)
     parsed = [parse_scheme(name.strip()) for name in scheme.split(",")]
     check_text(text)
     models.resolve(model)
@@ -125,28 +142,41 @@ def check_configuration(model: str, scheme: str, text: str) -> list[Scheme]:
 
 
 def write_quantized(
-    loaded: LoadedModel,
-    source: str,
-    scheme: Scheme,
-    quantization: QuantizationSettings,
-    calibration: Any,
-    folder: Path,
-    *,
-    dtype: str,
-) -> None:
-    """Quantise a copy of a loaded model and write it to `folder`."""
+    loaded: LoadedModel, source: str, scheme: Scheme, calibration: Calibration, folder: Path, *, dtype: str
+) -> list[dict[str, Any]]:
+    """Quantise a copy of a loaded model and write it to `folder`; returns the per-layer errors, if any."""
     if scheme.backend == "bitsandbytes":
         _write_bitsandbytes(source, scheme, folder, dtype=dtype, device=str(loaded.model.device))
-        return
-    from edgequant import models
+        return []
+    import torch
+
     from edgequant.quantization import checkpoint
     from edgequant.quantization import ptq as methods
 
     model: Any = copy.deepcopy(loaded.model)
-    methods.quantize(model, scheme, calibration=list(calibration.split(8)), observer=quantization.observer)
+    errors = methods.quantize(
+        model,
+        scheme,
+        calibration=[calibration.sequences[: calibration.settings.sequences].to(model.device)],
+        method=calibration.method,
+        settings=calibration.settings,
+        work_folder=calibration.work_folder,
+    )
     parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
-    models.cast(model, dtype)
+    model.to(getattr(torch, dtype))
     checkpoint.save(model, loaded.tokenizer, folder, scheme, parameters=parameters, made_from=loaded.source.name)
+    return errors
+
+
+def log_layer_errors(errors: list[dict[str, Any]]) -> None:
+    """The per-layer error table and its figure as artifacts of the active run."""
+    if not errors:
+        return
+    from edgequant import tracking
+    from edgequant.reporting.layer_errors import layer_error_figure
+
+    tracking.log_table(errors, "layer_errors.json")
+    tracking.log_figure(layer_error_figure(errors), "layer_errors.html")
 
 
 def _write_bitsandbytes(source: str, scheme: Scheme, folder: Path, *, dtype: str, device: str) -> None:
