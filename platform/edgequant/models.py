@@ -62,7 +62,7 @@ def resolve(source: str) -> ModelSource:
     if source.startswith(("models:/", "runs:/")):
         return ModelSource("mlflow", _tag_name(re.sub(r"^\w+:/+", "", source)), source)
     path = Path(source).expanduser()
-    if path.is_dir():
+    if source and path.is_dir():
         return _folder_source(path)
     if path.is_file() and path.suffix == ".gguf":
         return ModelSource("gguf", _tag_name(path.stem), str(path.resolve()))
