@@ -244,7 +244,7 @@ def test_a_device_that_is_not_there_is_refused(device):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_a_cast_model_computes_what_the_same_model_loaded_in_that_type_does(tiny, tiny_folder, dtype):
-    """torch's own .to() would round the rotary frequencies, and a measured model would not be the one that users load."""
+    """torch's own .to() would round the rotary frequencies: the model measured would not be the one that users load."""
     loaded = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=dtype)
     cast = models.cast(tiny.model, dtype)
     assert cast.model.rotary_emb.inv_freq.dtype == torch.float32

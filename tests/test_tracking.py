@@ -1,0 +1,317 @@
+"""What a run leaves in the store, however it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from importlib import metadata
+from pathlib import Path
+
+import mlflow
+import pytest
+import yaml
+
+from edgequant import tracking
+from edgequant.errors import UserError
+
+
+def artifact(run_id: str, name: str) -> str:
+    return Path(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name)).read_text()
+
+
+def artifacts(store, run_id: str) -> set[str]:
+    return {file.path for file in store.list_artifacts(run_id)}
+
+
+# -------------------------------------------------------------------------------------------------- what is recorded
+
+
+def test_the_resolved_configuration_is_filed_as_parameters_and_as_yaml(store):
+    config = {"model": "tiny", "training": {"steps": 3, "nested": {"deep": None}}, "measures": ("a", "b")}
+    with tracking.workflow_run("qat", config) as run:
+        pass
+    params = store.get_run(run.id).data.params
+    assert params["cfg.training.steps"] == "3" and params["cfg.training.nested.deep"] == "None"
+    assert yaml.safe_load(artifact(run.id, "config.yaml")) == json.loads(json.dumps(config))
+
+
+def test_commit_environment_and_process_are_filed(store, root):
+    with tracking.workflow_run("qat", {}) as run:
+        pass
+    tags = store.get_run(run.id).data.tags
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True).stdout.strip()
+    assert tags.get("mlflow.source.git.commit", "") == commit
+    if commit:
+        assert tags["edgequant.git_dirty"] in ("true", "false")
+    environment = json.loads(artifact(run.id, "environment.json"))
+    for package in ("torch", "transformers", "mlflow"):
+        assert environment["packages"][package] == metadata.version(package)
+    assert environment["cpu_count"] == os.cpu_count()
+
+
+def test_data_sets_are_inputs_with_digest_source_and_context(store):
+    digest = "0123456789abcdef" * 4
+    with tracking.workflow_run("evaluate", {}) as run:
+        tracking.log_dataset("boolq", digest, "/data/boolq", rows=3270, context="evaluation")
+    (given,) = store.get_run(run.id).inputs.dataset_inputs
+    assert (given.dataset.name, given.dataset.digest) == ("boolq", digest[:36])
+    assert {tag.key: tag.value for tag in given.tags}["mlflow.data.context"] == "evaluation"
+    assert "/data/boolq" in given.dataset.source and "3270" in given.dataset.source
+
+
+def test_a_data_set_outside_a_run_is_not_an_error(store):
+    tracking.log_dataset("boolq", "0" * 64, "bundled", rows=1, context="training")
+
+
+def test_tables_summary_text_and_folders_are_artifacts(store, tmp_path):
+    rows = [{"id": "a", "correct": True}, {"id": "b", "f1": 0.5}]
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "x.txt").write_text("x")
+    with tracking.workflow_run("evaluate", {}) as run:
+        tracking.log_table(rows, "items/boolq.json")
+        tracking.log_table([], "items/none.json")
+        tracking.log_summary([{"model": "tiny", "boolq/accuracy": 0.5}])
+        tracking.log_text("remark", "notes.txt")
+        tracking.log_folder(tmp_path / "folder", "adapter")
+    table = json.loads(artifact(run.id, "items/boolq.json"))
+    assert table["columns"] == ["id", "correct", "f1"] and len(table["data"]) == 2
+    assert json.loads(artifact(run.id, "summary.json")) == [{"model": "tiny", "boolq/accuracy": 0.5}]
+    assert artifact(run.id, "notes.txt") == "remark"
+    assert artifact(run.id, "adapter/x.txt") == "x"
+
+
+def test_metrics_keep_their_steps(store):
+    with tracking.workflow_run("qat", {}) as run:
+        for step in (1, 2, 3):
+            tracking.log_metrics({"train/loss": 10 / step}, step=step)
+    history = [(m.step, m.value) for m in store.get_metric_history(run.id, "train/loss")]
+    assert history == [(1, 10.0), (2, 5.0), (3, pytest.approx(10 / 3))]
+
+
+def test_a_long_parameter_is_cut_and_not_refused(store):
+    with tracking.workflow_run("corpus", {"text": "x" * 9000}) as run:
+        pass
+    assert store.get_run(run.id).data.params["cfg.text"] == "x" * 6000
+
+
+def test_variants_are_nested_runs_with_the_contracts_tags(store):
+    with tracking.workflow_run("qat", {}) as parent:
+        with tracking.variant_run("baseline", model="tiny", scheme="none", phase="qat") as child:
+            tracking.log_metrics({"domain/perplexity": 3.0})
+        tracking.log_metrics({"domain/perplexity": 4.0})
+    tags = store.get_run(child.id).data.tags
+    expected = {"variant": "baseline", "model": "tiny", "scheme": "none", "phase": "qat"}
+    assert {key: tags[f"edgequant.{key}"] for key in expected} == expected
+    assert tags["mlflow.parentRunId"] == parent.id
+    assert store.get_run(child.id).data.metrics == {"domain/perplexity": 3.0}
+    assert store.get_run(parent.id).data.metrics["domain/perplexity"] == 4.0
+    assert store.get_run(parent.id).data.tags["edgequant.workflow"] == "qat"
+
+
+def test_a_workflow_inside_another_nests_under_it(store):
+    with tracking.workflow_run("pipeline", {}) as outer, tracking.workflow_run("qat", {"a": 1}) as inner:
+        pass
+    assert store.get_run(inner.id).data.tags["mlflow.parentRunId"] == outer.id
+    assert {run.id for run in tracking.find_runs(parent=outer.id)} == {inner.id}
+
+
+# ---------------------------------------------------------------------------------------------------- how a run ends
+
+
+def test_an_error_ends_the_run_as_failed_with_its_traceback(store):
+    with pytest.raises(ZeroDivisionError), tracking.workflow_run("qat", {}) as parent:
+        with tracking.variant_run("qat", model="tiny", scheme="w8", phase="qat") as child:
+            1 / 0  # noqa: B018
+    for run in (parent, child):
+        assert store.get_run(run.id).info.status == "FAILED"
+        assert "ZeroDivisionError: division by zero" in artifact(run.id, "traceback.txt")
+    assert mlflow.active_run() is None
+
+
+def test_interruption_by_the_user_ends_all_runs_as_killed(store):
+    with pytest.raises(KeyboardInterrupt), tracking.workflow_run("qat", {}) as parent:
+        with tracking.variant_run("qat", model="tiny", scheme="w8", phase="qat") as child:
+            raise KeyboardInterrupt
+    assert [store.get_run(run.id).info.status for run in (parent, child)] == ["KILLED", "KILLED"]
+
+
+def test_an_error_is_reported_even_if_the_store_fails_meanwhile(store, monkeypatch):
+    def gone(*_args, **_more):
+        raise OSError("store is gone")
+
+    with pytest.raises(ZeroDivisionError), tracking.workflow_run("qat", {}):
+        monkeypatch.setattr(mlflow, "log_text", gone)
+        1 / 0  # noqa: B018
+
+
+WORKING = """
+import sys, time
+sys.path[:0] = {path!r}
+from edgequant import tracking
+with tracking.workflow_run("qat", {{"a": 1}}) as run:
+    with tracking.variant_run("qat", model="tiny", scheme="w8", phase="qat") as child:
+        print(run.id, child.id, flush=True)
+        time.sleep(120)
+"""
+
+
+@pytest.fixture
+def working(store, environment, tmp_path):
+    """A process inside a variant of a workflow, and the ids of its runs."""
+    code = WORKING.format(path=[path for path in sys.path if path])
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], env=environment, cwd=tmp_path, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        line = process.stdout.readline()  # type: ignore[union-attr]
+        yield process, line.split()
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()  # type: ignore[union-attr]
+
+
+def test_sigterm_ends_the_runs_as_killed(working, store):
+    process, ids = working
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 143
+    assert [store.get_run(run).info.status for run in ids] == ["KILLED", "KILLED"]
+
+
+def test_a_run_whose_process_was_killed_outright_is_closed_by_the_next_workflow(working, store):
+    process, ids = working
+    with tracking.workflow_run("evaluate", {}):
+        assert {store.get_run(run).info.status for run in ids} == {"RUNNING"}  # its process lives: left alone
+    process.kill()
+    process.wait()
+    assert {store.get_run(run).info.status for run in ids} == {"RUNNING"}  # nobody told the store
+    with tracking.workflow_run("evaluate", {}):
+        pass
+    assert {store.get_run(run).info.status for run in ids} == {"KILLED"}
+
+
+def test_resume_continues_the_killed_run_and_its_variant(working, store):
+    process, (parent, child) = working
+    process.kill()
+    process.wait()
+    with tracking.workflow_run("qat", {"a": 1}, resume=True) as run:
+        assert (run.id, run.resumed) == (parent, True)
+        with tracking.variant_run("qat", model="tiny", scheme="w8", phase="qat") as again:
+            assert (again.id, again.resumed) == (child, True)
+    assert [store.get_run(run_id).info.status for run_id in (parent, child)] == ["FINISHED", "FINISHED"]
+
+
+def test_a_live_run_is_never_taken_over(working, store):
+    _, (parent, _) = working
+    with tracking.workflow_run("qat", {"a": 1}, resume=True) as run:
+        assert run.id != parent and not run.resumed
+
+
+def test_resume_takes_only_a_run_of_the_same_configuration(store):
+    ids = []
+    for config in ({"a": 1}, {"a": 2}):
+        with pytest.raises(RuntimeError), tracking.workflow_run("qat", config) as run:
+            ids.append(run.id)
+            raise RuntimeError
+    with tracking.workflow_run("qat", {"a": 1, "resume": True}, resume=True) as run:
+        assert run.id == ids[0]
+    with tracking.workflow_run("qat", {"a": 1}, resume=True) as run:
+        assert run.id not in ids  # finished now: a new one
+    with tracking.workflow_run("qat", {"a": 3}, resume=True) as run:
+        assert run.id not in ids
+
+
+def test_a_resumed_run_gets_rid_of_its_failure(store):
+    with pytest.raises(RuntimeError), tracking.workflow_run("qat", {}) as run:
+        raise RuntimeError
+    with tracking.workflow_run("qat", {}, resume=True) as again:
+        assert again.id == run.id
+        assert store.get_run(run.id).info.status == "RUNNING"
+    assert store.get_run(run.id).info.status == "FINISHED"
+
+
+# ------------------------------------------------------------------------------------- where runs go, and are found
+
+
+def test_the_run_that_mlflow_run_made_is_used_and_keeps_its_experiment(store, monkeypatch):
+    launched = store.create_run(store.create_experiment("chosen"), run_name="mlflow's own")
+    monkeypatch.setenv("MLFLOW_RUN_ID", launched.info.run_id)
+    with tracking.workflow_run("qat", {}, experiment="edgequant") as run:
+        assert run.id == launched.info.run_id
+    assert store.get_run(run.id).info.experiment_id == launched.info.experiment_id
+    assert store.get_run(run.id).info.status == "FINISHED"
+
+
+def test_resuming_under_mlflow_run_continues_the_old_run_and_says_so_on_the_new(store, monkeypatch):
+    with pytest.raises(RuntimeError), tracking.workflow_run("qat", {}) as old:
+        raise RuntimeError
+    launched = store.create_run(store.get_run(old.id).info.experiment_id)
+    monkeypatch.setenv("MLFLOW_RUN_ID", launched.info.run_id)
+    with tracking.workflow_run("qat", {}, resume=True) as run:
+        assert run.id == old.id
+    assert store.get_run(launched.info.run_id).data.tags["edgequant.resumed_run"] == old.id
+
+
+def test_runs_are_found_newest_first_by_workflow_in_every_experiment(store):
+    ids = []
+    for number, experiment in enumerate(("one", "two", "one")):
+        with tracking.workflow_run("qat", {"number": number}, experiment=experiment) as run:
+            tracking.log_metrics({"domain/perplexity": float(number)})
+        ids.append(run.id)
+        time.sleep(0.002)  # start times are in milliseconds
+    with tracking.workflow_run("ptq", {}):
+        pass
+    assert [run.id for run in tracking.find_runs(workflow="qat")] == ids[::-1]
+    assert [run.id for run in tracking.find_runs(workflow="qat", experiment="one")] == [ids[2], ids[0]]
+    newest = tracking.find_runs(workflow="qat", limit=1)[0]
+    assert (newest.metrics, newest.params["cfg.number"], newest.status) == ({"domain/perplexity": 2.0}, "2", "FINISHED")
+    with pytest.raises(UserError, match=r"experiment 'three' is not in sqlite.*there are: Default, .*one, two"):
+        tracking.find_runs(experiment="three")
+
+
+def test_an_url_opens_the_run_in_the_ui_or_on_its_server(store, monkeypatch):
+    with tracking.workflow_run("qat", {}) as run:
+        assert run.url == f"http://127.0.0.1:5000/#/experiments/{run.experiment_id}/runs/{run.id}"
+    monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: "https://mlflow.example.org/")
+    assert tracking.run_url("1", "abc") == "https://mlflow.example.org/#/experiments/1/runs/abc"
+    assert tracking.ui_command() is None
+
+
+def test_a_registered_checkpoint_carries_metrics_and_tags_on_its_version(store, tmp_path):
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "config.json").write_text("{}")
+    for expected in ("1", "2"):
+        with tracking.workflow_run("qat", {"n": expected}) as run:
+            version = tracking.register_checkpoint(
+                tmp_path / "c", "edgequant-tiny", metrics={"boolq/accuracy": 0.5}, tags={"edgequant.scheme": "w8"}
+            )
+        assert version == expected
+    found = store.get_model_version("edgequant-tiny", "2")
+    assert found.tags == {"boolq/accuracy": "0.5", "edgequant.scheme": "w8"}
+    assert found.run_id == run.id
+    assert (tracking.download("models:/edgequant-tiny/2") / "config.json").read_text() == "{}"
+
+
+def test_the_users_tracking_uri_is_honoured(environment, tmp_path):
+    code = textwrap.dedent("""
+        from edgequant import tracking
+        with tracking.workflow_run("qat", {}): pass
+    """)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    changed = environment | {"MLFLOW_TRACKING_URI": f"sqlite:///{elsewhere}/own.db"}
+    done = subprocess.run([sys.executable, "-c", code], env=changed, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (elsewhere / "own.db").is_file() and not (tmp_path / "mlflow.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("nested", "flat"), [({"a": {"b": {"c": 1}}, "d": [1, 2]}, {"a.b.c": 1, "d": [1, 2]}), ({}, {}), ({"a": {}}, {})]
+)
+def test_nested_configuration_becomes_dotted_names(nested, flat):
+    assert tracking.flatten(nested) == flat
