@@ -76,6 +76,10 @@ HEADLINE = (
     *(key for key in METRICS if not key.endswith(FURTHER)),
     *("domain_qa/boolean_accuracy", "domain_qa/span_f1"),
 )
+CORE = (
+    *("domain/perplexity", "wikitext2/perplexity", "boolq/accuracy", "squad/f1"),
+    *("size/checkpoint_gb", "size/reduction_vs_fp16", "latency/decode_ms_per_token", "qat/recovered_fraction"),
+)
 IDENTITY = ("model", "variant", "scheme")  # what names a row
 _GIGABYTES_AS_MEGABYTES = 1000.0
 
@@ -138,6 +142,12 @@ def headline(shown: list[Column], most: int) -> list[Column]:
     if sum(is_metric(column.key) for column in shown) <= most:
         return shown
     return [column for column in shown if not is_metric(column.key) or column.key in HEADLINE]
+
+
+def core(shown: list[Column]) -> list[Column]:
+    """Names, texts and the few metrics that a decision rests on; everything where none of those is there."""
+    kept = [column for column in shown if not is_metric(column.key) or column.key in CORE]
+    return kept if any(is_metric(column.key) for column in kept) else shown
 
 
 def best_rows(rows: Sequence[Row], key: str) -> frozenset[int]:

@@ -90,7 +90,8 @@ def summary(comparison: Comparison) -> str:
 def _finding(rows: Sequence[Row]) -> list[str]:
     """How the smallest quantised model stands against the baseline that it was made of, if both are there."""
     quality = next((name for name in QUALITY if sum(is_finite(row.get(name)) for row in rows) > 1), None)
-    small = [row for row in rows if is_finite(row.get(SIZE)) and row.get("scheme") not in (None, "", "none")]
+    candidates = [row for row in rows if not str(row.get("variant")).startswith(("baseline", "control"))]
+    small = [row for row in candidates if is_finite(row.get(SIZE)) and row.get("scheme") not in (None, "", "none")]
     if quality is None or not small:
         return []
     best = min((row for row in small if is_finite(row.get(quality))), key=lambda row: _cost(row, quality), default=None)

@@ -49,14 +49,17 @@ def closing_console() -> Console:
 
 def print_table(title: str, rows: Sequence[Mapping[str, Any]], console: Console) -> None:
     """Rows as a table that fits the console: as it is, turned (few models, many metrics), or cut into several."""
-    from edgequant.reporting.columns import columns, headline
+    from edgequant.reporting.columns import columns, core, headline
 
     console.print()
     if not rows:
         console.print(f"{title}: nothing to show", markup=False)
         return
     everything = columns(rows)
-    shown, shared = _without_shared_names(headline(everything, MOST_METRICS))
+    chosen = headline(everything, MOST_METRICS)
+    if len(rows) > TURNED_ROWS and not _fits(_table(chosen, len(rows)), console):
+        chosen = core(chosen)
+    shown, shared = _without_shared_names(chosen)
     remarks = [column for column in shown if not column.is_number and max(map(len, column.cells)) > LONG_TEXT]
     shown = [column for column in shown if column not in remarks] or shown
     title = f"{title} · {shared}" if shared and shared not in title else title
@@ -67,7 +70,7 @@ def print_table(title: str, rows: Sequence[Mapping[str, Any]], console: Console)
         console.print("* best of its column or line", style="dim")
     for line in _remark_lines(remarks, shown):
         console.print(line, soft_wrap=True, markup=False, highlight=False)
-    if left_out := len(everything) - len(headline(everything, MOST_METRICS)):
+    if left_out := len(everything) - len(chosen):
         console.print(f"{left_out} more metrics are in the run and in summary.json", style="dim")
 
 
