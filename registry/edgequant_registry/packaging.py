@@ -53,9 +53,11 @@ def make_servable(name: str, version: str) -> None:
 
 
 def _point_at_the_checkpoint(file: Path, source: str) -> None:
-    """The one artifact is the folder that MLmodel will lie in."""
+    """The one artifact is the folder that MLmodel will lie in; the code lies in it too, wherever it came from."""
     model = Model.load(str(file))
-    model.flavors["python_function"]["artifacts"] = {"checkpoint": {"path": ".", "uri": source}}
+    flavor = model.flavors["python_function"]
+    flavor["artifacts"] = {"checkpoint": {"path": ".", "uri": source}}
+    flavor["model_code_path"] = Path(flavor["model_code_path"]).name
     model.save(str(file))
 
 
