@@ -94,6 +94,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--limit", type=int, help="the first so many questions, and limit/20 pages and windows")
     parser.add_argument("--tasks", default="boolq,wikitext,squad")
     parser.add_argument("--batches", help="lm-eval batch sizes to try, e.g. 64,256")
+    parser.add_argument("--tokens", help="edgequant's tokens per forward pass to try, e.g. 16384,65536")
     parser.add_argument("--output", help="JSON file that also receives the figures")
     return parser.parse_args()
 
@@ -256,8 +257,11 @@ class Harness:
 
 
 def run_task(task: Task, device: str, arguments: argparse.Namespace) -> None:
-    batches = tuple(map(int, arguments.batches.split(","))) if arguments.batches else TRIED_BATCHES[device]
-    plans = {"edgequant": (task.ours, TRIED_TOKENS[device]), "lm-eval": (task.theirs, batches)}
+    tokens, batches = (
+        tuple(map(int, given.split(","))) if given else tried[device]
+        for given, tried in ((arguments.tokens, TRIED_TOKENS), (arguments.batches, TRIED_BATCHES))
+    )
+    plans = {"edgequant": (task.ours, tokens), "lm-eval": (task.theirs, batches)}
     for name, (run, tried) in plans.items():
         if run is not None:
             task.sides[name] = fastest(run, task, tried)
