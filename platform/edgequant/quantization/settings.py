@@ -24,7 +24,7 @@ class QuantizationSettings:
     activation_delay: float = 0.1
     freeze_ranges: float = 0.8
     observer: Literal["ema", "minmax", "percentile", "mse"] = "ema"
-    learned_scales: bool = True
+    learned_scales: bool = False
     calibration_sequences: int = 32
 
     def __post_init__(self) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.training.settings import LoraSettings, TrainingSettings
 from edgequant.workflows.inputs import check_text
-from edgequant.workflows.measuring import QAT_MEASURES, headline
+from edgequant.workflows.measuring import COMPARISON, headline
 
 
 def finetune(
@@ -23,9 +23,7 @@ def finetune(
     base: Literal["float", "bnb-int8", "bnb-nf4", "bnb-fp4"] = "float",
     training: TrainingSettings = TrainingSettings(learning_rate=5e-4),
     lora: LoraSettings = LoraSettings(),
-    evaluation: EvaluationSettings = EvaluationSettings(
-        measures=QAT_MEASURES, limit=200, latency_methods=("generate",)
-    ),
+    evaluation: EvaluationSettings = COMPARISON,
     data_dir: str | None = None,
     output: str | None = None,
     device: str = "auto",

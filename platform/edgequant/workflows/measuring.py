@@ -7,11 +7,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgequant.evaluation.settings import EvaluationSettings
+
 if TYPE_CHECKING:
-    from edgequant.evaluation.settings import EvaluationSettings
     from edgequant.evaluation.suite import EvaluationData
 
 QAT_MEASURES = ("perplexity", "boolq", "squad", "domain_perplexity", "latency")
+# Enough to compare variants within one run, and short: `evaluate` measures a single model at length.
+COMPARISON = EvaluationSettings(
+    measures=QAT_MEASURES,
+    limit=200,
+    latency_prompt_lengths=(128,),
+    latency_batch_sizes=(1,),
+    latency_methods=("generate",),
+    latency_new_tokens=32,
+    latency_warmup=1,
+)
 # What a model is measured on for comparison's sake alone: its size and speed are those of the model it stands beside.
 QUALITY_MEASURES = ("perplexity", "boolq", "squad", "domain_perplexity")
 # What a closing table shows; everything else is in MLflow.
@@ -62,3 +73,9 @@ def measure(
 def quality_only(settings: EvaluationSettings) -> EvaluationSettings:
     """The same settings without speed, energy and the longer question sets."""
     return replace(settings, measures=tuple(name for name in settings.measures if name in QUALITY_MEASURES))
+
+
+def say(variant: str, metrics: Mapping[str, float]) -> None:
+    """One line as soon as a variant is measured, so that a long run shows that it moves."""
+    shown = [f"{name} {metrics[name]:.4g}" for name in HEADLINE if name in metrics]
+    print(f"measured {variant:12} {', '.join(shown[:5])}", flush=True)

@@ -14,7 +14,7 @@ from typing import Any
 from edgequant.errors import UserError
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.training.settings import TrainingSettings
-from edgequant.workflows.measuring import QAT_MEASURES
+from edgequant.workflows.measuring import COMPARISON
 
 PHASES = ("corpus", "baseline", "ptq", "qat", "finetune", "evaluate", "report")
 
@@ -26,9 +26,7 @@ def pipeline(
     source: str | None = None,
     phases: tuple[str, ...] = PHASES,
     training: TrainingSettings = TrainingSettings(learning_rate=2e-4),
-    evaluation: EvaluationSettings = EvaluationSettings(
-        measures=QAT_MEASURES, limit=200, latency_methods=("generate",)
-    ),
+    evaluation: EvaluationSettings = COMPARISON,
     data_dir: str | None = None,
     output: str = "outputs/pipeline",
     register: bool = True,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.quantization.ptq_settings import PtqSettings
 from edgequant.workflows.inputs import check_text
-from edgequant.workflows.measuring import QAT_MEASURES, headline
+from edgequant.workflows.measuring import COMPARISON, headline
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,9 +31,7 @@ def ptq(
     method: str = "rtn",
     text: str = "disaster",
     quantization: PtqSettings = PtqSettings(),
-    evaluation: EvaluationSettings = EvaluationSettings(
-        measures=QAT_MEASURES, limit=200, latency_methods=("generate",)
-    ),
+    evaluation: EvaluationSettings = COMPARISON,
     data_dir: str | None = None,
     output: str | None = None,
     register: bool = False,

@@ -17,7 +17,7 @@ from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.quantization.settings import QuantizationSettings
 from edgequant.training.settings import TrainingSettings
 from edgequant.workflows.inputs import check_text
-from edgequant.workflows.measuring import QAT_MEASURES, headline
+from edgequant.workflows.measuring import COMPARISON, headline
 
 if TYPE_CHECKING:
     from edgequant.quantization.scheme import Scheme
@@ -40,9 +40,7 @@ def qat(
     control: bool = True,
     training: TrainingSettings = TrainingSettings(learning_rate=2e-4),
     quantization: QuantizationSettings = QuantizationSettings(),
-    evaluation: EvaluationSettings = EvaluationSettings(
-        measures=QAT_MEASURES, limit=200, latency_methods=("generate",)
-    ),
+    evaluation: EvaluationSettings = COMPARISON,
     data_dir: str | None = None,
     output: str | None = None,
     register: bool = True,
@@ -136,9 +134,7 @@ def train_candidate(
     seed: int = 0,
     work_dir: Path,
     quantization: QuantizationSettings = QuantizationSettings(),
-    evaluation: EvaluationSettings = EvaluationSettings(
-        measures=QAT_MEASURES, limit=200, latency_methods=("generate",)
-    ),
+    evaluation: EvaluationSettings = COMPARISON,
     on_evaluate: Callable[[int, Metrics], None] | None = None,
 ) -> Candidate:
     """QAT without tracking, as a search's trial runs it: train, convert, save, reload, measure.

@@ -25,7 +25,7 @@ from edgequant.training.distillation import next_token_loss
 from edgequant.training.loop import OnLog, train
 from edgequant.training.settings import TrainingSettings
 from edgequant.workflows.inputs import evaluation_data, training_sequences
-from edgequant.workflows.measuring import measure, quality_only
+from edgequant.workflows.measuring import measure, quality_only, say
 
 Metrics = dict[str, float]
 CALIBRATION_BATCH = 8
@@ -101,6 +101,7 @@ class QuantizedTraining:
             metrics = measure(made.model, made.tokenizer, self.data, settings, checkpoint=made.checkpoint)
             tracking.log_metrics(made.metrics)
         metrics |= made.metrics
+        say(variant, metrics)
         write_atomically(kept, json.dumps(metrics))
         return metrics
 
