@@ -124,9 +124,12 @@ def test_a_workflow_inside_another_nests_under_it(store):
 
 
 def test_an_error_ends_the_run_as_failed_with_its_traceback(store):
-    with pytest.raises(ZeroDivisionError), tracking.workflow_run("qat", {}) as parent:
-        with tracking.variant_run("qat", model="tiny", scheme="w8", phase="qat") as child:
-            1 / 0  # noqa: B018
+    with (
+        pytest.raises(ZeroDivisionError),
+        tracking.workflow_run("qat", {}) as parent,
+        tracking.variant_run("qat", model="tiny", scheme="w8", phase="qat") as child,
+    ):
+        1 / 0  # noqa: B018
     for run in (parent, child):
         assert store.get_run(run.id).info.status == "FAILED"
         assert "ZeroDivisionError: division by zero" in artifact(run.id, "traceback.txt")
@@ -134,9 +137,12 @@ def test_an_error_ends_the_run_as_failed_with_its_traceback(store):
 
 
 def test_interruption_by_the_user_ends_all_runs_as_killed(store):
-    with pytest.raises(KeyboardInterrupt), tracking.workflow_run("qat", {}) as parent:
-        with tracking.variant_run("qat", model="tiny", scheme="w8", phase="qat") as child:
-            raise KeyboardInterrupt
+    with (
+        pytest.raises(KeyboardInterrupt),
+        tracking.workflow_run("qat", {}) as parent,
+        tracking.variant_run("qat", model="tiny", scheme="w8", phase="qat") as child,
+    ):
+        raise KeyboardInterrupt
     assert [store.get_run(run.id).info.status for run in (parent, child)] == ["KILLED", "KILLED"]
 
 

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, get_type_hints
 
 from edgequant.errors import UserError
 
@@ -72,8 +72,11 @@ def parse(name: str, function: Callable[..., Any], arguments: Sequence[str]) -> 
 
 def make_parser(name: str, function: Callable[..., Any]) -> Any:
     """A jsonargparse parser made of the function's signature and docstring."""
-    from jsonargparse import ArgumentParser
+    from jsonargparse import ArgumentParser, set_parsing_settings
 
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    # Types instead of their names: for names, jsonargparse runs the module's `if TYPE_CHECKING:` imports, torch and all.
+    function.__annotations__ = get_type_hints(function)
     summary = (function.__doc__ or name).split("\n", 1)[0]
     parser = ArgumentParser(prog=f"edgequant {name}", description=summary, exit_on_error=False)
     parser.add_argument(
@@ -95,6 +98,8 @@ def _readable(error: Exception, known: list[str], arguments: Sequence[str]) -> s
             return str(cause)
         cause = cause.__cause__ or cause.__context__
     message = " ".join(str(error).split())
+    if "--config" in arguments[:-1] and "parsing config" in message:
+        return f"recipe {arguments[list(arguments).index('--config') + 1]}: {message}"
     unknown = [
         a[2:].partition("=")[0] for a in arguments if a.startswith("--") and a[2:].partition("=")[0] not in known
     ]

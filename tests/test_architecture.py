@@ -1,0 +1,166 @@
+"""The rooms and who may look at whom, as docs/architecture.md draws them; read from the sources' syntax trees."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ROOMS = ("corpora", "quantization", "training", "evaluation", "edge", "reporting")
+BASE = {"errors", "files"}
+BELOW = BASE | {"models", "tracking"}
+# room or module: what it may import of edgequant, beside itself
+ALLOWED = {
+    "errors": set(),
+    "files": BASE,
+    "tracking": BASE,
+    "embedded": BASE | {"models"},
+    "models": BASE | {"embedded", "tracking"},
+    "corpora": BELOW,
+    "quantization": BASE | {"models"},  # knows torch and nothing of MLflow
+    "training": BELOW,
+    "evaluation": BELOW,
+    "edge": BELOW | {"quantization"},
+    "reporting": BELOW,
+    "workflows": {*ROOMS, *BELOW},
+    "__main__": {*BASE, "workflows"},
+    "__init__": {"quantization"},
+}
+HEAVY = (
+    "torch",
+    "transformers",
+    "mlflow",
+    "datasets",
+    "ray",
+    "peft",
+    "pandas",
+    "sklearn",
+    "accelerate",
+    "bitsandbytes",
+)
+
+
+def modules(folder: str) -> list[Path]:
+    return sorted((ROOT / folder).rglob("*.py"))
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Full names of everything that a file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(ROOT / "platform" / "edgequant").parts[0].removesuffix(".py")
+
+
+def rooms_imported(path: Path) -> set[str]:
+    found = {name.split(".")[1] for name in imported(path) if name.startswith("edgequant.")}
+    existing = {room_of(module) for module in modules("platform/edgequant")}
+    return found & existing
+
+
+@pytest.mark.parametrize("path", modules("platform/edgequant"), ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_module_imports_only_what_its_room_may_look_at(path):
+    room = room_of(path)
+    assert rooms_imported(path) - ALLOWED[room] - {room} == set()
+
+
+def test_nothing_in_the_platform_imports_the_search_or_the_registry():
+    found = {
+        str(path): name
+        for path in modules("platform/edgequant")
+        for name in imported(path)
+        if name.split(".")[0] in ("edgequant_tune", "edgequant_registry")
+    }
+    assert found == {}
+
+
+@pytest.mark.parametrize(("folder", "other"), [("tune", "edgequant_registry"), ("registry", "edgequant_tune")])
+def test_search_and_registry_do_not_know_each_other(folder, other):
+    assert not [path for path in modules(folder) if other in {name.split(".")[0] for name in imported(path)}]
+
+
+def importers_of(package: str) -> set[str]:
+    files = [path for folder in ("platform", "tune", "registry") for path in modules(folder)]
+    found = [path for path in files if package in {name.split(".")[0] for name in imported(path)}]
+    return {str(path.relative_to(ROOT)) for path in found}
+
+
+def test_mlflow_is_imported_by_tracking_the_searchs_callback_and_the_registry_alone():
+    outside = {path for path in importers_of("mlflow") if not path.startswith("registry/")}
+    assert outside <= {"platform/edgequant/tracking.py", "tune/edgequant_tune/callbacks.py"}
+
+
+def test_ray_stays_in_the_search_and_in_the_corpus_engine():
+    outside = {path for path in importers_of("ray") if not path.startswith("tune/")}
+    assert outside <= {"platform/edgequant/corpora/ray_engine.py"}
+
+
+def test_quantization_knows_neither_trackers_nor_data_sets_nor_model_classes():
+    for path in modules("platform/edgequant/quantization"):
+        names = set(imported(path))
+        assert not {name.split(".")[0] for name in names} & {"mlflow", "ray", "datasets", "peft"}, path
+        assert not [name for name in names if name.startswith("transformers.models") or "AutoModel" in name], path
+        if path.name != "transformers_quantizer.py":
+            assert not [name for name in names if name.split(".")[0] == "transformers"], path
+
+
+def test_scheme_parsing_knows_no_torch():
+    assert "torch" not in {name.split(".")[0] for name in imported(ROOT / "platform/edgequant/quantization/scheme.py")}
+
+
+def test_there_are_no_rooms_for_things_without_a_room():
+    files = [path for folder in ("platform", "tune", "registry", "tests") for path in modules(folder)]
+    assert not [path for path in files if path.stem in ("utils", "util", "helpers", "common", "misc")]
+
+
+def test_room_packages_are_empty_or_a_docstring():
+    for path in (ROOT / "platform" / "edgequant").glob("*/__init__.py"):
+        body = ast.parse(path.read_text()).body
+        assert all(isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) for node in body), path
+
+
+def test_no_file_makes_a_package_of_the_folder_platform():
+    """It would shadow Python's own module `platform` and break numpy, ray and pytest."""
+    assert not (ROOT / "platform" / "__init__.py").exists()
+    done = subprocess.run(
+        [sys.executable, "-c", "import platform; print(platform.system())"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and done.stdout.strip() in ("Linux", "Darwin", "Windows")
+
+
+WORKFLOW_MODULES = {path.stem for path in modules("platform/edgequant/workflows")} - {"__init__", "quantized_training"}
+SETTINGS = [path.parent.name for path in modules("platform/edgequant") if path.name == "settings.py"]
+LIGHT = [
+    *("edgequant", "edgequant.__main__", "edgequant.errors", "edgequant.files", "edgequant.models"),
+    *("edgequant.quantization.scheme", "edgequant_tune.workflow", "edgequant_registry.workflow"),
+    *(f"edgequant.workflows.{name}" for name in sorted(WORKFLOW_MODULES)),
+    *(f"edgequant.{room}.settings" for room in SETTINGS),
+]
+IMPORT_ALL = """
+import importlib, json, sys
+loaded = {}
+for name in json.loads(sys.argv[1]):
+    importlib.import_module(name)
+    loaded[name] = [heavy for heavy in json.loads(sys.argv[2]) if heavy in sys.modules]
+print(json.dumps(loaded))
+"""
+
+
+def test_modules_that_define_the_command_line_import_nothing_heavy(environment):
+    command = [sys.executable, "-c", IMPORT_ALL, json.dumps(LIGHT), json.dumps(HEAVY)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert {name: heavy for name, heavy in json.loads(done.stdout).items() if heavy} == {}

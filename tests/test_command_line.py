@@ -1,0 +1,199 @@
+"""The command line: bad configuration is refused at once, by name, without loading anything heavy."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgequant.__main__ import WORKFLOWS, main, parse, workflow
+from edgequant.errors import UserError
+
+# arguments, and what the message has to say
+REFUSED = {
+    "unknown workflow": (["qta"], ["workflow 'qta' is unknown", "Did you mean qat?", "finetune", "doctor"]),
+    "unknown key": (["qat", "--sheme", "w8"], ["--sheme is unknown", "Did you mean --scheme?", "training.steps"]),
+    "unknown nested key": (["qat", "--training.stepz", "3"], ["--training.stepz", "Did you mean --training.steps?"]),
+    "key without its group": (["qat", "--learning_rate", "1"], ["--learning_rate", "--training.learning_rate"]),
+    "wrong type": (["qat", "--training.steps", "many"], ["training.steps", "many", "int"]),
+    "float for int": (["qat", "--training.steps", "2.5"], ["training.steps", "2.5", "int"]),
+    "negative steps": (["qat", "--training.steps", "-5"], ["training.steps -5", "at least 1"]),
+    "share above one": (["qat", "--quantization.freeze_ranges", "3"], ["quantization.freeze_ranges 3", "0 to 1"]),
+    "unknown choice": (["qat", "--quantization.observer", "median"], ["median", "ema", "percentile"]),
+    "unknown scheme": (["qat", "--scheme", "w4a8-g23x"], ["scheme 'w4a8-g23x' is unknown", "w4a8-g32", "w8a8-static"]),
+    "scheme not for training": (["qat", "--scheme", "bnb-nf4"], ["bnb-nf4", "ptq"]),
+    "group that does not divide": (
+        ["qat", "--model", "tiny", "--scheme", "w4-g96"],
+        ["group_size 96", "128 input features of model.layers.0.self_attn.q_proj", "32, 64, 128"],
+    ),
+    "unknown model": (["qat", "--model", "nope"], ["model 'nope' is unknown", "smollm2-135m", "hub id"]),
+    "missing folder": (["qat", "--model", "./nope"], ["model './nope' does not exist"]),
+    "unknown text": (["qat", "--model", "tiny", "--text", "nope"], ["text 'nope'", "disaster", "wikitext-2"]),
+    "ptq: one bad scheme of several": (["ptq", "--scheme", "w8,w99"], ["scheme 'w99' is unknown"]),
+    "ptq: unknown method": (["ptq", "--method", "magic"], ["magic", "rtn"]),
+    "ptq: unknown model": (["ptq", "--model", "nope"], ["model 'nope' is unknown"]),
+    "finetune: unknown base": (["finetune", "--base", "int3"], ["int3", "bnb-nf4"]),
+    "finetune: impossible rank": (["finetune", "--lora.rank", "0"], ["lora.rank 0", "at least 1"]),
+    "finetune: unknown model": (["finetune", "--model", "nope"], ["model 'nope' is unknown"]),
+    "pipeline: unknown phase": (["pipeline", "--phases", "[corpus,bake]"], ["'bake'", "finetune"]),
+    "pipeline: unknown scheme": (["pipeline", "--scheme", "int4"], ["scheme 'int4' is unknown"]),
+    **{
+        f"{name}: unknown key": ([name, "--no_such_key", "1"], ["--no_such_key is unknown", "There are: "])
+        for name in WORKFLOWS
+    },
+}
+DRIVER = """
+import contextlib, io, json, sys, time
+from edgequant.__main__ import main
+answers = {}
+for name, arguments in json.load(sys.stdin).items():
+    before = set(sys.modules)
+    said, started = io.StringIO(), time.perf_counter()
+    with contextlib.redirect_stderr(said):
+        status = main(arguments)
+    new = set(sys.modules) - before
+    heavy = sorted(new & {"torch", "transformers", "mlflow", "ray", "datasets", "peft", "pandas"})
+    answers[name] = [status, said.getvalue(), time.perf_counter() - started, heavy]
+print(json.dumps(answers))
+"""
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory, root) -> dict[str, list]:
+    """All refusals in one fresh process: what the first of them imports needlessly shows beside its name."""
+    folder = tmp_path_factory.mktemp("cli")
+    given = json.dumps({name: arguments for name, (arguments, _) in REFUSED.items()})
+    paths = ":".join(str(root / source) for source in ("platform", "tune", "registry"))
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER],
+        input=given,
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env={"PYTHONPATH": paths},
+    )
+    assert done.returncode == 0, done.stderr
+    assert list(folder.iterdir()) == []  # no store, no outputs
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_bad_configuration_is_refused_with_its_value_and_the_valid_ones(answers, name):
+    status, said, seconds, _ = answers[name]
+    assert status == 2
+    assert [part for part in REFUSED[name][1] if part not in said] == [], said
+    assert said.count("\n") == 1 and "Traceback" not in said
+    assert seconds < 5
+
+
+def test_no_refusal_imports_anything_heavy(answers):
+    assert {name: heavy for name, (*_, heavy) in answers.items() if heavy} == {}
+
+
+def test_refusal_by_the_real_command_takes_less_than_five_seconds(edgequant):
+    import time
+
+    started = time.perf_counter()
+    done = edgequant("qat", "--config", "missing.yaml")
+    assert done.returncode == 2 and "missing.yaml" in done.stderr
+    done = edgequant("qat", "--scheme", "w4a8-g32+emb44")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("edgequant qat: scheme 'w4a8-g32+emb44' is unknown.")
+    assert time.perf_counter() - started < 10
+
+
+def test_without_arguments_every_workflow_is_listed_with_its_purpose(capsys):
+    assert main([]) == main(["--help"]) == 0
+    listed = capsys.readouterr().out
+    for name in WORKFLOWS:
+        line = next(line for line in listed.splitlines() if line.split()[:1] == [name])
+        assert len(line.split()) > 3
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_help_shows_the_workflows_purpose_and_explains_every_option(name, capsys):
+    with pytest.raises(SystemExit) as left:
+        main([name, "--help"])
+    assert left.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert " ".join(workflow(name).__doc__.split("\n")[0].split()) in text
+    for key in inspect.signature(workflow(name)).parameters:
+        assert f"--{key}" in text, key
+    bare = re.findall(r"--[\w.]+ \w+ \(type", text)  # an option without a word about it
+    assert bare == []
+
+
+def parsed(name: str, *arguments: str) -> dict:
+    return parse(name, workflow(name), list(arguments))
+
+
+def test_nested_keys_reach_the_settings():
+    values = parsed("qat", "--training.steps", "7", "--quantization.observer", "mse", "--evaluation.limit", "null")
+    assert values["training"].steps == 7
+    assert values["quantization"].observer == "mse"
+    assert values["evaluation"].limit is None
+
+
+def test_the_command_line_overrides_the_recipe_and_the_recipe_the_defaults(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("scheme: w8\ntraining:\n  steps: 5\n  batch_size: 3\n")
+    values = parsed("qat", "--config", str(recipe), "--training.steps", "9")
+    assert (values["scheme"], values["training"].steps, values["training"].batch_size) == ("w8", 9, 3)
+    assert values["training"].sequence_length == parsed("qat")["training"].sequence_length
+    assert "config" not in values
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("schem: w8\n", "schem"),
+        ("training:\n  stepps: 4\n", "stepps"),
+        ("training:\n  steps: [1, 2]\n", "steps"),
+        ("scheme: [\n", "recipe.yaml"),
+    ],
+)
+def test_a_recipes_mistakes_are_named(tmp_path, content, said):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(content)
+    with pytest.raises(UserError, match=said):
+        parsed("qat", "--config", str(recipe))
+
+
+def test_status_of_a_workflow_becomes_the_exit_status(monkeypatch):
+    def no(*, model: str = "tiny") -> int:
+        """Say no.
+
+        Args:
+            model: any.
+        """
+        return 1
+
+    monkeypatch.setattr("edgequant.__main__.workflow", lambda _: no)
+    assert main(["promote"]) == 1
+
+
+def test_an_error_of_ours_is_one_line_and_any_other_keeps_its_traceback(monkeypatch, capsys):
+    def fails(*, user: bool = True) -> None:
+        """Fail.
+
+        Args:
+            user: by the user's fault.
+        """
+        raise UserError("the thing is wrong") if user else ZeroDivisionError
+
+    monkeypatch.setattr("edgequant.__main__.workflow", lambda _: fails)
+    assert main(["export"]) == 2
+    assert capsys.readouterr().err == "edgequant export: the thing is wrong\n"
+    with pytest.raises(ZeroDivisionError):
+        main(["export", "--user", "false"])
+
+
+def test_it_runs_as_a_module_from_any_folder(edgequant, tmp_path):
+    done = edgequant()
+    assert done.returncode == 0 and "edgequant WORKFLOW" in done.stdout
+    assert list(Path(tmp_path).iterdir()) == []

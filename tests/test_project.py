@@ -1,0 +1,154 @@
+"""The project's own files agree with each other: entry points, pinned versions, make targets."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tomllib
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+from edgequant.__main__ import WORKFLOWS
+
+DEVELOPMENT = ("execnet", "hypothesis", "iniconfig", "librt", "mypy", "mypy-extensions", "pluggy", "pytest")
+
+
+@pytest.fixture(scope="module")
+def pins(root) -> dict[str, str]:
+    lines = (root / "constraints.txt").read_text().splitlines()
+    pinned = [line.split("==") for line in lines if line.strip() and not line.startswith("#")]
+    assert all(len(pair) == 2 for pair in pinned)
+    return {canonicalize_name(name): version.strip() for name, version in pinned}
+
+
+@pytest.fixture(scope="module")
+def pyproject(root) -> dict:
+    return tomllib.loads((root / "pyproject.toml").read_text())
+
+
+def test_entry_points_are_the_workflows_and_main(root):
+    project = yaml.safe_load((root / "MLproject").read_text())
+    assert set(project["entry_points"]) == {*WORKFLOWS, "main"} - {"doctor"}
+    for name, entry in project["entry_points"].items():
+        called = "pipeline" if name == "main" else name
+        assert f"python -m edgequant {called} --config experiments/{called}.yaml" in entry["command"]
+        assert "PYTHONPATH=platform:tune:registry" in entry["command"]
+    assert project["conda_env"] == "conda.yaml" and "python_env" not in project and "docker_env" not in project
+
+
+def conda_pins(root) -> dict[str, str]:
+    (given,) = [d for d in yaml.safe_load((root / "conda.yaml").read_text())["dependencies"] if isinstance(d, dict)]
+    return {canonicalize_name(line.split("==")[0]): line.split("==")[1] for line in given["pip"]}
+
+
+def test_condas_versions_are_the_constraints(root, pins):
+    conda = conda_pins(root)
+    assert {name: version for name, version in conda.items() if pins.get(name) != version} == {}
+    for name in set(pins) - set(conda):
+        assert name.startswith(("pytest-", "types-")) or name in (*DEVELOPMENT, "ruff"), name
+
+
+def test_conda_names_only_python_and_pip_outside_pip_and_no_local_package(root):
+    dependencies = yaml.safe_load((root / "conda.yaml").read_text())["dependencies"]
+    named = [d.split("=")[0] for d in dependencies if isinstance(d, str)]
+    assert named == ["python", "pip"]
+    assert not [line for d in dependencies if isinstance(d, dict) for line in d["pip"] if line.startswith("-")]
+
+
+def test_every_dependency_is_pinned_within_its_bounds(pyproject, pins):
+    project = pyproject["project"]
+    wanted = [
+        *project["dependencies"],
+        *project["optional-dependencies"]["dev"],
+        *pyproject["build-system"]["requires"],
+    ]
+    for requirement in map(Requirement, [*wanted, *pyproject["build-system"]["requires"]]):
+        pinned = pins[canonicalize_name(requirement.name)]
+        assert requirement.specifier.contains(Version(pinned)), requirement
+
+
+def test_every_dependency_reaches_conda(pyproject, root):
+    conda = conda_pins(root)
+    missing = [d for d in pyproject["project"]["dependencies"] if canonicalize_name(Requirement(d).name) not in conda]
+    assert missing == []
+
+
+def third_party_imports(root) -> set[str]:
+    import ast
+    import sys
+
+    found = set()
+    for folder in ("platform", "tune", "registry"):
+        for path in (root / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+                names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+                found |= {name.split(".")[0] for name in names}
+    return {name for name in found if name not in sys.stdlib_module_names and not name.startswith("edgequant")}
+
+
+# imported in a function that says what to install when they are absent
+OPTIONAL = {"llama_cpp", "pynvml"}
+
+
+def test_everything_imported_is_a_dependency(root, pyproject):
+    from importlib import metadata
+
+    provided = metadata.packages_distributions()
+    declared = {canonicalize_name(Requirement(d).name) for d in pyproject["project"]["dependencies"]}
+    undeclared = {
+        name
+        for name in third_party_imports(root) - OPTIONAL
+        if not {canonicalize_name(distribution) for distribution in provided.get(name, [name])} & declared
+    }
+    # what those bring along and are made of
+    assert undeclared <= {
+        "markupsafe",
+        "numpy",
+        "pandas",
+        "scipy",
+        "tqdm",
+        "tokenizers",
+        "huggingface_hub",
+        "packaging",
+        "pydantic",
+    }
+
+
+def test_three_source_roots_are_named_everywhere(root, pyproject):
+    roots = ["platform", "tune", "registry"]
+    assert pyproject["tool"]["hatch"]["build"]["dev-mode-dirs"] == roots
+    assert pyproject["tool"]["pytest"]["ini_options"]["pythonpath"] == roots
+    assert pyproject["tool"]["ruff"]["src"] == roots
+    assert pyproject["tool"]["mypy"]["mypy_path"] == ":".join(roots)
+    packages = pyproject["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    assert [package.split("/")[0] for package in packages] == roots
+    for package in packages:
+        assert (root / package / "__init__.py").is_file()
+
+
+@pytest.mark.parametrize("target", ["setup", "qat", "test", "check"])
+def test_make_knows_its_targets(root, target):
+    done = subprocess.run(["make", "-n", target, "PYTHON=python3"], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_make_qat_runs_the_main_job_in_this_environment(root):
+    done = subprocess.run(["make", "-n", "qat"], cwd=root, capture_output=True, text=True)
+    assert "mlflow run . -e qat --env-manager local" in done.stdout
+
+
+def test_a_change_has_to_pass_checks_and_tests(root):
+    script = (root / ".ci" / "run").read_text()
+    assert re.search(r"set -\w*e", script) and "make check" in script and "make test" in script
+    assert (root / ".ci" / "run").stat().st_mode & 0o111
+
+
+def test_the_licence_file_is_the_named_one(root, pyproject):
+    assert pyproject["project"]["license"] in ("Apache-2.0", "MIT")
+    text = (root / "LICENSE").read_text()
+    assert ("Apache License" if pyproject["project"]["license"] == "Apache-2.0" else "MIT License") in text

@@ -1,0 +1,65 @@
+"""Every entry point has a recipe whose values are the function's defaults and whose keys are all explained."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from edgequant.__main__ import WORKFLOWS, parse, workflow
+
+NAMES = [name for name in WORKFLOWS if name != "doctor"]
+
+
+def recipe_of(root: Path, name: str) -> Path:
+    return root / "experiments" / f"{name}.yaml"
+
+
+def test_there_is_one_recipe_for_each_entry_point_and_nothing_else(root):
+    assert {path.name for path in (root / "experiments").iterdir()} == {f"{name}.yaml" for name in NAMES}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipes_values_are_the_functions_defaults(root, name):
+    function = workflow(name)
+    defaults = {key: parameter.default for key, parameter in inspect.signature(function).parameters.items()}
+    assert parse(name, function, ["--config", str(recipe_of(root, name))]) == defaults
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_holds_every_key(root, name):
+    """Of `evaluation` a recipe may show what matters there: evaluate.yaml holds them all."""
+    given = yaml.safe_load(recipe_of(root, name).read_text())
+    parameters = inspect.signature(workflow(name)).parameters
+    assert set(given) == set(parameters)
+    for key, parameter in parameters.items():
+        if is_dataclass(parameter.default) and (key != "evaluation" or name == "evaluate"):
+            assert set(given[key]) == {field.name for field in fields(parameter.default)}, key
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_key_of_a_recipe_has_a_comment_above_or_beside_it(root, name):
+    lines = recipe_of(root, name).read_text().splitlines()
+    keys = [place for place, line in enumerate(lines) if re.match(r"\s*[\w.]+:( |$)", line)]
+    assert keys
+    assert [lines[p] for p in keys if not lines[p - 1].strip().startswith("#") and " # " not in lines[p]] == []
+    assert lines[0].startswith("# ") and any(f"mlflow run . -e {name}" in line for line in lines[:5])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_parameters_are_keyword_only_typed_and_have_defaults(name):
+    for key, parameter in inspect.signature(workflow(name)).parameters.items():
+        assert parameter.kind is inspect.Parameter.KEYWORD_ONLY, key
+        assert parameter.annotation is not inspect.Parameter.empty, key
+        assert parameter.default is not inspect.Parameter.empty, key
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_parameter_is_described_in_the_docstring(name):
+    documented = (workflow(name).__doc__ or "").partition("Args:")[2]
+    described = set(re.findall(r"^\s+(\w+): \S", documented, re.MULTILINE))
+    assert set(inspect.signature(workflow(name)).parameters) - described == set()
