@@ -40,7 +40,7 @@ def test_a_failed_model_is_noted_and_the_others_are_measured(
     store, cache, data_dir, tiny_folder, broken_folder, capsys
 ):
     models = f"{broken_folder},{tiny_folder},tiny"
-    baseline(models=models, evaluation=QUICK, limit=4, data_dir=str(data_dir), device="cpu", dtype="float32")
+    baseline(model=models, evaluation=QUICK, limit=4, data_dir=str(data_dir), device="cpu", dtype="float32")
     runs = _runs(store)
     (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     children = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
@@ -71,13 +71,13 @@ def test_a_failed_model_is_noted_and_the_others_are_measured(
 
 def test_no_model_at_all_is_the_runs_failure(store, cache, data_dir, broken_folder):
     with pytest.raises(UserError, match="no model could be measured"):
-        baseline(models=str(broken_folder), evaluation=QUICK, limit=2, data_dir=str(data_dir), device="cpu")
+        baseline(model=str(broken_folder), evaluation=QUICK, limit=2, data_dir=str(data_dir), device="cpu")
     assert {run.info.status for run in _runs(store)} == {"FAILED"}
 
 
 def test_the_list_of_models_is_checked_before_anything_is_loaded():
     assert model_names("tiny, smollm2-135m,tiny") == ["tiny", "smollm2-135m"]
-    with pytest.raises(UserError, match="models is empty"):
+    with pytest.raises(UserError, match="model is empty"):
         model_names(" , ")
     with pytest.raises(UserError, match="nothing-like-it"):
         model_names("tiny,nothing-like-it")

@@ -1,7 +1,7 @@
 """`baseline`: several models under identical settings, one table, one nested run each.
 
 mlflow run . -e baseline
-edgequant baseline --models smollm2-135m,qwen2.5-0.5b --limit 500 --data_dir DATA
+edgequant baseline --model smollm2-135m,qwen2.5-0.5b --limit 500 --data_dir DATA
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SCATTERS = (
 
 def baseline(
     *,
-    models: str = "smollm2-135m,qwen2.5-0.5b,tinyllama-1.1b,phi-1.5,gemma-3-1b-it",
+    model: str = "smollm2-135m,qwen2.5-0.5b,tinyllama-1.1b,phi-1.5,gemma-3-1b-it",
     evaluation: EvaluationSettings = EvaluationSettings(),
     limit: int | None = 200,
     seed: int | None = None,
@@ -40,7 +40,7 @@ def baseline(
     """Benchmark several models under identical settings: quality, latency and size side by side.
 
     Args:
-        models: model sources, separated by commas; one that fails is noted and does not stop the others.
+        model: model sources, separated by commas; one that fails is noted and does not stop the others.
         evaluation: what is measured and how, the same for all.
         limit: draw this many questions of each set and limit/20 windows; null for everything; wins over
             evaluation.limit.
@@ -53,7 +53,7 @@ def baseline(
         experiment: MLflow experiment, unless `mlflow run` names one.
     """
     config = {**locals(), "evaluation": asdict(evaluation)}
-    names = model_names(models)
+    names = model_names(model)
     settings = resolved_settings(evaluation, limit=limit, seed=seed, cache=cache)
 
     from edgequant import tracking
@@ -82,7 +82,7 @@ def model_names(models: str) -> list[str]:
 
     names = list(dict.fromkeys(name.strip() for name in models.split(",") if name.strip()))
     if not names:
-        raise UserError("models is empty; expected sources separated by commas, such as smollm2-135m,qwen2.5-0.5b")
+        raise UserError("model is empty; expected sources separated by commas, such as smollm2-135m,qwen2.5-0.5b")
     for name in names:
         resolve(name)
     return names
