@@ -88,14 +88,15 @@ def summary(comparison: Comparison) -> str:
 
 
 def _finding(rows: Sequence[Row]) -> list[str]:
-    """How the smallest quantised model stands against the baseline that it was made of, if both are there."""
+    """How the best quantised model stands against the baseline that it was made of, if both are there."""
     quality = next((name for name in QUALITY if sum(is_finite(row.get(name)) for row in rows) > 1), None)
     candidates = [row for row in rows if not str(row.get("variant")).startswith(("baseline", "control"))]
     small = [row for row in candidates if is_finite(row.get(SIZE)) and row.get("scheme") not in (None, "", "none")]
     if quality is None or not small:
         return []
     best = min((row for row in small if is_finite(row.get(quality))), key=lambda row: _cost(row, quality), default=None)
-    baseline = next((r for r in rows if best and r.get("variant") == "baseline" and r["model"] == best["model"]), None)
+    plain = [row for row in rows if row.get("variant") == "baseline" and row.get("scheme") in (None, "", "none")]
+    baseline = next((row for row in plain if best and row["model"] == best["model"]), None)
     if best is None or baseline is None or not is_finite(baseline.get(quality)):
         return []
     pair = {column.key: column for column in columns([baseline, best])}
