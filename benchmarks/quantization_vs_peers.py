@@ -19,6 +19,7 @@ import json
 import math
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -306,6 +307,7 @@ def llmcompressor_rows(scheme: str, setting: Setting) -> list[Row]:
     from datasets import Dataset
     from llmcompressor import oneshot
     from llmcompressor.modifiers.quantization import GPTQModifier
+    from transformers import AutoModelForCausalLM
 
     spec = parsed.weight
 
@@ -314,7 +316,13 @@ def llmcompressor_rows(scheme: str, setting: Setting) -> list[Row]:
         weights |= {"group_size": spec.group_size, "observer": "mse", "actorder": "static"}
         group = {"group_0": {"targets": ["Linear"], "weights": weights}}
         rows = [{"input_ids": row, "attention_mask": [1] * len(row)} for row in setting.calibration.tolist()]
-        model = setting.copy()
+        with tempfile.TemporaryDirectory() as folder:  # it wants to read the model's files again
+            setting.copy().save_pretrained(folder)
+            setting.tokenizer.save_pretrained(folder)
+            return compressed(folder, group, rows)
+
+    def compressed(folder: str, group: dict[str, Any], rows: list[dict[str, Any]]) -> Any:
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=setting.dtype).to(setting.device)
         oneshot(
             model=model,
             processor=setting.tokenizer,

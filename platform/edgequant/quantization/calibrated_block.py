@@ -123,7 +123,8 @@ class CalibratedBlock:
         by_module = {id(self.layers[name]): name for name in names}
 
         def flat(module: nn.Module, inputs: Tensor) -> None:
-            see(by_module[id(module)], inputs.reshape(-1, inputs.shape[-1]).float())
+            with self.stream.full_precision():  # autocast would sum products in bfloat16
+                see(by_module[id(module)], inputs.reshape(-1, inputs.shape[-1]).float())
 
         with watching([self.layers[name] for name in names], flat, stop=True):
             for batch in range(min(len(self.inputs), batches or len(self.inputs))):

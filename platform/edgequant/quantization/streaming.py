@@ -63,6 +63,10 @@ class BlockStream:
         """Matrix products in bfloat16 where that was asked for."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
 
+    def full_precision(self) -> AbstractContextManager[Any]:
+        """No autocast, whatever surrounds it."""
+        return torch.autocast(self.device.type, enabled=False)
+
     def keep(self, hidden: Tensor) -> Tensor:
         """Hidden states where they wait for their turn."""
         return hidden.detach().cpu() if self.offload else hidden.detach()
