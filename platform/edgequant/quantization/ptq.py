@@ -6,11 +6,13 @@ errors = quantize(model, scheme, calibration=batches, method="awq+gptq")
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from edgequant import models
 from edgequant.errors import UserError
@@ -39,7 +41,6 @@ ErrorRow = dict[str, Any]
 Layer = FakeQuantizedLinear | FakeQuantizedEmbedding
 
 
-@torch.no_grad()
 def quantize(
     model: nn.Module,
     scheme: Scheme,
@@ -71,22 +72,34 @@ def quantize(
     Raises:
         UserError: unknown method, missing calibration, or a layer that cannot be quantised as asked, by name.
     """
-    chosen = parse_method(method)
-    observer = observer or settings.observer
-    if chosen.needs_calibration and not calibration:
+    settings = settings if observer is None else replace(settings, observer=observer)
+    errors = choose_integers(model, scheme, calibration or [], method, settings, work_folder)
+    qat.convert(model)
+    return errors
+
+
+@torch.no_grad()
+def choose_integers(
+    model: nn.Module,
+    scheme: Scheme,
+    calibration: list[Tensor],
+    method: str = "rtn",
+    settings: PtqSettings = PtqSettings(),
+    work_folder: Path | None = None,
+) -> list[ErrorRow]:
+    """`quantize` up to its last step: the layers are fake-quantised, with a `ChosenWeight` each for `convert`."""
+    chosen, batches = parse_method(method), _batches(calibration, settings.batch_size)
+    if chosen.needs_calibration and not batches:
         raise UserError(f"PTQ method {method} decides by activations; give calibration text")
-    batches = _batches(calibration or [], settings.batch_size)
-    run = fingerprint(model, batches, scheme, chosen, settings, observer) if work_folder is not None else ""
-    targets = qat.prepare(model, scheme, observer=observer)
+    run = fingerprint(model, batches, scheme, chosen, settings) if work_folder is not None else ""
+    targets = qat.prepare(model, scheme, observer=settings.observer)
     if qat.has_static_ranges(model) and not batches:
         raise UserError(f"scheme {scheme.name} has static activation ranges; give calibration text")
     if chosen.needs_calibration or (chosen.rounding == "mse" and settings.activation_weighted and batches):
-        errors = _Calibrated(model, targets, chosen, batches, settings, BlockStates(work_folder, run)).quantize()
-    else:
-        errors = [_round(name, layer, chosen) for name, layer in _layers(model).items()]
-        if qat.has_static_ranges(model):
-            qat.calibrate(model, batches)
-    qat.convert(model)
+        return _Calibrated(model, targets, chosen, batches, settings, BlockStates(work_folder, run)).quantize()
+    errors = [_round(name, layer, chosen) for name, layer in _layers(model).items()]
+    if qat.has_static_ranges(model):
+        qat.calibrate(model, batches)
     return errors
 
 
@@ -112,8 +125,7 @@ def _round(name: str, layer: Layer, method: Method) -> ErrorRow:
 def _weight_error(name: str, layer: Layer) -> ErrorRow:
     quantizer = layer.quantizer if isinstance(layer, FakeQuantizedLinear) else layer.weight_quantizer
     kind = "linear" if isinstance(layer, FakeQuantizedLinear) else "embedding"
-    simulated = quantizer(layer.weight, None if kind == "linear" else torch.arange(len(layer.weight)))
-    error = relative_error(simulated, layer.weight)
+    error = relative_error(quantizer(layer.weight), layer.weight)
     return {"layer": name, "kind": kind, "bits": layer.spec.bits, "weight_error": error}
 
 
@@ -141,7 +153,8 @@ class _Calibrated:
         floating = self.stream.first_inputs()
         errors = [_round(name, layer, self._without_inputs()) for name, layer in self._outside().items()]
         hidden = self.stream.first_inputs()  # behind a quantised embedding
-        for index, name in enumerate(self.stream.blocks):
+        progress = tqdm(self.stream.blocks, desc=self.method.name, unit="block", disable=None)
+        for index, name in enumerate(progress):
             targets = [self._forward(index, batch, states) for batch, states in enumerate(floating)]
             block = CalibratedBlock(self.stream, index, name, hidden, targets)
             rows = self.states.restore(index, block.module)
@@ -153,6 +166,7 @@ class _Calibrated:
                 rows = block.errors(hidden)
                 self.states.save(index, block.module, rows)
             errors += rows
+            progress.set_postfix(error=f"{rows[-1]['output_error']:.4f}")
             floating = targets
         return errors + self._head(hidden)
 
