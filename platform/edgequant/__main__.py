@@ -75,7 +75,7 @@ def make_parser(name: str, function: Callable[..., Any]) -> Any:
     from jsonargparse import ArgumentParser, set_parsing_settings
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    # Types instead of their names: for names, jsonargparse runs the module's `if TYPE_CHECKING:` imports, torch and all.
+    # Types, not their names: for names, jsonargparse runs the module's `if TYPE_CHECKING:` imports, torch and all.
     function.__annotations__ = get_type_hints(function)
     summary = (function.__doc__ or name).split("\n", 1)[0]
     parser = ArgumentParser(prog=f"edgequant {name}", description=summary, exit_on_error=False)

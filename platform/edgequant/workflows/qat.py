@@ -149,7 +149,7 @@ def train_candidate(
     parsed = check_configuration(model, scheme, text)
     job = QuantizedTraining(parsed, training, quantization, evaluation, Path(work_dir), seed=seed)
     job.load(model, text, data_dir, device=device)
-    trained = job.quantized(on_log=on_evaluate)
+    trained = job.quantized(on_log=on_evaluate or (lambda _step, _metrics: None))
     metrics = evaluate_model(
         trained.model, trained.tokenizer, job.data, evaluation, checkpoint=trained.checkpoint
     ).metrics
