@@ -6,6 +6,7 @@ temporary folders only.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import shutil
@@ -120,23 +121,38 @@ def _empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "mlflow.db"
 
 
-@pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, _empty_store: Path) -> Iterator[Any]:
-    """An MLflow client of an empty store in the test's folder, which becomes the working directory."""
-    import mlflow
-    from mlflow.tracking import fluent
+@pytest.fixture(scope="session")
+def open_store(_empty_store: Path) -> Callable[[Path], contextlib.AbstractContextManager[Any]]:
+    """`with open_store(folder) as client`: an empty store in a folder, which is the working directory meanwhile."""
 
-    monkeypatch.chdir(tmp_path)
-    shutil.copy(_empty_store, tmp_path / "mlflow.db")
-    before = mlflow.get_tracking_uri()
-    with mock.patch.dict(os.environ), mock.patch.object(fluent, "_active_experiment_id", None):
-        mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
-        try:
-            yield mlflow.MlflowClient()
-        finally:
-            while mlflow.active_run() is not None:
-                mlflow.end_run()
-            mlflow.set_tracking_uri(before)
+    @contextlib.contextmanager
+    def opened(folder: Path) -> Iterator[Any]:
+        import mlflow
+        from mlflow.tracking import fluent
+
+        shutil.copy(_empty_store, folder / "mlflow.db")
+        before = mlflow.get_tracking_uri()
+        with (
+            contextlib.chdir(folder),
+            mock.patch.dict(os.environ),
+            mock.patch.object(fluent, "_active_experiment_id", None),
+        ):
+            mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+            try:
+                yield mlflow.MlflowClient()
+            finally:
+                while mlflow.active_run() is not None:
+                    mlflow.end_run()
+                mlflow.set_tracking_uri(before)
+
+    return opened
+
+
+@pytest.fixture
+def store(tmp_path: Path, open_store: Callable[[Path], contextlib.AbstractContextManager[Any]]) -> Iterator[Any]:
+    """An MLflow client of an empty store in the test's folder, which becomes the working directory."""
+    with open_store(tmp_path) as client:
+        yield client
 
 
 # ------------------------------------------------------------------------------------------------------- command line
