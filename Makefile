@@ -30,7 +30,7 @@ qat: setup
 	mlflow run . -e qat --env-manager local
 
 test: setup
-	python -m pytest -q
+	python -m pytest -q -n 2 --dist loadfile
 
 check: setup
 	ruff check .
