@@ -96,7 +96,7 @@ class PtqSettings:
     activation_weighted: bool = True
     damping: float = 0.01
     act_order: bool = True
-    refit_scales: bool = True
+    refit_scales: bool = False
     alphas: int = 20
     smoothing: float = 0.5
     block_steps: int = 200
