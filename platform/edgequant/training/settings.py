@@ -31,7 +31,7 @@ class TrainingSettings:
         save_steps: steps between checkpoints that --resume continues from; 0 saves none.
     """
 
-    steps: int = 40
+    steps: int = 32
     batch_size: int = 4
     gradient_accumulation: int = 1
     sequence_length: int = 128
