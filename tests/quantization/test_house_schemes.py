@@ -76,7 +76,7 @@ def test_simulated_and_integer_model_agree(made: Made) -> None:
     error = (made.simulated - made.integer).abs()
     exact = made.saved.scheme.activation is None
     assert error.median() <= (0 if exact else 1e-6)
-    assert error.max() <= (0 if exact else 0.05 * made.simulated.std())
+    assert error.max() <= (0 if exact else 0.1 * made.simulated.std())
     same = (made.simulated.argmax(-1) == made.integer.argmax(-1)).float().mean()
     assert same >= 0.999 - 1 / made.simulated[..., 0].numel()
 
