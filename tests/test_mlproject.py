@@ -45,7 +45,11 @@ def project(tmp_path, root) -> Path:
 def clean_environment(*first_on_path: Path) -> dict[str, str]:
     """Without our sources on the path and without a chosen store: the project has to see to both."""
     kept = {
-        key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "MLFLOW_TRACKING_URI", "CONDA_EXE")
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("PYTHONPATH", "CONDA_EXE")
+        # mlflow.set_experiment in another test leaves its experiment in the environment
+        and not (key.startswith("MLFLOW_") and key.endswith(("_ID", "_URI", "_NAME")))
     }
     path = os.pathsep.join([*map(str, first_on_path), str(MLFLOW.parent), kept["PATH"]])
     return kept | {"PATH": path}
