@@ -74,7 +74,7 @@ def compare(base, tokenizer, rows, data, settings, options, seed):
 
     def perplexity(model) -> float:
         measured = evaluate_model(
-            copy.deepcopy(model).bfloat16(), tokenizer, data, EvaluationSettings(measures=("perplexity",))
+            models.cast(copy.deepcopy(model), "bfloat16"), tokenizer, data, EvaluationSettings(measures=("perplexity",))
         )
         return measured.metrics["wikitext2/perplexity"]
 
