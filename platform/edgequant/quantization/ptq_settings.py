@@ -79,7 +79,7 @@ class PtqSettings:
         damping: of `gptq`: this share of the Hessian's mean diagonal is added to it (Frantar et al. 2022, section 3.3).
         act_order: of `gptq`: quantise the columns with the largest inputs first, each on its own group's grid.
         refit_scales: of `gptq`: solve for the scales that minimise the layer's output error once the integers are
-            chosen.
+            chosen; fits the calibration text more closely, so it wants plenty of it.
         alphas: of `awq`: exponents tried between 0 and 1 (Lin et al. 2023, equation 5).
         smoothing: of `smoothquant`: the migration strength alpha (Xiao et al. 2022, equation 4).
         block_steps: of `block`: optimiser steps per decoder block.
