@@ -13,6 +13,7 @@ import copy
 import json
 import statistics
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -83,10 +84,11 @@ def compare(base, tokenizer, rows, data, settings, options, seed):
         model.requires_grad_(True)
         share = options.distillation if teacher is not None else 0.0
         started = time.perf_counter()
-        result = train(
-            model, rows, replace(settings, distillation=share), Path("/tmp/qat_vs_control"),
-            teacher=teacher, seed=seed, title=name, on_step=on_step,
-        )  # fmt: skip
+        with tempfile.TemporaryDirectory() as folder:
+            result = train(
+                model, rows, replace(settings, distillation=share), Path(folder),
+                teacher=teacher, seed=seed, title=name, on_step=on_step,
+            )  # fmt: skip
         peak = torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else float("nan")
         model.requires_grad_(False)
         model.eval()

@@ -18,7 +18,7 @@ import threading
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -114,13 +114,15 @@ def workflow_run(
 
     Args:
         workflow: name of the entry point; becomes the tag `edgequant.workflow` and the run's name.
-        config: the resolved configuration (nested mappings allowed); filed as `cfg.*` parameters and config.yaml.
+        config: the resolved configuration (nested mappings and settings dataclasses allowed); filed as `cfg.*`
+            parameters and config.yaml.
         experiment: MLflow experiment, unless `mlflow run` has chosen one already.
         resume: continue the newest interrupted run of the same workflow and configuration, if there is one.
 
     Raises:
         whatever the body raises, after the run was ended as FAILED with its traceback as an artifact.
     """
+    config = {key: asdict(value) if is_dataclass(value) else value for key, value in config.items()}  # type: ignore[arg-type]
     digest = _config_digest(workflow, config)
     nested = mlflow.active_run() is not None
     interrupted = _interrupted_run(workflow, digest) if resume else None

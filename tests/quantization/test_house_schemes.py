@@ -81,6 +81,26 @@ def test_simulated_and_integer_model_agree(made: Made) -> None:
     assert same >= 0.999 - 1 / made.simulated[..., 0].numel()
 
 
+@pytest.mark.parametrize("name", [name for name in SCHEMES if "a8" in name])
+def test_each_layer_agrees_to_rounding_on_the_inputs_that_the_simulation_saw(name, _tiny, tokens) -> None:
+    """Layer by layer no moved code of an earlier layer can hide behind the whole model's bound, or excuse it."""
+    model = copy.deepcopy(_tiny.model)
+    qat.prepare(model, parse_scheme(name))
+    if qat.has_static_ranges(model):
+        qat.calibrate(model, [tokens])
+    layers = {layer: module for layer, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    for layer, module in layers.items():
+        module.register_forward_hook(lambda _module, given, out, layer=layer: seen.update({layer: (given[0], out)}))
+    with torch.no_grad():
+        model(input_ids=tokens)
+        qat.convert(model)
+        for layer, (given, simulated) in seen.items():
+            integer = model.get_submodule(layer)(given)
+            assert (integer - simulated).abs().max() <= 1e-5 * simulated.abs().max(), layer
+    assert len(seen) == len(layers)
+
+
 def test_reloaded_checkpoint_gives_the_same_logits(made: Made, tokens: torch.Tensor) -> None:
     reloaded = AutoModelForCausalLM.from_pretrained(made.saved.folder)
     with torch.no_grad():

@@ -15,8 +15,10 @@ from edgequant import models, tracking
 from edgequant.errors import UserError
 from edgequant.evaluation.suite import evaluate_model
 from edgequant.quantization import checkpoint
+from edgequant.quantization.settings import QuantizationSettings
 from edgequant.workflows.inputs import evaluation_data
-from edgequant.workflows.qat import compare, qat, train_candidate
+from edgequant.workflows.qat import compare, qat
+from edgequant_tune.candidate import Candidate, qat_candidate
 
 VARIANTS = ("baseline", "ptq", "control", "control-ptq", "qat")
 
@@ -168,11 +170,17 @@ def test_what_only_the_comparison_needed_is_gone(finished):
 # ------------------------------------------------------------------------------------------------------ without a store
 
 
+def candidate_of(scheme: str, **settings: Any) -> Candidate:
+    """A trial's training of `tiny`, with what these tests do not vary."""
+    fixed = {"text": "disaster", "data_dir": None, "rungs": (), "seed": 0, "on_evaluate": lambda _step, _metrics: None}
+    return qat_candidate("tiny", scheme, quantization=QuantizationSettings(), **(fixed | settings))
+
+
 def test_a_candidate_for_the_search_is_measured_without_tracking(tmp_path, quick, short, monkeypatch):
     monkeypatch.chdir(tmp_path)
     seen: list[tuple[int, dict[str, float]]] = []
-    candidate = train_candidate(
-        "tiny", "w8a8", training=short, device="cpu", seed=1, work_dir=tmp_path / "trial", evaluation=quick,
+    candidate = candidate_of(
+        "w8a8", training=short, device="cpu", seed=1, work_dir=tmp_path / "trial", evaluation=quick,
         on_evaluate=lambda step, metrics: seen.append((step, metrics)),
     )  # fmt: skip
     assert [step for step, _ in seen] == list(range(1, 7)) and "train/loss" in seen[0][1]
@@ -186,7 +194,7 @@ def test_the_same_seed_gives_the_same_candidate(tmp_path, quick, short):
     evaluation = replace(quick, measures=("domain_perplexity",))
     settings = {"training": replace(short, steps=2), "device": "cpu", "evaluation": evaluation}
     found = [
-        train_candidate("tiny", "w8a8-static", seed=seed, work_dir=tmp_path / str(number), **settings).metrics
+        candidate_of("w8a8-static", seed=seed, work_dir=tmp_path / str(number), **settings).metrics
         for number, seed in enumerate((5, 5, 6))
     ]
     assert mlflow.active_run() is None  # nothing was logged, so nothing was started
@@ -195,8 +203,8 @@ def test_the_same_seed_gives_the_same_candidate(tmp_path, quick, short):
 
 
 def test_a_quantised_model_cannot_be_trained(store, tmp_path, quick, short):
-    made = train_candidate(
-        "tiny", "w8", training=replace(short, steps=1), device="cpu", work_dir=tmp_path / "a",
+    made = candidate_of(
+        "w8", training=replace(short, steps=1), device="cpu", work_dir=tmp_path / "a",
         evaluation=replace(quick, measures=("domain_perplexity",)),
     )  # fmt: skip
     with pytest.raises(UserError, match=r"is quantised already; start from the floating-point model"):

@@ -7,7 +7,6 @@ edgequant tune --space qat-schemes --objectives '[domain/perplexity, size/checkp
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any, Literal
 
 from edgequant.evaluation.settings import EvaluationSettings
@@ -77,9 +76,7 @@ def tune(
         UserError: bad configuration, before Ray starts.
         RuntimeError: no trial finished; says how the first one failed.
     """
-    config = {
-        key: asdict(value) if hasattr(value, "__dataclass_fields__") else value for key, value in locals().items()
-    }
+    config = dict(locals())
 
     from edgequant_tune.plan import check_plan, make_search
 

@@ -56,6 +56,11 @@ class DynamicInputQuantizer(nn.Module):
         DynamicInputQuantizer._latest = (inputs, inputs._version, with_gradient, simulated)
         return simulated
 
+    @classmethod
+    def forget(cls) -> None:
+        """Let go of the input last seen, and of the graph behind it."""
+        cls._latest = None
+
 
 class StaticInputQuantizer(nn.Module):
     """Simulates 8-bit inputs with one range for the tensor, seen by an observer (Jacob et al. 2017, section 3.1).

@@ -110,6 +110,7 @@ def convert(model: nn.Module) -> None:
             replace_module(model, name, IntegerEmbedding(packed, layer.weight.dtype, layer.output_scale))
         else:
             replace_module(model, name, _integer_linear(layer, tied.get(id(layer.weight))))
+    DynamicInputQuantizer.forget()
 
 
 def _packed(weight: Tensor, quantizer: WeightQuantizer) -> PackedWeight:

@@ -6,7 +6,6 @@ edgequant baseline --model smollm2-135m,qwen2.5-0.5b --limit 500 --data_dir DATA
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 from edgequant.errors import UserError
@@ -52,7 +51,7 @@ def baseline(
         resume: continue the newest interrupted run of this configuration.
         experiment: MLflow experiment, unless `mlflow run` names one.
     """
-    config = {**locals(), "evaluation": asdict(evaluation)}
+    config = dict(locals())
     names = model_names(model)
     settings = resolved_settings(evaluation, limit=limit, seed=seed, cache=cache)
 

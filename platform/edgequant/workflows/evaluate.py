@@ -9,7 +9,7 @@ edgequant evaluate --squad_predictions predictions.json --data_dir DATA
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -61,7 +61,7 @@ def evaluate(
         resume: continue the newest interrupted run of this configuration.
         experiment: MLflow experiment, unless `mlflow run` names one.
     """
-    config = {**locals(), "evaluation": asdict(evaluation)}
+    config = dict(locals())
     settings = resolved_settings(evaluation, limit=limit, seed=seed, cache=cache)
     check_source(model, runtime, squad_predictions)
 

@@ -6,7 +6,6 @@ edgequant finetune --model FOLDER --base bnb-nf4 --text FOLDER_OF_DOCUMENTS
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,9 +50,7 @@ def finetune(
         resume: continue the newest interrupted run of this configuration.
         experiment: MLflow experiment, unless `mlflow run` names one.
     """
-    config = {
-        key: asdict(value) if hasattr(value, "__dataclass_fields__") else value for key, value in locals().items()
-    }
+    config = dict(locals())
     check_text(text)
 
     from edgequant import models

@@ -7,7 +7,6 @@ edgequant pipeline --model tiny
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +49,7 @@ def pipeline(
         seed: order of the text, initial values, draws of questions.
         experiment: MLflow experiment, unless `mlflow run` names one.
     """
-    config = {
-        key: asdict(value) if hasattr(value, "__dataclass_fields__") else value for key, value in locals().items()
-    }
+    config = dict(locals())
     from edgequant.workflows.qat import check_configuration
 
     check_configuration(model, scheme, "disaster")

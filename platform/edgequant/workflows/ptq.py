@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -59,9 +58,7 @@ def ptq(
         resume: continue the newest interrupted run of this configuration, behind the decoder blocks that it finished.
         experiment: MLflow experiment, unless `mlflow run` names one.
     """
-    config = {
-        key: asdict(value) if hasattr(value, "__dataclass_fields__") else value for key, value in locals().items()
-    }
+    config = dict(locals())
     schemes = check_configuration(model, scheme, text, method)
 
     from edgequant import models, tracking

@@ -8,10 +8,8 @@ edgequant qat --model FOLDER --scheme w8a8-static --training.steps 400
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.quantization.settings import QuantizationSettings
@@ -23,13 +21,6 @@ if TYPE_CHECKING:
     from edgequant.quantization.scheme import Scheme
 
 Metrics = dict[str, float]
-
-
-class Candidate(NamedTuple):
-    """A trained and converted model: metrics of the checkpoint reloaded from disk, and the checkpoint's folder."""
-
-    metrics: Metrics
-    checkpoint: Path
 
 
 def qat(
@@ -69,11 +60,8 @@ def qat(
         resume: continue the newest interrupted run of this configuration.
         experiment: MLflow experiment, unless `mlflow run` names one.
     """
+    config = dict(locals())
     parsed = check_configuration(model, scheme, text)
-    config = {
-        key: asdict(value) if hasattr(value, "__dataclass_fields__") else value for key, value in locals().items()
-    }
-    del config["parsed"]
 
     from edgequant import tracking
     from edgequant.workflows.closing import print_closing
@@ -121,39 +109,6 @@ def check_configuration(model: str, scheme: str, text: str) -> Scheme:
     models.resolve(model)
     check_group_sizes(parsed, models.layer_inputs(model))
     return parsed
-
-
-def train_candidate(
-    model: str,
-    scheme: str,
-    *,
-    training: TrainingSettings,
-    text: str = "disaster",
-    data_dir: str | None = None,
-    device: str = "auto",
-    seed: int = 0,
-    work_dir: Path,
-    quantization: QuantizationSettings = QuantizationSettings(),
-    evaluation: EvaluationSettings = COMPARISON,
-    on_evaluate: Callable[[int, Metrics], None] | None = None,
-) -> Candidate:
-    """QAT without tracking, as a search's trial runs it: train, convert, save, reload, measure.
-
-    Args:
-        on_evaluate: called with (step, {"train/loss": ...}) after each step, so that a scheduler can stop the trial.
-        work_dir: receives the checkpoint as `work_dir/checkpoint`.
-    """
-    from edgequant.evaluation.suite import evaluate_model
-    from edgequant.workflows.quantized_training import QuantizedTraining
-
-    parsed = check_configuration(model, scheme, text)
-    job = QuantizedTraining(parsed, training, quantization, evaluation, Path(work_dir), seed=seed)
-    job.load(model, text, data_dir, device=device)
-    trained = job.quantized(on_log=on_evaluate or (lambda _step, _metrics: None))
-    metrics = evaluate_model(
-        trained.model, trained.tokenizer, job.data, evaluation, checkpoint=trained.checkpoint
-    ).metrics
-    return Candidate({**metrics, **trained.metrics}, job.deliver(None))
 
 
 def compare(rows: dict[str, Metrics], text: str) -> list[str]:
