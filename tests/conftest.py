@@ -129,21 +129,21 @@ def open_store(_empty_store: Path) -> Callable[[Path], contextlib.AbstractContex
     def opened(folder: Path) -> Iterator[Any]:
         import mlflow
         from mlflow.tracking import fluent
+        from mlflow.tracking._tracking_service import utils as service
 
         shutil.copy(_empty_store, folder / "mlflow.db")
-        before = mlflow.get_tracking_uri()
         with (
             contextlib.chdir(folder),
-            mock.patch.dict(os.environ),
+            # By the environment: what mlflow.set_tracking_uri sets outlives the test and overrules later ones' variable.
+            mock.patch.dict(os.environ, {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}),
+            mock.patch.object(service, "_tracking_uri", None),
             mock.patch.object(fluent, "_active_experiment_id", None),
         ):
-            mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
             try:
                 yield mlflow.MlflowClient()
             finally:
                 while mlflow.active_run() is not None:
                     mlflow.end_run()
-                mlflow.set_tracking_uri(before)
 
     return opened
 

@@ -27,10 +27,10 @@ from edgequant_tune.space import Space
 from edgequant_tune.trial import HELD_OUT, Job, trainable
 
 STATE = "ray"  # folder of Ray Tune's own state, beside trials/ and trials.json
-# Ray Tune reads these when the search runs: state on disk every second, so that a crash costs no finished trial; no
-# other loggers; reports need not hold every objective; Ctrl-C reaches us.
+# Ray Tune reads these when the search runs: state on disk ten times a second, so that a crash costs no finished trial
+# and a begun one goes on in its own run; no other loggers; reports need not hold every objective; Ctrl-C reaches us.
 SETTINGS = {
-    "TUNE_GLOBAL_CHECKPOINT_S": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "0.1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",

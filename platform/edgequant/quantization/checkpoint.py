@@ -53,7 +53,8 @@ def save(
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in _unique_state(model).items()}
-        save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt", "scheme": scheme.name})
+        # One key alone: safetensors writes several in random order, and equal checkpoints would differ in their hashes.
+        save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
         write_atomically(temporary / "config.json", json.dumps(_config(model, scheme, parameters, made_from), indent=2))
         if getattr(model, "generation_config", None) is not None:
             model.generation_config.save_pretrained(temporary)
