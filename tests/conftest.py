@@ -134,7 +134,7 @@ def open_store(_empty_store: Path) -> Callable[[Path], contextlib.AbstractContex
         shutil.copy(_empty_store, folder / "mlflow.db")
         with (
             contextlib.chdir(folder),
-            # By the environment: what mlflow.set_tracking_uri sets outlives the test and overrules later ones' variable.
+            # Not by mlflow.set_tracking_uri, which outlives the test and overrules the variable in later ones.
             mock.patch.dict(os.environ, {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}),
             mock.patch.object(service, "_tracking_uri", None),
             mock.patch.object(fluent, "_active_experiment_id", None),
