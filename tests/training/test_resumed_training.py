@@ -91,6 +91,25 @@ def test_resuming_where_nothing_was_saved_starts_at_the_beginning(tiny, sequence
     assert run(tiny.model, sequences, tmp_path / "new", resume=True).steps == 8
 
 
+def test_a_checkpoint_that_was_being_written_is_passed_over(tiny, sequences, tmp_path):
+    whole = run(copy.deepcopy(tiny.model), sequences, tmp_path / "a")
+    with pytest.raises(Killed):
+        run(copy.deepcopy(tiny.model), sequences, tmp_path / "b", kill_at=7)
+    assert [path.name for path in (tmp_path / "b").glob("checkpoint-*")] == ["checkpoint-6"]  # one is kept
+    half = tmp_path / "b" / "checkpoint-7"
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"half of it")
+    found = run(tiny.model, sequences, tmp_path / "b", resume=True)
+    assert (found.steps, found.loss) == (8, whole.loss)
+
+
+@pytest.mark.parametrize(
+    ("steps", "save_steps", "interval"), [(32, None, 8), (5, None, 2), (1, None, 1), (9, 0, 0), (9, 4, 4)]
+)
+def test_checkpoints_are_written_four_times_unless_told_otherwise(steps, save_steps, interval):
+    assert TrainingSettings(steps=steps, save_steps=save_steps).checkpoint_interval == interval
+
+
 def test_the_reported_loss_counts_the_steps_before_the_interruption(tiny, sequences, tmp_path):
     settings = TrainingSettings(steps=20, batch_size=1, sequence_length=8, precision="float32", save_steps=9)
     losses: dict[int, float] = {}

@@ -20,7 +20,6 @@ ARGUMENTS = {
     "dtype": "float32",
     "seed": "3",
     "training.steps": "24",
-    "training.save_steps": "4",
     "training.batch_size": "2",
     "training.sequence_length": "64",
     "training.precision": "float32",
@@ -54,7 +53,7 @@ def kill_in_mid_training(folder: Path, environment: dict[str, str]) -> None:
         process = subprocess.Popen(command(False), **environment_in(folder, environment), stdout=log, stderr=log)
         try:
             deadline = time.monotonic() + 120
-            while not list(folder.glob("outputs/qat/*/qat-training/checkpoint-8/trainer_state.json")):
+            while not list(folder.glob("outputs/qat/*/qat-training/checkpoint-6/trainer_state.json")):
                 assert process.poll() is None, (folder / "killed.log").read_text()
                 assert time.monotonic() < deadline
                 time.sleep(0.01)

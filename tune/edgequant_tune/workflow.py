@@ -28,7 +28,7 @@ def tune(
     concurrent_trials: int | None = None,
     cpus_per_trial: float = 1.0,
     gpus_per_trial: float = 1.0,
-    training: TrainingSettings = TrainingSettings(learning_rate=2e-4),
+    training: TrainingSettings = TrainingSettings(learning_rate=2e-4, save_steps=0),
     quantization: QuantizationSettings = QuantizationSettings(),
     lora: LoraSettings = LoraSettings(),
     evaluation: EvaluationSettings = EvaluationSettings(

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from edgequant.errors import UserError
 from edgequant.models import pick_dtype
@@ -72,6 +72,15 @@ class _Trainer(Trainer):
                 logits.flatten(0, 1), self._teacher_logits(tokens), self.settings.temperature
             )
         return (loss, {"logits": logits}) if return_outputs else loss
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """A tied head is stored once; that it is missing in a checkpoint is nothing to warn of."""
+        tied = set(getattr(self.model, "all_tied_weights_keys", None) or {})
+        if not set(load_result.missing_keys) <= tied or load_result.unexpected_keys:
+            raise UserError(
+                f"the training checkpoint is another model's (missing {sorted(load_result.missing_keys)[:3]}, "
+                f"unexpected {sorted(load_result.unexpected_keys)[:3]}); start again without resume"
+            )
 
     @torch.no_grad()
     def _teacher_logits(self, tokens: Tensor) -> Tensor:
@@ -192,8 +201,8 @@ def train(
         settings=settings,
     )
     trainer.remove_callback(PrinterCallback)
-    checkpoint = get_last_checkpoint(str(folder)) if resume and folder.is_dir() else None
-    with _restored_mode(model):
+    checkpoint = _newest_whole_checkpoint(folder) if resume else None
+    with _one_bar_and_mode_restored(model):
         trainer.train(resume_from_checkpoint=checkpoint)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]  # those before a resumption too
     tail = losses[-max(1, len(losses) // 10) :]
@@ -218,9 +227,9 @@ def _arguments(settings: TrainingSettings, folder: Path, device: torch.device, s
         data_seed=seed,
         logging_steps=1,
         logging_nan_inf_filter=False,
-        save_strategy="steps" if settings.save_steps else "no",
-        save_steps=settings.save_steps or 500,
-        save_total_limit=2,
+        save_strategy="steps" if settings.checkpoint_interval else "no",
+        save_steps=settings.checkpoint_interval or 500,
+        save_total_limit=1,  # the one before goes when a new one is whole
         report_to=[],
         disable_tqdm=True,
         dataloader_pin_memory=device.type == "cuda",
@@ -228,10 +237,20 @@ def _arguments(settings: TrainingSettings, folder: Path, device: torch.device, s
     )
 
 
+def _newest_whole_checkpoint(folder: Path) -> str | None:
+    """Trainer writes its state last: a checkpoint without one was being written when the process was killed."""
+    whole = [file.parent for file in folder.glob("checkpoint-*/trainer_state.json")]
+    return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
+
+
 @contextlib.contextmanager
-def _restored_mode(model: nn.Module) -> Iterator[None]:
+def _one_bar_and_mode_restored(model: nn.Module) -> Iterator[None]:
     was_training = model.training
+    bars = is_progress_bar_enabled()
+    disable_progress_bar()  # of the checkpoints that Trainer writes: ours is the one bar
     try:
         yield
     finally:
+        if bars:
+            enable_progress_bar()
         model.train(was_training)

@@ -28,7 +28,7 @@ class TrainingSettings:
         distillation: share of the loss that is the divergence from the floating-point model's predictions; the rest is
             cross-entropy on the text.
         temperature: softens both distributions in the divergence.
-        save_steps: steps between checkpoints that --resume continues from; 0 saves none.
+        save_steps: steps between checkpoints that --resume continues from; None saves four times, 0 never.
     """
 
     steps: int = 32
@@ -42,12 +42,12 @@ class TrainingSettings:
     precision: Precision = "auto"
     distillation: float = 0.0
     temperature: float = 1.0
-    save_steps: int = 0
+    save_steps: int | None = None
 
     def __post_init__(self) -> None:
         self._check_at_least(1, "steps", "batch_size", "gradient_accumulation")
         self._check_at_least(2, "sequence_length")
-        self._check_at_least(0, "save_steps", "weight_decay")
+        self._check_at_least(0, "weight_decay", *(() if self.save_steps is None else ("save_steps",)))
         for name in ("learning_rate", "max_grad_norm", "temperature"):
             value = getattr(self, name)
             if not 0 < value < float("inf"):
@@ -68,6 +68,11 @@ class TrainingSettings:
     def tokens_per_step(self) -> int:
         """Tokens that one optimiser step sees."""
         return self.batch_size * self.gradient_accumulation * self.sequence_length
+
+    @property
+    def checkpoint_interval(self) -> int:
+        """Steps between checkpoints; 0 for none."""
+        return -(-self.steps // 4) if self.save_steps is None else self.save_steps
 
 
 @dataclass(frozen=True, kw_only=True)
