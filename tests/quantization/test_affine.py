@@ -16,6 +16,7 @@ from edgequant.quantization.affine import (
     fake_quantize_weight,
     quantize,
     quantize_weight,
+    stored_scale,
 )
 from edgequant.quantization.scheme import WeightSpec
 
@@ -150,3 +151,20 @@ def test_each_token_has_a_range_of_its_own():
     values = tokens.numpy()
     step = (np.maximum(values.max(-1), 0) - np.minimum(values.min(-1), 0)) / 255
     assert (np.abs(simulated - values).max(-1) <= step * 0.5001).all()
+
+
+@EXACT
+@given(st.floats(2.0**-30, 2.0**-10, width=32))
+def test_a_scale_too_small_for_float16_to_resolve_is_stored_rounded_up(value):
+    spec = WeightSpec(bits=8, granularity="group", group_size=32, scale_dtype="float16")
+    stored = stored_scale(torch.tensor(value), spec)
+    assert stored > 0 and stored.half().float() == stored  # representable
+    if value < 2.0**-14:
+        assert value <= stored <= value + 2.0**-24
+
+
+def test_small_weights_keep_their_precision_in_groups_of_8_bits():
+    spec = WeightSpec(bits=8, granularity="group", group_size=32, scale_dtype="float16")
+    weight = torch.randn(8, 64, generator=torch.Generator().manual_seed(0)) * 1e-3
+    error = dequantize_weight(quantize_weight(weight, spec), weight.shape) - weight
+    assert error.norm() / weight.norm() < 0.006  # 255 steps over about 4 standard deviations

@@ -15,6 +15,8 @@ from torch import Tensor
 from edgequant.quantization import ggml
 from edgequant.quantization.scheme import WeightSpec
 
+_SMALLEST_FLOAT16 = 2.0**-24  # and the step between the numbers below the smallest normal one
+
 
 class QuantizedWeight(NamedTuple):
     """Integers of a weight: codes [rows, groups, group size] int8; the others [rows, groups, 1] float32.
@@ -73,10 +75,16 @@ def _positive(scale: Tensor) -> Tensor:
 
 
 def stored_scale(scale: Tensor, spec: WeightSpec) -> Tensor:
-    """Round a scale to its storage type, kept above that type's smallest normal number; returned as float32."""
+    """Round a scale to its storage type; returned as float32.
+
+    float16 grows coarse below 2^-14, where 8-bit groups of small weights lie: scales are rounded up there, so that the
+    range stays covered, and none becomes 0.
+    """
     if spec.scale_dtype == "float32":
         return scale
-    return scale.clamp(min=torch.finfo(torch.float16).tiny).to(torch.float16).float()
+    small = torch.finfo(torch.float16).smallest_normal
+    subnormal = (scale / _SMALLEST_FLOAT16).ceil().clamp(min=1.0) * _SMALLEST_FLOAT16
+    return torch.where(scale < small, subnormal, scale.to(torch.float16).float())
 
 
 def weight_parameters(groups: Tensor, spec: WeightSpec, shrink: float | Tensor = 1.0) -> tuple[Tensor, Tensor | None]:
