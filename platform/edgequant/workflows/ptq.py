@@ -143,8 +143,7 @@ def write_quantized(
     if scheme.backend == "bitsandbytes":
         _write_bitsandbytes(source, scheme, folder, dtype=dtype, device=str(loaded.model.device))
         return []
-    import torch
-
+    from edgequant import models
     from edgequant.quantization import checkpoint
     from edgequant.quantization import ptq as methods
 
@@ -158,7 +157,7 @@ def write_quantized(
         work_folder=calibration.work_folder,
     )
     parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
-    model.to(getattr(torch, dtype))
+    models.cast(model, dtype)
     checkpoint.save(model, loaded.tokenizer, folder, scheme, parameters=parameters, made_from=loaded.source.name)
     return errors
 
