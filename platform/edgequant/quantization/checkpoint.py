@@ -52,7 +52,7 @@ def save(
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in _unique_state(model).items()}
+        tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in unique_state(model).items()}
         # One key alone: safetensors writes several in random order, and equal checkpoints would differ in their hashes.
         save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
         write_atomically(temporary / "config.json", json.dumps(_config(model, scheme, parameters, made_from), indent=2))
@@ -69,7 +69,7 @@ def save(
     return QuantizedCheckpoint(folder, scheme, parameters)
 
 
-def _unique_state(model: Any) -> dict[str, torch.Tensor]:
+def unique_state(model: Any) -> dict[str, torch.Tensor]:
     """The state without second names for the same tensor (a floating-point head tied to its embedding)."""
     seen: set[int] = set()
     state: dict[str, torch.Tensor] = {}

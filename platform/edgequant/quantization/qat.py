@@ -51,17 +51,19 @@ def prepare(
     modules = dict(model.named_modules())
     for name in targets.linears:
         linear = cast(nn.Linear, modules[name])
-        weights = WeightQuantizer(scheme.weight, linear.weight, learned=learned_scales)
+        weights = WeightQuantizer(scheme.spec_of(name), linear.weight, learned=learned_scales)
         inputs = make_input_quantizer(scheme.activation, observer, linear.weight.device)
         replace_module(model, name, FakeQuantizedLinear(linear, weights, inputs))
     if scheme.embedding is not None and targets.embedding is not None:
         embedding = cast(nn.Embedding, modules[targets.embedding])
-        weights = WeightQuantizer(scheme.embedding, embedding.weight, learned=learned_scales)
+        spec = scheme.spec_of(targets.embedding, embedding=True)
+        weights = WeightQuantizer(spec, embedding.weight, learned=learned_scales)
         replace_module(model, targets.embedding, FakeQuantizedEmbedding(embedding, weights))
         if targets.head is not None:
             linear = cast(nn.Linear, modules[targets.head])
             if not targets.tied:
-                weights = WeightQuantizer(scheme.embedding, linear.weight, learned=learned_scales)
+                spec = scheme.spec_of(targets.head, embedding=True)
+                weights = WeightQuantizer(spec, linear.weight, learned=learned_scales)
             inputs = make_input_quantizer(scheme.activation, observer, linear.weight.device)
             replace_module(model, targets.head, FakeQuantizedLinear(linear, weights, inputs, tied=targets.tied))
     return targets
@@ -139,21 +141,18 @@ def build_integer_layers(model: nn.Module, scheme: Scheme) -> Targets:
     """
     targets = find_targets(model, scheme)
     modules = dict(model.named_modules())
-    assert scheme.weight is not None
     for name in targets.linears:
         linear = cast(nn.Linear, modules[name])
-        replace_module(model, name, _empty_linear(linear, scheme.weight, scheme.activation))
+        replace_module(model, name, _empty_linear(linear, scheme.spec_of(name), scheme.activation))
     if scheme.embedding is not None and targets.embedding is not None:
         old = cast(nn.Embedding, modules[targets.embedding])
-        packed = PackedWeight(old.num_embeddings, old.embedding_dim, scheme.embedding, old.weight.device)
+        spec = scheme.spec_of(targets.embedding, embedding=True)
+        packed = PackedWeight(old.num_embeddings, old.embedding_dim, spec, old.weight.device)
         replace_module(model, targets.embedding, IntegerEmbedding(packed, old.weight.dtype, output_scale_of(old)))
         if targets.head is not None:
-            head = cast(nn.Linear, modules[targets.head])
-            replace_module(
-                model,
-                targets.head,
-                _empty_linear(head, scheme.embedding, scheme.activation, packed if targets.tied else None),
-            )
+            head, spec = cast(nn.Linear, modules[targets.head]), scheme.spec_of(targets.head, embedding=True)
+            shared = packed if targets.tied else None
+            replace_module(model, targets.head, _empty_linear(head, spec, scheme.activation, shared))
     return targets
 
 

@@ -58,11 +58,13 @@ class Gptq:
         self.compensated = {}
         for group in block.groups:
             hessian = block.hessians(group.names[:1])[group.names[0]]
-            self.quantize_layers({name: block.layers[name] for name in group.names}, hessian)
+            layers = {name: block.layers[name] for name in group.names}
+            for bits in {layer.spec.bits: None for layer in layers.values()}:  # mixed precision: one width at a time
+                self.quantize_layers({n: layer for n, layer in layers.items() if layer.spec.bits == bits}, hessian)
 
     @torch.no_grad()
     def quantize_layers(self, layers: dict[str, FakeQuantizedLinear], hessian: Tensor) -> None:
-        """Choose the integers of layers that share an input, whose mean x x^T is `hessian`."""
+        """Choose the integers of layers of equal bits that share an input, whose mean x x^T is `hessian`."""
         settings = self.settings
         importance = hessian.diagonal() if settings.activation_weighted else None
         weights = [layer.weight.float() for layer in layers.values()]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from typing import Any, Literal
 
 from edgequant.errors import UserError
+from edgequant.quantization.size_budget import SizeBudget, budget_of_suffix
 
 Granularity = Literal["tensor", "channel", "group"]
 ZeroPoint = Literal["none", "integer", "real"]
@@ -68,17 +69,75 @@ class ActivationSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Scheme:
-    """What is quantised and how: linears' weights, their inputs, the embedding together with the output head."""
+    """What is quantised and how: linears' weights, their inputs, the embedding together with the output head.
+
+    With a size budget, `layer_bits` says which layer gets how many bits; it is empty until they have been chosen
+    (`mixed_precision.choose_layer_bits`). A layer that it does not name has the bits of `weight` or `embedding`, from
+    which every layer has everything else.
+    """
 
     name: str
     weight: WeightSpec | None = None
     activation: ActivationSpec | None = None
     embedding: WeightSpec | None = None
     backend: Literal["edgequant", "bitsandbytes"] = "edgequant"
+    budget: SizeBudget | None = None
+    layer_bits: tuple[tuple[str, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        if (self.budget or self.layer_bits) and not self.can_mix_bits:
+            raise UserError(
+                f"scheme {self.name} has fixed bits, so no size budget applies; use one such as w4a8-g32+emb4"
+            )
+        for layer, bits in self.layer_bits:
+            if bits not in range(2, 9):
+                raise UserError(f"scheme {self.name}: {layer} cannot have {bits} bits; expected 2 to 8")
+
+    @property
+    def can_mix_bits(self) -> bool:
+        """Whether layers may have different bits: not in llama.cpp's and bitsandbytes' formats."""
+        return self.weight is not None and self.weight.layout == "affine"
+
+    @property
+    def awaits_layer_bits(self) -> bool:
+        """Whether there is a size budget for which the bits of each layer are still to be chosen."""
+        return self.budget is not None and not self.layer_bits
+
+    def spec_of(self, layer: str, *, embedding: bool = False) -> WeightSpec:
+        """How the weight of a layer becomes integers.
+
+        Args:
+            layer: its name in the model.
+            embedding: it is the embedding or the output head, which `+emb` quantises.
+
+        Raises:
+            UserError: the scheme has a size budget, and nobody has chosen the bits yet.
+        """
+        if self.awaits_layer_bits:
+            raise UserError(
+                f"scheme {self.name} has a size budget, for which the bits of each layer have to be chosen first: the "
+                "workflows ptq and qat do, as does mixed_precision.choose_layer_bits"
+            )
+        spec = self.embedding if embedding else self.weight
+        assert spec is not None
+        bits = dict(self.layer_bits).get(layer, spec.bits)
+        return spec if bits == spec.bits else replace(spec, bits=bits)
+
+    def with_budget(self, budget: SizeBudget) -> Scheme:
+        """The same scheme under a size budget, its name telling it, the bits of its layers yet to be chosen.
+
+        Raises:
+            UserError: bits are fixed in this scheme's format.
+        """
+        name = f"{self.name.partition('@')[0]}@{budget.suffix}"
+        return replace(self, name=name, budget=budget, layer_bits=())
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, fit for YAML and JSON; `Scheme.from_dict` reads it back."""
-        return asdict(self)
+        values = asdict(self) | {"layer_bits": dict(self.layer_bits)}
+        if self.budget is not None:
+            values["budget"]["candidates"] = list(self.budget.candidates)
+        return values
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> Scheme:
@@ -87,6 +146,10 @@ class Scheme:
         for key, kind in (("weight", WeightSpec), ("activation", ActivationSpec), ("embedding", WeightSpec)):
             if given.get(key) is not None:
                 given[key] = kind(**given[key])
+        if given.get("budget") is not None:
+            candidates = tuple(given["budget"]["candidates"])
+            given["budget"] = SizeBudget(**{**given["budget"], "candidates": candidates})
+        given["layer_bits"] = tuple(dict(given.get("layer_bits") or {}).items())
         return Scheme(**given)
 
     @property
@@ -101,11 +164,15 @@ def parse_scheme(name: str) -> Scheme:
 
     `w<bits>` weights, `a8` 8-bit inputs per token (`a8-static`: with fixed ranges), `-g<N>` groups of N inputs
     (without: one scale per output channel), `+emb<bits>` embedding and output head too. `q8_0`, `q4_0`, `q4_1` are
-    llama.cpp's formats; `bnb-int8`, `bnb-nf4`, `bnb-fp4` belong to bitsandbytes.
+    llama.cpp's formats; `bnb-int8`, `bnb-nf4`, `bnb-fp4` belong to bitsandbytes. Behind a name whose bits are not
+    fixed, `@4.5bpp` or `@80MB` is a size budget (bits per parameter, megabytes): bits are then chosen layer by layer.
 
     Raises:
-        UserError: the name does not follow the grammar; names the nearest known scheme.
+        UserError: the name does not follow the grammar (names the nearest known scheme), or the budget is impossible.
     """
+    base, at, suffix = name.partition("@")
+    if at and (budget := budget_of_suffix(suffix)):
+        return parse_scheme(base).with_budget(budget)
     if name in ("bnb-int8", "bnb-nf4", "bnb-fp4"):
         return Scheme(name=name, backend="bitsandbytes")
     if match := GGML.fullmatch(name):
@@ -119,7 +186,7 @@ def parse_scheme(name: str) -> Scheme:
     hint = f" Did you mean {near[0]}?" if near else ""
     raise UserError(
         f"scheme {name!r} is unknown.{hint} Known: {', '.join(SCHEMES)}; in general "
-        "w<2-8>[a8[-static]][-g<group size>][+emb<2-8>], and +emb4 or +emb8 behind q8_0, q4_0, q4_1"
+        "w<2-8>[a8[-static]][-g<group size>][+emb<2-8>][@<n>bpp or @<n>MB], and +emb4 or +emb8 behind q8_0, q4_0, q4_1"
     )
 
 

@@ -25,12 +25,22 @@ class Targets:
         extra = [name for name in (self.embedding, self.head) if name is not None]
         return (*self.linears, *extra)
 
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """The layers that hold a weight of their own: of a tied embedding and head, the embedding."""
+        return tuple(name for name in self.names if self.weight_of(name) == name)
+
+    def weight_of(self, name: str) -> str:
+        """The layer that holds the weight of the layer `name`."""
+        return self.embedding if self.tied and name == self.head and self.embedding else name
+
 
 def find_targets(model: nn.Module, scheme: Scheme) -> Targets:
     """Find the layers that a scheme quantises: every nn.Linear but the head, and the embedding and head with `+emb`.
 
     Raises:
-        UserError: the model has no nn.Linear or no nn.Embedding where one is wanted, or a group size does not fit.
+        UserError: the model has no nn.Linear or no nn.Embedding where one is wanted, a group size does not fit, or the
+            scheme gives bits to a layer that is not there.
     """
     modules = dict(model.named_modules())
     embedding_name, head_name = _embedding_name(modules, model), _head_name(modules, model)
@@ -45,6 +55,12 @@ def find_targets(model: nn.Module, scheme: Scheme) -> Targets:
         raise UserError(f"{type(model).__name__} has no input nn.Embedding, which scheme {scheme.name} quantises")
     targets = Targets(linears, embedding_name, head_name, _are_tied(model, modules, embedding_name, head_name))
     check_group_sizes(scheme, _group_inputs(modules, targets, scheme))
+    strangers = [layer for layer, _ in scheme.layer_bits if layer not in targets.names]
+    if strangers:
+        raise UserError(
+            f"scheme {scheme.name} gives bits to {strangers[0]}, which is no layer that it quantises in "
+            f"{type(model).__name__}; choose the bits for this model"
+        )
     return targets
 
 
