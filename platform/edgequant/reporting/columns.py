@@ -77,8 +77,9 @@ HEADLINE = (
     *("domain_qa/boolean_accuracy", "domain_qa/span_f1"),
 )
 CORE = (
-    *("domain/perplexity", "wikitext2/perplexity", "boolq/accuracy", "squad/f1"),
-    *("size/checkpoint_gb", "size/reduction_vs_fp16", "latency/decode_ms_per_token", "qat/recovered_fraction"),
+    *("domain/perplexity", "wikitext2/perplexity", "boolq/accuracy", "squad/exact_match", "squad/f1"),
+    *("size/checkpoint_gb", "size/reduction_vs_fp16", "size/bits_per_parameter"),
+    *("latency/decode_ms_per_token", "qat/recovered_fraction"),
 )
 IDENTITY = ("model", "variant", "scheme")  # what names a row
 _GIGABYTES_AS_MEGABYTES = 1000.0

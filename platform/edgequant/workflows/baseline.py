@@ -10,7 +10,7 @@ from typing import Any
 
 from edgequant.errors import UserError
 from edgequant.evaluation.settings import EvaluationSettings
-from edgequant.workflows.evaluate import headline, measure_model, resolved_settings
+from edgequant.workflows.evaluate import measure_model, resolved_settings
 
 BARS = (
     "wikitext2/perplexity", "domain/perplexity", "boolq/accuracy", "squad/f1", "squad/exact_match",
@@ -68,7 +68,7 @@ def baseline(
                 print(f"{name} failed: {failures[name]}")
             _free_memory()
         _conclude(rows, failures)
-        print_closing("baseline", [headline(row) for row in rows] + _failed_rows(failures), run, _next(rows))
+        print_closing("baseline", rows + _failed_rows(failures), run, _next(rows))
 
 
 def model_names(models: str) -> list[str]:

@@ -19,16 +19,6 @@ from edgequant.evaluation.settings import EvaluationSettings
 if TYPE_CHECKING:
     from edgequant.evaluation.suite import EvaluationData
 
-# What the closing table shows of each measure; everything else is in the run.
-HEADLINES = (
-    "wikitext2/perplexity", "wikitext2/bits_per_byte", "wikitext2/word_perplexity", "domain/perplexity",
-    "boolq/accuracy", "boolq/balanced_accuracy", "squad/exact_match", "squad/f1", "domain_qa/boolean_accuracy",
-    "domain_qa/span_exact_match", "domain_qa/span_f1", "size/checkpoint_gb", "size/resident_gb", "size/peak_rss_gb",
-    "size/peak_cuda_gb", "size/bits_per_parameter", "size/reduction_vs_fp16", "latency/time_to_first_token_ms",
-    "latency/prefill_ms_per_token", "latency/decode_ms_per_token", "latency/decode_ms_per_token_p90",
-    "latency/static_decode_ms_per_token", "energy/joules_per_token",
-)  # fmt: skip
-
 
 def evaluate(
     *,
@@ -75,7 +65,7 @@ def evaluate(
             return
         row = measure_model(model, settings, data_dir, runtime=runtime, device=device, dtype=dtype)
         tracking.log_metrics(metrics_of(row))
-        print_closing(f"evaluate: {row['model']}", [headline(row)], run, f"edgequant ptq --model {model}")
+        print_closing(f"evaluate: {row['model']}", [row], run, f"edgequant ptq --model {model}")
 
 
 def resolved_settings(
@@ -212,12 +202,6 @@ def log_draws(data: EvaluationData, settings: EvaluationSettings) -> None:
 def metrics_of(row: dict[str, Any]) -> dict[str, float]:
     """A row's numbers without its names."""
     return {key: value for key, value in row.items() if "/" in key}
-
-
-def headline(row: dict[str, Any]) -> dict[str, Any]:
-    """A row without what only the run needs to know: names, headline metrics and their bounds."""
-    names = [name + end for name in HEADLINES for end in ("", "_ci_low", "_ci_high")]
-    return {key: row[key] for key in ("model", "variant", "scheme", *names) if key in row}
 
 
 def score_predictions(path: str, settings: EvaluationSettings, data_dir: str | None) -> dict[str, Any]:

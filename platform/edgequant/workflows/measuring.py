@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgequant.evaluation.settings import EvaluationSettings
+from edgequant.reporting.columns import CORE
 
 if TYPE_CHECKING:
     from edgequant.evaluation.suite import EvaluationData
@@ -25,24 +26,11 @@ COMPARISON = EvaluationSettings(
 )
 # What a model is measured on for comparison's sake alone: its size and speed are those of the model it stands beside.
 QUALITY_MEASURES = ("perplexity", "boolq", "squad", "domain_perplexity")
-# What a closing table shows; everything else is in MLflow.
-HEADLINE = (
-    "wikitext2/perplexity",
-    "domain/perplexity",
-    "boolq/accuracy",
-    "squad/exact_match",
-    "squad/f1",
-    "latency/decode_ms_per_token",
-    "size/checkpoint_gb",
-    "size/bits_per_parameter",
-    "size/reduction_vs_fp16",
-    "qat/recovered_fraction",
-)
 
 
 def headline(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The metrics of a closing table, in its order, each with its interval's bounds where it has them."""
-    names = [f"{name}{bound}" for name in HEADLINE for bound in ("", "_ci_low", "_ci_high")]
+    """The metrics on which variants of a model are compared, each with its interval's bounds where it has them."""
+    names = [f"{name}{bound}" for name in CORE for bound in ("", "_ci_low", "_ci_high")]
     return {name: metrics[name] for name in names if name in metrics}
 
 
@@ -77,5 +65,5 @@ def quality_only(settings: EvaluationSettings) -> EvaluationSettings:
 
 def say(variant: str, metrics: Mapping[str, float]) -> None:
     """One line as soon as a variant is measured, so that a long run shows that it moves."""
-    shown = [f"{name} {metrics[name]:.4g}" for name in HEADLINE if name in metrics]
+    shown = [f"{name} {metrics[name]:.4g}" for name in CORE if name in metrics]
     print(f"measured {variant:12} {', '.join(shown[:5])}", flush=True)
