@@ -58,6 +58,7 @@ def qat_candidate(
     from edgequant.workflows.qat import check_configuration
 
     parsed = check_configuration(model, scheme, text)
+    quantization.check_scheme(parsed)
     job = _ObservedTraining(parsed, training, quantization, evaluation, work_dir, seed=seed)
     job.rungs = frozenset(rungs)
     job.load(model, text, data_dir, device=device)

@@ -135,7 +135,7 @@ def _check_ends(plan: Plan) -> None:
         return check_text(plan.text)
     searched = [item.values for item in plan.space if item.name == SCHEME]
     for scheme in searched[0] if searched else [plan.scheme]:
-        check_configuration(plan.model, scheme, plan.text)
+        plan.quantization.check_scheme(check_configuration(plan.model, scheme, plan.text))
 
 
 def make_search(

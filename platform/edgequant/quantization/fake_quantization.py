@@ -178,7 +178,8 @@ class FakeQuantizedLinear(nn.Linear):
     """A linear layer that sees its weight, and its input where the scheme says so, through the quantiser.
 
     Takes over the parameters of the layer that it replaces: optimiser state, tying and names stay as they were.
-    A head tied to the embedding refers to the embedding's quantiser instead of having its own.
+    A head tied to the embedding refers to the embedding's quantiser instead of having its own. `before_rounding` holds
+    what changes the weight [out, in] before the quantiser sees it: a low-rank update, a pruning mask, mostly nothing.
     """
 
     def __init__(
@@ -195,6 +196,12 @@ class FakeQuantizedLinear(nn.Linear):
         if not tied:
             self.weight_quantizer = weight_quantizer
         self.input_quantizer = input_quantizer
+        self.before_rounding = nn.Sequential()
+
+    @property
+    def real_weight(self) -> Tensor:
+        """The weight [out, in] that is rounded."""
+        return self.before_rounding(self.weight)  # type: ignore[no-any-return]
 
     @property
     def quantizer(self) -> WeightQuantizer:
@@ -209,7 +216,7 @@ class FakeQuantizedLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         if self.input_quantizer is not None:
             input = self.input_quantizer(input)
-        return functional.linear(input, self.quantizer(self.weight), self.bias)
+        return functional.linear(input, self.quantizer(self.real_weight), self.bias)
 
 
 class FakeQuantizedEmbedding(nn.Embedding):

@@ -125,7 +125,7 @@ def _integer_linear(layer: FakeQuantizedLinear, shared: PackedWeight | None) -> 
     activation = None
     if quantizer is not None:
         activation = ActivationSpec(mode="static" if isinstance(quantizer, StaticInputQuantizer) else "dynamic")
-    packed = shared if shared is not None else _packed(layer.weight, layer.quantizer)
+    packed = shared if shared is not None else _packed(layer.real_weight, layer.quantizer)
     integer = IntegerLinear(packed, layer.bias, activation, tied=shared is not None)
     if isinstance(quantizer, StaticInputQuantizer):
         scale, zero_point = quantizer.parameters_of_range()

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from edgequant.errors import UserError
+
+if TYPE_CHECKING:
+    from edgequant.quantization.scheme import Scheme
+
+SparsityPattern = Literal["unstructured", "2:4"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +24,11 @@ class QuantizationSettings:
         learned_scales: weights' scales and zero points are trained too (LSQ+, arXiv 2004.09576) instead of following
             each group's extremes.
         calibration_sequences: training sequences that show PTQ (and QAT, before its first step) the static ranges.
+        lora_rank: train adapters of this rank through the quantiser and merge them into the integers; 0 trains all
+            weights. Linears and embeddings are frozen then; norms and learned scales train.
+        lora_alpha: scale of the adapters' update W + (alpha / rank) B A.
+        sparsity: share of each linear's weights, the smallest, that PTQ and QAT set to 0 for good; 0 prunes nothing.
+        sparsity_pattern: `unstructured`, or `2:4`, two zeros in every four neighbours (sparsity is 0.5 then).
     """
 
     activation_delay: float = 0.1
@@ -26,6 +36,10 @@ class QuantizationSettings:
     observer: Literal["ema", "minmax", "percentile", "mse"] = "ema"
     learned_scales: bool = False
     calibration_sequences: int = 32
+    lora_rank: int = 0
+    lora_alpha: float = 16.0
+    sparsity: float = 0.0
+    sparsity_pattern: SparsityPattern = "unstructured"
 
     def __post_init__(self) -> None:
         for name in ("activation_delay", "freeze_ranges"):
@@ -36,4 +50,27 @@ class QuantizationSettings:
         if self.calibration_sequences < 1:
             raise UserError(
                 f"quantization.calibration_sequences {self.calibration_sequences} is impossible; expected at least 1"
+            )
+        if self.lora_rank < 0:
+            raise UserError(f"quantization.lora_rank {self.lora_rank} is impossible; expected 0 (none), or 8 to 64")
+        if not 0 < self.lora_alpha < float("inf"):
+            raise UserError(f"quantization.lora_alpha {self.lora_alpha} is impossible; expected a number above 0")
+        if not 0 <= self.sparsity < 1:
+            raise UserError(f"quantization.sparsity {self.sparsity} is impossible; expected a share from 0 to below 1")
+        if self.sparsity_pattern == "2:4" and self.sparsity != 0.5:
+            raise UserError(
+                f"quantization.sparsity {self.sparsity} does not fit sparsity_pattern 2:4, which zeroes half; "
+                "use sparsity 0.5, or pattern unstructured"
+            )
+
+    def check_scheme(self, scheme: Scheme) -> None:
+        """Refuse what a scheme cannot do.
+
+        Raises:
+            UserError: the scheme has no integer for real 0, which pruning needs.
+        """
+        if self.sparsity and scheme.weight is not None and scheme.weight.zero_point == "real":
+            raise UserError(
+                f"quantization.sparsity {self.sparsity} does not fit scheme {scheme.name}: its blocks begin at a real "
+                "minimum and cannot say 0 exactly; use q4_0, q8_0 or one such as w4a8-g32+emb4, or sparsity 0"
             )

@@ -62,6 +62,7 @@ def qat(
     """
     config = dict(locals())
     parsed = check_configuration(model, scheme, text)
+    quantization.check_scheme(parsed)
 
     from edgequant import tracking
     from edgequant.workflows.closing import print_closing

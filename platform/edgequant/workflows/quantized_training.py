@@ -18,7 +18,7 @@ from edgequant.errors import UserError
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.evaluation.suite import EvaluationData
 from edgequant.files import write_atomically
-from edgequant.quantization import checkpoint, ptq, qat
+from edgequant.quantization import checkpoint, low_rank, pruning, ptq, qat
 from edgequant.quantization.scheme import Scheme
 from edgequant.quantization.settings import QuantizationSettings
 from edgequant.training.distillation import next_token_loss
@@ -84,6 +84,8 @@ class QuantizedTraining:
         self.device = str(next(self.floating.parameters()).device)
         self.dtype = models.pick_dtype(self.dtype, self.device)
         self.parameters = sum(parameter.numel() for parameter in self.floating.parameters())
+        low_rank.check_rank(self.floating, self.scheme, self.quantization.lora_rank)
+        pruning.check_pattern(self.floating, self.scheme, self.quantization.sparsity_pattern)
         self.data: EvaluationData = evaluation_data(self.evaluation.measures, data_dir)
         length = self.training.sequence_length
         self.sequences = training_sequences(text, self.tokenizer, length, self.data, data_dir, seed=self.seed)
@@ -125,9 +127,7 @@ class QuantizedTraining:
 
     def quantized(self, on_log: OnLog | None = None) -> Measurable:
         """QAT: train through the quantiser, convert to integers, write the checkpoint, load it back."""
-        model = copy.deepcopy(self.floating)
-        settings = self.quantization
-        qat.prepare(model, self.scheme, observer=settings.observer, learned_scales=settings.learned_scales)
+        model = self._prepared()
         if qat.has_static_ranges(model):
             qat.calibrate(model, self._calibration())
         result = self._train(model, "qat", self._phases(model), on_log)
@@ -139,16 +139,32 @@ class QuantizedTraining:
 
     # ------------------------------------------------------------------------------------------------- how, in detail
 
+    def _prepared(self) -> nn.Module:
+        """A copy to train through the quantiser: pruned first, since learned scales start from what is left."""
+        settings = self.quantization
+        model = copy.deepcopy(self.floating).requires_grad_(True)
+        masks = self._pruned(model)
+        qat.prepare(model, self.scheme, observer=settings.observer, learned_scales=settings.learned_scales)
+        if settings.lora_rank:
+            low_rank.attach(model, self.scheme, settings.lora_rank, settings.lora_alpha, seed=self.seed)
+        pruning.hold(model, masks)
+        return model
+
+    def _pruned(self, model: nn.Module) -> pruning.Masks:
+        """Prune a copy in place; nothing where the settings say nothing."""
+        if not self.quantization.sparsity:
+            return {}
+        return pruning.prune(model, self.scheme, self.quantization.sparsity, self.quantization.sparsity_pattern)
+
     def _trained_control(self) -> nn.Module:
         if self._control is None:
-            self._control = copy.deepcopy(self.floating)
+            self._control = copy.deepcopy(self.floating).requires_grad_(True)
             self._train(self._control, "control", None, None)
         return self._control
 
     def _train(
         self, model: nn.Module, name: str, on_step: Callable[[int, int], None] | None, on_log: OnLog | None
     ) -> Metrics:
-        model.requires_grad_(True)
         result = train(
             model,
             self.sequences,
@@ -181,11 +197,13 @@ class QuantizedTraining:
 
     def _rounded(self, floating: Any, name: str, settings: EvaluationSettings | None) -> Measurable:
         model = copy.deepcopy(floating)
+        self._pruned(model)
         ptq.quantize(model, self.scheme, calibration=self._calibration(), observer=self.quantization.observer)
         return self._saved_and_reloaded(model, name, {})._replace(settings=settings)
 
     def _saved_and_reloaded(self, model: Any, folder: str, metrics: Metrics) -> Measurable:
         """Everything that is measured on a quantised model is measured on the one that a user would load."""
+        metrics = metrics | {"size/sparsity": pruning.deployed_sparsity(model)}
         models.cast(model, self.dtype)
         saved = checkpoint.save(
             model,

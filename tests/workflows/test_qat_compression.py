@@ -1,0 +1,41 @@
+"""The main job with adapters, pruning and what else makes training or its result smaller, on `tiny`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from edgequant import tracking
+from edgequant.errors import UserError
+from edgequant.quantization.settings import QuantizationSettings
+from edgequant.workflows.qat import qat
+
+
+def variants_of(experiment: str = "edgequant") -> dict[str, tracking.FinishedRun]:
+    runs = tracking.find_runs(experiment=experiment)
+    return {run.tags["edgequant.variant"]: run for run in runs if "edgequant.variant" in run.tags}
+
+
+def test_pruning_is_part_of_the_compressed_variants_and_adapters_of_qat(store, quick, short):
+    settings = QuantizationSettings(lora_rank=4, sparsity=0.5, sparsity_pattern="2:4")
+    quality = replace(quick, measures=("domain_perplexity",))
+    qat(model="tiny", training=short, quantization=settings, evaluation=quality, device="cpu", register=False)
+    runs = variants_of()
+    sparsity = {name: run.metrics.get("size/sparsity") for name, run in runs.items()}
+    assert sparsity["baseline"] is None and sparsity["control"] is None
+    assert all(0.5 <= sparsity[name] < 1 for name in ("ptq", "control-ptq", "qat"))
+    assert runs["qat"].metrics["parity/max_logit_error"] < 0.05
+    assert runs["qat"].metrics["domain/perplexity"] != runs["ptq"].metrics["domain/perplexity"]
+
+
+def test_what_does_not_fit_the_model_is_refused_before_anything_is_measured(store, quick, short):
+    with pytest.raises(UserError, match=r"quantization.lora_rank 65 is more than layer \S+k_proj"):
+        qat(model="tiny", training=short, quantization=QuantizationSettings(lora_rank=65), evaluation=quick)
+    assert not variants_of()
+
+
+def test_what_does_not_fit_the_scheme_is_refused_before_a_run_starts(store, quick, short):
+    with pytest.raises(UserError, match=r"does not fit scheme q4_1"):
+        qat(model="tiny", scheme="q4_1", training=short, quantization=QuantizationSettings(sparsity=0.5))
+    assert not tracking.find_runs(workflow="qat")
