@@ -18,7 +18,7 @@ def layer_error_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """
     measured = "output_error" if any("output_error" in row for row in rows) else "weight_error"
     figure = Figure()
-    for name, points in _by_role(rows, measured).items():
+    for name, points in by_role(rows, measured).items():
         depths, errors, layers = zip(*points, strict=True)
         figure.add_trace(Scatter(x=depths, y=errors, text=layers, name=name, mode="lines+markers"))
     figure.update_layout(
@@ -30,7 +30,7 @@ def layer_error_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def _by_role(rows: Sequence[Mapping[str, Any]], measured: str) -> dict[str, list[tuple[int, float, str]]]:
+def by_role(rows: Sequence[Mapping[str, Any]], measured: str) -> dict[str, list[tuple[int, float, str]]]:
     """Points by what a layer does: its name behind the last number, which counts the blocks."""
     roles: dict[str, list[tuple[int, float, str]]] = {}
     for row in rows:

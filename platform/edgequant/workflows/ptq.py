@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.quantization.ptq_settings import PtqSettings
 from edgequant.workflows.inputs import check_text
+from edgequant.workflows.layer_bits import choose, log_layer_bits, with_size_budget
 from edgequant.workflows.measuring import COMPARISON, headline
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def ptq(
     model: str = "smollm2-135m",
     scheme: str = "w4a8-g32+emb4,q8_0,bnb-int8,bnb-nf4",
     method: str = "rtn",
+    size_budget: str | None = None,
     text: str = "disaster",
     quantization: PtqSettings = PtqSettings(),
     evaluation: EvaluationSettings = COMPARISON,
@@ -46,6 +48,8 @@ def ptq(
         model: short name, hub id, folder, .gguf file or MLflow URI of a floating-point model.
         scheme: one or several, separated by commas, e.g. w4-g32,w8a8-static,bnb-nf4.
         method: how integers are chosen: rtn, mse, gptq, awq, smoothquant, block, or e.g. awq+gptq, gptq+block.
+        size_budget: mixed precision: choose bits layer by layer so that a checkpoint fits, e.g. bits_per_parameter=4.5
+            or megabytes=80; schemes of fixed bits stay as they are.
         text: what is calibrated on; not the text that is evaluated on, whose like flatters the result.
         quantization: how methods calibrate and search.
         evaluation: what is measured and how.
@@ -59,7 +63,7 @@ def ptq(
         experiment: MLflow experiment, unless `mlflow run` names one.
     """
     config = dict(locals())
-    schemes = check_configuration(model, scheme, text, method)
+    schemes = check_configuration(model, scheme, text, method, size_budget)
 
     from edgequant import models, tracking
     from edgequant.workflows.closing import print_closing
@@ -73,15 +77,22 @@ def ptq(
         data = evaluation_data(evaluation.measures, data_dir)
         length = quantization.sequence_length
         sequences = training_sequences(text, loaded.tokenizer, length, data, data_dir, seed=seed)
-        calibration = Calibration(method, quantization, sequences, run_folder("ptq", run.id) / "finished-blocks")
+        work = run_folder("ptq", run.id)
+        calibration = Calibration(method, quantization, sequences, work / "finished-blocks")
+        shown = sequences[: quantization.sequences]
+        mixed = [
+            choose(parsed, loaded.model, shown, work, dtype=dtype, method=method, resume=run.resumed)
+            for parsed in schemes
+        ]
         with tracking.variant_run("baseline", model=loaded.source.name, scheme="none", phase="ptq"):
             floating = _cast(loaded.model, dtype)
             rows = {"none": measure(floating, loaded.tokenizer, data, evaluation)}
-        for parsed in schemes:
+        for parsed, layer_bits in mixed:
             with tracking.variant_run("ptq", model=loaded.source.name, scheme=parsed.name, phase="ptq"):
-                folder = _folder(output, parsed, schemes, run_folder("ptq", run.id))
+                folder = _folder(output, parsed, schemes, work)
                 errors = write_quantized(loaded, model, parsed, calibration, folder, dtype=dtype)
                 log_layer_errors(errors)
+                log_layer_bits(layer_bits)
                 reloaded = models.load(str(folder), device=device)
                 rows[parsed.name] = measure(reloaded.model, reloaded.tokenizer, data, evaluation, checkpoint=folder)
                 if register:
@@ -117,7 +128,9 @@ class Calibration(NamedTuple):
     work_folder: Path
 
 
-def check_configuration(model: str, scheme: str, text: str, method: str = "rtn") -> list[Scheme]:
+def check_configuration(
+    model: str, scheme: str, text: str, method: str = "rtn", size_budget: str | None = None
+) -> list[Scheme]:
     """Refuse what cannot work before anything heavy is imported.
 
     Raises:
@@ -128,7 +141,7 @@ def check_configuration(model: str, scheme: str, text: str, method: str = "rtn")
     from edgequant.quantization.scheme import check_group_sizes, parse_scheme
 
     parse_method(method)
-    parsed = [parse_scheme(name.strip()) for name in scheme.split(",")]
+    parsed = with_size_budget([parse_scheme(name.strip()) for name in scheme.split(",")], size_budget)
     check_text(text)
     models.resolve(model)
     for one in parsed:

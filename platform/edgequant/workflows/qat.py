@@ -15,6 +15,7 @@ from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.quantization.settings import QuantizationSettings
 from edgequant.training.settings import TrainingSettings
 from edgequant.workflows.inputs import check_text
+from edgequant.workflows.layer_bits import log_layer_bits, with_size_budget
 from edgequant.workflows.measuring import COMPARISON, headline
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def qat(
     *,
     model: str = "smollm2-135m",
     scheme: str = "w4a8-g32+emb4",
+    size_budget: str | None = None,
     text: str = "disaster",
     control: bool = True,
     training: TrainingSettings = TrainingSettings(learning_rate=2e-4),
@@ -46,6 +48,8 @@ def qat(
     Args:
         model: short name, hub id, folder, .gguf file or MLflow URI of a floating-point model.
         scheme: what is quantised and how, e.g. w4a8-g32+emb4 or w8a8-static.
+        size_budget: mixed precision: choose bits layer by layer so that a checkpoint fits, e.g. bits_per_parameter=4.5
+            or megabytes=80.
         text: what to train on: disaster, disaster-multilingual, wikitext-2, or a folder or file.
         control: also fine-tune without the quantiser and apply PTQ to that: the fair comparison for QAT.
         training: length, batch, learning rate, distillation.
@@ -61,7 +65,8 @@ def qat(
         experiment: MLflow experiment, unless `mlflow run` names one.
     """
     config = dict(locals())
-    parsed = check_configuration(model, scheme, text)
+    parsed = check_configuration(model, scheme, text, size_budget)
+    scheme = parsed.name
     quantization.check_scheme(parsed)
 
     from edgequant import tracking
@@ -73,6 +78,7 @@ def qat(
             parsed, training, quantization, evaluation, run_folder("qat", run.id), seed=seed, dtype=dtype
         )
         job.load(model, text, data_dir, device=device, resume=run.resumed)
+        log_layer_bits(job.layer_bits)
         rows = {"baseline": job.measured("baseline", job.baseline), "ptq": job.measured("ptq", job.rounded)}
         if control:
             rows["control"] = job.measured("control", job.control)
@@ -90,7 +96,7 @@ def qat(
         )
 
 
-def check_configuration(model: str, scheme: str, text: str) -> Scheme:
+def check_configuration(model: str, scheme: str, text: str, size_budget: str | None = None) -> Scheme:
     """Refuse what cannot work before anything heavy is imported: unknown names, group sizes that do not divide.
 
     Raises:
@@ -109,7 +115,7 @@ def check_configuration(model: str, scheme: str, text: str) -> Scheme:
     check_text(text)
     models.resolve(model)
     check_group_sizes(parsed, models.layer_inputs(model))
-    return parsed
+    return with_size_budget([parsed], size_budget)[0]
 
 
 def compare(rows: dict[str, Metrics], text: str) -> list[str]:

@@ -25,6 +25,7 @@ from edgequant.training.distillation import next_token_loss
 from edgequant.training.loop import OnLog, train
 from edgequant.training.settings import TrainingSettings
 from edgequant.workflows.inputs import evaluation_data, training_sequences
+from edgequant.workflows.layer_bits import choose
 from edgequant.workflows.measuring import measure, quality_only, say
 
 Metrics = dict[str, float]
@@ -74,7 +75,7 @@ class QuantizedTraining:
         """Load the floating-point model, the evaluation data and the training text.
 
         Raises:
-            UserError: the model is quantised already, or the text repeats evaluation text.
+            UserError: the model is quantised already, the text repeats evaluation text, or a size budget cannot be met.
         """
         torch.manual_seed(self.seed)
         loaded = models.load(model, dtype="float32", device=device)
@@ -90,6 +91,8 @@ class QuantizedTraining:
         length = self.training.sequence_length
         self.sequences = training_sequences(text, self.tokenizer, length, self.data, data_dir, seed=self.seed)
         self.resume = resume
+        kept: dict[str, Any] = {"folder": self.folder, "dtype": self.dtype, "resume": resume}
+        self.scheme, self.layer_bits = choose(self.scheme, self.floating, self.sequences, **kept)
 
     def measured(self, variant: str, make: Callable[[], Measurable]) -> Metrics:
         """Make a variant and measure it in a nested run, unless the interrupted run had done so."""
