@@ -77,7 +77,12 @@ class Setting:
         return torch.bfloat16 if self.device.type == "cuda" else torch.float32
 
     def copy(self, dtype: torch.dtype | None = None) -> Any:
-        return copy.deepcopy(self.model).to(dtype or self.dtype)
+        return cast(copy.deepcopy(self.model), dtype or self.dtype)
+
+
+def cast(model: Any, dtype: torch.dtype) -> Any:
+    """As a load in that type would: rotary frequencies stay in float32."""
+    return models.cast(model, str(dtype).removeprefix("torch."))
 
 
 def arguments() -> argparse.Namespace:
@@ -93,6 +98,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--sequence_length", type=int, default=2048)
     parser.add_argument("--steps", type=int, default=200, help="of block and of AutoRound")
     parser.add_argument("--seed", type=int, default=0, help="draws the calibration sequences")
+    parser.add_argument("--windows", type=int, default=None, help="test windows, spread evenly (default: all)")
     parser.add_argument("--quick", action="store_true", help="8 windows of 512 tokens, 16 short sequences, 20 steps")
     parser.add_argument("--output", default=None, help="JSON file for the rows, written after each")
     options = parser.parse_args()
@@ -128,8 +134,10 @@ def prepare(options: argparse.Namespace) -> Setting:
     window = 512 if options.quick else min(WINDOW, model.config.max_position_embeddings)
     tokens = torch.tensor(test["input_ids"])
     windows = tokens[: len(tokens) // window * window].view(-1, window)
+    wanted = options.windows or (8 if options.quick else len(windows))
+    windows = windows[:: max(1, len(windows) // wanted)][:wanted]
     print(f"{len(chosen)} calibration sequences of {length} tokens, {len(windows)} test windows", flush=True)
-    return Setting(options, model, tokenizer, chosen, windows[:8] if options.quick else windows)
+    return Setting(options, model, tokenizer, chosen, windows)
 
 
 def calibration_texts(options: argparse.Namespace) -> list[str]:
@@ -181,7 +189,7 @@ def ours(setting: Setting, scheme: str, method: str) -> Any:
     settings = PtqSettings(block_steps=setting.options.steps)
     batches = [setting.calibration.to(setting.device)]
     ptq.quantize(model, parse_scheme(scheme), calibration=batches, method=method, settings=settings)
-    return model.to(setting.dtype)
+    return cast(model, setting.dtype)
 
 
 # ------------------------------------------------------------------------------------------------------------- peers
@@ -295,7 +303,7 @@ def auto_round_rows(scheme: str, setting: Setting) -> list[Row]:
             enable_torch_compile=setting.device.type == "cuda",
         )
         found = rounder.quantize()
-        return (found[0] if isinstance(found, tuple) else model).to(setting.device, setting.dtype)
+        return cast((found[0] if isinstance(found, tuple) else model).to(setting.device), setting.dtype)
 
     return [measured(Row("auto-round affine", scheme, spec.bits_per_weight(0)), setting, make)]
 
