@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -370,3 +371,15 @@ def pick_device(device: str) -> str:
             f"device {device!r} is not here: torch sees {torch.cuda.device_count()} CUDA devices; use cpu or auto"
         )
     return device
+
+
+def weights_digest(model: Any) -> str:
+    """SHA-256 over a model's configuration and the bytes of every weight and buffer."""
+    import torch
+
+    digest = hashlib.sha256(str(model.config.to_dict()).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        if isinstance(tensor, torch.Tensor):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

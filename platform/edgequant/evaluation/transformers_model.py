@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 import transformers
 
+from edgequant import models
 from edgequant.errors import UserError
 from edgequant.evaluation import decoding, generation
 from edgequant.evaluation.batching import batches_by_length, run_within_memory, tokens_that_fit
@@ -151,12 +151,7 @@ class TransformersModel:
         return footprint_metrics(self.model, checkpoint)
 
     def weights_digest(self) -> str:
-        digest = hashlib.sha256(str(self.model.config.to_dict()).encode())
-        for name, tensor in sorted(self.model.state_dict().items()):
-            if isinstance(tensor, torch.Tensor):
-                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        return models.weights_digest(self.model)
 
     @cached_property
     def _stop(self) -> torch.Tensor:

@@ -17,9 +17,11 @@ from edgequant.errors import UserError
 from edgequant.models import pick_dtype
 from edgequant.training.distillation import divergence, next_token_loss
 from edgequant.training.settings import TrainingSettings
+from edgequant.training.teacher_cache import CachedTeacher, cached_teacher
 
 OnStep = Callable[[int, int], None]  # (steps done, steps in all), called before each optimiser step's forward passes
 OnLog = Callable[[int, dict[str, float]], None]  # (step, metrics)
+Teacher = nn.Module | CachedTeacher
 
 
 class TrainingResult(NamedTuple):
@@ -38,13 +40,13 @@ class _Sequences(torch.utils.data.Dataset):
         return len(self.tokens)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {"input_ids": self.tokens[index]}
+        return {"input_ids": self.tokens[index], "sequence": torch.tensor(index)}
 
 
 class _Trainer(Trainer):
     """transformers.Trainer with our loss: cross-entropy on the text, mixed with the divergence from a teacher."""
 
-    def __init__(self, *, teacher: nn.Module | None, settings: TrainingSettings, **arguments: Any) -> None:
+    def __init__(self, *, teacher: Teacher | None, settings: TrainingSettings, **arguments: Any) -> None:
         super().__init__(**arguments)
         self.teacher = teacher
         self.settings = settings
@@ -68,9 +70,7 @@ class _Trainer(Trainer):
         if share < 1:
             loss = loss + (1 - share) * next_token_loss(logits, tokens)
         if share > 0:
-            loss = loss + share * divergence(
-                logits.flatten(0, 1), self._teacher_logits(tokens), self.settings.temperature
-            )
+            loss = loss + share * self._divergence(logits.flatten(0, 1), inputs)
         return (loss, {"logits": logits}) if return_outputs else loss
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
@@ -82,11 +82,13 @@ class _Trainer(Trainer):
                 f"unexpected {sorted(load_result.unexpected_keys)[:3]}); start again without resume"
             )
 
-    @torch.no_grad()
-    def _teacher_logits(self, tokens: Tensor) -> Tensor:
+    def _divergence(self, logits: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        if isinstance(self.teacher, CachedTeacher):
+            return self.teacher.divergence(logits, inputs["sequence"])
         assert self.teacher is not None
-        with self.compute_loss_context_manager():
-            return self.teacher(input_ids=tokens, use_cache=False).logits.flatten(0, 1)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            taught = self.teacher(input_ids=inputs["input_ids"], use_cache=False).logits.flatten(0, 1)
+        return divergence(logits, taught, self.settings.temperature)
 
 
 def _parameter_groups(model: nn.Module, settings: TrainingSettings) -> list[dict[str, Any]]:
@@ -185,19 +187,22 @@ def train(
         on_log: called with (step, metrics) after each step.
 
     Raises:
-        UserError: the loss is no longer finite, or there is nothing to train.
+        UserError: the loss is no longer finite, there is nothing to train, or `teacher_top_k` exceeds the vocabulary.
     """
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError("nothing to train: no parameter of the model requires gradients")
+    taught_by: Teacher | None = teacher
+    if teacher is not None and settings.distillation and settings.teacher_top_k:
+        taught_by = cached_teacher(teacher, tokens, settings, seed=seed)
     progress = _Progress(settings, title, on_step, on_log)
     device = next(model.parameters()).device
     trainer = _Trainer(
         model=model,
         args=_arguments(settings, folder, device, seed),
         train_dataset=_Sequences(tokens.cpu()),
-        data_collator=lambda rows: {"input_ids": torch.stack([row["input_ids"] for row in rows])},
+        data_collator=lambda rows: {name: torch.stack([row[name] for row in rows]) for name in rows[0]},
         callbacks=[progress],
-        teacher=teacher,
+        teacher=taught_by,
         settings=settings,
     )
     trainer.remove_callback(PrinterCallback)

@@ -28,6 +28,9 @@ class TrainingSettings:
         distillation: share of the loss that is the divergence from the floating-point model's predictions; the rest is
             cross-entropy on the text.
         temperature: softens both distributions in the divergence.
+        teacher_top_k: compute the floating-point model's k most probable tokens once for every sequence that is drawn,
+            and keep them in the cache folder for later runs; the divergence is then over these and one class for all
+            other tokens. 0 runs the model at every step. Without distillation it has no effect.
         save_steps: steps between checkpoints that --resume continues from; None saves four times, 0 never.
     """
 
@@ -42,12 +45,13 @@ class TrainingSettings:
     precision: Precision = "auto"
     distillation: float = 0.0
     temperature: float = 1.0
+    teacher_top_k: int = 0
     save_steps: int | None = None
 
     def __post_init__(self) -> None:
         self._check_at_least(1, "steps", "batch_size", "gradient_accumulation")
         self._check_at_least(2, "sequence_length")
-        self._check_at_least(0, "weight_decay", *(() if self.save_steps is None else ("save_steps",)))
+        self._check_at_least(0, "weight_decay", "teacher_top_k", *(() if self.save_steps is None else ("save_steps",)))
         for name in ("learning_rate", "max_grad_norm", "temperature"):
             value = getattr(self, name)
             if not 0 < value < float("inf"):
