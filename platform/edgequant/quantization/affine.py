@@ -171,9 +171,13 @@ def fake_quantize_weight(weight: Tensor, spec: WeightSpec) -> Tensor:
 
     Nothing is clipped, since each group's own extremes set its range: the gradient passes unchanged.
     """
-    with torch.no_grad():
-        simulated = dequantize_weight(quantize_weight(weight, spec), weight.shape).to(weight.dtype)
-    return straight_through(weight, simulated)
+    return straight_through(weight, simulated_weight(weight, spec))
+
+
+@torch.no_grad()
+def simulated_weight(weight: Tensor, spec: WeightSpec) -> Tensor:
+    """`fake_quantize_weight` without a gradient."""
+    return dequantize_weight(quantize_weight(weight, spec), weight.shape).to(weight.dtype)
 
 
 class _LearnedStep(torch.autograd.Function):

@@ -21,7 +21,9 @@ from edgequant.quantization.affine import (
     quantize,
     quantize_weight,
     rounded_straight_through,
+    simulated_weight,
     stored_scale,
+    straight_through,
     weight_parameters,
 )
 from edgequant.quantization.observers import ObserverName, make_observer
@@ -123,6 +125,8 @@ class WeightQuantizer(nn.Module):
     relative_scale: nn.Parameter | None
     zero_point: nn.Parameter | None
     initial_scale: Tensor
+    _reuse = False
+    _kept: Tensor | None = None
 
     def __init__(self, spec: WeightSpec, weight: Tensor, *, learned: bool) -> None:
         super().__init__()
@@ -156,13 +160,30 @@ class WeightQuantizer(nn.Module):
     def forward(self, weight: Tensor, rows: Tensor | None = None) -> Tensor:
         """The simulated weight [out, in]; `rows` [n] says which rows of the whole these are."""
         if not self.learned:
-            return fake_quantize_weight(weight, self.spec)
+            return self._simulated(weight, whole=rows is None)
         scale, zero_point = self.parameters_now()
         if rows is not None:
             scale, zero_point = scale[rows], None if zero_point is None else zero_point[rows]
         groups = grouped(weight.float(), self.spec)
         simulated = fake_quantize_learned(groups, scale, zero_point, self._bounds)
         return simulated.reshape(weight.shape).to(weight.dtype)
+
+    def begin_step(self, *, reuse: bool) -> None:
+        """Forget what was simulated; with `reuse`, simulate a whole weight once until the next call.
+
+        The forward passes of one optimiser step all see the same weight. Learned scales need each pass's own gradient
+        and are simulated every time.
+        """
+        self._reuse, self._kept = reuse, None
+
+    def _simulated(self, weight: Tensor, *, whole: bool) -> Tensor:
+        if not (self._reuse and whole):
+            return fake_quantize_weight(weight, self.spec)
+        if self._kept is None:
+            kind = weight.device.type
+            dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+            self._kept = simulated_weight(weight, self.spec).to(dtype)  # as the product will want it
+        return straight_through(weight, self._kept)
 
     @torch.no_grad()
     def quantized(self, weight: Tensor) -> QuantizedWeight:

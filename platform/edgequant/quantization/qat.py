@@ -69,14 +69,18 @@ def prepare(
     return targets
 
 
-def set_phase(model: nn.Module, *, quantize_inputs: bool, observe: bool) -> None:
-    """Say what the input quantisers do from here on.
+def set_phase(model: nn.Module, *, quantize_inputs: bool, observe: bool, reuse_weights: bool = False) -> None:
+    """Say what the quantisers do from here on; call it before each optimiser step.
 
     Args:
         quantize_inputs: simulate integer activations; off during the first steps (delayed activation quantisation).
         observe: static ranges follow the data; off late in training and in evaluation.
+        reuse_weights: simulate each weight once until the next call, however many forward passes (of a step that
+            accumulates gradients) come before it.
     """
     for module in model.modules():
+        if isinstance(module, WeightQuantizer):
+            module.begin_step(reuse=reuse_weights)
         if isinstance(module, (DynamicInputQuantizer, StaticInputQuantizer)):
             module.enabled = quantize_inputs
         if isinstance(module, StaticInputQuantizer):

@@ -24,6 +24,7 @@ from edgequant.quantization.settings import QuantizationSettings
 from edgequant.training.distillation import next_token_loss
 from edgequant.training.loop import OnLog, train
 from edgequant.training.settings import TrainingSettings
+from edgequant.training.teacher_cache import check_top_k
 from edgequant.workflows.inputs import evaluation_data, training_sequences
 from edgequant.workflows.layer_bits import choose
 from edgequant.workflows.measuring import measure, quality_only, say
@@ -87,12 +88,21 @@ class QuantizedTraining:
         self.parameters = sum(parameter.numel() for parameter in self.floating.parameters())
         low_rank.check_rank(self.floating, self.scheme, self.quantization.lora_rank)
         pruning.check_pattern(self.floating, self.scheme, self.quantization.sparsity_pattern)
+        if self.training.distillation:
+            check_top_k(self.floating, self.training.teacher_top_k)
         self.data: EvaluationData = evaluation_data(self.evaluation.measures, data_dir)
         length = self.training.sequence_length
-        self.sequences = training_sequences(text, self.tokenizer, length, self.data, data_dir, seed=self.seed)
+        self.sequences = training_sequences(
+            text, self.tokenizer, length, self.data, data_dir, seed=self.seed, model=self.floating, needed=self._needed
+        )
         self.resume = resume
         kept: dict[str, Any] = {"folder": self.folder, "dtype": self.dtype, "resume": resume}
         self.scheme, self.layer_bits = choose(self.scheme, self.floating, self.sequences, **kept)
+
+    @property
+    def _needed(self) -> int:
+        """Sequences that training draws and calibration sees."""
+        return max(self.training.sequences, self.quantization.calibration_sequences)
 
     def measured(self, variant: str, make: Callable[[], Measurable]) -> Metrics:
         """Make a variant and measure it in a nested run, unless the interrupted run had done so."""
@@ -186,11 +196,11 @@ class QuantizedTraining:
 
     def _phases(self, model: nn.Module) -> Callable[[int, int], None]:
         """Activations stay unquantised at first, and static ranges stop moving late in training."""
-        settings = self.quantization
+        settings, accumulates = self.quantization, self.training.gradient_accumulation > 1
 
         def set_phase(done: int, steps: int) -> None:
-            delayed = done < settings.activation_delay * steps
-            qat.set_phase(model, quantize_inputs=not delayed, observe=done < settings.freeze_ranges * steps)
+            delayed, observe = done < settings.activation_delay * steps, done < settings.freeze_ranges * steps
+            qat.set_phase(model, quantize_inputs=not delayed, observe=observe, reuse_weights=accumulates)
 
         return set_phase
 
