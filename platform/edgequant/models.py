@@ -96,7 +96,7 @@ def _folder_source(path: Path) -> ModelSource:
 
 def _folder_name(path: Path) -> str:
     """A checkpoint of ours says which model it was made from; any other folder goes by its own name."""
-    return str(_config_in(path).get("edgequant_model") or _tag_name(path.resolve().name))
+    return str(folder_config(path).get("edgequant_model") or _tag_name(path.resolve().name))
 
 
 def _looks_like_a_path(source: str) -> bool:
@@ -231,15 +231,23 @@ def _load_adapter(folder: Path, options: dict[str, Any]) -> tuple[Any, Any]:
 def _from_pretrained(location: str, options: dict[str, Any]) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(location, **options), _tokenizer_of(location)
+    model: Any = AutoModelForCausalLM.from_pretrained(location, **options)
+    if hasattr(model, "ct_decompress_hook"):  # compressed-tensors would wait for a call of the whole model
+        model.hf_quantizer.compressor.decompress_model(model)
+    return model, _tokenizer_of(location)
 
 
 def is_checkpoint(folder: Path) -> bool:
     """Whether a folder holds one of our quantised checkpoints."""
-    return "edgequant_model" in _config_in(folder)
+    return "edgequant_model" in folder_config(folder)
 
 
-def _config_in(folder: Path) -> dict[str, Any]:
+def folder_config(folder: Path) -> dict[str, Any]:
+    """A folder's config.json, empty where there is none.
+
+    Raises:
+        UserError: it is not JSON.
+    """
     file = folder / "config.json"
     try:
         return dict(json.loads(file.read_text())) if file.is_file() else {}
@@ -350,7 +358,7 @@ def _config_of(resolved: ModelSource) -> dict[str, Any]:
     if resolved.kind == "embedded":
         return SMOLLM2_CONFIG
     if resolved.kind == "folder":
-        return _config_in(Path(resolved.location))
+        return folder_config(Path(resolved.location))
     return {}
 
 

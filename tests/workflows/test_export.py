@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from edgequant import models, tracking
 from edgequant.errors import UserError
+from edgequant.quantization import checkpoint, ptq
+from edgequant.quantization.scheme import parse_scheme
 from edgequant.workflows.export import check_configuration, default_model, export
 
 
@@ -54,11 +57,53 @@ def test_a_file_over_the_limit_stays_local(tmp_path) -> None:
         (("q7_k", None, 1.0), "format 'q7_k'.*q8_0"),
         (("q8_0", "int3", 1.0), "embedding_format 'int3'.*q8_0"),
         (("q8_0", None, -1.0), "upload_limit_mb -1.0"),
+        (("compressed-tensors", "q8_0", 1.0), "embedding_format 'q8_0' is for GGUF files"),
+        (("q8_0", "compressed-tensors", 1.0), "embedding_format 'compressed-tensors' is unknown"),
+        (("compressed-tensors", None, 1.0, "/"), "output '/' is not empty, .*name a new one"),
     ],
 )
 def test_bad_configuration_is_refused_by_name(arguments, message: str) -> None:
     with pytest.raises(UserError, match=message):
         check_configuration(*arguments)
+
+
+@pytest.fixture
+def quantized(tiny, tmp_path) -> Callable[[str], Path]:
+    def made(scheme: str) -> Path:
+        parameters = tiny.model.num_parameters()
+        ptq.quantize(tiny.model, parse_scheme(scheme))
+        folder = tmp_path / scheme
+        checkpoint.save(
+            tiny.model, tiny.tokenizer, folder, parse_scheme(scheme), parameters=parameters, made_from="tiny"
+        )
+        return folder
+
+    return made
+
+
+def test_a_checkpoint_leaves_as_a_compressed_tensors_folder_measured_and_logged(quantized, tmp_path, capsys) -> None:
+    export(model=str(quantized("w4-g32+emb4")), format="compressed-tensors", output=str(tmp_path / "out"))
+    weights = tmp_path / "out" / "model.safetensors"
+    run = only_run()
+    assert run.metrics["size/checkpoint_gb"] == pytest.approx(weights.stat().st_size / 1e9)
+    assert (run.metrics["parity/max_logit_error"], run.metrics["parity/argmax_agreement"]) == (0, 1)
+    assert run.tags["edgequant.compressed_tensors_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    logged = tracking.download(f"runs:/{run.id}/compressed_tensors")
+    assert (logged / "model.safetensors").read_bytes() == weights.read_bytes() and (logged / "config.json").is_file()
+    (row,) = json.loads(tracking.download(f"runs:/{run.id}/summary.json").read_text())
+    assert (row["scheme"], row["format"], row["file"]) == ("w4-g32+emb4", "compressed-tensors", str(tmp_path / "out"))
+    assert f"edgequant evaluate --model {tmp_path / 'out'}" in capsys.readouterr().out
+
+
+def test_what_is_no_checkpoint_or_fits_no_folder_is_refused_before_a_run_begins(quantized, tiny_folder) -> None:
+    for source, message in (
+        ("tiny", "edgequant ptq --model tiny"),
+        (str(tiny_folder), "model 'tiny' has no integers"),
+        (str(quantized("q4_1")), "scheme q4_1 cannot be written as compressed-tensors"),
+    ):
+        with pytest.raises(UserError, match=message):
+            export(model=source, format="compressed-tensors")
+    assert not tracking.find_runs(workflow="export")
 
 
 def test_without_a_model_the_embedded_one_the_newest_version_or_the_champion_is_taken(tmp_path, capsys) -> None:

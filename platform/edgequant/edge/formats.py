@@ -1,20 +1,73 @@
-"""The GGUF formats that export offers. Light: the command line reads it before anything heavy is loaded."""
+"""The formats that export offers. Light: the command line reads it before anything heavy is loaded."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+
 from edgequant.errors import UserError
+from edgequant.quantization.scheme import Scheme
 
 # Name -> bits per weight with scales. All are formats of llama.cpp that the gguf package writes bit for bit.
 FORMATS = {"q8_0": 8.5, "q5_1": 6.0, "q5_0": 5.5, "q4_1": 5.0, "q4_0": 4.5, "f16": 16.0, "bf16": 16.0, "f32": 32.0}
 BLOCK = 32  # values that share a scale in every quantised format above
+COMPRESSED_TENSORS = "compressed-tensors"  # a folder for transformers and vLLM, not a GGUF file
 
 
-def check_format(name: str, parameter: str = "format") -> str:
+@dataclass(frozen=True)
+class Exported:
+    """What an export wrote. `notes` say what is not as one might expect.
+
+    Attributes:
+        path: the GGUF file, or the folder.
+        size_bytes: of the file, or of the folder's safetensors.
+        sha256: of the same file.
+        parameters: of the model, tied weights once.
+    """
+
+    path: Path
+    size_bytes: int
+    sha256: str
+    parameters: int
+    notes: list[str] = field(default_factory=list)
+
+
+def check_format(name: str, parameter: str = "format", known: Collection[str] = tuple(FORMATS)) -> str:
     """The format's name.
 
     Raises:
         UserError: unknown format; names the known ones.
     """
-    if name not in FORMATS:
-        raise UserError(f"{parameter} {name!r} is unknown; expected one of {', '.join(FORMATS)}")
+    if name not in known:
+        raise UserError(f"{parameter} {name!r} is unknown; expected one of {', '.join(known)}")
     return name
+
+
+def needs_checkpoint(name: str, location: str) -> UserError:
+    """The error for a model without integers where compressed-tensors is wanted."""
+    return UserError(
+        f"model {name!r} has no integers to write as compressed-tensors; expected a checkpoint that `edgequant ptq` or "
+        f"`edgequant qat` made: run `edgequant ptq --model {location} --scheme w4-g32` first and export what it writes"
+    )
+
+
+def check_expressible(scheme: Scheme) -> None:
+    """Refuse a scheme whose numbers compressed-tensors cannot hold.
+
+    Raises:
+        UserError: names what it lacks and the schemes that it holds.
+    """
+    specs = [spec for spec in (scheme.weight, scheme.embedding) if spec is not None]
+    if any(spec.zero_point == "real" for spec in specs):
+        lacking = "a real minimum for each group, only integer zero points"
+    elif any(spec.granularity == "tensor" for spec in specs):
+        lacking = "packed zero points of whole tensors"
+    elif not specs:
+        lacking = "bitsandbytes' data types"
+    else:
+        return
+    raise UserError(
+        f"scheme {scheme.name} cannot be written as compressed-tensors, which has no place for {lacking}; use w8, "
+        "w4-g32, w4-g64, w4-g128, w8a8, w8a8-static, w4a8-g32, q8_0 or q4_0, or write q4_1 with --format q4_1"
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +10,7 @@ from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, TensorNameMap,
 from gguf.constants import GGML_QUANT_VERSION, MODEL_ARCH_NAMES
 from tqdm import tqdm
 
-from edgequant.edge.formats import BLOCK, FORMATS, check_format
+from edgequant.edge.formats import BLOCK, FORMATS, Exported, check_format
 from edgequant.edge.gguf_architectures import (
     Architecture,
     architecture_of,
@@ -37,17 +36,6 @@ EMBEDDINGS = ("token_embd.weight", "output.weight")
 ELEMENT: dict[str, Any] = {"f32": np.float32, "f16": np.float16}  # every other format is written as bytes
 
 
-@dataclass(frozen=True)
-class GgufFile:
-    """An exported file. `parameters` counts tied weights once; `notes` say what is not as one might expect."""
-
-    path: Path
-    size_bytes: int
-    sha256: str
-    parameters: int
-    notes: list[str] = field(default_factory=list)
-
-
 class _Plan(NamedTuple):
     """One tensor of the file: its name there, its source, its format, and how its rows and values change."""
 
@@ -68,7 +56,7 @@ class _Plan(NamedTuple):
 
 def write_gguf(
     loaded: LoadedModel, path: str | Path, format_name: str = "q8_0", *, embedding_format: str | None = None
-) -> GgufFile:
+) -> Exported:
     """Write a model and its tokenizer as a GGUF file, whole or not at all, one tensor in memory at a time.
 
     Matrices take the format; norms and biases are f32; matrices whose rows are no multiple of 32 are f16. A quantised
@@ -93,7 +81,7 @@ def write_gguf(
         _write_metadata(writer, model, loaded, format_name)
         _write_tensors(writer, plans, _extra_tensors(model))
     parameters = sum(int(np.prod(plan.source.shape)) for plan in _unique(plans))
-    return GgufFile(
+    return Exported(
         Path(path), Path(path).stat().st_size, sha256_of(path), parameters, _notes(plans, loaded, format_name)
     )
 

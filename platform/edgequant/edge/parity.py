@@ -1,4 +1,4 @@
-"""How far an exported file is from the model that it was made of: both read the same text."""
+"""How far an exported file or folder is from the model that it was made of: both read the same text."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from edgequant.errors import UserError
 UNREADABLE = ("phi",)  # architectures that transformers has no GGUF reader for; llama.cpp has
 
 
-def gguf_parity(model: Any, tokenizer: Any, file: Path, text: str, length: int = 512) -> dict[str, float]:
+def export_parity(model: Any, tokenizer: Any, file: Path, text: str, length: int = 512) -> dict[str, float]:
     """Read the file back through transformers and compare its predictions with the model's on the start of a text.
 
     Args:
         model: what was exported, in floating point or quantised.
-        file: the GGUF file.
+        file: the GGUF file, or the compressed-tensors folder.
         text: any text; its first `length` tokens are read once by both.
 
     Returns:
@@ -30,7 +30,7 @@ def gguf_parity(model: Any, tokenizer: Any, file: Path, text: str, length: int =
     Raises:
         UserError: transformers cannot read the architecture, or the file's tokenizer reads the text differently.
     """
-    if model.config.model_type in UNREADABLE:
+    if file.suffix == ".gguf" and model.config.model_type in UNREADABLE:
         raise UserError(f"transformers cannot read {model.config.model_type} from GGUF, so parity was not measured")
     read_back = models.load(str(file), dtype="float32", device="cpu")
     text = text[: 32 * length]  # more characters than tokens take, and not a whole corpus to tokenise

@@ -1,7 +1,8 @@
-"""`export`: write a model as one GGUF file for llama.cpp, and measure how far the file is from the model.
+"""`export`: write a model for use without edgequant, and measure how far what was written is from the model.
 
 mlflow run . -e export
 edgequant export --model models:/edgequant-smollm2-135m@champion --format q8_0
+edgequant export --model CHECKPOINT --format compressed-tensors --output FOLDER
 edgequant export --model tiny                              # seconds
 """
 
@@ -11,12 +12,13 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgequant.edge.formats import check_format
+from edgequant.edge.formats import COMPRESSED_TENSORS, FORMATS, check_expressible, check_format, needs_checkpoint
 from edgequant.errors import UserError
+from edgequant.quantization.scheme import Scheme
 
 if TYPE_CHECKING:
-    from edgequant.edge.gguf_export import GgufFile
-    from edgequant.models import LoadedModel
+    from edgequant.edge.formats import Exported
+    from edgequant.models import LoadedModel, ModelSource
 
 GB = 1e9
 
@@ -32,53 +34,98 @@ def export(
     device: str = "cpu",
     experiment: str = "edgequant",
 ) -> None:
-    """Write a model as a GGUF file that llama.cpp runs; log its size, SHA-256 and distance from the model.
+    """Write a GGUF file or a compressed-tensors folder; log its size, SHA-256 and distance from the model.
 
     Args:
         model: short name, hub id, folder (plain, LoRA adapter or quantised checkpoint), .gguf file or MLflow URI;
             by default the newest registered champion, else the newest registered version, else smollm2-135m.
-        format: q8_0, q5_1, q5_0, q4_1, q4_0, f16, bf16 or f32.
-        embedding_format: format of the embedding and output matrix (default: as `format`, but at least q8_0 unless a
-            checkpoint's own 4-bit integers fit).
-        output: folder that receives the file (default: outputs/export/<run id>).
-        check: read the file back and compare its predictions with the model's on held-out text.
-        upload_limit_mb: log the file itself as an artifact up to this size in MB (10^6 bytes); 0 never.
+        format: q8_0, q5_1, q5_0, q4_1, q4_0, f16, bf16 or f32 for a GGUF file; compressed-tensors writes a quantised
+            checkpoint as a folder for transformers and vLLM.
+        embedding_format: GGUF format of the embedding and output matrix (default: as `format`, but at least q8_0
+            unless a checkpoint's own 4-bit integers fit).
+        output: folder that receives the file, or that a compressed-tensors folder becomes, which must be new or empty
+            (default: outputs/export/<run id>).
+        check: read back what was written and compare its predictions with the model's on held-out text.
+        upload_limit_mb: log the file or folder as an artifact up to this size in MB (10^6 bytes); 0 never.
         device: where the model is loaded: auto, cpu, cuda or cuda:N.
         experiment: MLflow experiment, unless `mlflow run` names one.
     """
     config = dict(locals())
-    check_configuration(format, embedding_format, upload_limit_mb)
+    check_configuration(format, embedding_format, upload_limit_mb, output)
 
     from edgequant import models, tracking
-    from edgequant.edge.gguf_export import write_gguf
     from edgequant.workflows.closing import print_closing
 
     source = model or default_model()
-    models.resolve(source)
+    check_source(models.resolve(source), format)
     with tracking.workflow_run("export", config | {"model": source}, experiment=experiment) as run:
-        loaded = models.load(source, dtype="float32", device=device)
+        loaded = models.load(source, dtype="auto" if format == COMPRESSED_TENSORS else "float32", device=device)
         folder = Path(output) if output else Path("outputs") / "export" / run.id
-        target = folder.resolve() / f"{loaded.source.name}-{format}.gguf"
-        written = write_gguf(loaded, target, format, embedding_format=embedding_format)
+        written = write(loaded, folder.resolve(), format, embedding_format)
         notes = list(written.notes)
         metrics = size_metrics(written) | (parity_metrics(loaded, written, notes) if check else {})
         record(written, metrics, notes, loaded, format, upload_limit_mb)
         row = {"model": loaded.source.name, "scheme": scheme_of(loaded), "format": format, **metrics}
-        row |= {"file": str(target), "sha256": written.sha256, "note": "; ".join(notes)}
-        print_closing(f"export: {loaded.source.name} as {format}", [row], run, llama_cli(target))
+        row |= {"file": str(written.path), "sha256": written.sha256, "note": "; ".join(notes)}
+        print_closing(f"export: {loaded.source.name} as {format}", [row], run, next_command(written.path))
 
 
-def check_configuration(format: str, embedding_format: str | None, upload_limit_mb: float) -> None:
+def write(loaded: LoadedModel, folder: Path, format: str, embedding_format: str | None) -> Exported:
+    """Write the model into a folder as one file, or as the folder itself."""
+    if format == COMPRESSED_TENSORS:
+        from edgequant.edge.compressed_tensors_export import write_compressed_tensors
+
+        return write_compressed_tensors(loaded, folder)
+    from edgequant.edge.gguf_export import write_gguf
+
+    return write_gguf(loaded, folder / f"{loaded.source.name}-{format}.gguf", format, embedding_format=embedding_format)
+
+
+def check_configuration(
+    format: str, embedding_format: str | None, upload_limit_mb: float, output: str | None = None
+) -> None:
     """Refuse what cannot work before anything is loaded.
 
     Raises:
-        UserError: unknown format or a negative limit.
+        UserError: unknown format, a negative limit, or settings that a compressed-tensors folder cannot follow.
     """
-    check_format(format)
+    check_format(format, known=(*FORMATS, COMPRESSED_TENSORS))
     if embedding_format is not None:
         check_format(embedding_format, "embedding_format")
     if upload_limit_mb < 0:
         raise UserError(f"upload_limit_mb {upload_limit_mb} is negative; expected 0 (never upload) or more")
+    if format != COMPRESSED_TENSORS:
+        return
+    if embedding_format is not None:
+        raise UserError(
+            f"embedding_format {embedding_format!r} is for GGUF files; in format {COMPRESSED_TENSORS} the embedding is "
+            "what the checkpoint's scheme made it: leave it out, or quantise with a scheme such as w4-g32+emb4"
+        )
+    if output is not None and Path(output).exists() and not _is_empty_folder(Path(output)):
+        raise UserError(
+            f"output {output!r} is not empty, and format {COMPRESSED_TENSORS} fills a folder of its own; name a new one"
+        )
+
+
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
+
+
+def check_source(source: ModelSource, format: str) -> None:
+    """Refuse what a compressed-tensors folder cannot be made of, as far as can be told before loading.
+
+    Raises:
+        UserError: no quantised checkpoint, or a scheme that compressed-tensors cannot hold.
+    """
+    from edgequant import models
+
+    if format != COMPRESSED_TENSORS or source.kind in ("hub", "mlflow"):
+        return
+    config = models.folder_config(Path(source.location)) if source.kind == "folder" else {}
+    scheme = (config.get("quantization_config") or {}).get("scheme")
+    if scheme is None:
+        raise needs_checkpoint(source.name, source.location)
+    check_expressible(Scheme.from_dict(scheme))
 
 
 def default_model() -> str:
@@ -105,7 +152,7 @@ def _latest(registered: Any) -> list[tuple[Any, str]]:
     return latest
 
 
-def size_metrics(written: GgufFile) -> dict[str, float]:
+def size_metrics(written: Exported) -> dict[str, float]:
     """The file's size in GB, bits per parameter, and per cent saved against 2 and 4 bytes per parameter."""
     return {
         "size/checkpoint_gb": written.size_bytes / GB,
@@ -115,34 +162,40 @@ def size_metrics(written: GgufFile) -> dict[str, float]:
     }
 
 
-def parity_metrics(loaded: LoadedModel, written: GgufFile, notes: list[str]) -> dict[str, float]:
-    """The file against the model on held-out text; where that cannot be measured, a note says why."""
+def parity_metrics(loaded: LoadedModel, written: Exported, notes: list[str]) -> dict[str, float]:
+    """What was written against the model on held-out text; where that cannot be measured, a note says why."""
+    from edgequant import models
     from edgequant.corpora.disaster_corpus import bundled_documents
-    from edgequant.edge.parity import gguf_parity
+    from edgequant.edge.parity import export_parity
 
     text = "\n\n".join(document.text for document in bundled_documents("test") if document.language == "en")
+    model = models.cast(loaded.model, "float32")  # what was written is read back in it, whatever a checkpoint names
     try:
-        return gguf_parity(loaded.model, loaded.tokenizer, written.path, text)
+        return export_parity(model, loaded.tokenizer, written.path, text)
     except UserError as error:
         notes.append(str(error))
         return {}
 
 
 def record(
-    written: GgufFile, metrics: dict[str, float], notes: list[str], loaded: LoadedModel, format: str, limit_mb: float
+    written: Exported, metrics: dict[str, float], notes: list[str], loaded: LoadedModel, format: str, limit_mb: float
 ) -> None:
-    """Metrics, tags and, up to the limit, the file itself on the active run."""
+    """Metrics, tags and, up to the limit, the file or folder itself on the active run."""
     from edgequant import tracking
 
     tracking.log_metrics(metrics)
     tags = {"model": loaded.source.name, "scheme": scheme_of(loaded), "format": format, "phase": "export"}
-    tags |= {"gguf_sha256": written.sha256, "gguf_path": str(written.path)}
+    kind = "gguf" if written.path.is_file() else "compressed_tensors"
+    tags |= {f"{kind}_sha256": written.sha256, f"{kind}_path": str(written.path)}
     tracking.set_tags({f"edgequant.{key}": value for key, value in tags.items()})
     megabytes = written.size_bytes / 1e6
     if megabytes <= limit_mb:
-        tracking.log_artifact(written.path, "gguf")
+        log = tracking.log_artifact if written.path.is_file() else tracking.log_folder
+        log(written.path, kind)
     else:
-        notes.append(f"the file ({megabytes:,.0f} MB) is over upload_limit_mb {limit_mb:g} and was not uploaded")
+        notes.append(
+            f"what was written ({megabytes:,.0f} MB) is over upload_limit_mb {limit_mb:g} and was not uploaded"
+        )
     if notes:
         tracking.log_text("\n".join(notes) + "\n", "notes.txt")
 
@@ -154,7 +207,9 @@ def scheme_of(loaded: LoadedModel) -> str:
     return str(getattr(scheme, "name", None) or "none")
 
 
-def llama_cli(file: Path) -> str:
-    """The command that talks to the file with llama.cpp."""
-    prompt = "The flood warning for tonight says that"
-    return f"llama-cli -m {shlex.quote(str(file))} -p {shlex.quote(prompt)} -n 64"
+def next_command(written: Path) -> str:
+    """The command that talks to a file with llama.cpp, or that measures a folder."""
+    path = shlex.quote(str(written))
+    if written.is_dir():
+        return f"edgequant evaluate --model {path}"
+    return f"llama-cli -m {path} -p {shlex.quote('The flood warning for tonight says that')} -n 64"
