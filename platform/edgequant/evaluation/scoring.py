@@ -30,7 +30,8 @@ class Head:
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[..., hidden] -> [..., vocabulary], in the model's dtype, soft-capped where the model does so."""
         assert self.projection is not None
-        logits = self.projection(hidden)
+        # As the model itself would call it: compressed-tensors tells tokens apart by the second of three dimensions.
+        logits = self.projection(hidden.reshape(1, -1, hidden.shape[-1])).view(*hidden.shape[:-1], -1)
         return torch.tanh(logits / self.soft_cap) * self.soft_cap if self.soft_cap else logits
 
     def hidden(self, input_ids: torch.Tensor, **kwargs: Any) -> torch.Tensor | None:

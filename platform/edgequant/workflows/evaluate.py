@@ -153,8 +153,7 @@ def load_target(model: str, *, runtime: str, device: str, dtype: str) -> Target:
         layers = -1 if models.pick_device(device).startswith("cuda") else 0
         gguf = LlamaCppModel(source.location, gpu_layers=layers)
         return Target(gguf, None, source.name, gguf.file_type, Path(source.location))
-    placed = models.pick_device(device)
-    loaded = models.load(model, dtype=models.pick_dtype(dtype, placed), device=placed)
+    loaded = models.load(model, dtype=dtype, device=device)
     return Target(
         loaded.model,
         loaded.tokenizer,
@@ -166,6 +165,8 @@ def load_target(model: str, *, runtime: str, device: str, dtype: str) -> Target:
 
 def _scheme_of(model: Any) -> str:
     """The quantisation scheme's name as its config tells it, or none."""
+    if exported := getattr(model.config, "edgequant_scheme", None):
+        return str(exported)
     stated = getattr(model.config, "quantization_config", None)
     stated = stated if isinstance(stated, dict) or stated is None else stated.to_dict()
     if not stated:
