@@ -6,6 +6,7 @@ import copy
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,9 +44,9 @@ class Folders(NamedTuple):
     notes: list[str]
 
 
-def checkpoint_of(loaded: LoadedModel, scheme: str, folder: Path, dtype: str = "float32") -> LoadedModel:
+def checkpoint_of(loaded: LoadedModel, scheme: str | Scheme, folder: Path, dtype: str = "float32") -> LoadedModel:
     """Quantise a copy, save it, and load it as a workflow does."""
-    model, parsed = copy.deepcopy(loaded.model), parse_scheme(scheme)
+    model, parsed = copy.deepcopy(loaded.model), parse_scheme(scheme) if isinstance(scheme, str) else scheme
     qat.prepare(model, parsed)
     if qat.has_static_ranges(model):
         qat.calibrate(model, [IDS])
@@ -56,7 +57,7 @@ def checkpoint_of(loaded: LoadedModel, scheme: str, folder: Path, dtype: str = "
     return models.load(str(folder), device="cpu")
 
 
-def exported(loaded: LoadedModel, scheme: str, folder: Path, **options: Any) -> Folders:
+def exported(loaded: LoadedModel, scheme: str | Scheme, folder: Path, **options: Any) -> Folders:
     ours = checkpoint_of(loaded, scheme, folder / "checkpoint", **options)
     written = write_compressed_tensors(ours, folder / "plain")
     theirs = AutoModelForCausalLM.from_pretrained(written.path)
@@ -150,6 +151,19 @@ def test_any_width_and_group_goes_over_exactly(bits, group, _tiny, tmp_path_fact
     logits(theirs)
     assert_same_weights(ours.model, theirs)
     assert stored_bits(plain, "model.layers.0.mlp.up_proj") == bits
+
+
+@pytest.mark.parametrize("activation", ["", "a8"])
+def test_layers_of_several_widths_are_told_apart_by_name(activation, tiny, tmp_path):
+    bits = (("model.layers.0.mlp.up_proj", 8), ("model.layers.1.self_attn.k_proj", 3), ("model.embed_tokens", 6))
+    scheme = replace(parse_scheme(f"w4{activation}-g32+emb4"), layer_bits=bits)
+    ours, theirs, _, _ = exported(tiny, scheme, tmp_path)
+    expected, found = logits(ours.model), logits(theirs)
+    assert_same_weights(ours.model, theirs)
+    widths = {name: theirs.get_submodule(name).quantization_scheme.weights.num_bits for name, _ in bits}
+    assert widths == dict(bits)
+    assert theirs.model.layers[1].mlp.up_proj.quantization_scheme.weights.num_bits == 4
+    assert (found - expected).std() <= (0.01 if activation else 0) * expected.std()
 
 
 # ------------------------------------------------------------------------------------------------------ without us
@@ -248,7 +262,7 @@ def test_activations_are_stored_as_int_quantized(tiny, tmp_path):
 def test_what_cannot_be_packed_says_that_it_takes_a_byte(tiny, tmp_path):
     _, _, folder, notes = exported(tiny, "w4a8-g32", tmp_path)
     assert stored_bits(folder, "model.layers.0.mlp.up_proj") == 8
-    assert any(note.startswith("14 of 14 matrices take a byte for each 4-bit integer") for note in notes)
+    assert any(note.startswith("14 of 14 matrices take a byte for each integer") for note in notes)
 
 
 def test_what_stays_in_floating_point_keeps_its_type_on_disk(tiny, tmp_path):

@@ -133,13 +133,12 @@ def _notes(model: nn.Module, layers: list[Layer], dequantized: bool) -> list[str
     notes = []
     if dequantized:
         notes.append("transformers dequantises the weights while it loads the folder")
-    widened = [
-        a for a in (layer.arguments for layer in layers) if storage_of(a, dequantized) == BYTES and a[0].bits < 8
-    ]
+    in_bytes = [layer.packed.spec for layer in layers if storage_of(layer.arguments, dequantized) == BYTES]
+    widened = sum(spec.bits < 8 for spec in in_bytes)
     if widened:
         notes.append(
-            f"{len(widened)} of {len(layers)} matrices take a byte for each {widened[0][0].bits}-bit integer: "
-            "transformers cannot load their zero points packed"
+            f"{widened} of {len(layers)} matrices take a byte for each integer of fewer bits: transformers cannot load "
+            "their zero points packed"
         )
     if any(layer.activation is not None for layer in layers):
         notes.append("vLLM refuses affine weights beside quantised activations; the folder is for transformers")
