@@ -234,9 +234,9 @@ def _absolute_model(model: str) -> str:
 
 
 def _absolute_text(text: str) -> str:
-    from edgequant.workflows.inputs import TEXTS
+    from edgequant.workflows.inputs import GENERATED, TEXTS
 
-    return text if text in TEXTS else str(Path(text).expanduser().resolve())
+    return text if text in (*TEXTS, GENERATED) else str(Path(text).expanduser().resolve())
 
 
 def _data_dir(data_dir: str | None) -> str | None:

@@ -48,7 +48,7 @@ def tune(
         model: short name, hub id, folder, .gguf file or MLflow URI of a floating-point model.
         method: what a trial trains: qat, or finetune (LoRA, merged into a floating-point model).
         scheme: quantisation scheme of every qat trial, unless the space searches it.
-        text: what to train on: disaster, wikitext-2, or a folder or file.
+        text: what to train on: disaster, wikitext-2, a folder or file, or (qat) generated: by the model itself.
         space: what is searched: a bundled space (qat, qat-schemes, finetune), a YAML file, or the space itself; None:
             the bundled one of the method.
         objectives: metrics to optimise. The first decides which trial is best; several are searched for trade-offs.

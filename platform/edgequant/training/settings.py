@@ -69,6 +69,11 @@ class TrainingSettings:
                 raise UserError(f"training.{name} {value} is impossible; expected at least {least}")
 
     @property
+    def sequences(self) -> int:
+        """Sequences that all steps together draw."""
+        return self.steps * self.batch_size * self.gradient_accumulation
+
+    @property
     def tokens_per_step(self) -> int:
         """Tokens that one optimiser step sees."""
         return self.batch_size * self.gradient_accumulation * self.sequence_length

@@ -67,14 +67,9 @@ def cached_teacher(
         folder: default: `teacher` in the cache folder.
 
     Raises:
-        UserError: k exceeds the vocabulary.
+        UserError: as `check_top_k`.
     """
-    vocabulary = int(teacher.config.vocab_size)  # type: ignore[union-attr, arg-type]
-    if settings.teacher_top_k > vocabulary:
-        raise UserError(
-            f"training.teacher_top_k {settings.teacher_top_k} exceeds the model's vocabulary of {vocabulary}; "
-            "use 32 to 256, or 0 to run the teacher at every step"
-        )
+    check_top_k(teacher, settings.teacher_top_k)
     device = str(next(teacher.parameters()).device)
     precision = pick_dtype(settings.precision, device)
     drawn = drawn_sequences(len(tokens), settings, seed)
@@ -90,11 +85,24 @@ def cached_teacher(
     return CachedTeacher(kept["log_probabilities"], kept["indices"], drawn, settings.temperature)
 
 
+def check_top_k(teacher: nn.Module, k: int) -> None:
+    """Refuse more tokens than there are.
+
+    Raises:
+        UserError: k exceeds the vocabulary.
+    """
+    vocabulary = int(teacher.config.vocab_size)  # type: ignore[union-attr, arg-type]
+    if k > vocabulary:
+        raise UserError(
+            f"training.teacher_top_k {k} exceeds the model's vocabulary of {vocabulary}; use 32 to 256, or 0 to run "
+            "the teacher at every step"
+        )
+
+
 def drawn_sequences(sequences: int, settings: TrainingSettings, seed: int) -> Tensor:
     """Numbers of the sequences that training will draw, sorted: the first of transformers' seeded order, or all."""
-    needed = settings.steps * settings.batch_size * settings.gradient_accumulation
     order = SeedableRandomSampler(range(sequences), data_seed=seed)
-    return torch.tensor(sorted(itertools.islice(order, needed)), dtype=torch.int64)
+    return torch.tensor(sorted(itertools.islice(order, settings.sequences)), dtype=torch.int64)
 
 
 def _key(teacher: nn.Module, tokens: Tensor, settings: TrainingSettings, precision: str) -> str:

@@ -18,14 +18,25 @@ if TYPE_CHECKING:
     from edgequant.evaluation.suite import EvaluationData
 
 TEXTS = ("disaster", "disaster-multilingual", "wikitext-2")
+GENERATED = "generated"
 
 
-def check_text(text: str) -> None:
+def check_text(text: str, *, generated: bool = False) -> None:
     """Refuse a training text that is neither a name nor a path, before anything is loaded.
+
+    Args:
+        generated: whether text that the model itself writes will do.
 
     Raises:
         UserError: names the value and the ones that work.
     """
+    if text == GENERATED:
+        if generated:
+            return
+        raise UserError(
+            "text 'generated' is what the model itself writes: qat, ptq and tune of qat can use it, but fine-tuning "
+            f"would learn from it what the model knows; name one of {', '.join(TEXTS)}, or a file or folder"
+        )
     if text not in TEXTS and not Path(text).exists():
         raise UserError(f"text {text!r} is none of {', '.join(TEXTS)} and no file or folder; name one of them")
 
@@ -117,9 +128,20 @@ def _log_inputs(data: EvaluationData, data_dir: str | None) -> None:
 
 
 def training_sequences(
-    text: str, tokenizer: Any, length: int, data: EvaluationData, data_dir: str | None, *, seed: int = 0
+    text: str,
+    tokenizer: Any,
+    length: int,
+    data: EvaluationData,
+    data_dir: str | None,
+    *,
+    seed: int = 0,
+    model: Any = None,
+    needed: int = 0,
 ) -> Tensor:
     """Training text as shuffled packed rows [sequences, length], refused if it repeats evaluation text.
+
+    Args:
+        text: as `training_texts`, or `generated`: as many rows as are `needed`, written by `model`.
 
     Raises:
         UserError: no text, too little of it, or overlap with what is evaluated on.
@@ -131,10 +153,16 @@ def training_sequences(
     from edgequant.files import sha256_of_bytes
     from edgequant.tracking import log_dataset
 
-    texts = training_texts(text, data_dir)
+    if text == GENERATED:
+        from edgequant.workflows.generated_text import generated_sequences
+
+        rows = generated_sequences(model, tokenizer, needed, length, seed=seed)
+        texts = tokenizer.batch_decode(rows, skip_special_tokens=True)
+    else:
+        texts = training_texts(text, data_dir)
+        rows = pack(texts, tokenizer, length)
     refuse_overlap(texts, {name: passages for name, passages in _evaluated_texts(data).items() if passages})
     log_dataset(text, sha256_of_bytes("\n".join(texts)), text, rows=len(texts), context="training")
-    rows = pack(texts, tokenizer, length)
     return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))]
 
 

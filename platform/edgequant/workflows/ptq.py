@@ -50,7 +50,8 @@ def ptq(
         method: how integers are chosen: rtn, mse, gptq, awq, smoothquant, block, or e.g. awq+gptq, gptq+block.
         size_budget: mixed precision: choose bits layer by layer so that a checkpoint fits, e.g. bits_per_parameter=4.5
             or megabytes=80; schemes of fixed bits stay as they are.
-        text: what is calibrated on; not the text that is evaluated on, whose like flatters the result.
+        text: what is calibrated on: disaster, disaster-multilingual, wikitext-2, a folder or file, or generated (by the
+            model itself); not the text that is evaluated on, whose like flatters the result.
         quantization: how methods calibrate and search.
         evaluation: what is measured and how.
         data_dir: folder with WikiText-2, BoolQ and SQuAD in their official formats (default: $EDGEQUANT_DATA).
@@ -76,7 +77,9 @@ def ptq(
         dtype = models.pick_dtype(dtype, str(loaded.model.device))
         data = evaluation_data(evaluation.measures, data_dir)
         length = quantization.sequence_length
-        sequences = training_sequences(text, loaded.tokenizer, length, data, data_dir, seed=seed)
+        sequences = training_sequences(
+            text, loaded.tokenizer, length, data, data_dir, seed=seed, model=loaded.model, needed=quantization.sequences
+        )
         work = run_folder("ptq", run.id)
         calibration = Calibration(method, quantization, sequences, work / "finished-blocks")
         shown = sequences[: quantization.sequences]
@@ -142,7 +145,7 @@ def check_configuration(
 
     parse_method(method)
     parsed = with_size_budget([parse_scheme(name.strip()) for name in scheme.split(",")], size_budget)
-    check_text(text)
+    check_text(text, generated=True)
     models.resolve(model)
     for one in parsed:
         check_group_sizes(one, models.layer_inputs(model))

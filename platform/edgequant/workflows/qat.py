@@ -50,7 +50,8 @@ def qat(
         scheme: what is quantised and how, e.g. w4a8-g32+emb4 or w8a8-static.
         size_budget: mixed precision: choose bits layer by layer so that a checkpoint fits, e.g. bits_per_parameter=4.5
             or megabytes=80.
-        text: what to train on: disaster, disaster-multilingual, wikitext-2, or a folder or file.
+        text: what to train on: disaster, disaster-multilingual, wikitext-2, a folder or file, or generated: what the
+            model itself writes, where no text may be used.
         control: also fine-tune without the quantiser and apply PTQ to that: the fair comparison for QAT.
         training: length, batch, learning rate, distillation.
         quantization: when activations are quantised, how static ranges are found.
@@ -112,7 +113,7 @@ def check_configuration(model: str, scheme: str, text: str, size_budget: str | N
             f"scheme {scheme!r} is bitsandbytes' own and cannot be trained; use `ptq`, or a scheme "
             "such as w4a8-g32+emb4"
         )
-    check_text(text)
+    check_text(text, generated=True)
     models.resolve(model)
     check_group_sizes(parsed, models.layer_inputs(model))
     return with_size_budget([parsed], size_budget)[0]
