@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -39,3 +40,13 @@ def test_what_does_not_fit_the_scheme_is_refused_before_a_run_starts(store, quic
     with pytest.raises(UserError, match=r"does not fit scheme q4_1"):
         qat(model="tiny", scheme="q4_1", training=short, quantization=QuantizationSettings(sparsity=0.5))
     assert not tracking.find_runs(workflow="qat")
+
+
+def test_training_starts_from_a_ptq_methods_result_with_adapters_on_top(store, quick, short):
+    settings = QuantizationSettings(start="gptq", learned_scales=True, lora_rank=4, calibration_sequences=4)
+    quality = replace(quick, measures=("domain_perplexity",))
+    qat(model="tiny", control=False, training=short, quantization=settings, evaluation=quality, register=False)
+    runs = variants_of()
+    assert runs["qat"].metrics["parity/max_logit_error"] < 0.05
+    assert runs["qat"].metrics["domain/perplexity"] < runs["baseline"].metrics["domain/perplexity"] * 1.02
+    assert not list(Path("outputs").glob("qat/*/start-blocks"))  # gone once the checkpoint is delivered

@@ -119,7 +119,8 @@ class WeightQuantizer(nn.Module):
     """Sees a weight as its integers will represent it.
 
     Scales and zero points follow each group's extremes as the weight moves, or, `learned`, are parameters of their own
-    that start from the range with the least squared error. A tied head and embedding share one.
+    that start from the range with the least squared error, or from what a PTQ method chose. A tied head and embedding
+    share one.
     """
 
     relative_scale: nn.Parameter | None
@@ -128,17 +129,21 @@ class WeightQuantizer(nn.Module):
     _reuse = False
     _kept: Tensor | None = None
 
-    def __init__(self, spec: WeightSpec, weight: Tensor, *, learned: bool) -> None:
+    def __init__(
+        self, spec: WeightSpec, weight: Tensor, *, learned: bool, start: QuantizedWeight | None = None
+    ) -> None:
         super().__init__()
         self.spec = spec
         self.learned = learned and spec.layout == "affine"
         if self.learned:
-            self._start_from_least_error(weight)
+            self._learn_from(*(self._least_error(weight) if start is None else (start.scale, start.zero_point)))
 
     @torch.no_grad()
-    def _start_from_least_error(self, weight: Tensor) -> None:
+    def _least_error(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
         groups = grouped(weight.detach().float(), self.spec)
-        scale, zero_point = weight_parameters(groups, self.spec, best_shrink(groups, self.spec))
+        return weight_parameters(groups, self.spec, best_shrink(groups, self.spec))
+
+    def _learn_from(self, scale: Tensor, zero_point: Tensor | None) -> None:
         self.register_buffer("initial_scale", scale)
         # The optimiser sees the scale relative to its start: one learning rate then suits every layer and model.
         self.relative_scale = _parameter(torch.ones_like(scale), SCALE_LEARNING_RATE)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from edgequant.errors import UserError
+from edgequant.quantization.ptq_settings import parse_method
 
 if TYPE_CHECKING:
     from edgequant.quantization.scheme import Scheme
@@ -23,6 +24,8 @@ class QuantizationSettings:
         observer: of static ranges: `ema` (moving average of extremes), `minmax`, `percentile` or `mse`.
         learned_scales: weights' scales and zero points are trained too (LSQ+, arXiv 2004.09576) instead of following
             each group's extremes.
+        start: PTQ method whose integers, scales and zero points training starts from, e.g. gptq or awq+gptq (with
+            learned_scales); rtn starts from the floating-point weights.
         calibration_sequences: training sequences that show PTQ (and QAT, before its first step) the static ranges.
         lora_rank: train adapters of this rank through the quantiser and merge them into the integers; 0 trains all
             weights. Linears and embeddings are frozen then; norms and learned scales train.
@@ -35,6 +38,7 @@ class QuantizationSettings:
     freeze_ranges: float = 0.8
     observer: Literal["ema", "minmax", "percentile", "mse"] = "ema"
     learned_scales: bool = False
+    start: str = "rtn"
     calibration_sequences: int = 32
     lora_rank: int = 0
     lora_alpha: float = 16.0
@@ -51,6 +55,7 @@ class QuantizationSettings:
             raise UserError(
                 f"quantization.calibration_sequences {self.calibration_sequences} is impossible; expected at least 1"
             )
+        self._check_start()
         if self.lora_rank < 0:
             raise UserError(f"quantization.lora_rank {self.lora_rank} is impossible; expected 0 (none), or 8 to 64")
         if not 0 < self.lora_alpha < float("inf"):
@@ -61,6 +66,19 @@ class QuantizationSettings:
             raise UserError(
                 f"quantization.sparsity {self.sparsity} does not fit sparsity_pattern 2:4, which zeroes half; "
                 "use sparsity 0.5, or pattern unstructured"
+            )
+
+    def _check_start(self) -> None:
+        if parse_method(self.start).name == "rtn":
+            return
+        if not self.learned_scales:
+            raise UserError(
+                f"quantization.start {self.start} sets scales and zero points, which fixed ones would overrule; set "
+                "quantization.learned_scales to true"
+            )
+        if self.sparsity:
+            raise UserError(
+                f"quantization.start {self.start} does not keep pruned weights at 0; use start rtn, or sparsity 0"
             )
 
     def check_scheme(self, scheme: Scheme) -> None:

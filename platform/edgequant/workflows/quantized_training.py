@@ -19,8 +19,10 @@ from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.evaluation.suite import EvaluationData
 from edgequant.files import write_atomically
 from edgequant.quantization import checkpoint, low_rank, pruning, ptq, qat
+from edgequant.quantization.ptq_settings import PtqSettings
 from edgequant.quantization.scheme import Scheme
 from edgequant.quantization.settings import QuantizationSettings
+from edgequant.quantization.training_start import prepare_from_ptq
 from edgequant.training.distillation import next_token_loss
 from edgequant.training.loop import OnLog, train
 from edgequant.training.settings import TrainingSettings
@@ -155,9 +157,20 @@ class QuantizedTraining:
     def _prepared(self) -> nn.Module:
         """A copy to train through the quantiser: pruned first, since learned scales start from what is left."""
         settings = self.quantization
-        model = copy.deepcopy(self.floating).requires_grad_(True)
+        model = copy.deepcopy(self.floating)
         masks = self._pruned(model)
-        qat.prepare(model, self.scheme, observer=settings.observer, learned_scales=settings.learned_scales)
+        if settings.start == "rtn":
+            qat.prepare(model, self.scheme, observer=settings.observer, learned_scales=settings.learned_scales)
+        else:
+            prepare_from_ptq(
+                model,
+                self.scheme,
+                settings.start,
+                self._calibration(),
+                settings=PtqSettings(observer=settings.observer),
+                work_folder=self.folder / "start-blocks",
+            )
+        model.requires_grad_(True)
         if settings.lora_rank:
             low_rank.attach(model, self.scheme, settings.lora_rank, settings.lora_alpha, seed=self.seed)
         pruning.hold(model, masks)
@@ -252,7 +265,7 @@ class QuantizedTraining:
     def deliver(self, output: str | None) -> Path:
         """Put the checkpoint where the user wants it and remove what only the comparison needed."""
         made = self.folder / "checkpoint"
-        for name in ("ptq", "control-ptq", "qat-training", "control-training"):
+        for name in ("ptq", "control-ptq", "qat-training", "control-training", "start-blocks"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
         if output is None:
             return made

@@ -1,0 +1,55 @@
+"""QAT that starts where a PTQ method ended: its integers, scales and zero points are the first step's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from edgequant.quantization.affine import dequantize_weight
+from edgequant.quantization.chosen_weights import chosen_of, set_quantizer
+from edgequant.quantization.fake_quantization import FakeQuantizedEmbedding, FakeQuantizedLinear, WeightQuantizer
+from edgequant.quantization.ptq import choose_integers
+from edgequant.quantization.ptq_settings import PtqSettings
+from edgequant.quantization.scheme import Scheme
+
+
+@torch.no_grad()
+def prepare_from_ptq(
+    model: nn.Module,
+    scheme: Scheme,
+    method: str,
+    calibration: list[Tensor],
+    *,
+    settings: PtqSettings = PtqSettings(),
+    work_folder: Path | None = None,
+) -> None:
+    """`qat.prepare`, in place, from what a PTQ method chooses instead of from the floating-point weights.
+
+    Every weight becomes the value that its integer stands for; the method's scales and zero points become parameters
+    (of llama.cpp's layouts, whose grids are fixed by the weights, they are found anew).
+
+    Args:
+        model: floating-point, in evaluation mode.
+        scheme: what to quantise and how; backend `edgequant`.
+        method: see `ptq_settings.parse_method`; awq and smoothquant leave their scales folded into the norms.
+        calibration: token batches [batch, length].
+        settings: of the method.
+        work_folder: as `ptq.quantize`.
+
+    Raises:
+        UserError: as `ptq.quantize`.
+    """
+    choose_integers(model, scheme, calibration, method, settings, work_folder)
+    quantizers: dict[int, WeightQuantizer] = {}
+    # Embeddings first: a tied head sees the shared weight through the embedding's quantiser.
+    layers = [m for m in model.modules() if isinstance(m, (FakeQuantizedLinear, FakeQuantizedEmbedding))]
+    for layer in sorted(layers, key=lambda module: not isinstance(module, FakeQuantizedEmbedding)):
+        if id(layer.weight) not in quantizers:
+            chosen = chosen_of(layer)
+            assert chosen is not None  # a method leaves no layer without integers
+            layer.weight.copy_(dequantize_weight(chosen, layer.weight.shape))
+            made = WeightQuantizer(layer.spec, layer.weight, learned=True, start=chosen)
+            quantizers[id(layer.weight)] = made
+        set_quantizer(layer, quantizers[id(layer.weight)])

@@ -1,0 +1,65 @@
+"""QAT from a PTQ method's result: before the first step the simulated model is the one that PTQ would deploy."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from edgequant.errors import UserError
+from edgequant.quantization import ptq, qat
+from edgequant.quantization.fake_quantization import FakeQuantizedEmbedding, FakeQuantizedLinear
+from edgequant.quantization.ptq_settings import PtqSettings
+from edgequant.quantization.scheme import parse_scheme
+from edgequant.quantization.settings import QuantizationSettings
+from edgequant.quantization.training_start import prepare_from_ptq
+from edgequant.training.loop import train
+from edgequant.training.settings import TrainingSettings
+
+
+def logits(model, tokens):
+    with torch.no_grad():
+        return model(input_ids=tokens, use_cache=False).logits
+
+
+@pytest.mark.parametrize(
+    ("scheme", "method"),
+    [("w4-g32+emb4", "mse"), ("w4-g32+emb4", "awq+gptq"), ("w8a8-static", "gptq"), ("w4-g32", "block")],
+)
+def test_the_start_is_exactly_what_ptq_deploys(tiny, sequences, scheme, method):
+    calibration, settings = [sequences[:8, :64]], PtqSettings(block_steps=4, alphas=4)
+    rounded, started = copy.deepcopy(tiny.model), copy.deepcopy(tiny.model)
+    ptq.quantize(rounded, parse_scheme(scheme), calibration=calibration, method=method, settings=settings)
+    prepare_from_ptq(started, parse_scheme(scheme), method, calibration, settings=settings)
+    qat.convert(started)
+    assert torch.equal(logits(started, sequences[-2:]), logits(rounded, sequences[-2:]))
+
+
+def test_the_model_trains_and_converts_from_there(tiny, sequences, tmp_path):
+    model = copy.deepcopy(tiny.model)
+    prepare_from_ptq(model, parse_scheme("w4-g32+emb4"), "gptq", [sequences[:8, :64]])
+    model.requires_grad_(True)
+    layers = [m for m in model.modules() if isinstance(m, (FakeQuantizedLinear, FakeQuantizedEmbedding))]
+    assert layers and all(layer.weight.requires_grad for layer in layers)
+    assert model.lm_head.quantizer is model.model.embed_tokens.weight_quantizer  # tied: one set of scales to learn
+    settings = TrainingSettings(steps=8, batch_size=4, sequence_length=64, learning_rate=3e-3, precision="float32")
+    losses: list[float] = []
+    train(model, sequences[:, :64], settings, tmp_path, on_log=lambda _step, found: losses.append(found["train/loss"]))
+    assert losses[-1] < losses[0]
+    simulated = logits(model, sequences[-2:])
+    qat.convert(model)
+    assert (logits(model, sequences[-2:]).argmax(-1) == simulated.argmax(-1)).float().mean() > 0.99
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"start": "gtpq"}, r"PTQ method 'gtpq' is unknown"),
+        ({"start": "gptq"}, r"quantization.start gptq sets scales .* set quantization.learned_scales to true"),
+        ({"start": "mse", "learned_scales": True, "sparsity": 0.5}, r"does not keep pruned weights at 0"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(values, message):
+    with pytest.raises(UserError, match=message):
+        QuantizationSettings(**values)
