@@ -16,10 +16,9 @@ from scipy.sparse import csr_array
 from torch import Tensor, nn
 
 from edgequant.errors import UserError
-from edgequant.quantization.affine import quantize_weight
 from edgequant.quantization.checkpoint_size import CheckpointSizes, checkpoint_sizes
 from edgequant.quantization.scheme import Scheme
-from edgequant.quantization.sensitivity import Rounding, fisher_diagonals, loss_increase, weight_of
+from edgequant.quantization.sensitivity import fisher_diagonals, loss_increase, weight_of
 from edgequant.quantization.structure import Targets, find_targets
 
 Choices = Mapping[str, Mapping[int, float]]
@@ -50,7 +49,6 @@ def choose_layer_bits(
     sequences: Sequence[Tensor],
     *,
     dtype: str,
-    rounding: Rounding = quantize_weight,
     bfloat16: bool = False,
 ) -> Allocation:
     """Choose the bits of each layer so that the checkpoint fits the scheme's size budget.
@@ -60,7 +58,6 @@ def choose_layer_bits(
         scheme: with a budget.
         sequences: token rows [length] whose loss tells layers apart.
         dtype: compute type of the checkpoint, e.g. `bfloat16`: norms and all else unquantised are stored in it.
-        rounding: how integers will be chosen; the nearest stand for methods that look further.
         bfloat16: compute gradients under autocast.
 
     Raises:
@@ -73,22 +70,20 @@ def choose_layer_bits(
     sizes = checkpoint_sizes(model, scheme, targets, candidates, dtype)
     _check_attainable(scheme, sizes, parameters)
     fisher = fisher_diagonals(model, targets.weights, sequences, bfloat16=bfloat16)
-    losses = {layer: _losses(layer, model, scheme, targets, fisher[layer], rounding) for layer in targets.weights}
+    losses = {layer: _losses(layer, model, scheme, targets, fisher[layer]) for layer in targets.weights}
     bits = allocate(losses, sizes.layers, capacity - sizes.rest)
     chosen = replace(scheme, layer_bits=tuple((name, bits[targets.weight_of(name)]) for name in targets.names))
     rows = [_row(layer, bits[layer], fisher[layer], losses[layer], sizes.layers[layer]) for layer in targets.weights]
     return Allocation(chosen, sizes.total(bits), rows, _note(scheme, sizes, capacity))
 
 
-def _losses(
-    layer: str, model: nn.Module, scheme: Scheme, targets: Targets, fisher: Tensor, rounding: Rounding
-) -> dict[int, float]:
+def _losses(layer: str, model: nn.Module, scheme: Scheme, targets: Targets, fisher: Tensor) -> dict[int, float]:
     """Predicted increase of the loss by the layer's bits."""
     base = scheme.weight if layer in targets.linears else scheme.embedding
     assert base is not None and scheme.budget is not None
     weight = weight_of(model, layer)
     candidates = scheme.budget.candidates
-    return {bits: loss_increase(weight, fisher, replace(base, bits=bits), rounding) for bits in candidates}
+    return {bits: loss_increase(weight, fisher, replace(base, bits=bits)) for bits in candidates}
 
 
 def _check_attainable(scheme: Scheme, sizes: CheckpointSizes, parameters: int) -> None:

@@ -89,6 +89,7 @@ class Scheme:
             raise UserError(
                 f"scheme {self.name} has fixed bits, so no size budget applies; use one such as w4a8-g32+emb4"
             )
+        object.__setattr__(self, "layer_bits", tuple(sorted(self.layer_bits)))  # one order: YAML keeps none
         for layer, bits in self.layer_bits:
             if bits not in range(2, 9):
                 raise UserError(f"scheme {self.name}: {layer} cannot have {bits} bits; expected 2 to 8")
@@ -149,7 +150,7 @@ class Scheme:
         if given.get("budget") is not None:
             candidates = tuple(given["budget"]["candidates"])
             given["budget"] = SizeBudget(**{**given["budget"], "candidates": candidates})
-        given["layer_bits"] = tuple(dict(given.get("layer_bits") or {}).items())
+        given["layer_bits"] = tuple((given.get("layer_bits") or {}).items())
         return Scheme(**given)
 
     @property

@@ -16,11 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from edgequant.quantization.affine import QuantizedWeight, dequantize_weight
+from edgequant.quantization.affine import dequantize_weight, quantize_weight
 from edgequant.quantization.scheme import WeightSpec
 
 LOSS_CHUNK = 1024  # positions whose float32 logits are alive at a time
-Rounding = Callable[[Tensor, WeightSpec], QuantizedWeight]
 
 
 def fisher_diagonals(
@@ -92,14 +91,13 @@ def _squares_added(model: nn.Module, weights: dict[str, nn.Parameter], sums: dic
 
 
 @torch.no_grad()
-def loss_increase(weight: Tensor, fisher: Tensor, spec: WeightSpec, rounding: Rounding) -> float:
-    """Predicted increase of the next-token loss, nats, by rounding one weight: 1/2 sum F (w_q - w)^2.
+def loss_increase(weight: Tensor, fisher: Tensor, spec: WeightSpec) -> float:
+    """Predicted increase of the next-token loss, nats, by rounding one weight to nearest: 1/2 sum F (w_q - w)^2.
 
     Args:
         weight: [out, in].
         fisher: of the same shape, from `fisher_diagonals`.
         spec: how it is rounded.
-        rounding: chooses the integers, e.g. `quantize_weight` (to nearest) or `quantize_clipped`.
     """
-    rounded = dequantize_weight(rounding(weight.detach(), spec), weight.shape)
+    rounded = dequantize_weight(quantize_weight(weight.detach(), spec), weight.shape)
     return 0.5 * float((rounded - weight.float()).square_().mul_(fisher).sum(dtype=torch.float64))

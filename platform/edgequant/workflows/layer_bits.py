@@ -54,7 +54,6 @@ def choose(
     folder: Path,
     *,
     dtype: str,
-    method: str = "rtn",
     resume: bool = False,
 ) -> LayerBits:
     """Choose bits layer by layer where the scheme has a size budget; a resumed run keeps those that it had.
@@ -65,17 +64,13 @@ def choose(
         sequences: [n, length] token ids of the calibration or training text.
         folder: of the run; the choice is kept here.
         dtype: compute type of the checkpoint to be.
-        method: how integers will be chosen, as `ptq_settings.parse_method` reads it.
 
     Raises:
         UserError: the budget cannot be met; says which ones can.
     """
     from edgequant import models
     from edgequant.files import write_atomically
-    from edgequant.quantization.affine import quantize_weight
-    from edgequant.quantization.clipping import quantize_clipped
     from edgequant.quantization.mixed_precision import choose_layer_bits
-    from edgequant.quantization.ptq_settings import parse_method
     from edgequant.quantization.scheme import Scheme
 
     if not scheme.awaits_layer_bits:
@@ -89,7 +84,6 @@ def choose(
         scheme,
         list(sequences[:SEQUENCES]),
         dtype=dtype,
-        rounding=quantize_weight if parse_method(method).rounding == "rtn" else quantize_clipped,
         bfloat16=models.pick_dtype("auto", str(model.device)) == "bfloat16",
     )
     write_atomically(kept, json.dumps({"scheme": chosen.scheme.to_dict(), "rows": chosen.rows}))

@@ -83,10 +83,7 @@ def ptq(
         work = run_folder("ptq", run.id)
         calibration = Calibration(method, quantization, sequences, work / "finished-blocks")
         shown = sequences[: quantization.sequences]
-        mixed = [
-            choose(parsed, loaded.model, shown, work, dtype=dtype, method=method, resume=run.resumed)
-            for parsed in schemes
-        ]
+        mixed = [choose(parsed, loaded.model, shown, work, dtype=dtype, resume=run.resumed) for parsed in schemes]
         with tracking.variant_run("baseline", model=loaded.source.name, scheme="none", phase="ptq"):
             floating = _cast(loaded.model, dtype)
             rows = {"none": measure(floating, loaded.tokenizer, data, evaluation)}
