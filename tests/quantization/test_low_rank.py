@@ -142,6 +142,18 @@ def test_a_rank_that_saves_nothing_is_refused_by_the_layers_name(tiny):
         low_rank.check_rank(tiny.model, parse_scheme("w4-g32"), 65)
 
 
+def test_layer_errors_are_those_of_the_merged_weights(tiny, sequences, tmp_path):
+    model = adapted(tiny.model, "w3-g32", sequences)
+    train(model, sequences, SETTINGS, tmp_path)
+    merged = {row["layer"]: model.get_submodule(row["layer"]).real_weight.detach() for row in ptq.weight_errors(model)}
+    errors = {row["layer"]: row["weight_error"] for row in ptq.weight_errors(model)}
+    qat.convert(model)
+    assert len(merged) == 14
+    for name, weight in merged.items():
+        lost = model.get_submodule(name).dequantized_weight() - weight
+        assert errors[name] == pytest.approx(float(lost.square().sum() / weight.square().sum()), rel=1e-4)
+
+
 def test_adapters_bring_no_pruned_weight_back(tiny, sequences, tmp_path):
     model, parsed = copy.deepcopy(tiny.model).requires_grad_(True), parse_scheme("w4a8-g32+emb4")
     masks = pruning.prune(model, parsed, 0.4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +29,11 @@ def test_pruning_is_part_of_the_compressed_variants_and_adapters_of_qat(store, q
     assert all(0.5 <= sparsity[name] < 1 for name in ("ptq", "control-ptq", "qat"))
     assert runs["qat"].metrics["parity/max_logit_error"] < 0.05
     assert runs["qat"].metrics["domain/perplexity"] != runs["ptq"].metrics["domain/perplexity"]
+    for name in ("ptq", "control-ptq", "qat"):
+        assert "layer_errors.html" in {item.path for item in store.list_artifacts(runs[name].id)}
+        table = json.loads(Path(store.download_artifacts(runs[name].id, "layer_errors.json")).read_text())
+        rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+        assert len(rows) == 15 and all(0 < row["weight_error"] < 0.05 and row["bits"] == 4 for row in rows)
 
 
 def test_what_does_not_fit_the_model_is_refused_before_anything_is_measured(store, quick, short):

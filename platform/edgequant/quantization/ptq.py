@@ -122,11 +122,18 @@ def _round(name: str, layer: Layer, method: Method) -> ErrorRow:
     return _weight_error(name, layer)
 
 
+@torch.no_grad()
+def weight_errors(model: nn.Module) -> list[ErrorRow]:
+    """Of every fake-quantised layer: how far rounding takes its weight from what was trained, as `quantize` says it."""
+    return [_weight_error(name, layer) for name, layer in _layers(model).items()]
+
+
 def _weight_error(name: str, layer: Layer) -> ErrorRow:
-    quantizer = layer.quantizer if isinstance(layer, FakeQuantizedLinear) else layer.weight_quantizer
-    kind = "linear" if isinstance(layer, FakeQuantizedLinear) else "embedding"
-    error = relative_error(quantizer(layer.weight), layer.weight)
-    return {"layer": name, "kind": kind, "bits": layer.spec.bits, "weight_error": error}
+    if isinstance(layer, FakeQuantizedLinear):
+        kind, simulated, weight = "linear", layer.quantizer(layer.real_weight), layer.real_weight
+    else:
+        kind, simulated, weight = "embedding", layer.weight_quantizer(layer.weight), layer.weight
+    return {"layer": name, "kind": kind, "bits": layer.spec.bits, "weight_error": relative_error(simulated, weight)}
 
 
 class _Calibrated:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,6 +56,17 @@ def measure(
     if evaluation.notes:
         tracking.log_text("\n".join(evaluation.notes) + "\n", "notes.txt")
     return evaluation.metrics
+
+
+def log_layer_errors(errors: Sequence[Mapping[str, Any]]) -> None:
+    """The per-layer error table and its figure as artifacts of the active run."""
+    if not errors:
+        return
+    from edgequant import tracking
+    from edgequant.reporting.layer_errors import layer_error_figure
+
+    tracking.log_table(errors, "layer_errors.json")
+    tracking.log_figure(layer_error_figure(errors), "layer_errors.html")
 
 
 def quality_only(settings: EvaluationSettings) -> EvaluationSettings:

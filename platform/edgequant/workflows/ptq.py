@@ -69,7 +69,7 @@ def ptq(
     from edgequant import models, tracking
     from edgequant.workflows.closing import print_closing
     from edgequant.workflows.inputs import evaluation_data, training_sequences
-    from edgequant.workflows.measuring import measure
+    from edgequant.workflows.measuring import log_layer_errors, measure
     from edgequant.workflows.quantized_training import run_folder
 
     with tracking.workflow_run("ptq", config, experiment=experiment, resume=resume) as run:
@@ -173,17 +173,6 @@ def write_quantized(
     models.cast(model, dtype)
     checkpoint.save(model, loaded.tokenizer, folder, scheme, parameters=parameters, made_from=loaded.source.name)
     return errors
-
-
-def log_layer_errors(errors: list[dict[str, Any]]) -> None:
-    """The per-layer error table and its figure as artifacts of the active run."""
-    if not errors:
-        return
-    from edgequant import tracking
-    from edgequant.reporting.layer_errors import layer_error_figure
-
-    tracking.log_table(errors, "layer_errors.json")
-    tracking.log_figure(layer_error_figure(errors), "layer_errors.html")
 
 
 def _write_bitsandbytes(source: str, scheme: Scheme, folder: Path, *, dtype: str, device: str) -> None:

@@ -6,7 +6,7 @@ import copy
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +29,7 @@ from edgequant.training.settings import TrainingSettings
 from edgequant.training.teacher_cache import check_top_k
 from edgequant.workflows.inputs import evaluation_data, training_sequences
 from edgequant.workflows.layer_bits import choose
-from edgequant.workflows.measuring import measure, quality_only, say
+from edgequant.workflows.measuring import log_layer_errors, measure, quality_only, say
 
 Metrics = dict[str, float]
 CALIBRATION_BATCH = 8
@@ -37,13 +37,17 @@ PARITY_TOKENS = 256  # positions on which simulated and integer logits are compa
 
 
 class Measurable(NamedTuple):
-    """A model ready to be measured. `checkpoint`: its folder on disk; `metrics`: what making it told already."""
+    """A model ready to be measured.
+
+    `checkpoint`: its folder on disk; `metrics` and `layer_errors`: what making it told already.
+    """
 
     model: Any
     tokenizer: Any
     checkpoint: Path | None = None
     metrics: Mapping[str, float] = {}
     settings: EvaluationSettings | None = None
+    layer_errors: Sequence[Mapping[str, Any]] = ()
 
 
 def run_folder(workflow: str, run_id: str) -> Path:
@@ -117,6 +121,7 @@ class QuantizedTraining:
             settings = made.settings or self.evaluation
             metrics = measure(made.model, made.tokenizer, self.data, settings, checkpoint=made.checkpoint)
             tracking.log_metrics(made.metrics)
+            log_layer_errors(made.layer_errors)
         metrics |= made.metrics
         say(variant, metrics)
         write_atomically(kept, json.dumps(metrics))
@@ -147,10 +152,10 @@ class QuantizedTraining:
             qat.calibrate(model, self._calibration())
         result = self._train(model, "qat", self._phases(model), on_log)
         qat.set_phase(model, quantize_inputs=True, observe=False)
-        simulated = self._logits(model)
+        simulated, errors = self._logits(model), ptq.weight_errors(model)
         qat.convert(model)
         parity = self._parity(simulated, self._logits(model))
-        return self._saved_and_reloaded(model, "checkpoint", parity | result)
+        return self._saved_and_reloaded(model, "checkpoint", parity | result)._replace(layer_errors=errors)
 
     # ------------------------------------------------------------------------------------------------- how, in detail
 
@@ -224,8 +229,8 @@ class QuantizedTraining:
     def _rounded(self, floating: Any, name: str, settings: EvaluationSettings | None) -> Measurable:
         model = copy.deepcopy(floating)
         self._pruned(model)
-        ptq.quantize(model, self.scheme, calibration=self._calibration(), observer=self.quantization.observer)
-        return self._saved_and_reloaded(model, name, {})._replace(settings=settings)
+        errors = ptq.quantize(model, self.scheme, calibration=self._calibration(), observer=self.quantization.observer)
+        return self._saved_and_reloaded(model, name, {})._replace(settings=settings, layer_errors=errors)
 
     def _saved_and_reloaded(self, model: Any, folder: str, metrics: Metrics) -> Measurable:
         """Everything that is measured on a quantised model is measured on the one that a user would load."""
