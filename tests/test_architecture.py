@@ -21,7 +21,8 @@ ALLOWED = {
     "files": BASE,
     "tracking": BASE,
     "embedded": BASE | {"models"},
-    "models": BASE | {"embedded", "tracking"},
+    "hub": BASE,
+    "models": BASE | {"embedded", "tracking", "hub"},
     "corpora": BELOW,
     "quantization": BASE | {"models"},  # knows torch and nothing of MLflow
     "training": BELOW,

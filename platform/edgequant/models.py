@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 import re
-import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import urlsplit
 
+from edgequant import hub
 from edgequant.errors import UserError
 
 if TYPE_CHECKING:
@@ -112,6 +109,18 @@ def _tag_name(text: str) -> str:
     return re.sub(r"[^\w.-]+", "-", text).strip("-").lower() or "model"
 
 
+def check_available(source: str) -> ModelSource:
+    """`resolve`, and for a model of the hub a look whether it can be had, so that nobody waits for an error.
+
+    Raises:
+        UserError: as `resolve`, or neither in the hub's local cache nor within reach.
+    """
+    resolved = resolve(source)
+    if resolved.kind == "hub":
+        hub.check_available(resolved.name, resolved.location)
+    return resolved
+
+
 def load(
     source: str, *, dtype: str = "auto", device: str = "auto", load_options: Mapping[str, Any] | None = None
 ) -> LoadedModel:
@@ -151,7 +160,7 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
         return _tokenizer_of(str(path))
     resolved = resolve(source)
     if resolved.kind == "hub":
-        return _from_hub(resolved, lambda: _tokenizer_of(resolved.location))
+        return hub.fetched(resolved.name, resolved.location, lambda: _tokenizer_of(resolved.location))
     return _load_tokenizer_of(resolved)
 
 
@@ -189,7 +198,7 @@ def _load_pair(resolved: ModelSource, options: dict[str, Any], *, as_checkpoint_
             fetched = resolve(str(_fetched_folder(resolved)))
             return _load_pair(fetched, options, as_checkpoint_says=as_checkpoint_says)
         case _:
-            return _from_hub(resolved, lambda: _from_pretrained(resolved.location, options))
+            return hub.fetched(resolved.name, resolved.location, lambda: _from_pretrained(resolved.location, options))
 
 
 def _fetched_folder(resolved: ModelSource) -> Path:
@@ -262,45 +271,6 @@ def _tokenizer_of(location: str, **options: Any) -> Any:
     if tokenizer.pad_token is None:  # Llama, Phi: batches need one, and the attention mask hides it
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
-
-
-def _from_hub(resolved: ModelSource, attempt: Callable[[], Any]) -> Any:
-    """Run a download, turning the hub's many errors into one that says what was tried and what to do."""
-    where = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-    try:
-        with contextlib.nullcontext() if _resolves(where) else _hub_offline():
-            return attempt()
-    except OSError as error:  # missing, gated and unreachable alike
-        raise UserError(
-            f"model {resolved.name!r} could not be loaded: tried {resolved.location} on {where} and in the local hub "
-            f"cache ({type(error).__name__}: {str(error).splitlines()[0]}). With network: `hf download "
-            f"{resolved.location}` (gated models: accept the licence on the model's page, then `hf auth login`). "
-            "Without: copy the model's folder from a machine that has it and pass --model FOLDER; smollm2-135m and "
-            "tiny need no network."
-        ) from error
-
-
-@contextlib.contextmanager
-def _hub_offline() -> Iterator[None]:
-    """Without a network the hub's client retries for a minute; offline, it reads its cache and gives up at once."""
-    from huggingface_hub import constants
-
-    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
-
-
-def _resolves(url: str) -> bool:
-    """Whether a host name is known; behind a proxy, that is the proxy's to say."""
-    if any(name.lower() in ("https_proxy", "all_proxy") for name in os.environ):
-        return True
-    try:
-        socket.getaddrinfo(urlsplit(url).hostname, None)
-    except OSError:
-        return False
-    return True
 
 
 def pick_dtype(dtype: str, device: str) -> str:

@@ -97,7 +97,7 @@ def check_source(model: str, runtime: str, squad_predictions: str | None = None)
                 f"squad_predictions {squad_predictions!r} is no file; expected JSON of question id to answer"
             )
         return
-    kind = models.resolve(model).kind
+    kind = models.check_available(model).kind
     if runtime == "llama.cpp" and kind != "gguf":
         raise UserError(
             f"runtime llama.cpp runs .gguf files, and {model!r} is none; export it first or use runtime torch"

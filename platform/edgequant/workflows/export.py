@@ -57,7 +57,7 @@ def export(
     from edgequant.workflows.closing import print_closing
 
     source = model or default_model()
-    check_source(models.resolve(source), format)
+    check_source(models.check_available(source), format)
     with tracking.workflow_run("export", config | {"model": source}, experiment=experiment) as run:
         loaded = models.load(source, dtype="auto" if format == COMPRESSED_TENSORS else "float32", device=device)
         folder = Path(output) if output else Path("outputs") / "export" / run.id

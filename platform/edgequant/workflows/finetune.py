@@ -55,7 +55,7 @@ def finetune(
 
     from edgequant import models
 
-    models.resolve(model)
+    models.check_available(model)
 
     from edgequant import tracking
     from edgequant.workflows.closing import print_closing

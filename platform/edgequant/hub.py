@@ -1,0 +1,110 @@
+"""The model hub: whether a model can be had from it, and one error for all that goes wrong there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+from urllib.parse import SplitResult, urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+from edgequant.errors import UserError
+
+PATIENCE_S = 4.0
+PORTS = {"https": 443, "http": 80, "socks5": 1080, "socks5h": 1080}
+
+
+def check_available(name: str, repository: str) -> None:
+    """Refuse a model that is neither in the local cache nor within reach, in seconds and before anything heavy.
+
+    Raises:
+        UserError: says what was tried and how to get the model.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    configs = (try_to_load_from_cache(repository, file) for file in ("config.json", "adapter_config.json"))
+    if not any(isinstance(config, str) for config in configs) and not is_reachable():
+        raise _unavailable(name, repository, "no connection, and nothing in the cache")
+
+
+def fetched(name: str, repository: str, attempt: Callable[[], Any]) -> Any:
+    """What `attempt` gets from the hub or its cache; offline, the client does not ask the hub again and again.
+
+    Raises:
+        UserError: missing, gated and unreachable alike; says what was tried and how to get the model.
+    """
+    try:
+        with contextlib.nullcontext() if is_reachable() else _offline():
+            return attempt()
+    except OSError as error:
+        raise _unavailable(name, repository, f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
+
+
+def _unavailable(name: str, repository: str, why: str) -> UserError:
+    return UserError(
+        f"model {name!r} could not be loaded: tried {repository} on {_endpoint()} and in the local hub cache ({why}). "
+        f"With network: `hf download {repository}` (gated models: accept the licence on the model's page, then `hf "
+        "auth login`). Without: copy the model's folder from a machine that has it and pass --model FOLDER; "
+        "smollm2-135m and tiny need no network."
+    )
+
+
+def _endpoint() -> str:
+    return os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+
+
+def is_reachable() -> bool:
+    """Whether the hub, or the proxy before it, accepts a connection within seconds; never where it is switched off."""
+    from huggingface_hub import constants
+
+    return not constants.HF_HUB_OFFLINE and _accepts(_first_stop(urlsplit(_endpoint())))
+
+
+def _first_stop(hub: SplitResult) -> SplitResult:
+    """The proxy that the environment names for the hub, else the hub."""
+    proxies = getproxies()
+    proxy = proxies.get(hub.scheme) or proxies.get("all")
+    if not proxy or proxy_bypass(hub.hostname or ""):
+        return hub
+    return urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+
+
+def _accepts(url: SplitResult) -> bool:
+    """Whether one of a host's addresses accepts a connection. All are tried at once: one family may lead nowhere."""
+    done, answers = threading.Event(), []
+
+    def knock(address: tuple[Any, ...]) -> None:
+        with contextlib.suppress(OSError), socket.create_connection(address[:2], timeout=PATIENCE_S):
+            answers.append(address)
+            done.set()
+
+    def knock_everywhere() -> None:
+        found = set()
+        with contextlib.suppress(OSError):
+            port = url.port or PORTS.get(url.scheme, 443)
+            found = {entry[4] for entry in socket.getaddrinfo(url.hostname, port, type=socket.SOCK_STREAM)}
+        knocks = [threading.Thread(target=knock, args=(address,), daemon=True) for address in found]
+        for thread in knocks:
+            thread.start()
+        for thread in knocks:
+            thread.join()
+        done.set()
+
+    threading.Thread(target=knock_everywhere, daemon=True).start()
+    done.wait(PATIENCE_S)
+    return bool(answers)
+
+
+@contextlib.contextmanager
+def _offline() -> Iterator[None]:
+    """Without a network the hub's client retries for a minute; offline, it reads its cache and gives up at once."""
+    from huggingface_hub import constants
+
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
