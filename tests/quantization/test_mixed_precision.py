@@ -6,6 +6,7 @@ import copy
 import itertools
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -138,15 +139,27 @@ def test_nothing_that_fits_is_better_than_the_allocation(table, share):
     losses = {f"layer{i}": {bits: loss for bits, (loss, _) in enumerate(row)} for i, row in enumerate(table)}
     sizes = {f"layer{i}": {bits: size for bits, (_, size) in enumerate(row)} for i, row in enumerate(table)}
     least = sum(min(row.values()) for row in sizes.values())
-    capacity = (least + share * (sum(max(row.values()) for row in sizes.values()) - least)) * (1 + 1e-5)
+    capacity = round(least + share * (sum(max(row.values()) for row in sizes.values()) - least)) + 0.5
     chosen = allocate(losses, sizes, capacity)
     assert sum(sizes[layer][bits] for layer, bits in chosen.items()) <= capacity
     options = itertools.product(*(list(row) for row in losses.values()))
     combinations = [dict(zip(losses, option, strict=True)) for option in options]
-    # the solver leaves a millionth of the budget free
-    fitting = [c for c in combinations if sum(sizes[name][bits] for name, bits in c.items()) <= capacity * (1 - 3e-6)]
+    fitting = [c for c in combinations if sum(sizes[name][bits] for name, bits in c.items()) <= capacity]
     best = min(sum(losses[name][bits] for name, bits in c.items()) for c in fitting)
     assert sum(losses[layer][bits] for layer, bits in chosen.items()) <= best + 1e-5
+
+
+def test_hundreds_of_layers_of_few_sizes_are_allocated_in_a_moment():
+    """As in a real model, where many choices are nearly equal: badly scaled, this one makes the solver give up."""
+    draw = np.random.default_rng(0)
+    widths, sensitivities = draw.choice([110_592, 331_776, 884_736], 500), np.exp(draw.normal(0, 1.5, 500))
+    losses = {str(i): {bits: s * 4.0**-bits for bits in (3, 4, 5, 6, 8)} for i, s in enumerate(sensitivities)}
+    sizes = {str(i): {bits: int(w * bits / 8) + 300 for bits in (3, 4, 5, 6, 8)} for i, w in enumerate(widths)}
+    capacity = sum(by_bits[4] for by_bits in sizes.values()) * (1 - 1e-6)
+    chosen = allocate(losses, sizes, capacity)
+    assert 0.999 * capacity < sum(sizes[layer][bits] for layer, bits in chosen.items()) <= capacity
+    equal = sum(by_bits[4] for by_bits in losses.values())
+    assert sum(losses[layer][bits] for layer, bits in chosen.items()) < 0.8 * equal
 
 
 def test_an_allocation_that_cannot_be_is_an_error():
@@ -198,7 +211,7 @@ def saved(model, tokenizer, scheme: Scheme, folder, dtype: str, rows=None):
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["w4a8-g32+emb4", "w8a8-static+emb8", "w4-g32"])
+@pytest.mark.parametrize("name", ["w4a8-g32+emb4", "w8a8-static"])
 def test_the_file_is_within_the_budget_and_loads_as_it_was_computed(kind, tied, name, _tiny, tmp_path):
     model, rows = make(kind, tied), torch.randint(0, 256, (2, 32), generator=torch.Generator().manual_seed(1))
     scheme = parse_scheme(name)

@@ -22,7 +22,7 @@ from edgequant.quantization.sensitivity import fisher_diagonals, loss_increase, 
 from edgequant.quantization.structure import Targets, find_targets
 
 Choices = Mapping[str, Mapping[int, float]]
-SLACK = 1e-6  # share of the budget left free: the solver's tolerance
+TOLERANCE = 1e-5  # of the largest size, left free: above the solver's own, so that nothing exceeds the capacity
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def _losses(layer: str, model: nn.Module, scheme: Scheme, targets: Targets, fish
 def _check_attainable(scheme: Scheme, sizes: CheckpointSizes, parameters: int) -> None:
     assert scheme.budget is not None
     low, high = sizes.range
-    if scheme.budget.bytes_for(parameters) * (1 - SLACK) < low:
+    if scheme.budget.bytes_for(parameters) < low:
         ends = [scheme.budget.amount_of(size, parameters) for size in (low * (1 + 1e-3), high)]
         raise UserError(
             f"size budget of scheme {scheme.name} cannot be met: with {scheme.budget.candidates[0]} bits in every "
@@ -123,7 +123,11 @@ def allocate(losses: Choices, sizes: Choices, capacity: float) -> dict[str, int]
     """
     items = [(layer, bits) for layer, by_bits in losses.items() for bits in by_bits]
     cost = np.array([losses[layer][bits] for layer, bits in items])
-    weight = np.array([sizes[layer][bits] for layer, bits in items])
+    weight = np.array([sizes[layer][bits] for layer, bits in items], dtype=float)
+    least = sum(min(by_bits.values()) for by_bits in sizes.values())
+    if least > capacity:
+        raise ValueError(f"no choice of bits fits {capacity:g} bytes: the least takes {least:g}")
+    unit = weight.max()  # numbers near 1 are what the solver is exact with
     of_layer = np.repeat(np.arange(len(losses)), [len(by_bits) for by_bits in losses.values()])
     one_each = csr_array((np.ones(len(items)), (of_layer, np.arange(len(items)))))
     found = milp(
@@ -132,10 +136,10 @@ def allocate(losses: Choices, sizes: Choices, capacity: float) -> dict[str, int]
         bounds=Bounds(0, 1),
         constraints=[
             LinearConstraint(one_each, 1, 1),
-            LinearConstraint(weight[None] / max(capacity, 1.0), -np.inf, 1 - SLACK),
+            LinearConstraint(weight[None] / unit, -np.inf, max(capacity / unit - TOLERANCE, least / unit)),
         ],
         options={"mip_rel_gap": 0.0},
     )
     if found.x is None:
-        raise ValueError(f"no choice of bits fits {capacity:g} bytes: {found.message}")
+        raise RuntimeError(f"HiGHS found no choice of bits, though there is one: {found.message}")
     return {layer: bits for (layer, bits), taken in zip(items, found.x, strict=True) if taken > 0.5}
