@@ -109,6 +109,7 @@ def validation_data(data: EvaluationData, text: str, data_dir: str | None) -> Ev
     """The same measures on data that the final evaluation does not use."""
     from edgequant.corpora import benchmarks
     from edgequant.corpora.disaster_corpus import bundled_documents
+    from edgequant.workflows.text_mix import parse_mix
 
     def local(name: str, split: str) -> bool:
         return benchmarks.find_local(name, split, data_dir) is not None
@@ -117,7 +118,7 @@ def validation_data(data: EvaluationData, text: str, data_dir: str | None) -> Ev
     if data.domain is not None:
         changed["domain"] = [(d.domain, d.text) for d in bundled_documents("validation") if d.language == "en"]
     if data.wikitext2 is not None:
-        trained_on = text == "wikitext-2" and not local("wikitext2", "train")
+        trained_on = any(part.text == "wikitext-2" for part in parse_mix(text)) and not local("wikitext2", "train")
         usable = local("wikitext2", "validation") and not trained_on
         changed["wikitext2"] = list(benchmarks.load_wikitext2("validation", data_dir)) if usable else None
     if data.boolq is not None and local("boolq", "train"):

@@ -235,8 +235,10 @@ def _absolute_model(model: str) -> str:
 
 def _absolute_text(text: str) -> str:
     from edgequant.workflows.inputs import GENERATED, TEXTS
+    from edgequant.workflows.text_mix import with_parts
 
-    return text if text in (*TEXTS, GENERATED) else str(Path(text).expanduser().resolve())
+    named = (*TEXTS, GENERATED)
+    return with_parts(text, lambda part: part if part in named else str(Path(part).expanduser().resolve()))
 
 
 def _data_dir(data_dir: str | None) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import warnings
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgequant.errors import UserError
+from edgequant.workflows.text_mix import parse_mix, rows_of_each
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,7 +24,7 @@ GENERATED = "generated"
 
 
 def check_text(text: str, *, generated: bool = False) -> None:
-    """Refuse a training text that is neither a name nor a path, before anything is loaded.
+    """Refuse a training text that is neither a name nor a path nor a mix of them, before anything is loaded.
 
     Args:
         generated: whether text that the model itself writes will do.
@@ -30,6 +32,11 @@ def check_text(text: str, *, generated: bool = False) -> None:
     Raises:
         UserError: names the value and the ones that work.
     """
+    for part in parse_mix(text):
+        _check_one_text(part.text, generated)
+
+
+def _check_one_text(text: str, generated: bool) -> None:
     if text == GENERATED:
         if generated:
             return
@@ -55,7 +62,7 @@ def training_texts(text: str, data_dir: str | None) -> list[str]:
     from edgequant.corpora.benchmarks import find_local, load_wikitext2
     from edgequant.corpora.disaster_corpus import bundled_documents
 
-    check_text(text)
+    _check_one_text(text, generated=False)
     if text in ("disaster", "disaster-multilingual"):
         documents = bundled_documents("train")
         return [document.text for document in documents if document.language == "en" or text != "disaster"]
@@ -141,13 +148,39 @@ def training_sequences(
     """Training text as shuffled packed rows [sequences, length], refused if it repeats evaluation text.
 
     Args:
-        text: as `training_texts`, or `generated`: as many rows as are `needed`, written by `model`.
+        text: as `training_texts`, or `generated`: as many rows as are `needed`, written by `model`; or a mix of these
+            with shares of the tokens, which takes of each what the scarcest allows.
 
     Raises:
         UserError: no text, too little of it, or overlap with what is evaluated on.
     """
     import torch
 
+    def shuffled(rows: Tensor) -> Tensor:
+        return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))]
+
+    parts = parse_mix(text)
+    rows = [
+        _rows(part.text, tokenizer, length, data, data_dir, seed, model, math.ceil(part.share * needed))
+        for part in parts
+    ]
+    if len(parts) == 1:
+        return shuffled(rows[0])
+    counts = rows_of_each(parts, [len(some) for some in rows])
+    return shuffled(torch.cat([shuffled(some)[:count] for some, count in zip(rows, counts, strict=True)]))
+
+
+def _rows(
+    text: str,
+    tokenizer: Any,
+    length: int,
+    data: EvaluationData,
+    data_dir: str | None,
+    seed: int,
+    model: Any,
+    needed: int,
+) -> Tensor:
+    """One text as packed rows in its own order, checked and logged."""
     from edgequant.corpora.contamination import refuse_overlap
     from edgequant.corpora.packing import pack
     from edgequant.files import sha256_of_bytes
@@ -163,7 +196,7 @@ def training_sequences(
         rows = pack(texts, tokenizer, length)
     refuse_overlap(texts, {name: passages for name, passages in _evaluated_texts(data).items() if passages})
     log_dataset(text, sha256_of_bytes("\n".join(texts)), text, rows=len(texts), context="training")
-    return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))]
+    return rows
 
 
 def _evaluated_texts(data: EvaluationData) -> dict[str, list[str]]:

@@ -51,7 +51,7 @@ def qat(
         size_budget: mixed precision: choose bits layer by layer so that a checkpoint fits, e.g. bits_per_parameter=4.5
             or megabytes=80.
         text: what to train on: disaster, disaster-multilingual, wikitext-2, a folder or file, or generated: what the
-            model itself writes, where no text may be used.
+            model itself writes, where no text may be used; or a mix with shares of the tokens: disaster,wikitext-2:0.3.
         control: also fine-tune without the quantiser and apply PTQ to that: the fair comparison for QAT.
         training: length, batch, learning rate, distillation.
         quantization: when activations are quantised, how static ranges are found.
