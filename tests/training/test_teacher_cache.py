@@ -113,6 +113,24 @@ def test_a_later_run_reads_and_does_not_ask_the_teacher_again(tiny, teacher, seq
     assert not asked and first == second
 
 
+def test_training_interrupted_and_resumed_with_a_cached_teacher_ends_the_same(
+    tiny, teacher, sequences, tmp_path, cache
+):
+    settings = replace(SETTINGS, save_steps=2)
+
+    def kill(step, _metrics):
+        if step == 5:
+            raise KeyboardInterrupt
+
+    models = [copy.deepcopy(tiny.model).requires_grad_(True) for _ in range(3)]
+    whole = train(models[0], sequences, settings, tmp_path / "whole", teacher=teacher)
+    with pytest.raises(KeyboardInterrupt):
+        train(models[1], sequences, settings, tmp_path / "cut", teacher=teacher, on_log=kill)
+    resumed = train(models[2], sequences, settings, tmp_path / "cut", teacher=teacher, resume=True)
+    assert resumed.loss == whole.loss
+    assert all(torch.equal(a, b) for a, b in zip(models[0].parameters(), models[2].parameters(), strict=True))
+
+
 @pytest.mark.parametrize("change", ["weights", "tokens", "k", "temperature", "precision"])
 def test_whatever_changes_the_predictions_is_part_of_their_key(teacher, sequences, cache, change):
     settings = replace(SETTINGS, teacher_top_k=8)

@@ -82,6 +82,7 @@ def cached_teacher(
         kept = _predictions(teacher, asked, settings, precision)
         with atomic_path(path) as temporary:
             save_file(kept, temporary)
+        print(f"teacher: kept its predictions on {len(drawn)} sequences in {path}", flush=True)
     return CachedTeacher(kept["log_probabilities"], kept["indices"], drawn, settings.temperature)
 
 

@@ -48,6 +48,7 @@ def generated_sequences(model: Any, tokenizer: Any, count: int, length: int, *, 
             bar.update(size)
     with atomic_path(path) as temporary:
         save_file({"tokens": rows}, temporary)
+    print(f"generated text: wrote {count} sequences to {path}", flush=True)
     return rows.long()
 
 
