@@ -90,7 +90,7 @@ def test_predicted_and_measured_increases_of_the_loss_rank_layers_and_bits_alike
         weight.copy_(dequantize_weight(quantize_weight(weight, spec), weight.shape))
         measured.append(divergence(trained, other, rows))
     assert spearmanr(predicted, measured).statistic > 0.9
-    assert 0.3 < sum(predicted) / sum(measured) < 3  # nats, not just an order
+    assert 0.5 < sum(predicted) / sum(measured) < 2  # nats, not just an order
 
 
 def test_more_bits_lose_less_in_every_layer(trained, text):
@@ -104,16 +104,19 @@ def test_more_bits_lose_less_in_every_layer(trained, text):
         assert losses == sorted(losses, reverse=True)
 
 
-def test_fisher_diagonals_are_squared_gradients_of_single_sequences(trained, text):
-    model, layer = copy.deepcopy(trained), "model.layers.0.mlp.down_proj"
+def test_fisher_diagonals_are_the_expected_squared_gradients_over_the_models_own_tokens(_tiny):
+    """Against the sum over the whole vocabulary, which nothing larger than `tiny` could afford."""
+    model, layer, tokens = copy.deepcopy(_tiny.model), "model.layers.1.mlp.down_proj", torch.arange(60, 64)
     weight = weight_of(model, layer).requires_grad_(True)
-    expected = 0.0
-    for row in text[:3]:
-        (gradient,) = torch.autograd.grad(loss(model, row[None]), weight)
-        expected = expected + (LENGTH - 1) * gradient**2 / 3
-    weight.requires_grad_(False)
-    found = fisher_diagonals(model, [layer], list(text[:3]))[layer]
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-12)
+    predictions = model(input_ids=tokens[None]).logits[0, :-1].log_softmax(-1)
+    expected = torch.zeros_like(weight)
+    for position in predictions:
+        for log_probability in position:
+            (gradient,) = torch.autograd.grad(log_probability, weight, retain_graph=True)
+            expected += log_probability.exp().detach() * gradient**2 / len(predictions)
+    found = fisher_diagonals(model, [layer], [tokens] * 300)[layer]
+    assert float(found.sum()) == pytest.approx(float(expected.sum()), rel=0.1)
+    assert spearmanr(found.sum(0), expected.sum(0)).statistic > 0.9  # input by input
 
 
 def test_the_model_is_left_as_it_was(trained, text):

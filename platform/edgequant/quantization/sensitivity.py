@@ -1,8 +1,10 @@
 """How much a layer's rounding costs: squared gradients times squared rounding errors, all layers from one pass.
 
-A second-order expansion of the loss around the trained weights, its Hessian replaced by the diagonal of the empirical
-Fisher information, as in optimal brain damage (LeCun et al. 1989, equation 4) and, for quantisation, SqueezeLLM (Kim et
-al. 2023, arXiv 2306.07629, equation 4).
+A second-order expansion of the loss around the trained weights with a diagonal Hessian, as in optimal brain damage
+(LeCun et al. 1989, equation 4); the Fisher information stands for the Hessian, as in SqueezeLLM (Kim et al. 2023, arXiv
+2306.07629, equation 4). Unlike there, tokens are drawn from the model's own predictions instead of taken from the text:
+on text that the model does not fit, the mean gradient is not 0, and its square says how much the weights would like to
+move, not how sharp the loss is (Kunstner et al. 2019, arXiv 1905.12558).
 """
 
 from __future__ import annotations
@@ -20,16 +22,18 @@ from edgequant.quantization.affine import dequantize_weight, quantize_weight
 from edgequant.quantization.scheme import WeightSpec
 
 LOSS_CHUNK = 1024  # positions whose float32 logits are alive at a time
+SEED = 0  # of the tokens drawn
 
 
 def fisher_diagonals(
     model: nn.Module, layers: Sequence[str], sequences: Sequence[Tensor], *, bfloat16: bool = False
 ) -> dict[str, Tensor]:
-    """The diagonal of each layer's empirical Fisher information, per predicted token.
+    """The diagonal of each layer's Fisher information per predicted token, by one draw of every token.
 
-    For sequences of T predicted tokens, F = T mean_s g_s^2, where g_s is the gradient of the mean next-token loss of
-    sequence s. Gradients are squared, added up and dropped as soon as backpropagation has made them: beside the model
-    itself, one float32 number per weight is held.
+    For sequences of T predicted tokens, F = T mean_s g_s^2, where g_s is the gradient of the mean loss of sequence s on
+    tokens drawn from the model's predictions: gradients of different tokens then have mean 0 and are uncorrelated, so
+    that the square of their sum is, on average, the sum of their squares. Gradients are squared, added up and dropped
+    as soon as backpropagation has made them: beside the model itself, one float32 number per weight is held.
 
     Args:
         model: floating-point causal language model in evaluation mode; unchanged afterwards.
@@ -42,13 +46,15 @@ def fisher_diagonals(
     """
     weights = {name: weight_of(model, name) for name in layers}
     sums = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
+    device = next(iter(sums.values())).device
+    generator = torch.Generator(device).manual_seed(SEED)
     progress = tqdm(sequences, desc="sensitivity", unit="sequence", disable=None)
     with _squares_added(model, weights, sums), torch.enable_grad():
         for sequence in progress:
-            tokens = sequence.reshape(1, -1).to(next(iter(sums.values())).device)
-            with torch.autocast(tokens.device.type, torch.bfloat16, enabled=bfloat16):
-                logits = model(input_ids=tokens, use_cache=False).logits
-            (_next_token_loss(logits, tokens) * (tokens.shape[1] - 1) ** 0.5).backward()
+            tokens = sequence.reshape(1, -1).to(device)
+            with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+                logits = model(input_ids=tokens, use_cache=False).logits[0, :-1]
+            (_loss_on_drawn_tokens(logits, generator) * len(logits) ** 0.5).backward()
     return {name: total.div_(len(sequences)) for name, total in sums.items()}
 
 
@@ -57,10 +63,14 @@ def weight_of(model: nn.Module, layer: str) -> nn.Parameter:
     return cast(nn.Parameter, model.get_submodule(layer).weight)
 
 
-def _next_token_loss(logits: Tensor, tokens: Tensor) -> Tensor:
-    parts = zip(logits[0, :-1].split(LOSS_CHUNK), tokens[0, 1:].split(LOSS_CHUNK), strict=True)
-    total = [functional.cross_entropy(part.float(), wanted, reduction="sum") for part, wanted in parts]
-    return torch.stack(total).sum() / (tokens.shape[1] - 1)
+def _loss_on_drawn_tokens(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """Mean cross-entropy, nats, of logits [positions, vocabulary] on one token drawn from each prediction."""
+    total = []
+    for part in logits.split(LOSS_CHUNK):
+        predicted = part.float()
+        drawn = torch.multinomial(predicted.detach().softmax(-1), 1, generator=generator)[:, 0]
+        total.append(functional.cross_entropy(predicted, drawn, reduction="sum"))
+    return torch.stack(total).sum() / len(logits)
 
 
 @contextmanager
