@@ -84,7 +84,7 @@ def check_plan(
     read = read_space(space or method, (TrainingSettings, own), with_scheme=method == "qat")
     wanted = read_objectives(objectives)
     plan = Plan(
-        name=models.resolve(model).name, method=method, model=model, text=text, space=read, objectives=wanted,
+        name=models.check_available(model).name, method=method, model=model, text=text, space=read, objectives=wanted,
         trials=trials,
         scheme=scheme if method == "qat" else "none", candidate=CANDIDATES[method],
         halving=_halving(scheduler, read, wanted, trials), **rest,

@@ -143,7 +143,7 @@ def check_configuration(
     parse_method(method)
     parsed = with_size_budget([parse_scheme(name.strip()) for name in scheme.split(",")], size_budget)
     check_text(text, generated=True)
-    models.resolve(model)
+    models.check_available(model)
     for one in parsed:
         check_group_sizes(one, models.layer_inputs(model))
     return parsed

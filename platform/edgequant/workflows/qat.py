@@ -114,7 +114,7 @@ def check_configuration(model: str, scheme: str, text: str, size_budget: str | N
             "such as w4a8-g32+emb4"
         )
     check_text(text, generated=True)
-    models.resolve(model)
+    models.check_available(model)
     check_group_sizes(parsed, models.layer_inputs(model))
     return with_size_budget([parsed], size_budget)[0]
 
