@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from edgequant.quantization.mixed_precision import Allocation
     from edgequant.quantization.scheme import Scheme
 
 SEQUENCES = 16  # whose gradients tell layers apart: each costs a pass forward and one backward
@@ -87,14 +88,15 @@ def choose(
         bfloat16=models.pick_dtype("auto", str(model.device)) == "bfloat16",
     )
     write_atomically(kept, json.dumps({"scheme": chosen.scheme.to_dict(), "rows": chosen.rows}))
-    print(_said(chosen.scheme, chosen.size, chosen.note), flush=True)
+    print(_said(chosen), flush=True)
     return LayerBits(chosen.scheme, chosen.rows)
 
 
-def _said(scheme: Scheme, size: int, note: str) -> str:
-    bits = [bits for _, bits in scheme.layer_bits]
+def _said(chosen: Allocation) -> str:
+    bits = [row["bits"] for row in chosen.rows]
     counts = ", ".join(f"{bits.count(width)} of {width} bits" for width in sorted({*bits}))
-    return f"chose {scheme.name}: layers {counts}; at most {size / 1e6:.2f} MB" + (f" ({note})" if note else "")
+    note = f" ({chosen.note})" if chosen.note else ""
+    return f"chose {chosen.scheme.name}: layers {counts}; at most {chosen.size / 1e6:.2f} MB{note}"
 
 
 def log_layer_bits(rows: list[dict[str, Any]]) -> None:
