@@ -44,6 +44,28 @@ def test_merged_model_computes_what_the_adapted_one_does(tiny, sequences, tmp_pa
     assert type(merged).__name__ == "Qwen2ForCausalLM"
 
 
+@pytest.mark.filterwarnings("error:Could not find a config file")  # peft asking the hub about the base
+def test_adapters_resume_to_the_same_loss(tiny, sequences, tmp_path):
+    settings = TrainingSettings(steps=6, batch_size=2, sequence_length=32, precision="float32", save_steps=2)
+
+    def adapted():
+        torch.manual_seed(1)
+        return attach(copy.deepcopy(tiny.model), LoraSettings(rank=4), made_from="some-org/some-model")
+
+    def stop(step, _metrics):
+        if step == 5:
+            raise InterruptedError
+
+    whole = train(adapted(), sequences, settings, tmp_path / "whole")
+    with pytest.raises(InterruptedError):
+        train(adapted(), sequences, settings, tmp_path / "cut", on_log=stop)
+    seen: list[int] = []
+    resumed = train(
+        adapted(), sequences, settings, tmp_path / "cut", resume=True, on_log=lambda step, _metrics: seen.append(step)
+    )
+    assert seen == [5, 6] and resumed.loss == whole.loss
+
+
 def test_the_head_gets_no_adapter(tiny):
     adapted = attach(tiny.model, LoraSettings(), made_from="tiny")
     assert not [name for name, _ in adapted.named_parameters() if "lm_head" in name and "lora" in name]

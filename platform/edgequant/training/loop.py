@@ -73,6 +73,14 @@ class _Trainer(Trainer):
             loss = loss + share * self._divergence(logits.flatten(0, 1), inputs)
         return (loss, {"logits": logits}) if return_outputs else loss
 
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        model: Any = self.model
+        if not hasattr(model, "peft_config"):
+            super()._save(output_dir, state_dict)
+            return
+        # Said outright that embeddings stay out: peft would ask the hub about the base model at every checkpoint.
+        model.save_pretrained(output_dir, state_dict=state_dict, save_embedding_layers=False)
+
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """A tied head is stored once; that it is missing in a checkpoint is nothing to warn of."""
         tied = set(getattr(self.model, "all_tied_weights_keys", None) or {})
