@@ -36,6 +36,20 @@ def test_the_start_is_exactly_what_ptq_deploys(tiny, sequences, scheme, method):
     assert torch.equal(logits(started, sequences[-2:]), logits(rounded, sequences[-2:]))
 
 
+def test_weights_move_no_further_than_their_integers_demand(tiny, sequences):
+    scheme = parse_scheme("w4-g32")
+    started = copy.deepcopy(tiny.model)
+    prepare_from_ptq(started, scheme, "mse", [sequences[:8, :64]], settings=PtqSettings(activation_weighted=False))
+    before, layer = tiny.model.model.layers[0].mlp.up_proj.weight, started.model.layers[0].mlp.up_proj
+    quantizer = layer.quantizer
+    moved = (layer.weight - before).abs()
+    scale = quantizer.parameters_now()[0].expand(-1, -1, 32).reshape(before.shape)
+    codes = quantizer.quantized(layer.weight).codes.reshape(before.shape)
+    inner = (codes > -8) & (codes < 7)  # clipped extremes move to the edge of the range
+    assert inner.float().mean() > 0.7
+    assert (moved[inner] <= 0.02 * scale[inner]).all()  # `mse` rounds to nearest: only the margin at a step's edge
+
+
 def test_the_model_trains_and_converts_from_there(tiny, sequences, tmp_path):
     model = copy.deepcopy(tiny.model)
     prepare_from_ptq(model, parse_scheme("w4-g32+emb4"), "gptq", [sequences[:8, :64]])

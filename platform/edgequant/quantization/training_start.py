@@ -7,12 +7,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from edgequant.quantization.affine import dequantize_weight
+from edgequant.quantization.affine import QuantizedWeight, dequantize_weight, grouped
 from edgequant.quantization.chosen_weights import chosen_of, set_quantizer
 from edgequant.quantization.fake_quantization import FakeQuantizedEmbedding, FakeQuantizedLinear, WeightQuantizer
 from edgequant.quantization.ptq import choose_integers
 from edgequant.quantization.ptq_settings import PtqSettings
-from edgequant.quantization.scheme import Scheme
+from edgequant.quantization.scheme import Scheme, WeightSpec
+
+ALMOST_HALF = 0.49  # of a step: surely rounded to the integer in the middle
 
 
 @torch.no_grad()
@@ -27,8 +29,9 @@ def prepare_from_ptq(
 ) -> None:
     """`qat.prepare`, in place, from what a PTQ method chooses instead of from the floating-point weights.
 
-    Every weight becomes the value that its integer stands for; the method's scales and zero points become parameters
-    (of llama.cpp's layouts, whose grids are fixed by the weights, they are found anew).
+    The method's scales and zero points become parameters (of llama.cpp's layouts, whose grids are fixed by the weights,
+    they are found anew). A weight that rounds to its integer already stays as it is, and any other moves to the nearest
+    value that does: weights in the middle of their steps would need a long way to the next integer.
 
     Args:
         model: floating-point, in evaluation mode.
@@ -49,7 +52,17 @@ def prepare_from_ptq(
         if id(layer.weight) not in quantizers:
             chosen = chosen_of(layer)
             assert chosen is not None  # a method leaves no layer without integers
-            layer.weight.copy_(dequantize_weight(chosen, layer.weight.shape))
+            layer.weight.copy_(nearest_that_round_to(layer.weight, chosen, layer.spec))
             made = WeightQuantizer(layer.spec, layer.weight, learned=True, start=chosen)
             quantizers[id(layer.weight)] = made
         set_quantizer(layer, quantizers[id(layer.weight)])
+
+
+def nearest_that_round_to(weight: Tensor, chosen: QuantizedWeight, spec: WeightSpec) -> Tensor:
+    """The values closest to a weight [out, in] whose integers are the chosen ones."""
+    if chosen.minimum is not None:
+        return dequantize_weight(chosen, weight.shape)
+    zero_point = 0.0 if chosen.zero_point is None else chosen.zero_point
+    position = grouped(weight.float(), spec) / chosen.scale + zero_point
+    inside = position.clamp(chosen.codes - ALMOST_HALF, chosen.codes + ALMOST_HALF)
+    return ((inside - zero_point) * chosen.scale).reshape(weight.shape)
