@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from edgequant.errors import UserError
-from edgequant.files import sha256_of, write_atomically
+from edgequant.files import atomic_folder, sha256_of, write_atomically
 from edgequant.quantization.scheme import Scheme
 
 MANIFEST = "edgequant.json"
@@ -49,9 +47,7 @@ def save(
         made_from: short name of the model; becomes `edgequant_model` in config.json.
     """
     folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with atomic_folder(folder) as temporary:
         tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in unique_state(model).items()}
         # One key alone: safetensors writes several in random order, and equal checkpoints would differ in their hashes.
         save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
@@ -60,12 +56,6 @@ def save(
             model.generation_config.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         _write_manifest(temporary, scheme)
-        temporary.chmod(0o755)
-        if folder.exists():
-            shutil.rmtree(folder)
-        temporary.replace(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return QuantizedCheckpoint(folder, scheme, parameters)
 
 
