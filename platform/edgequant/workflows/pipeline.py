@@ -7,13 +7,11 @@ edgequant pipeline --model tiny
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from edgequant.errors import UserError
 from edgequant.evaluation.settings import EvaluationSettings
-from edgequant.files import cache_dir
 from edgequant.training.settings import TrainingSettings
 from edgequant.workflows.measuring import COMPARISON
 
@@ -61,10 +59,11 @@ def pipeline(
 
     from edgequant import tracking
     from edgequant.workflows.closing import print_closing
+    from edgequant.workflows.evaluate import resolved_settings
 
     folder = Path(output).expanduser().resolve()
-    if evaluation.cache_dir is None:  # three phases measure the same floating-point model: score it once
-        evaluation = replace(evaluation, cache_dir=str(cache_dir() / "scores"))
+    # Three phases measure the same floating-point model: score it once.
+    evaluation = resolved_settings(evaluation, limit=None, seed=None, cache=True)
     common = {"data_dir": data_dir, "device": device, "seed": seed, "experiment": experiment}
     with tracking.workflow_run("pipeline", config, experiment=experiment) as run:
         steps = _steps(model, scheme, source, training, evaluation, folder, register, common, run.id)
