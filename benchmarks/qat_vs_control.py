@@ -1,43 +1,66 @@
 """QAT against its control: the same training without the quantiser, and PTQ of that. One run, one table.
 
     python benchmarks/qat_vs_control.py --data_dir DATA                      # one GPU, SmolLM2, 3.3 M tokens a run
-    python benchmarks/qat_vs_control.py --data_dir DATA --model tiny --steps 20 --sequence 64   # a minute on a CPU
+    python benchmarks/qat_vs_control.py --data_dir DATA --model tiny --steps 20 --sequence 64 --limit 100   # on a CPU
+    python benchmarks/qat_vs_control.py --rows seed0.json seed1.json         # the table of several runs' --output
 
-Text: WikiText-2 validation; perplexity: WikiText-2 test, windows of 2,048 tokens. Needs torch and transformers alone.
+Text: WikiText-2 validation; perplexity: WikiText-2 test, windows of 2,048 tokens; `--measures` adds BoolQ and SQuAD.
+tokens/s: the median over the second half of the steps, so that neither warming up nor compiling is in it. torchao's QAT
+of the same scheme, in the same loop, stands beside where torchao is installed. Needs torch and transformers alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import importlib.util
+import itertools
 import json
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "platform"))
 
 from edgequant import models  # noqa: E402
-from edgequant.corpora.benchmarks import load_wikitext2  # noqa: E402
+from edgequant.corpora.benchmarks import load_boolq, load_squad, load_wikitext2  # noqa: E402
 from edgequant.corpora.packing import pack  # noqa: E402
 from edgequant.evaluation.settings import EvaluationSettings  # noqa: E402
 from edgequant.evaluation.suite import EvaluationData, evaluate_model  # noqa: E402
 from edgequant.quantization import ptq, qat  # noqa: E402
-from edgequant.quantization.scheme import parse_scheme  # noqa: E402
+from edgequant.quantization.ptq_settings import PtqSettings  # noqa: E402
+from edgequant.quantization.scheme import Scheme, parse_scheme  # noqa: E402
+from edgequant.quantization.training_start import prepare_from_ptq  # noqa: E402
 from edgequant.training.loop import train  # noqa: E402
 from edgequant.training.settings import TrainingSettings  # noqa: E402
+
+COLUMNS = {  # heading of the table: key of a row, digits
+    "perplexity": ("wikitext2/perplexity", 3),
+    "vs control": ("vs control", 4),
+    "recovered": ("recovered", 3),
+    "BoolQ": ("boolq/accuracy", 4),
+    "SQuAD EM": ("squad/exact_match", 4),
+    "SQuAD F1": ("squad/f1", 4),
+    "tokens/s": ("tokens/s", 0),
+    "peak GB": ("peak GB", 1),
+    "seconds": ("seconds", 0),
+}
+OnStep = Callable[[int, int], None]
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--data_dir", required=True)
+    parser.add_argument("--data_dir")
     parser.add_argument("--schemes", nargs="+", default=["w8a8-static", "w4a8-g32", "w4a8-g32+emb4", "w3-g64"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--steps", type=int, default=400)
@@ -45,107 +68,204 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--sequence", type=int, default=512)
     parser.add_argument("--learning_rate", type=float, default=3e-5)
     parser.add_argument("--distillation", type=float, default=0.0)
-    parser.add_argument("--teacher", choices=("base", "control"), default="control")
-    parser.add_argument("--fixed_scales", action="store_true", help="scales follow the extremes instead of learning")
+    parser.add_argument("--teacher", choices=("base", "control"), default="base")
+    parser.add_argument("--start", default="rtn", help="what QAT starts from: rtn, or a PTQ method")
+    parser.add_argument("--learned_scales", action="store_true", help="LSQ+; else scales follow the extremes")
+    parser.add_argument("--compile", choices=("auto", "true", "false"), default="auto")
     parser.add_argument("--observer", default="ema")
+    parser.add_argument("--measures", nargs="+", default=["perplexity"], choices=["perplexity", "boolq", "squad"])
+    parser.add_argument("--asked", nargs="*", default=["w4a8-g32+emb4"], help="schemes that answer BoolQ and SQuAD too")
+    parser.add_argument("--skip_base", action="store_true", help="it is the same for every seed")
+    parser.add_argument(
+        "--limit", type=int, help="questions of each set, and a twentieth as many windows (default: all)"
+    )
+    parser.add_argument("--peers", nargs="*", default=["torchao"], choices=["torchao"])
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--output", default=None, help="JSON file for the rows")
-    return parser.parse_args()
+    parser.add_argument("--output", default=None, help="JSON file for the rows, written after each")
+    parser.add_argument("--rows", nargs="+", help="print the table of these JSON files instead of running")
+    options = parser.parse_args()
+    if not options.rows and not options.data_dir:
+        parser.error("--data_dir is needed: a folder with wikitext-2/ (and boolq/, squad/ for --measures)")
+    return options
 
 
 def main() -> None:
     options = arguments()
-    base, tokenizer, _ = models.load(options.model, dtype="float32", device=options.device)
-    rows = pack(["".join(load_wikitext2("validation", options.data_dir))], tokenizer, options.sequence)
-    data = EvaluationData(wikitext2=load_wikitext2("test", options.data_dir))
-    settings = TrainingSettings(
-        steps=options.steps,
-        batch_size=options.batch,
-        sequence_length=options.sequence,
-        learning_rate=options.learning_rate,
-    )
-    results = [row for seed in options.seeds for row in compare(base, tokenizer, rows, data, settings, options, seed)]
-    if options.output:
-        Path(options.output).write_text(json.dumps(results, indent=1))
+    if options.rows:
+        print_table([row for file in options.rows for row in json.loads(Path(file).read_text())])
+        return
+    experiment = Experiment(options)
+    results: list[dict[str, Any]] = []
+    for seed in options.seeds:
+        for row in experiment.rows(seed):
+            results.append({"seed": seed, **row})
+            print("  ".join(f"{key} {value}" for key, value in results[-1].items()), flush=True)
+            if options.output:
+                Path(options.output).write_text(json.dumps(results, indent=1))
     print_table(results)
 
 
-def compare(base, tokenizer, rows, data, settings, options, seed):
-    """One seed: the base, its control, and for each scheme PTQ of the control and QAT."""
+class Experiment:
+    """One model, one text, one budget; a control and every scheme for each seed."""
 
-    def perplexity(model) -> float:
-        measured = evaluate_model(
-            models.cast(copy.deepcopy(model), "bfloat16"), tokenizer, data, EvaluationSettings(measures=("perplexity",))
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.base, self.tokenizer, _ = models.load(options.model, dtype="float32", device=options.device)
+        text = "".join(load_wikitext2("validation", options.data_dir)).replace("<unk>", "")
+        self.sequences = pack([text], self.tokenizer, options.sequence)
+        self.data = evaluation_data(options)
+        self.settings = TrainingSettings(
+            steps=options.steps,
+            batch_size=options.batch,
+            sequence_length=options.sequence,
+            learning_rate=options.learning_rate,
+            compile={"auto": None, "true": True, "false": False}[options.compile],
+            save_steps=0,
         )
-        return measured.metrics["wikitext2/perplexity"]
+        self.calibration = list(self.sequences[:64].to(next(self.base.parameters()).device).split(8))
 
-    def trained(model, name, teacher=None, on_step=None):
-        torch.cuda.reset_peak_memory_stats() if torch.cuda.is_available() else None
-        model.requires_grad_(True)
-        share = options.distillation if teacher is not None else 0.0
-        started = time.perf_counter()
-        with tempfile.TemporaryDirectory() as folder:
-            result = train(
-                model, rows, replace(settings, distillation=share), Path(folder),
-                teacher=teacher, seed=seed, title=name, on_step=on_step,
-            )  # fmt: skip
-        peak = torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else float("nan")
-        model.requires_grad_(False)
-        model.eval()
-        print(f"{name}: {time.perf_counter() - started:.0f} s, loss {result.loss:.3f}", flush=True)
-        return {"tokens/s": result.tokens_per_second, "peak GB": peak}
+    def rows(self, seed: int) -> Iterator[dict[str, Any]]:
+        """The base, its control, and for each scheme PTQ of the control, QAT and the peer's QAT."""
+        if not self.options.skip_base:
+            yield {"scheme": "-", "variant": "base", **self.scores(self.base)}
+        control = copy.deepcopy(self.base)
+        cost = self.trained(control, seed, "control")
+        floating = self.scores(control)
+        yield {"scheme": "-", "variant": "control", **floating, **cost}
+        for name in self.options.schemes:
+            scheme = parse_scheme(name)
+            rounded = copy.deepcopy(control)
+            ptq.quantize(rounded, scheme, calibration=self.calibration, observer=self.options.observer)
+            lost = self.scores(rounded, name)
+            del rounded
+            yield {"scheme": name, "variant": "control-ptq", **lost, **against(lost, floating)}
+            made, cost = self.qat(scheme, seed, control)
+            reached = self.scores(made, name)
+            del made
+            yield {"scheme": name, "variant": "qat", **reached, **against(reached, floating, lost), **cost}
+            if "torchao" in self.options.peers and importlib.util.find_spec("torchao") and torchao_config(scheme):
+                made, cost = self.torchao(scheme, seed)
+                reached = self.scores(made, name)
+                del made
+                yield {"scheme": name, "variant": "qat, torchao", **reached, **against(reached, floating, lost), **cost}
 
-    calibration = list(rows[:64].to(next(base.parameters()).device).split(8))
-    yield {"seed": seed, "scheme": "-", "variant": "base", "perplexity": perplexity(base)}
-    control = copy.deepcopy(base)
-    cost = trained(control, "control")
-    yield {"seed": seed, "scheme": "-", "variant": "control", "perplexity": (floating := perplexity(control)), **cost}
-    for name in options.schemes:
-        scheme = parse_scheme(name)
-        rounded = copy.deepcopy(control)
-        ptq.quantize(rounded, scheme, calibration=calibration, observer=options.observer)
-        yield {"seed": seed, "scheme": name, "variant": "control-ptq", "perplexity": (lost := perplexity(rounded))}
-        del rounded
-        model = copy.deepcopy(base)
-        qat.prepare(model, scheme, observer=options.observer, learned_scales=not options.fixed_scales)
+    def qat(self, scheme: Scheme, seed: int, control: nn.Module) -> tuple[nn.Module, dict[str, float]]:
+        """Train through the quantiser; the integer model that results and what training cost."""
+        options, model = self.options, copy.deepcopy(self.base)
+        if options.start == "rtn":
+            qat.prepare(model, scheme, observer=options.observer, learned_scales=options.learned_scales)
+        else:
+            settings = PtqSettings(observer=options.observer)
+            prepare_from_ptq(model, scheme, options.start, self.calibration, settings=settings)
         if qat.has_static_ranges(model):
-            qat.calibrate(model, calibration)
-        teacher = {"base": base, "control": control}[options.teacher] if options.distillation else None
+            qat.calibrate(model, self.calibration)
 
-        def phases(done: int, steps: int, model=model) -> None:
+        def phases(done: int, steps: int) -> None:
             qat.set_phase(model, quantize_inputs=done >= 0.1 * steps, observe=done < 0.8 * steps)
 
-        cost = trained(model, f"qat {name}", teacher, phases)
+        teacher = {"base": self.base, "control": control}[options.teacher] if options.distillation else None
+        cost = self.trained(model, seed, f"qat {scheme.name}", teacher=teacher, on_step=phases)
         qat.set_phase(model, quantize_inputs=True, observe=False)
         qat.convert(model)
-        reached = perplexity(model)
-        recovered = (lost - reached) / (lost - floating) if lost > floating else float("nan")
-        row = {"seed": seed, "scheme": name, "variant": "qat", "perplexity": reached, "recovered": recovered}
-        yield {**row, "vs control": reached / floating - 1, **cost}
-        del model
+        return model, cost
+
+    def torchao(self, scheme: Scheme, seed: int) -> tuple[nn.Module, dict[str, float]]:
+        """torchao's QAT of the same bits and groups (symmetric, its default), in our loop."""
+        from torchao.quantization import quantize_
+        from torchao.quantization.qat import QATConfig
+
+        model, config = copy.deepcopy(self.base), torchao_config(scheme)
+
+        def inner_linear(module: nn.Module, name: str) -> bool:
+            return isinstance(module, nn.Linear) and not name.endswith("lm_head")
+
+        quantize_(model, QATConfig(config, step="prepare"), inner_linear)
+        cost = self.trained(model, seed, f"torchao {scheme.name}")
+        quantize_(model, QATConfig(config, step="convert"), inner_linear)
+        return model, cost
+
+    def trained(
+        self, model: nn.Module, seed: int, title: str, teacher: nn.Module | None = None, on_step: OnStep | None = None
+    ) -> dict[str, float]:
+        """Train in place: steady tokens/s, seconds in all, peak memory in GB (10^9 bytes)."""
+        on_gpu = torch.cuda.is_available()
+        if on_gpu:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        model.requires_grad_(True)
+        share = self.options.distillation if teacher is not None else 0.0
+        started, ends = time.perf_counter(), []
+        with tempfile.TemporaryDirectory() as folder:
+            train(
+                model, self.sequences, replace(self.settings, distillation=share), Path(folder), teacher=teacher,
+                seed=seed, title=title, on_step=on_step, on_log=lambda step, metrics: ends.append(time.perf_counter()),
+            )  # fmt: skip
+        model.requires_grad_(False)
+        model.eval()
+        lengths = [after - before for before, after in itertools.pairwise(ends)]
+        return {
+            "tokens/s": self.settings.tokens_per_step / statistics.median(lengths[len(lengths) // 2 :]),
+            "seconds": time.perf_counter() - started,
+        } | ({"peak GB": torch.cuda.max_memory_allocated() / 1e9} if on_gpu else {})
+
+    def scores(self, model: nn.Module, scheme: str | None = None) -> dict[str, float]:
+        """What `--measures` names, in the type that the device computes in; questions only where `--asked`."""
+        dtype = models.pick_dtype("auto", str(next(self.base.parameters()).device))
+        copied = models.cast(copy.deepcopy(model), dtype)
+        asked = scheme is None or scheme in self.options.asked
+        measures = tuple(measure for measure in self.options.measures if asked or measure == "perplexity")
+        settings = EvaluationSettings(measures=measures, limit=self.options.limit)
+        metrics = evaluate_model(copied, self.tokenizer, self.data, settings).metrics
+        return {key: metrics[key] for key, _ in COLUMNS.values() if key in metrics}
 
 
-def print_table(results: list[dict]) -> None:
-    keys = list(dict.fromkeys((row["scheme"], row["variant"]) for row in results))
-    print(
-        f"\n{'scheme':16} {'variant':12} {'perplexity':>16} {'vs control':>10} {'recovered':>16} "
-        f"{'tokens/s':>9} {'peak GB':>8}"
+def evaluation_data(options: argparse.Namespace) -> EvaluationData:
+    folder, wanted = options.data_dir, options.measures
+    return EvaluationData(
+        wikitext2=load_wikitext2("test", folder) if "perplexity" in wanted else None,
+        boolq=load_boolq("validation", folder) if "boolq" in wanted else None,
+        squad=load_squad("validation", folder) if "squad" in wanted else None,
     )
-    for scheme, variant in keys:
+
+
+def torchao_config(scheme: Scheme) -> Any:
+    """torchao's configuration for a scheme of groups without a quantised embedding; None where it has none."""
+    weight = scheme.weight
+    if weight is None or weight.group_size is None or scheme.embedding is not None:
+        return None
+    from torchao.quantization import Int8DynamicActivationIntxWeightConfig, IntxWeightOnlyConfig, PerGroup
+
+    dtype, group = getattr(torch, f"int{weight.bits}"), PerGroup(weight.group_size)
+    if scheme.activation is None:
+        return IntxWeightOnlyConfig(weight_dtype=dtype, granularity=group)
+    return Int8DynamicActivationIntxWeightConfig(weight_dtype=dtype, weight_granularity=group)
+
+
+def against(reached: dict[str, float], control: dict[str, float], lost: dict[str, float] | None = None) -> dict:
+    """Perplexity relative to the control's, and the share of PTQ's loss that was won back."""
+    key = "wikitext2/perplexity"
+    found = {"vs control": reached[key] / control[key] - 1}
+    if lost is not None and lost[key] > control[key]:
+        found["recovered"] = (lost[key] - reached[key]) / (lost[key] - control[key])
+    return found
+
+
+def print_table(results: list[dict[str, Any]]) -> None:
+    """One line a scheme and variant: means over seeds, ± their standard deviation."""
+    shown = {heading: spec for heading, spec in COLUMNS.items() if any(spec[0] in row for row in results)}
+    print(f"\n{len({row['seed'] for row in results})} seeds\n| scheme | variant | " + " | ".join(shown) + " |")
+    print("|---" * (2 + len(shown)) + "|")
+    for scheme, variant in dict.fromkeys((row["scheme"], row["variant"]) for row in results):
         rows = [row for row in results if (row["scheme"], row["variant"]) == (scheme, variant)]
-        cells = [spread([row[key] for row in rows if key in row]) for key in ("perplexity", "vs control", "recovered")]
-        cost = [
-            spread([row[key] for row in rows if key in row], 0 if key == "tokens/s" else 1, False)
-            for key in ("tokens/s", "peak GB")
-        ]
-        print(f"{scheme:16} {variant:12} {cells[0]:>16} {cells[1]:>10} {cells[2]:>16} {cost[0]:>9} {cost[1]:>8}")
+        cells = [spread([row[key] for row in rows if key in row], digits) for key, digits in shown.values()]
+        print(f"| {scheme} | {variant} | " + " | ".join(cells) + " |")
 
 
-def spread(values: list[float], digits: int = 3, with_range: bool = True) -> str:
+def spread(values: list[float], digits: int) -> str:
     if not values:
-        return "-"
+        return ""
     text = f"{statistics.mean(values):.{digits}f}"
-    return f"{text} ±{statistics.stdev(values):.{digits}f}" if with_range and len(values) > 1 else text
+    return f"{text} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 and digits else text
 
 
 if __name__ == "__main__":

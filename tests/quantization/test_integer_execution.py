@@ -110,6 +110,19 @@ def test_int4_decode_kernel_agrees_with_the_dequantised_product(scheme, rows):
     torch.testing.assert_close(single.float(), many.float(), rtol=2**-6, atol=0.03 * spread)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("scheme", ["w4-g32", "w4-g64", "w4-g128", "w4a8-g32"])
+def test_int4_decode_kernel_on_cuda_agrees_with_the_cpu(scheme):
+    layer = converted(scheme, 256, 64, []).to(torch.bfloat16)
+    values = torch.randn(8, 256).to(torch.bfloat16)
+    with torch.no_grad():
+        expected = layer(values)
+        on_gpu = copy.deepcopy(layer).cuda()
+        found = on_gpu(values.cuda()).cpu()
+    assert on_gpu._kernel_cache, "the kernel was not used"
+    torch.testing.assert_close(found.float(), expected.float(), rtol=2**-6, atol=0.03 * float(expected.float().std()))
+
+
 def test_int4_decode_kernel_is_left_alone_where_its_layout_does_not_fit():
     layer = converted("w4-g32", 64, 24, []).to(torch.bfloat16)  # 24 rows are no multiple of 16
     with torch.no_grad():

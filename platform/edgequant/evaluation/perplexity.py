@@ -99,7 +99,7 @@ def wikitext_perplexity(
         return _score_pages(model, rows, _window_for(model, window or model.context_length), limit, seed)
     size = _window_for(model, window)
     text = join_rows(rows, join)
-    tokens = _body(model, text)
+    tokens = _bodies(model, [text])[0]
     windows = windows_of(tokens, size, stride, model.bos)
     if not windows:
         raise UserError(
@@ -164,9 +164,9 @@ def _window_for(model: LanguageModel, window: int | None) -> int:
     return window
 
 
-def _body(model: LanguageModel, text: str) -> list[int]:
-    tokens = model.encode([text])[0]
-    return tokens[1:] if model.bos is not None else tokens
+def _bodies(model: LanguageModel, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text without BOS."""
+    return [tokens[1:] if model.bos is not None else tokens for tokens in model.encode(texts)]
 
 
 def _window_row(model: LanguageModel, index: int, window: Window, nats: float) -> dict:
@@ -191,20 +191,20 @@ def _score_documents(model: LanguageModel, documents: list[dict], size: int) -> 
     """Nats and tokens of each document; its text is replaced by its length in bytes unless that is given."""
     windows: list[Window] = []
     owners: list[int] = []
-    for owner, document in enumerate(documents):
+    for owner, tokens in enumerate(_bodies(model, [document["text"] for document in documents])):
         # Every piece is one input token per scored token; the start token takes the place of a missing context.
-        pieces = rolling_windows(_body(model, document["text"]), size, model.start_token)
+        pieces = rolling_windows(tokens, size, model.start_token)
         windows += pieces
         owners += [owner] * len(pieces)
-    nats, tokens = [0.0] * len(documents), [0] * len(documents)
+    nats, counts = [0.0] * len(documents), [0] * len(documents)
     for index, value in sorted(progress(model.losses(windows), len(windows), "document perplexity")):
         nats[owners[index]] += value
-        tokens[owners[index]] += windows[index].scored
+        counts[owners[index]] += windows[index].scored
     named = [
         {"id": f"document-{at}", "bytes": len(document["text"].encode())} | document
         for at, document in enumerate(documents)
     ]
     return [
-        {key: value for key, value in row.items() if key != "text"} | {"nats": nats[at], "tokens": tokens[at]}
+        {key: value for key, value in row.items() if key != "text"} | {"nats": nats[at], "tokens": counts[at]}
         for at, row in enumerate(named)
     ]

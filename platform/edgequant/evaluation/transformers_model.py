@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import transformers
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from edgequant import models
 from edgequant.errors import UserError
@@ -18,6 +19,8 @@ from edgequant.evaluation.footprint import footprint_metrics
 from edgequant.evaluation.language_model import Choice, DecodeTiming, Generated, Window
 from edgequant.evaluation.prefix_sharing import Group, batches_of_groups, groups_by_prefix, worth_sharing
 from edgequant.evaluation.scoring import Head, logit_losses, token_losses
+
+Result = TypeVar("Result")
 
 
 class TransformersModel:
@@ -93,10 +96,12 @@ class TransformersModel:
         def score(indices: list[int]) -> list[float]:
             batch = [windows[index] for index in indices]
             # The hidden state at position p predicts token p + 1; the last token is only ever predicted.
-            spots = [(row, len(w.tokens) - w.scored - 1 + at) for row, w in enumerate(batch) for at in range(w.scored)]
+            counts = [w.scored for w in batch]
+            firsts = [len(w.tokens) - w.scored - 1 for w in batch]
             targets = [token for w in batch for token in w.tokens[len(w.tokens) - w.scored :]]
-            values = self._token_losses([w.tokens[:-1] for w in batch], spots, targets)
-            counts = [windows[index].scored for index in indices]
+            values = self._token_losses(
+                [w.tokens[:-1] for w in batch], *_spots(range(len(batch)), firsts, counts), targets
+            )
             return [float(part.sum()) for part in values.split(counts)]
 
         yield from self._in_batches([len(window.tokens) for window in windows], score)
@@ -135,7 +140,7 @@ class TransformersModel:
                 members = [index for group in parts for index in group.members]
                 return list(zip(members, self._answers(rows), strict=True))
 
-            for _, answered in run_within_memory(answer, list(range(len(batch)))):
+            for _, answered in run_within_memory(self._with_any_shape(answer), list(range(len(batch)))):
                 yield from answered
 
     def decode_timings(
@@ -167,50 +172,66 @@ class TransformersModel:
         inner = int(getattr(self.config, "intermediate_size", None) or 4 * hidden)
         return tokens_that_fit(self.device, 4 * (12 * hidden + 4 * inner + 2 * layers * hidden))
 
+    def _with_any_shape(self, run: Callable[[list[int]], Result]) -> Callable[[list[int]], Result]:
+        """Keep cuDNN's attention out: it plans anew for every shape, and here each batch and each step has its own."""
+        if not self.on_gpu:
+            return run
+
+        def in_batches_of_any_shape(indices: list[int]) -> Result:
+            with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
+                return run(indices)
+
+        return in_batches_of_any_shape
+
     def _in_batches(self, lengths: Sequence[int], run: Any) -> Iterator[tuple[int, Any]]:
         for batch in batches_by_length(lengths, self.max_batch_tokens):
-            for indices, values in run_within_memory(run, batch):
+            for indices, values in run_within_memory(self._with_any_shape(run), batch):
                 yield from zip(indices, values, strict=True)
 
     def _choice_scores(self, choices: Sequence[Choice]) -> list[tuple[float, ...]]:
         """Continuations that share everything but their last token share one row of the batch."""
         rows: dict[tuple[int, ...], int] = {}
-        spots: list[tuple[int, int]] = []
-        targets: list[int] = []
-        for choice in choices:
-            for continuation in choice.continuations:
-                row = rows.setdefault(choice.context + continuation[:-1], len(rows))
-                last = len(choice.context) - 1
-                spots += [(row, last + offset) for offset in range(len(continuation))]
-                targets += continuation
-        values = self._token_losses(list(rows), spots, targets)
-        counts = [len(continuation) for choice in choices for continuation in choice.continuations]
+        pairs = [(choice.context, continuation) for choice in choices for continuation in choice.continuations]
+        owners = [rows.setdefault(context + continuation[:-1], len(rows)) for context, continuation in pairs]
+        counts = [len(continuation) for _, continuation in pairs]
+        firsts = [len(context) - 1 for context, _ in pairs]
+        targets = [token for _, continuation in pairs for token in continuation]
+        values = self._token_losses(list(rows), *_spots(owners, firsts, counts), targets)
         sums = iter([-float(part.sum()) for part in values.split(counts)])
         return [tuple(next(sums) for _ in choice.continuations) for choice in choices]
 
     @torch.no_grad()
     def _token_losses(
-        self, rows: Sequence[Sequence[int]], spots: list[tuple[int, int]], targets: list[int]
+        self, rows: Sequence[Sequence[int]], owners: torch.Tensor, positions: torch.Tensor, targets: list[int]
     ) -> torch.Tensor:
-        """Loss in nats of each target given the row up to and including its spot (row, position); float64 on the CPU.
+        """Loss in nats of each target given its row, `owners` [n], up to and including `positions` [n]; float64, CPU.
 
         Rows are padded on the right: a causal model never looks there, so no mask is needed and nothing changes.
         """
         longest = max(map(len, rows))
         inputs = torch.tensor([list(row) + [0] * (longest - len(row)) for row in rows]).to(self.device)
-        places, wanted = torch.tensor(spots).to(self.device), torch.tensor(targets).to(self.device)
+        owners, positions = owners.to(self.device), positions.to(self.device)
+        wanted = torch.tensor(targets).to(self.device)
         hidden = self._head.hidden(inputs)
         if hidden is None:
             logits = self.model(input_ids=inputs, use_cache=False).logits
-            losses = logit_losses(logits[places[:, 0], places[:, 1]], wanted)
+            losses = logit_losses(logits[owners, positions], wanted)
         else:
-            losses = token_losses(self._head, hidden[places[:, 0], places[:, 1]], wanted)
+            losses = token_losses(self._head, hidden[owners, positions], wanted)
         if bool(losses.isnan().any()):
             raise UserError(f"{type(self.model).__name__} gives NaN logits; its weights or activations are broken")
         return losses.double().cpu()
 
     def _answers(self, rows: list[list[int]]) -> list[Generated]:
         return [Generated(self.decode(row).split("\n")[0], len(row)) for row in rows]
+
+
+def _spots(owners: Sequence[int], firsts: Sequence[int], counts: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Row and position of counts[i] neighbours in row owners[i] from position firsts[i] on, for every i."""
+    length = torch.tensor(counts)
+    before = (length.cumsum(0) - length).repeat_interleave(length)
+    positions = torch.tensor(firsts).repeat_interleave(length) + torch.arange(int(length.sum())) - before
+    return torch.tensor(list(owners)).repeat_interleave(length), positions
 
 
 def _device_of(model: Any) -> torch.device:

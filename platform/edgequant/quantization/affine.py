@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from edgequant.quantization import ggml
+from edgequant.quantization.half_precision import rounded_to_float16
 from edgequant.quantization.scheme import WeightSpec
 
 _SMALLEST_FLOAT16 = 2.0**-24  # and the step between the numbers below the smallest normal one
@@ -84,7 +85,7 @@ def stored_scale(scale: Tensor, spec: WeightSpec) -> Tensor:
         return scale
     small = torch.finfo(torch.float16).smallest_normal
     subnormal = (scale / _SMALLEST_FLOAT16).ceil().clamp(min=1.0) * _SMALLEST_FLOAT16
-    return torch.where(scale < small, subnormal, scale.to(torch.float16).float())
+    return torch.where(scale < small, subnormal, rounded_to_float16(scale))
 
 
 def weight_parameters(groups: Tensor, spec: WeightSpec, shrink: float | Tensor = 1.0) -> tuple[Tensor, Tensor | None]:

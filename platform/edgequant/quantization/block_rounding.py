@@ -13,6 +13,7 @@ from edgequant.quantization.calibrated_block import CalibratedBlock
 from edgequant.quantization.chosen_weights import choose, chosen_of, set_quantizer
 from edgequant.quantization.fake_quantization import FakeQuantizedLinear, WeightQuantizer
 from edgequant.quantization.grids import Grid, stored
+from edgequant.quantization.half_precision import rounded_to_float16
 from edgequant.quantization.ptq_settings import PtqSettings
 
 REACH = 0.5  # a code moves to a neighbour at most
@@ -56,7 +57,7 @@ class LearnedRounding(WeightQuantizer):
         if minimum is not None:
             assert self.shift is not None
             moved = minimum + self.shift * grid.scale
-            minimum = moved + (moved.detach().half().float() - moved).detach()
+            minimum = moved + (rounded_to_float16(moved.detach()) - moved).detach()
         return Grid(spec, scale, zero_point, minimum)
 
     def _codes(self, grid: Grid) -> Tensor:

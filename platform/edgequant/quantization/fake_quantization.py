@@ -48,7 +48,8 @@ class DynamicInputQuantizer(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         if not self.enabled:
             return inputs
-        if inputs.is_inference():  # has no version to tell a change in place by
+        # Compiled code shares what is equal by itself; a tensor of inference mode has no version to tell a change by.
+        if torch.compiler.is_compiling() or inputs.is_inference():
             return fake_quantize_tokens(inputs, INT8)
         kept = DynamicInputQuantizer._latest
         with_gradient = torch.is_grad_enabled()
@@ -76,6 +77,14 @@ class StaticInputQuantizer(nn.Module):
         self.observer = make_observer(observer)
         self.enabled = True
         self.observing = True
+        self._seen = False
+
+    @property
+    def has_range(self) -> bool:
+        """Whether anything was observed; asked of the device at most until it is true, since asking waits for it."""
+        if not self._seen:
+            self._seen = bool(self.observer.batches > 0)
+        return self._seen
 
     def parameters_of_range(self) -> tuple[Tensor, Tensor]:
         """Scale and zero point, two float32 scalars; the zero point is integral.
@@ -83,7 +92,7 @@ class StaticInputQuantizer(nn.Module):
         Raises:
             UserError: nothing was observed yet.
         """
-        if self.observer.batches == 0:
+        if not self.has_range:
             raise UserError("static activation ranges were never observed; run calibration or training batches first")
         low, high = self.observer.range()
         return affine_parameters(low, high, INT8)
@@ -91,7 +100,8 @@ class StaticInputQuantizer(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         if self.observing:
             self.observer.observe(inputs)
-        if not self.enabled or self.observer.batches == 0:
+            self._seen = True
+        if not self.enabled or not self.has_range:
             return inputs
         scale, zero_point = self.parameters_of_range()
         return fake_quantize(inputs, scale, zero_point, INT8)
@@ -182,7 +192,7 @@ class WeightQuantizer(nn.Module):
         self._reuse, self._kept = reuse, None
 
     def _simulated(self, weight: Tensor, *, whole: bool) -> Tensor:
-        if not (self._reuse and whole):
+        if torch.compiler.is_compiling() or not (self._reuse and whole):  # compiled, simulating costs next to nothing
             return fake_quantize_weight(weight, self.spec)
         if self._kept is None:
             kind = weight.device.type

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from edgequant.quantization.half_precision import rounded_to_float16
+
 
 def quantize(blocks: Tensor, layout: str) -> tuple[Tensor, Tensor, Tensor | None]:
     """Quantise blocks [rows, blocks, 32] float32.
@@ -23,26 +25,22 @@ def _q8_0(blocks: Tensor) -> tuple[Tensor, Tensor, None]:
     scale = blocks.abs().amax(-1, keepdim=True) / 127
     scaled = blocks * _inverse(scale)
     codes = torch.trunc(scaled + torch.copysign(torch.full_like(scaled, 0.5), scaled))  # C's roundf: half away from 0
-    return codes.to(torch.int8), _half(scale), None
+    return codes.to(torch.int8), rounded_to_float16(scale), None
 
 
 def _q4_0(blocks: Tensor) -> tuple[Tensor, Tensor, None]:
     largest = blocks.gather(-1, blocks.abs().argmax(-1, keepdim=True))  # with its sign
     scale = largest / -8
     codes = torch.trunc(blocks * _inverse(scale) + 8.5).clamp(max=15)
-    return (codes - 8).to(torch.int8), _half(scale), None
+    return (codes - 8).to(torch.int8), rounded_to_float16(scale), None
 
 
 def _q4_1(blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     minimum = blocks.amin(-1, keepdim=True)
     scale = (blocks.amax(-1, keepdim=True) - minimum) / 15
     codes = torch.trunc((blocks - minimum) * _inverse(scale) + 0.5).clamp(max=15)
-    return (codes - 8).to(torch.int8), _half(scale), _half(minimum)
+    return (codes - 8).to(torch.int8), rounded_to_float16(scale), rounded_to_float16(minimum)
 
 
 def _inverse(scale: Tensor) -> Tensor:
     return torch.where(scale != 0, 1 / scale, torch.zeros_like(scale))
-
-
-def _half(values: Tensor) -> Tensor:
-    return values.to(torch.float16).float()

@@ -17,6 +17,7 @@ from edgequant.quantization.affine import (
     weight_parameters,
     zero_point_for,
 )
+from edgequant.quantization.half_precision import rounded_to_float16
 from edgequant.quantization.scheme import WeightSpec
 
 
@@ -66,7 +67,7 @@ def stored(scale: Tensor, spec: WeightSpec) -> Tensor:
     """A scale as it is stored, never 0; llama.cpp's may be negative."""
     if spec.layout == "affine":
         return stored_scale(scale, spec)
-    half = scale.to(torch.float16).float()
+    half = rounded_to_float16(scale)
     return torch.where(half == 0, torch.ones_like(half), half)
 
 
@@ -89,7 +90,7 @@ def grid_of_range(low: Tensor, high: Tensor, spec: WeightSpec, *, flipped: bool 
         reach = torch.maximum(low.abs(), high.abs()) / 8
         return Grid(spec, stored(reach if flipped else -reach, spec))
     if spec.zero_point == "real":
-        minimum = low.to(torch.float16).float()
+        minimum = rounded_to_float16(low)
         steps = spec.integer_range[1] - spec.integer_range[0]
         return Grid(spec, stored((high - low) / steps, spec), minimum=minimum)
     if spec.zero_point == "none":

@@ -11,8 +11,9 @@ from torch.nn import functional
 if TYPE_CHECKING:
     from edgequant.quantization.integer import PackedWeight
 
-DECODE_ROWS = 4  # up to here a row-at-a-time kernel beats dequantising the matrix for a large product
+DECODE_ROWS = {"cpu": 4, "cuda": 128}  # up to here a kernel that reads integers beats dequantising for a large product
 NEAR_ZERO = 32  # int8 zero points up to here lose no more than two bits to cancellation
+CUDA_INNER_TILES = 2  # of 16 inputs, side by side in the int4 kernel's layout
 CUDA_MINIMUM_ROWS = 32  # cuBLAS's int8 product wants more than 16 rows
 
 
@@ -41,25 +42,33 @@ def int8_product(left: Tensor, right: Tensor) -> Tensor:
 def weight_only_product(input: Tensor, packed: PackedWeight, cache: dict[str, Any]) -> Tensor | None:
     """input [..., in] times the packed weight, or None where dequantising first is the way.
 
-    On the CPU in bfloat16, single tokens use PyTorch's int4 kernel (groups of 32, 64, 128 or 256) or int8 kernel (one
-    scale per output), both of which read the integers instead of a dequantised copy.
+    In bfloat16, few tokens use PyTorch's int4 kernel (groups of 32, 64, 128 or 256), on the CPU and on CUDA, or the
+    CPU's int8 kernel (one scale per output), which read the integers instead of a dequantised copy.
     """
-    rows = input.numel() // input.shape[-1]
-    if input.device.type != "cpu" or input.dtype != torch.bfloat16 or rows > DECODE_ROWS:
+    rows, kind = input.numel() // input.shape[-1], input.device.type
+    if input.dtype != torch.bfloat16 or rows > DECODE_ROWS.get(kind, 0):
         return None
-    if packed.spec.bits == 4 and packed.spec.group_size in (32, 64, 128, 256) and packed.rows % 16 == 0:
+    if packed.spec.bits == 4 and packed.spec.group_size in (32, 64, 128, 256) and _has_int4_tiles(packed, kind):
         return _int4_product(input, packed, cache)
-    if multiplies_int8(packed) and packed.scale_rows == packed.rows:
+    if kind == "cpu" and multiplies_int8(packed) and packed.scale_rows == packed.rows:
         return _int8_weight_product(input, packed, cache)
     return None
 
 
+def _has_int4_tiles(packed: PackedWeight, kind: str) -> bool:
+    if kind == "cpu":
+        return packed.rows % 16 == 0
+    return packed.rows % 8 == 0 and packed.features % (16 * CUDA_INNER_TILES) == 0
+
+
 def _int4_product(input: Tensor, packed: PackedWeight, cache: dict[str, Any]) -> Tensor:
-    if "int4" not in cache:
-        cache["int4"] = _int4_operands(packed)
-    weight, scale_and_zero = cache["int4"]
+    kind = f"int4 {input.device}"
+    if kind not in cache:
+        cache[kind] = _int4_operands(packed)
+    weight, scale_and_zero = cache[kind]
     flat = input.reshape(-1, packed.features)
-    product = torch.ops.aten._weight_int4pack_mm_for_cpu(flat, weight, packed.spec.group_size, scale_and_zero)
+    multiply = torch.ops.aten._weight_int4pack_mm if input.is_cuda else torch.ops.aten._weight_int4pack_mm_for_cpu
+    product = multiply(flat, weight, packed.spec.group_size, scale_and_zero)
     return product.view(*input.shape[:-1], packed.rows)
 
 
@@ -73,7 +82,11 @@ def _int4_operands(packed: PackedWeight) -> tuple[Tensor, Tensor]:
     if quantized.minimum is not None:  # w = c S + minimum
         offset = 8 * quantized.scale + quantized.minimum
     pair = torch.stack((quantized.scale, offset), -1).squeeze(2).transpose(0, 1).contiguous()
-    return torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1), pair.to(torch.bfloat16)
+    pair = pair.to(torch.bfloat16)
+    if codes.is_cuda:  # takes two codes to a byte, the first one in the high half
+        pairs = (codes[:, ::2] << 4 | codes[:, 1::2]).to(torch.uint8)
+        return torch.ops.aten._convert_weight_to_int4pack(pairs, CUDA_INNER_TILES), pair
+    return torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1), pair
 
 
 def _int8_weight_product(input: Tensor, packed: PackedWeight, cache: dict[str, Any]) -> Tensor | None:

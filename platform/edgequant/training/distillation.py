@@ -1,13 +1,51 @@
-"""Knowledge distillation (Hinton et al. 2015, arXiv 1503.02531): follow a teacher's distribution too."""
+"""Losses over vocabulary-sized logits, piece by piece: the next token's, and distillation (Hinton et al. 2015, arXiv
+1503.02531), which follows a teacher's distribution too.
+
+Nothing of [positions, vocabulary] is kept in float32: a term's gradient has a closed form, so it is computed together
+with the term and kept in the logits' own type.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 CHUNK = 1024  # positions whose [chunk, vocabulary] float32 logits are alive at a time
+
+# From float32 logits [n, vocabulary] and which positions they are: the term's sum over these, its gradient for these.
+Term = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
+
+
+class _SumOverPositions(torch.autograd.Function):
+    """Sum of a term over all positions; forward computes the gradient as well, backward only scales it."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, term: Term) -> Tensor:
+        total = logits.new_zeros((), dtype=torch.float32)
+        gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
+        for start in range(0, logits.shape[0], CHUNK):
+            positions = slice(start, min(start + CHUNK, logits.shape[0]))
+            piece, slope = term(logits[positions].float(), positions)
+            total += piece
+            if gradient is not None:
+                gradient[positions] = slope
+        ctx.gradient = gradient
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        # In place: a second [positions, vocabulary] would double the peak. Gone after this, so no second backward.
+        gradient, ctx.gradient = ctx.gradient, None
+        if gradient is None:
+            raise RuntimeError("the loss's gradient was used already; run the forward pass again")
+        return gradient.mul_(gradients[0]), None
 
 
 def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -18,12 +56,15 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
         teacher: logits of the same shape.
         temperature: T > 0, divides both.
     """
-    total = student.new_zeros((), dtype=torch.float32)
-    for ours, theirs in zip(student.split(CHUNK), teacher.split(CHUNK), strict=True):
-        log_ours = functional.log_softmax(ours.float() / temperature, -1)
-        log_theirs = functional.log_softmax(theirs.float() / temperature, -1)
-        total = total + functional.kl_div(log_ours, log_theirs, reduction="sum", log_target=True)
-    return total * temperature**2 / student.shape[0]
+
+    def term(ours: Tensor, positions: slice) -> tuple[Tensor, Tensor]:
+        log_ours = functional.log_softmax(ours / temperature, -1)
+        log_theirs = functional.log_softmax(teacher[positions].float() / temperature, -1)
+        theirs = log_theirs.exp()
+        value = functional.kl_div(log_ours, log_theirs, reduction="sum", log_target=True)
+        return value, log_ours.exp_().sub_(theirs).div_(temperature)  # d KL / d z = (softmax(z / T) - p) / T
+
+    return _SumOverPositions.apply(student, term) * temperature**2 / student.shape[0]
 
 
 def top_k_divergence(student: Tensor, log_probabilities: Tensor, indices: Tensor, temperature: float) -> Tensor:
@@ -63,9 +104,15 @@ def _top_k_sum(student: Tensor, log_probabilities: Tensor, indices: Tensor, temp
 
 def next_token_loss(logits: Tensor, tokens: Tensor) -> Tensor:
     """Mean cross-entropy, nats per token: logits [batch, length, vocabulary] at t predict the tokens at t + 1."""
-    predicted = logits[:, :-1].reshape(-1, logits.shape[-1])
-    wanted = tokens[:, 1:].reshape(-1)
-    total = logits.new_zeros((), dtype=torch.float32)
-    for part, targets in zip(predicted.split(CHUNK), wanted.split(CHUNK), strict=True):
-        total = total + functional.cross_entropy(part.float(), targets, reduction="sum")
-    return total / wanted.numel()
+    wanted = functional.pad(tokens[:, 1:], (0, 1), value=-1).flatten()  # nothing follows a sequence's last token
+
+    def term(ours: Tensor, positions: slice) -> tuple[Tensor, Tensor]:
+        target = wanted[positions, None]
+        counted = target >= 0
+        log_ours = functional.log_softmax(ours, -1)
+        index = target.clamp(min=0)
+        value = -(log_ours.gather(-1, index) * counted).sum()
+        slope = log_ours.exp_()  # d/dz = softmax(z) - [z is the target's]
+        return value, slope.scatter_add_(-1, index, -torch.ones_like(slope[:, :1])).mul_(counted)
+
+    return _SumOverPositions.apply(logits.flatten(0, 1), term) / (tokens.shape[0] * (tokens.shape[1] - 1))

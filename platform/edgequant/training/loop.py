@@ -15,6 +15,7 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
 from edgequant.errors import UserError
 from edgequant.models import pick_dtype
+from edgequant.training.compilation import compiled_blocks, pays
 from edgequant.training.distillation import divergence, next_token_loss
 from edgequant.training.settings import TrainingSettings
 from edgequant.training.teacher_cache import CachedTeacher, cached_teacher
@@ -215,7 +216,7 @@ def train(
     )
     trainer.remove_callback(PrinterCallback)
     checkpoint = _newest_whole_checkpoint(folder) if resume else None
-    with _one_bar_and_mode_restored(model):
+    with _one_bar_and_mode_restored(model), _compiled_where_asked(model, taught_by, settings):
         trainer.train(resume_from_checkpoint=checkpoint)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]  # those before a resumption too
     tail = losses[-max(1, len(losses) // 10) :]
@@ -254,6 +255,16 @@ def _newest_whole_checkpoint(folder: Path) -> str | None:
     """Trainer writes its state last: a checkpoint without one was being written when the process was killed."""
     whole = [file.parent for file in folder.glob("checkpoint-*/trainer_state.json")]
     return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
+
+
+def _compiled_where_asked(
+    model: nn.Module, teacher: Teacher | None, settings: TrainingSettings
+) -> contextlib.AbstractContextManager[None]:
+    device = next(model.parameters()).device
+    if not (pays(device, settings.passes) if settings.compile is None else settings.compile):
+        return contextlib.nullcontext()
+    run = teacher if isinstance(teacher, nn.Module) and settings.distillation else None
+    return compiled_blocks(model, run, tolerant=settings.compile is None)
 
 
 @contextlib.contextmanager

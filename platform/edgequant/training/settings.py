@@ -32,6 +32,8 @@ class TrainingSettings:
             and keep them in the cache folder for later runs; the divergence is then over these and one class for all
             other tokens. 0 runs the model at every step. Without distillation it has no effect.
         save_steps: steps between checkpoints that --resume continues from; None saves four times, 0 never.
+        compile: translate the model's repeated blocks with torch.compile; None does so where it pays, on a GPU from 200
+            forward passes on.
     """
 
     steps: int = 32
@@ -47,6 +49,7 @@ class TrainingSettings:
     temperature: float = 1.0
     teacher_top_k: int = 0
     save_steps: int | None = None
+    compile: bool | None = None
 
     def __post_init__(self) -> None:
         self._check_at_least(1, "steps", "batch_size", "gradient_accumulation")
@@ -72,6 +75,11 @@ class TrainingSettings:
     def sequences(self) -> int:
         """Sequences that all steps together draw."""
         return self.steps * self.batch_size * self.gradient_accumulation
+
+    @property
+    def passes(self) -> int:
+        """Forward and backward passes of all steps together."""
+        return self.steps * self.gradient_accumulation
 
     @property
     def tokens_per_step(self) -> int:

@@ -1,0 +1,59 @@
+"""torch.compile for the blocks that a model repeats: one translation serves all of them, another the quantised head.
+
+A decoder's blocks run the same code, so compiling a block takes seconds where the whole model would take minutes, and
+names of parameters stay as they are. What training through a quantiser adds, many small steps over each weight and
+input, is fused into the products' neighbours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+PAYS_FROM = 200  # passes: what compiling costs, some 20 to 60 s, is then saved again
+BACKEND = "inductor"
+VARIANTS = 64  # of a block's code: layers that differ (attention kinds, bits), phases of training
+
+
+def pays(device: torch.device, passes: int) -> bool:
+    """Whether compiling is worth its time: on a GPU, in a training of some length, where its compiler is installed."""
+    return device.type == "cuda" and passes >= PAYS_FROM and importlib.util.find_spec("triton") is not None
+
+
+@contextlib.contextmanager
+def compiled_blocks(*models: nn.Module | None, tolerant: bool = False) -> Iterator[None]:
+    """Inside, the models' repeated blocks, and a head that does more than multiply, run compiled; outside as before.
+
+    Args:
+        models: causal language models; None is passed over.
+        tolerant: where a block cannot be compiled, run it as it is instead of failing.
+    """
+    parts = [part for model in models if model is not None for part in (*repeated_blocks(model), *_busy_head(model))]
+    dynamo = torch._dynamo.config
+    with dynamo.patch(suppress_errors=tolerant, recompile_limit=max(VARIANTS, dynamo.recompile_limit)):
+        for part in parts:
+            part.compile(backend=BACKEND)
+        try:
+            yield
+        finally:
+            for part in parts:
+                part._compiled_call_impl = None
+
+
+def repeated_blocks(model: nn.Module) -> list[nn.Module]:
+    """The blocks of the longest list of like modules: the decoder's layers. Empty where there is none."""
+    lists = [
+        list(module)
+        for module in model.modules()
+        if isinstance(module, nn.ModuleList) and len(module) > 1 and len({type(block) for block in module}) == 1
+    ]
+    return max(lists, key=len, default=[])
+
+
+def _busy_head(model: nn.Module) -> list[nn.Module]:
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
+    return [] if head is None or type(head) is nn.Linear else [head]
