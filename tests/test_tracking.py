@@ -303,6 +303,20 @@ def test_a_registered_checkpoint_carries_metrics_and_tags_on_its_version(store, 
     assert (tracking.download("models:/edgequant-tiny/2") / "config.json").read_text() == "{}"
 
 
+def test_what_was_fetched_is_gone_when_the_process_ends(environment, tmp_path):
+    code = textwrap.dedent("""
+        from edgequant import tracking
+        with tracking.workflow_run("qat", {}) as run: pass
+        print(tracking.download(f"runs:/{run.id}/config.yaml").is_file())
+    """)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    changed = environment | {"TMPDIR": str(temporary)}
+    done = subprocess.run([sys.executable, "-c", code], env=changed, cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.strip().endswith("True"), done.stderr
+    assert not list(temporary.glob("edgequant-*"))
+
+
 def test_the_users_tracking_uri_is_honoured(environment, tmp_path):
     code = textwrap.dedent("""
         from edgequant import tracking

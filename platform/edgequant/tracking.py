@@ -7,6 +7,7 @@ outright is closed by the next workflow on the same machine, or continued by `re
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import platform
@@ -461,13 +462,19 @@ def _finished(run: MlflowRun) -> FinishedRun:
     )
 
 
+@functools.cache
+def _downloads() -> tempfile.TemporaryDirectory[str]:
+    """Where this process puts what it fetches; gone when it ends."""
+    return tempfile.TemporaryDirectory(prefix="edgequant-")
+
+
 def download(uri: str) -> Path:
-    """Fetch runs:/<id>/<path> or models:/<name>/<version or @alias> to a local folder.
+    """Fetch runs:/<id>/<path> or models:/<name>/<version or @alias> to a folder that lasts as long as the process.
 
     Raises:
         UserError: nothing is there.
     """
-    target = tempfile.mkdtemp(prefix="edgequant-")
+    target = tempfile.mkdtemp(dir=_downloads().name)
     try:
         return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=target))
     except (mlflow.exceptions.MlflowException, OSError) as error:

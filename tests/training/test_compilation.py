@@ -23,7 +23,7 @@ def traced(monkeypatch) -> None:
     monkeypatch.setattr(compilation, "BACKEND", "aot_eager")
 
 
-def trained(floating, sequences, folder, scheme: str | None, compiled: bool | None):
+def trained(floating, sequences, folder, scheme: str | None, compiled: bool | None, distillation: float = 0.0):
     model = copy.deepcopy(floating).requires_grad_(True)
     phase = None
     if scheme:
@@ -36,17 +36,28 @@ def trained(floating, sequences, folder, scheme: str | None, compiled: bool | No
 
     settings = TrainingSettings(
         steps=3, batch_size=2, gradient_accumulation=2, sequence_length=32, learning_rate=3e-3, precision="float32",
-        save_steps=0, compile=compiled,
+        save_steps=0, compile=compiled, distillation=distillation,
     )  # fmt: skip
     losses: list[float] = []
-    train(model, sequences, settings, folder, on_step=phase, on_log=lambda _, m: losses.append(m["train/loss"]))
+    teacher = floating if distillation else None
+    train(
+        model,
+        sequences,
+        settings,
+        folder,
+        teacher=teacher,
+        on_step=phase,
+        on_log=lambda _, m: losses.append(m["train/loss"]),
+    )
     return model, losses
 
 
-@pytest.mark.parametrize("scheme", [None, "w4a8-g32+emb4", "w8a8-static", "w3-g64"])
-def test_compiled_blocks_train_to_the_same_weights(tiny, sequences, tmp_path, traced, scheme):
-    plain, expected = trained(tiny.model, sequences, tmp_path / "plain", scheme, False)
-    compiled, losses = trained(tiny.model, sequences, tmp_path / "compiled", scheme, True)
+@pytest.mark.parametrize(
+    ("scheme", "distillation"), [(None, 0.0), ("w4a8-g32+emb4", 0.0), ("w8a8-static", 0.0), ("w3-g64", 0.5)]
+)
+def test_compiled_blocks_train_to_the_same_weights(tiny, sequences, tmp_path, traced, scheme, distillation):
+    plain, expected = trained(tiny.model, sequences, tmp_path / "plain", scheme, False, distillation)
+    compiled, losses = trained(tiny.model, sequences, tmp_path / "compiled", scheme, True, distillation)
     assert losses == pytest.approx(expected, rel=1e-6)
     for (name, tensor), other in zip(compiled.state_dict().items(), plain.state_dict().values(), strict=True):
         torch.testing.assert_close(tensor.float(), other.float(), rtol=1e-4, atol=1e-5, msg=name)

@@ -61,3 +61,33 @@ def test_next_token_loss_chunks_without_changing_the_mean():
     logits, tokens = torch.randn(2, CHUNK + 300, 20), torch.randint(0, 20, (2, CHUNK + 300))
     expected = functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
     assert float(next_token_loss(logits, tokens)) == pytest.approx(float(expected), rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradient_of_the_next_token_loss_is_that_of_torch(dtype):
+    tokens = torch.randint(0, 40, (3, CHUNK // 2 + 5))
+    logits = torch.randn(3, CHUNK // 2 + 5, 40).to(dtype)
+    ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    (2.5 * next_token_loss(ours, tokens)).backward()
+    expected = functional.cross_entropy(theirs[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten())
+    (2.5 * expected).backward()
+    assert ours.grad.dtype == dtype
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=2**-7 if dtype == torch.bfloat16 else 1e-5, atol=1e-7)
+    assert not ours.grad[:, -1].any()  # nothing follows a sequence's last token
+
+
+def test_a_loss_gives_its_gradient_once():
+    logits = torch.randn(2, 8, 20, requires_grad=True)
+    loss = next_token_loss(logits, torch.randint(0, 20, (2, 8)))
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="run the forward pass again"):
+        loss.backward()
+
+
+def test_both_losses_of_the_same_logits_add_their_gradients():
+    tokens, teacher = torch.randint(0, 20, (2, 8)), torch.randn(16, 20)
+    logits = torch.randn(2, 8, 20, requires_grad=True)
+    (alone,) = torch.autograd.grad(next_token_loss(logits, tokens), logits)
+    (other,) = torch.autograd.grad(divergence(logits.flatten(0, 1), teacher, 2.0), logits)
+    (0.3 * next_token_loss(logits, tokens) + 0.7 * divergence(logits.flatten(0, 1), teacher, 2.0)).backward()
+    torch.testing.assert_close(logits.grad, 0.3 * alone + 0.7 * other)

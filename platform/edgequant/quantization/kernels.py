@@ -11,7 +11,8 @@ from torch.nn import functional
 if TYPE_CHECKING:
     from edgequant.quantization.integer import PackedWeight
 
-DECODE_ROWS = {"cpu": 4, "cuda": 128}  # up to here a kernel that reads integers beats dequantising for a large product
+CPU_ROWS = 4  # up to here a row-at-a-time kernel beats dequantising the matrix for a large product
+CUDA_MULTIPLICATIONS = 4e9  # likewise: on an H100 the int4 kernel then takes the 0.3 ms that dequantising does
 NEAR_ZERO = 32  # int8 zero points up to here lose no more than two bits to cancellation
 CUDA_INNER_TILES = 2  # of 16 inputs, side by side in the int4 kernel's layout
 CUDA_MINIMUM_ROWS = 32  # cuBLAS's int8 product wants more than 16 rows
@@ -42,17 +43,24 @@ def int8_product(left: Tensor, right: Tensor) -> Tensor:
 def weight_only_product(input: Tensor, packed: PackedWeight, cache: dict[str, Any]) -> Tensor | None:
     """input [..., in] times the packed weight, or None where dequantising first is the way.
 
-    In bfloat16, few tokens use PyTorch's int4 kernel (groups of 32, 64, 128 or 256), on the CPU and on CUDA, or the
+    In bfloat16, small products use PyTorch's int4 kernel (groups of 32, 64, 128 or 256), on the CPU and on CUDA, or the
     CPU's int8 kernel (one scale per output), which read the integers instead of a dequantised copy.
     """
-    rows, kind = input.numel() // input.shape[-1], input.device.type
-    if input.dtype != torch.bfloat16 or rows > DECODE_ROWS.get(kind, 0):
+    kind = input.device.type
+    if input.dtype != torch.bfloat16 or not _pays(input, packed):
         return None
     if packed.spec.bits == 4 and packed.spec.group_size in (32, 64, 128, 256) and _has_int4_tiles(packed, kind):
         return _int4_product(input, packed, cache)
     if kind == "cpu" and multiplies_int8(packed) and packed.scale_rows == packed.rows:
         return _int8_weight_product(input, packed, cache)
     return None
+
+
+def _pays(input: Tensor, packed: PackedWeight) -> bool:
+    rows = input.numel() // input.shape[-1]
+    if input.device.type == "cuda":
+        return rows * packed.rows * packed.features <= CUDA_MULTIPLICATIONS
+    return input.device.type == "cpu" and rows <= CPU_ROWS
 
 
 def _has_int4_tiles(packed: PackedWeight, kind: str) -> bool:
