@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import shutil
 
 import pytest
@@ -90,13 +91,24 @@ def test_the_decoder_layers_are_what_repeats(tiny):
     assert repeated_blocks(nn.Linear(2, 2)) == []
 
 
-@pytest.mark.parametrize(("device", "passes", "expected"), [("cpu", 10_000, False), ("cuda", 10, False)])
-def test_compiling_pays_on_a_gpu_in_long_trainings_only(device, passes, expected):
+@pytest.mark.parametrize(
+    ("device", "passes", "compiler", "expected"),
+    [
+        ("cpu", 10_000, True, False),
+        ("cuda", 10, True, False),
+        ("cuda", 10_000, False, False),
+        ("cuda", 200, True, True),
+    ],
+)
+def test_compiling_pays_on_a_gpu_in_long_trainings_with_its_compiler_only(
+    monkeypatch, device, passes, compiler, expected
+):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if compiler else None)
     assert pays(torch.device(device), passes) is expected
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler on the CPU")
-def test_compiled_scales_are_those_that_a_checkpoint_can_store(tiny):
+def test_compiled_scales_are_those_that_a_checkpoint_can_store():
     """Inductor by itself drops the rounding to float16 in the middle of a fused loop."""
     scheme = parse_scheme("w4-g32")
     block = nn.Sequential(nn.Linear(64, 32, bias=False))

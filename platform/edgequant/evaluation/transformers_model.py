@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import transformers
@@ -20,7 +20,8 @@ from edgequant.evaluation.language_model import Choice, DecodeTiming, Generated,
 from edgequant.evaluation.prefix_sharing import Group, batches_of_groups, groups_by_prefix, worth_sharing
 from edgequant.evaluation.scoring import Head, logit_losses, token_losses
 
-Result = TypeVar("Result")
+# A decorator that keeps cuDNN's attention out: it plans anew for every shape, and each batch and each step has its own.
+in_any_shape = sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
 
 
 class TransformersModel:
@@ -140,7 +141,7 @@ class TransformersModel:
                 members = [index for group in parts for index in group.members]
                 return list(zip(members, self._answers(rows), strict=True))
 
-            for _, answered in run_within_memory(self._with_any_shape(answer), list(range(len(batch)))):
+            for _, answered in run_within_memory(in_any_shape(answer), list(range(len(batch)))):
                 yield from answered
 
     def decode_timings(
@@ -172,20 +173,9 @@ class TransformersModel:
         inner = int(getattr(self.config, "intermediate_size", None) or 4 * hidden)
         return tokens_that_fit(self.device, 4 * (12 * hidden + 4 * inner + 2 * layers * hidden))
 
-    def _with_any_shape(self, run: Callable[[list[int]], Result]) -> Callable[[list[int]], Result]:
-        """Keep cuDNN's attention out: it plans anew for every shape, and here each batch and each step has its own."""
-        if not self.on_gpu:
-            return run
-
-        def in_batches_of_any_shape(indices: list[int]) -> Result:
-            with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
-                return run(indices)
-
-        return in_batches_of_any_shape
-
     def _in_batches(self, lengths: Sequence[int], run: Any) -> Iterator[tuple[int, Any]]:
         for batch in batches_by_length(lengths, self.max_batch_tokens):
-            for indices, values in run_within_memory(self._with_any_shape(run), batch):
+            for indices, values in run_within_memory(in_any_shape(run), batch):
                 yield from zip(indices, values, strict=True)
 
     def _choice_scores(self, choices: Sequence[Choice]) -> list[tuple[float, ...]]:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 CHUNK = 1024  # positions whose [chunk, vocabulary] float32 logits are alive at a time
 
@@ -80,26 +79,27 @@ def top_k_divergence(student: Tensor, log_probabilities: Tensor, indices: Tensor
         indices: [positions, k] token ids.
         temperature: T > 0, divides the student's logits.
     """
-    total = student.new_zeros((), dtype=torch.float32)
-    parts = (tensor.split(CHUNK) for tensor in (student, log_probabilities, indices))
-    for ours, theirs, ids in zip(*parts, strict=True):
-        # computed again in the backward pass, so that no [positions, vocabulary] of float32 waits for it
-        total = total + checkpoint(
-            _top_k_sum, ours, theirs, ids.long(), temperature, use_reentrant=False, preserve_rng_state=False
-        )
-    return total * temperature**2 / student.shape[0]
 
+    def term(ours: Tensor, positions: slice) -> tuple[Tensor, Tensor]:
+        everything = functional.log_softmax(ours / temperature, -1)
+        theirs, ids = log_probabilities[positions].float(), indices[positions].long()
+        log_ours = everything.gather(-1, ids)
+        if ids.shape[-1] == ours.shape[-1]:  # no token is left for the class of the others
+            # log_softmax: what was stored in 16 bits sums to one only roughly
+            log_theirs = functional.log_softmax(theirs[:, :-1], -1)
+            value = functional.kl_div(log_ours, log_theirs, reduction="sum", log_target=True)
+            slope = everything.exp_()
+        else:
+            log_theirs = functional.log_softmax(theirs, -1)
+            others = everything.scatter(-1, ids, -torch.inf)
+            rest = others.logsumexp(-1, keepdim=True)
+            both = torch.cat([log_ours, rest], -1)
+            value = functional.kl_div(both, log_theirs, reduction="sum", log_target=True)
+            slope = everything.exp_().sub_((others - rest + log_theirs[:, -1:]).exp_())  # r q / s of every other token
+        kept = log_theirs[:, : ids.shape[-1]].exp()
+        return value, slope.scatter_add_(-1, ids, -kept).div_(temperature)
 
-def _top_k_sum(student: Tensor, log_probabilities: Tensor, indices: Tensor, temperature: float) -> Tensor:
-    everything = functional.log_softmax(student.float() / temperature, -1)
-    ours, theirs = everything.gather(-1, indices), log_probabilities.float()
-    if indices.shape[-1] == student.shape[-1]:
-        theirs = theirs[:, :-1]  # no token is left for the class of the others
-    else:
-        rest = everything.scatter(-1, indices, -torch.inf).logsumexp(-1, keepdim=True)
-        ours = torch.cat([ours, rest], -1)
-    # log_softmax: what was stored in 16 bits sums to one only roughly
-    return functional.kl_div(ours, functional.log_softmax(theirs, -1), reduction="sum", log_target=True)
+    return _SumOverPositions.apply(student, term) * temperature**2 / student.shape[0]
 
 
 def next_token_loss(logits: Tensor, tokens: Tensor) -> Tensor:
