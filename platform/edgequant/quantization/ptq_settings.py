@@ -81,7 +81,8 @@ class PtqSettings:
         refit_scales: of `gptq`: solve for the scales that minimise the layer's output error once the integers are
             chosen; fits the calibration text more closely, so it wants plenty of it.
         alphas: of `awq`: exponents tried between 0 and 1 (Lin et al. 2023, equation 5).
-        smoothing: of `smoothquant`: the migration strength alpha (Xiao et al. 2022, equation 4).
+        smoothing: of `smoothquant`: the migration strength alpha (Xiao et al. 2022, equation 4); None takes for
+            each input of a block the one, out of 0, 0.1 ... 1, whose quantised output errs least.
         block_steps: of `block`: optimiser steps per decoder block.
         block_learning_rate: of `block`: first step of sign-SGD, in integer steps; it falls linearly to 0 (default:
             1 / block_steps).
@@ -98,7 +99,7 @@ class PtqSettings:
     act_order: bool = True
     refit_scales: bool = False
     alphas: int = 20
-    smoothing: float = 0.5
+    smoothing: float | None = None
     block_steps: int = 200
     block_learning_rate: float | None = None
 
@@ -107,8 +108,9 @@ class PtqSettings:
             if getattr(self, name) < 1:
                 raise UserError(f"ptq setting {name} {getattr(self, name)} is impossible; expected at least 1")
         for name in ("damping", "smoothing"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"ptq setting {name} {getattr(self, name)} is impossible; expected 0 to 1")
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise UserError(f"ptq setting {name} {value} is impossible; expected 0 to 1")
         if self.block_learning_rate is not None and not 0 < self.block_learning_rate <= 1:
             raise UserError(
                 f"ptq setting block_learning_rate {self.block_learning_rate} is impossible; expected above 0, at most 1"

@@ -5,31 +5,93 @@ Xiao et al. 2022, arXiv 2211.10438.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
+from edgequant.quantization.affine import affine_parameters, fake_quantize, fake_quantize_tokens, simulated_weight
 from edgequant.quantization.calibrated_block import CalibratedBlock
-from edgequant.quantization.folding import find_folds
+from edgequant.quantization.fake_quantization import INT8, FakeQuantizedLinear, StaticInputQuantizer
+from edgequant.quantization.folding import Fold, find_folds
+
+SAMPLED_TOKENS = 512  # of each input, on which exponents are compared
+ALPHAS = [step / 10 for step in range(11)]
+SAMPLE_SEED = 0
+
+
+@dataclass
+class Seen:
+    """What calibration showed of one input: its columns' extremes [in] and a sample of its tokens [tokens, in]."""
+
+    low: Tensor
+    high: Tensor
+    sample: list[Tensor]
+
+    def add(self, inputs: Tensor, kept: int) -> None:
+        """Take in tokens [tokens, in], and keep some of them, drawn evenly."""
+        self.low = torch.minimum(self.low, inputs.amin(0))
+        self.high = torch.maximum(self.high, inputs.amax(0))
+        chosen = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(SAMPLE_SEED))[:kept]
+        self.sample.append(inputs[chosen.to(inputs.device)])
 
 
 class Smoothing:
-    """s = max|x|^alpha / max|w|^(1 - alpha) per input feature (equation 4), for every input that can be scaled."""
+    """s = max|x|^alpha / max|w|^(1 - alpha) per input feature (equation 4), for every input that can be scaled.
 
-    def __init__(self, alpha: float = 0.5) -> None:
-        self.alpha = alpha
+    One alpha for all, as in the paper, or, with None, for each input the one whose quantised output errs least. s is
+    centred around 1, which changes nothing that is computed and keeps weights at a size that suits further training.
+    """
+
+    def __init__(self, alpha: float | None = None) -> None:
+        self.alphas = ALPHAS if alpha is None else [alpha]
 
     @torch.no_grad()
     def apply(self, block: CalibratedBlock) -> None:
         folds = find_folds(block)
-        largest: dict[str, Tensor] = {}
+        seen: dict[str, Seen] = {}
+        kept = -(-SAMPLED_TOKENS // len(block.inputs))
 
         def add(name: str, inputs: Tensor) -> None:
-            seen = inputs.abs().amax(0)
-            largest[name] = torch.maximum(largest[name], seen) if name in largest else seen
+            first = inputs[0]
+            seen.setdefault(name, Seen(first, first, [])).add(inputs, kept)
 
         block.watch([group.names[0] for group, _ in folds], add)
         for group, fold in folds:
-            weights = torch.stack([block.layers[name].weight.abs().amax(0).float() for name in group.names])
-            inputs = fold.gather(largest[group.names[0]]).clamp(min=1e-5)
-            scale = inputs**self.alpha / fold.gather(weights.amax(0)).clamp(min=1e-5) ** (1 - self.alpha)
-            fold.apply(block, scale.clamp(min=1e-5))
+            fold.apply(block, self._scale(block, fold, seen[group.names[0]]))
+
+    def _scale(self, block: CalibratedBlock, fold: Fold, seen: Seen) -> Tensor:
+        layers = [block.layers[name] for name in fold.names]
+        weights = torch.stack([layer.weight.abs().amax(0).float() for layer in layers]).amax(0)
+        weights = fold.gather(weights).clamp(min=1e-5)
+        inputs = fold.gather(torch.maximum(seen.low.abs(), seen.high.abs())).clamp(min=1e-5)
+        scales = [_centred(inputs**alpha / weights ** (1 - alpha)) for alpha in self.alphas]
+        if len(scales) == 1:
+            return scales[0]
+        sample = torch.cat(seen.sample)
+        expected = [sample @ layer.weight.float().t() for layer in layers]
+        errors = [_output_error(layers, fold.spread(scale), sample, expected, seen) for scale in scales]
+        return scales[min(range(len(errors)), key=errors.__getitem__)]
+
+
+def _centred(scale: Tensor) -> Tensor:
+    """Scales whose geometric mean is 1."""
+    return scale / scale.log().mean().exp()
+
+
+def _output_error(
+    layers: list[FakeQuantizedLinear], scale: Tensor, sample: Tensor, expected: list[Tensor], seen: Seen
+) -> float:
+    """Squared error of the layers' outputs with x / s and W s quantised to nearest, on the sample [tokens, in]."""
+    smooth = sample / scale
+    quantizer = layers[0].input_quantizer
+    if isinstance(quantizer, StaticInputQuantizer):
+        extremes = affine_parameters((seen.low / scale).min(), (seen.high / scale).max(), INT8)
+        smooth = fake_quantize(smooth, *extremes, INT8)
+    elif quantizer is not None:
+        smooth = fake_quantize_tokens(smooth, INT8)
+    error = torch.zeros((), device=sample.device)
+    for layer, right in zip(layers, expected, strict=True):
+        weight = simulated_weight(layer.weight.float() * scale, layer.spec)
+        error += (smooth @ weight.t() - right).square().sum()
+    return float(error)
