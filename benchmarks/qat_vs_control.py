@@ -5,6 +5,8 @@
     python benchmarks/qat_vs_control.py --rows seed0.json seed1.json         # the table of several runs' --output
 
 Text: WikiText-2 validation; perplexity: WikiText-2 test, windows of 2,048 tokens; `--measures` adds BoolQ and SQuAD.
+Runs that share a GPU, one for each seed or scheme, share their controls in `--keep FOLDER`, made by a first run with
+`--variants control`; each then names its `--variants`, and `--rows` puts all of them beside each other.
 tokens/s: the median over the second half of the steps, so that neither warming up nor compiling is in it. torchao's QAT
 of the same scheme, in the same loop, stands beside where torchao is installed. Needs torch and transformers alone.
 """
@@ -26,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_model, save_model
 from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,6 +57,7 @@ COLUMNS = {  # heading of the table: key of a row, digits
     "peak GB": ("peak GB", 1),
     "seconds": ("seconds", 0),
 }
+VARIANTS = ["base", "control", "control-ptq", "qat", "torchao"]
 OnStep = Callable[[int, int], None]
 
 
@@ -67,6 +71,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--sequence", type=int, default=512)
     parser.add_argument("--learning_rate", type=float, default=3e-5)
+    parser.add_argument("--qat_learning_rate", type=float, help="of our QAT, where it is not the control's")
     parser.add_argument("--distillation", type=float, default=0.0)
     parser.add_argument("--teacher", choices=("base", "control"), default="base")
     parser.add_argument("--start", default="rtn", help="what QAT starts from: rtn, or a PTQ method")
@@ -75,11 +80,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--observer", default="ema")
     parser.add_argument("--measures", nargs="+", default=["perplexity"], choices=["perplexity", "boolq", "squad"])
     parser.add_argument("--asked", nargs="*", default=["w4a8-g32+emb4"], help="schemes that answer BoolQ and SQuAD too")
-    parser.add_argument("--skip_base", action="store_true", help="it is the same for every seed")
+    parser.add_argument("--variants", nargs="+", default=VARIANTS, choices=VARIANTS, help="torchao: where installed")
+    parser.add_argument("--keep", type=Path, help="folder for controls: one that lies there is not trained again")
     parser.add_argument(
         "--limit", type=int, help="questions of each set, and a twentieth as many windows (default: all)"
     )
-    parser.add_argument("--peers", nargs="*", default=["torchao"], choices=["torchao"])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--output", default=None, help="JSON file for the rows, written after each")
     parser.add_argument("--rows", nargs="+", help="print the table of these JSON files instead of running")
@@ -126,28 +131,42 @@ class Experiment:
 
     def rows(self, seed: int) -> Iterator[dict[str, Any]]:
         """The base, its control, and for each scheme PTQ of the control, QAT and the peer's QAT."""
-        if not self.options.skip_base:
+        wanted = self.options.variants
+        if "base" in wanted:
             yield {"scheme": "-", "variant": "base", **self.scores(self.base)}
-        control = copy.deepcopy(self.base)
-        cost = self.trained(control, seed, "control")
-        floating = self.scores(control)
-        yield {"scheme": "-", "variant": "control", **floating, **cost}
+        if wanted == ["base"]:
+            return
+        control, cost = self.control(seed)
+        if "control" in wanted:
+            yield {"scheme": "-", "variant": "control", **self.scores(control), **cost}
         for name in self.options.schemes:
             scheme = parse_scheme(name)
-            rounded = copy.deepcopy(control)
-            ptq.quantize(rounded, scheme, calibration=self.calibration, observer=self.options.observer)
-            lost = self.scores(rounded, name)
-            del rounded
-            yield {"scheme": name, "variant": "control-ptq", **lost, **against(lost, floating)}
-            made, cost = self.qat(scheme, seed, control)
-            reached = self.scores(made, name)
-            del made
-            yield {"scheme": name, "variant": "qat", **reached, **against(reached, floating, lost), **cost}
-            if "torchao" in self.options.peers and importlib.util.find_spec("torchao") and torchao_config(scheme):
-                made, cost = self.torchao(scheme, seed)
-                reached = self.scores(made, name)
+            if "control-ptq" in wanted:
+                rounded = copy.deepcopy(control)
+                ptq.quantize(rounded, scheme, calibration=self.calibration, observer=self.options.observer)
+                yield {"scheme": name, "variant": "control-ptq", **self.scores(rounded, name)}
+                del rounded
+            if "qat" in wanted:
+                made, cost = self.qat(scheme, seed, control)
+                yield {"scheme": name, "variant": "qat", **self.scores(made, name), **cost}
                 del made
-                yield {"scheme": name, "variant": "qat, torchao", **reached, **against(reached, floating, lost), **cost}
+            if "torchao" in wanted and importlib.util.find_spec("torchao") and torchao_config(scheme):
+                made, cost = self.torchao(scheme, seed)
+                yield {"scheme": name, "variant": "torchao", **self.scores(made, name), **cost}
+                del made
+
+    def control(self, seed: int) -> tuple[nn.Module, dict[str, float]]:
+        """The same training without a quantiser, and what it cost; nothing where it was kept from another run."""
+        control = copy.deepcopy(self.base)
+        kept = self.options.keep and self.options.keep / f"control-{seed}.safetensors"
+        if kept and kept.is_file():
+            load_model(control, kept)
+            return control, {}
+        cost = self.trained(control, self.settings, seed, "control")
+        if kept:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            save_model(control, str(kept))
+        return control, cost
 
     def qat(self, scheme: Scheme, seed: int, control: nn.Module) -> tuple[nn.Module, dict[str, float]]:
         """Train through the quantiser; the integer model that results and what training cost."""
@@ -164,7 +183,9 @@ class Experiment:
             qat.set_phase(model, quantize_inputs=done >= 0.1 * steps, observe=done < 0.8 * steps)
 
         teacher = {"base": self.base, "control": control}[options.teacher] if options.distillation else None
-        cost = self.trained(model, seed, f"qat {scheme.name}", teacher=teacher, on_step=phases)
+        rate = options.qat_learning_rate or options.learning_rate
+        trained = replace(self.settings, learning_rate=rate, distillation=options.distillation)
+        cost = self.trained(model, trained, seed, f"qat {scheme.name}", teacher=teacher, on_step=phases)
         qat.set_phase(model, quantize_inputs=True, observe=False)
         qat.convert(model)
         return model, cost
@@ -180,12 +201,18 @@ class Experiment:
             return isinstance(module, nn.Linear) and not name.endswith("lm_head")
 
         quantize_(model, QATConfig(config, step="prepare"), inner_linear)
-        cost = self.trained(model, seed, f"torchao {scheme.name}")
+        cost = self.trained(model, self.settings, seed, f"torchao {scheme.name}")
         quantize_(model, QATConfig(config, step="convert"), inner_linear)
         return model, cost
 
     def trained(
-        self, model: nn.Module, seed: int, title: str, teacher: nn.Module | None = None, on_step: OnStep | None = None
+        self,
+        model: nn.Module,
+        settings: TrainingSettings,
+        seed: int,
+        title: str,
+        teacher: nn.Module | None = None,
+        on_step: OnStep | None = None,
     ) -> dict[str, float]:
         """Train in place: steady tokens/s, seconds in all, peak memory in GB (10^9 bytes)."""
         on_gpu = torch.cuda.is_available()
@@ -193,11 +220,10 @@ class Experiment:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
         model.requires_grad_(True)
-        share = self.options.distillation if teacher is not None else 0.0
         started, ends = time.perf_counter(), []
         with tempfile.TemporaryDirectory() as folder:
             train(
-                model, self.sequences, replace(self.settings, distillation=share), Path(folder), teacher=teacher,
+                model, self.sequences, settings, Path(folder), teacher=teacher,
                 seed=seed, title=title, on_step=on_step, on_log=lambda step, metrics: ends.append(time.perf_counter()),
             )  # fmt: skip
         model.requires_grad_(False)
@@ -241,17 +267,26 @@ def torchao_config(scheme: Scheme) -> Any:
     return Int8DynamicActivationIntxWeightConfig(weight_dtype=dtype, weight_granularity=group)
 
 
-def against(reached: dict[str, float], control: dict[str, float], lost: dict[str, float] | None = None) -> dict:
-    """Perplexity relative to the control's, and the share of PTQ's loss that was won back."""
+def compared(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows with perplexity relative to the same seed's control, and the share of PTQ's loss that was won back."""
     key = "wikitext2/perplexity"
-    found = {"vs control": reached[key] / control[key] - 1}
-    if lost is not None and lost[key] > control[key]:
-        found["recovered"] = (lost[key] - reached[key]) / (lost[key] - control[key])
-    return found
+    found = {(row["seed"], row["scheme"], row["variant"]): row[key] for row in rows if key in row}
+    made = []
+    for row in rows:
+        control = found.get((row["seed"], "-", "control"))
+        lost = found.get((row["seed"], row["scheme"], "control-ptq"))
+        extra = {}
+        if control and row["scheme"] != "-":
+            extra["vs control"] = row[key] / control - 1
+            if lost and lost > control and row["variant"] != "control-ptq":
+                extra["recovered"] = (lost - row[key]) / (lost - control)
+        made.append(row | extra)
+    return made
 
 
 def print_table(results: list[dict[str, Any]]) -> None:
     """One line a scheme and variant: means over seeds, ± their standard deviation."""
+    results = compared(results)
     shown = {heading: spec for heading, spec in COLUMNS.items() if any(spec[0] in row for row in results)}
     print(f"\n{len({row['seed'] for row in results})} seeds\n| scheme | variant | " + " | ".join(shown) + " |")
     print("|---" * (2 + len(shown)) + "|")

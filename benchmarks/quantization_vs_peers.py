@@ -301,6 +301,7 @@ def auto_round_rows(scheme: str, setting: Setting) -> list[Row]:
             dataset=dataset,
             device_map=str(setting.device),
             enable_torch_compile=setting.device.type == "cuda",
+            amp=setting.dtype != torch.float32,
         )
         found = rounder.quantize()
         return cast((found[0] if isinstance(found, tuple) else model).to(setting.device), setting.dtype)
@@ -315,7 +316,6 @@ def llmcompressor_rows(scheme: str, setting: Setting) -> list[Row]:
     from datasets import Dataset
     from llmcompressor import oneshot
     from llmcompressor.modifiers.quantization import GPTQModifier
-    from transformers import AutoModelForCausalLM
 
     spec = parsed.weight
 
@@ -324,21 +324,19 @@ def llmcompressor_rows(scheme: str, setting: Setting) -> list[Row]:
         weights |= {"group_size": spec.group_size, "observer": "mse", "actorder": "static"}
         group = {"group_0": {"targets": ["Linear"], "weights": weights}}
         rows = [{"input_ids": row, "attention_mask": [1] * len(row)} for row in setting.calibration.tolist()]
-        with tempfile.TemporaryDirectory() as folder:  # it wants to read the model's files again
-            setting.copy().save_pretrained(folder)
-            setting.tokenizer.save_pretrained(folder)
-            return compressed(folder, group, rows)
-
-    def compressed(folder: str, group: dict[str, Any], rows: list[dict[str, Any]]) -> Any:
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=setting.dtype).to(setting.device)
-        oneshot(
-            model=model,
-            processor=setting.tokenizer,
-            dataset=Dataset.from_list(rows),
-            recipe=[GPTQModifier(config_groups=group, ignore=["lm_head"])],
-            max_seq_length=setting.calibration.shape[1],
-            num_calibration_samples=len(rows),
-        )
+        model = setting.copy()
+        with tempfile.TemporaryDirectory() as folder:  # it reads the configuration again from where the model came from
+            model.config.save_pretrained(folder)
+            model.config.name_or_path = folder
+            oneshot(
+                model=model,
+                processor=setting.tokenizer,
+                dataset=Dataset.from_list(rows),
+                recipe=[GPTQModifier(config_groups=group, ignore=["lm_head"])],
+                max_seq_length=setting.calibration.shape[1],
+                num_calibration_samples=len(rows),
+                shuffle_calibration_samples=False,
+            )
         return model
 
     return [measured(Row("llm-compressor gptq affine mse", scheme, spec.bits_per_weight(0)), setting, make)]
