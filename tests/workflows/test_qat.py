@@ -173,7 +173,7 @@ def test_what_only_the_comparison_needed_is_gone(finished):
 def candidate_of(scheme: str, **settings: Any) -> Candidate:
     """A trial's training of `tiny`, with what these tests do not vary."""
     fixed = {"text": "disaster", "data_dir": None, "rungs": (), "seed": 0, "on_evaluate": lambda _step, _metrics: None}
-    return qat_candidate("tiny", scheme, quantization=QuantizationSettings(), **(fixed | settings))
+    return qat_candidate("tiny", scheme, **({"quantization": QuantizationSettings()} | fixed | settings))
 
 
 def test_a_candidate_for_the_search_is_measured_without_tracking(tmp_path, quick, short, monkeypatch):
@@ -188,6 +188,17 @@ def test_a_candidate_for_the_search_is_measured_without_tracking(tmp_path, quick
     assert {"domain/perplexity", "size/bits_per_parameter", "parity/max_logit_error"} <= set(candidate.metrics)
     assert checkpoint.open_checkpoint(candidate.checkpoint).scheme.name == "w8a8"
     assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_the_control_that_teaches_a_candidate_is_not_in_its_curve(tmp_path, quick, short, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    seen: list[int] = []
+    evaluation, training = replace(quick, measures=("domain_perplexity",)), replace(short, steps=2, distillation=1.0)
+    candidate_of(
+        "w8a8", training=training, quantization=QuantizationSettings(teacher="control"), device="cpu",
+        work_dir=tmp_path / "trial", evaluation=evaluation, on_evaluate=lambda step, _: seen.append(step),
+    )  # fmt: skip
+    assert seen == [1, 2]
 
 
 def test_the_same_seed_gives_the_same_candidate(tmp_path, quick, short):

@@ -7,10 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from edgequant import tracking
 from edgequant.errors import UserError
 from edgequant.quantization.settings import QuantizationSettings
+from edgequant.training.loop import train
+from edgequant.training.settings import TrainingSettings
+from edgequant.workflows import quantized_training
 from edgequant.workflows.qat import qat
 
 
@@ -56,3 +60,30 @@ def test_training_starts_from_a_ptq_methods_result_with_adapters_on_top(store, q
     assert runs["qat"].metrics["parity/max_logit_error"] < 0.05
     assert runs["qat"].metrics["domain/perplexity"] < runs["baseline"].metrics["domain/perplexity"] * 1.02
     assert not list(Path("outputs").glob("qat/*/start-blocks"))  # gone once the checkpoint is delivered
+
+
+def test_the_control_teaches_qat_at_a_rate_of_its_own(store, quick, short, monkeypatch):
+    seen: dict[str, tuple[TrainingSettings, torch.nn.Module | None, torch.Tensor]] = {}
+
+    def recorded(model, tokens, settings, folder, *, teacher=None, title="", **more):
+        result = train(model, tokens, settings, folder, teacher=teacher, title=title, **more)
+        seen[title.split()[0]] = settings, teacher, model.model.layers[0].mlp.up_proj.weight.detach().clone()
+        return result
+
+    monkeypatch.setattr(quantized_training, "train", recorded)
+    settings = QuantizationSettings(teacher="control", qat_learning_rate=5e-3)
+    quality = replace(quick, measures=("domain_perplexity",))
+    training = replace(short, distillation=1.0)
+    qat(model="tiny", training=training, quantization=settings, evaluation=quality, device="cpu", register=False)
+    (control, untaught, weight), (taught, teacher, _) = seen["control"], seen["qat"]
+    assert untaught is None and control == replace(training, distillation=0.0)
+    assert taught == replace(training, learning_rate=5e-3)
+    assert teacher is not None and torch.equal(teacher.model.layers[0].mlp.up_proj.weight, weight)
+
+
+def test_a_teacher_that_nothing_is_learned_from_is_refused(store, short):
+    with pytest.raises(UserError, match=r"quantization.teacher control has no effect with training.distillation 0.0"):
+        qat(model="tiny", training=short, quantization=QuantizationSettings(teacher="control"))
+    with pytest.raises(UserError, match=r"quantization.qat_learning_rate -1.0 is impossible"):
+        QuantizationSettings(qat_learning_rate=-1.0)
+    assert not tracking.find_runs(workflow="qat")

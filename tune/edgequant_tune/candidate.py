@@ -59,6 +59,7 @@ def qat_candidate(
 
     parsed = check_configuration(model, scheme, text)
     quantization.check_scheme(parsed)
+    quantization.check_distillation(training.distillation)
     job = _ObservedTraining(parsed, training, quantization, evaluation, work_dir, seed=seed)
     job.rungs = frozenset(rungs)
     job.load(model, text, data_dir, device=device)
@@ -133,9 +134,16 @@ class _ObservedTraining(QuantizedTraining):
 
     rungs: frozenset[int] = frozenset()
 
-    def _train(self, model: Any, name: str, on_step: Any, on_log: Any) -> dict[str, float]:
-        log = _observed(model, self.tokenizer, self.training, self.device, self.rungs, on_log)
-        return super()._train(model, name, on_step, log)
+    def _train(
+        self, model: Any, name: str, settings: Any, teacher: Any, on_step: Any = None, on_log: Any = None
+    ) -> dict[str, float]:
+        if name == "qat":
+            on_log = _observed(model, self.tokenizer, settings, self.device, self.rungs, on_log)
+        return super()._train(model, name, settings, teacher, on_step, on_log or _unseen)
+
+
+def _unseen(step: int, metrics: Mapping[str, float]) -> None:
+    """The control that teaches a trial is not part of its curves."""
 
 
 def _observed(

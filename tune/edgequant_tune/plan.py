@@ -133,6 +133,8 @@ def _check_ends(plan: Plan) -> None:
                 with_values(settings, values)  # checks itself
     if plan.method == "finetune":
         return check_text(plan.text)
+    if all(item.name != "distillation" for item in plan.space):
+        plan.quantization.check_distillation(plan.training.distillation)
     searched = [item.values for item in plan.space if item.name == SCHEME]
     for scheme in searched[0] if searched else [plan.scheme]:
         plan.quantization.check_scheme(check_configuration(plan.model, scheme, plan.text))

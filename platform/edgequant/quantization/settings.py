@@ -12,11 +12,12 @@ if TYPE_CHECKING:
     from edgequant.quantization.scheme import Scheme
 
 SparsityPattern = Literal["unstructured", "2:4"]
+TeacherName = Literal["base", "control"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizationSettings:
-    """When activations are quantised during training, and how static ranges are found.
+    """What QAT learns from and how fast, when activations are quantised, and how static ranges are found.
 
     Attributes:
         activation_delay: share of the steps before activations are quantised at all (Jacob et al. 2017, section 3.1).
@@ -26,6 +27,11 @@ class QuantizationSettings:
             each group's extremes.
         start: PTQ method whose integers, scales and zero points training starts from, e.g. gptq or awq+gptq (with
             learned_scales); rtn starts from the floating-point weights.
+        teacher: whose predictions count with training.distillation: `base`, the model as it came, or `control`, the
+            model fine-tuned without the quantiser (which then learns from the text alone): QAT repairs quantisation
+            only.
+        qat_learning_rate: of QAT, where it is not training's: with the control as its teacher several times that does
+            well.
         calibration_sequences: training sequences that show PTQ (and QAT, before its first step) the static ranges.
         lora_rank: train adapters of this rank through the quantiser and merge them into the integers; 0 trains all
             weights. Linears and embeddings are frozen then; norms and learned scales train.
@@ -39,6 +45,8 @@ class QuantizationSettings:
     observer: Literal["ema", "minmax", "percentile", "mse"] = "ema"
     learned_scales: bool = False
     start: str = "rtn"
+    teacher: TeacherName = "base"
+    qat_learning_rate: float | None = None
     calibration_sequences: int = 32
     lora_rank: int = 0
     lora_alpha: float = 16.0
@@ -51,6 +59,11 @@ class QuantizationSettings:
                 raise UserError(
                     f"quantization.{name} {getattr(self, name)} is impossible; expected a share of the steps, 0 to 1"
                 )
+        if self.qat_learning_rate is not None and not 0 < self.qat_learning_rate < float("inf"):
+            raise UserError(
+                f"quantization.qat_learning_rate {self.qat_learning_rate} is impossible; expected a number above 0, or "
+                "null for training's"
+            )
         if self.calibration_sequences < 1:
             raise UserError(
                 f"quantization.calibration_sequences {self.calibration_sequences} is impossible; expected at least 1"
@@ -79,6 +92,18 @@ class QuantizationSettings:
         if self.sparsity:
             raise UserError(
                 f"quantization.start {self.start} does not keep pruned weights at 0; use start rtn, or sparsity 0"
+            )
+
+    def check_distillation(self, share: float) -> None:
+        """Refuse a teacher that nothing is learned from; `share` is training.distillation.
+
+        Raises:
+            UserError: the control is to teach, but its predictions do not count.
+        """
+        if self.teacher == "control" and not share:
+            raise UserError(
+                "quantization.teacher control has no effect with training.distillation 0.0; set that to a share above "
+                "0, usually 1.0, or quantization.teacher to base"
             )
 
     def check_scheme(self, scheme: Scheme) -> None:

@@ -54,7 +54,7 @@ def qat(
             model itself writes, where no text may be used; or a mix with shares of the tokens: disaster,wikitext-2:0.3.
         control: also fine-tune without the quantiser and apply PTQ to that: the fair comparison for QAT.
         training: length, batch, learning rate, distillation.
-        quantization: when activations are quantised, how static ranges are found.
+        quantization: what QAT learns from and how fast, when activations are quantised, how static ranges are found.
         evaluation: what is measured and how.
         data_dir: folder with WikiText-2, BoolQ and SQuAD in their official formats (default: $EDGEQUANT_DATA).
         output: folder that receives the checkpoint (default: outputs/qat/<run id>/checkpoint).
@@ -69,6 +69,7 @@ def qat(
     parsed = check_configuration(model, scheme, text, size_budget)
     scheme = parsed.name
     quantization.check_scheme(parsed)
+    quantization.check_distillation(training.distillation)
 
     from edgequant import tracking
     from edgequant.workflows.closing import print_closing

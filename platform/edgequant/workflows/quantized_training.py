@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -150,7 +151,9 @@ class QuantizedTraining:
         model = self._prepared()
         if qat.has_static_ranges(model):
             qat.calibrate(model, self._calibration())
-        result = self._train(model, "qat", self._phases(model), on_log)
+        rate = self.quantization.qat_learning_rate or self.training.learning_rate
+        settings = replace(self.training, learning_rate=rate)
+        result = self._train(model, "qat", settings, self._teacher(), self._phases(model), on_log)
         qat.set_phase(model, quantize_inputs=True, observe=False)
         simulated, errors = self._logits(model), ptq.weight_errors(model)
         qat.convert(model)
@@ -190,18 +193,32 @@ class QuantizedTraining:
     def _trained_control(self) -> nn.Module:
         if self._control is None:
             self._control = copy.deepcopy(self.floating).requires_grad_(True)
-            self._train(self._control, "control", None, None)
+            taught_by_base = self.quantization.teacher == "base"
+            settings = self.training if taught_by_base else replace(self.training, distillation=0.0)
+            self._train(self._control, "control", settings, self.floating if settings.distillation else None)
         return self._control
 
+    def _teacher(self) -> nn.Module | None:
+        """Whose predictions QAT learns from."""
+        if not self.training.distillation:
+            return None
+        return self._trained_control() if self.quantization.teacher == "control" else self.floating
+
     def _train(
-        self, model: nn.Module, name: str, on_step: Callable[[int, int], None] | None, on_log: OnLog | None
+        self,
+        model: nn.Module,
+        name: str,
+        settings: TrainingSettings,
+        teacher: nn.Module | None,
+        on_step: Callable[[int, int], None] | None = None,
+        on_log: OnLog | None = None,
     ) -> Metrics:
         result = train(
             model,
             self.sequences,
-            self.training,
+            settings,
             self.folder / f"{name}-training",
-            teacher=self.floating if self.training.distillation else None,
+            teacher=teacher,
             seed=self.seed,
             resume=self.resume,
             title=f"{name} {self.name}",
