@@ -36,6 +36,32 @@ def test_the_start_is_exactly_what_ptq_deploys(tiny, sequences, scheme, method):
     assert torch.equal(logits(started, sequences[-2:]), logits(rounded, sequences[-2:]))
 
 
+@pytest.mark.parametrize("method", ["gptq", "smoothquant", "awq+gptq"])
+def test_a_start_from_kept_blocks_is_the_same_start(tiny, sequences, tmp_path, method):
+    calibration, settings = [sequences[:8, :64]], PtqSettings(alphas=4)
+    found = []
+    for _ in range(2):  # the second time every block comes from the folder, scaled weights included
+        model = copy.deepcopy(tiny.model)
+        prepare_from_ptq(
+            model, parse_scheme("w8a8-static"), method, calibration, settings=settings, work_folder=tmp_path
+        )
+        found.append(model.state_dict())
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+
+
+@pytest.mark.parametrize(
+    ("settings", "scheme", "expected"),
+    [
+        ({}, "w8a8-static", "smoothquant"), ({}, "w4a8-g32+emb4", "rtn"), ({}, "w4-g64", "rtn"),
+        ({"sparsity": 0.5}, "w8a8-static", "rtn"), ({"start": "rtn"}, "w8a8-static", "rtn"),
+        ({"start": "gptq", "learned_scales": True}, "w8a8-static", "gptq"),
+    ],
+)  # fmt: skip
+def test_static_activations_start_from_smoothquant_unless_told_otherwise(settings, scheme, expected):
+    assert QuantizationSettings(**settings).start_for(parse_scheme(scheme)) == expected
+
+
 def test_weights_move_no_further_than_their_integers_demand(tiny, sequences):
     scheme = parse_scheme("w4-g32")
     started = copy.deepcopy(tiny.model)

@@ -33,16 +33,21 @@ def fingerprint(model: nn.Module, batches: list[Tensor], *what: object) -> str:
 
 
 class BlockStates:
-    """A folder of finished blocks; without a folder nothing is kept and nothing is found."""
+    """A folder of finished blocks; without a folder nothing is kept and nothing is found.
 
-    def __init__(self, folder: Path | None, run: str) -> None:
+    `with_weights`: the method scales floating-point weights, which QAT may go on from: they are part of the state.
+    """
+
+    def __init__(self, folder: Path | None, run: str, *, with_weights: bool = False) -> None:
         self.folder = None if folder is None else Path(folder) / f"ptq-{run}"
+        self.with_weights = with_weights
 
     def save(self, index: int, block: nn.Module, errors: list[dict[str, Any]]) -> None:
         """Write a block whose linears' integers are chosen."""
         if self.folder is None:
             return
-        tensors = {name: tensor.contiguous().cpu() for name, tensor in _state(block).items()}
+        state = _state(block, self.with_weights)
+        tensors = {name: tensor.contiguous().cpu() for name, tensor in state.items()}
         with atomic_path(self._file(index)) as temporary:
             save_file(tensors, temporary, metadata={"errors": json.dumps(errors)})
 
@@ -65,15 +70,16 @@ def _linears(block: nn.Module) -> dict[str, FakeQuantizedLinear]:
     return {name: module for name, module in block.named_modules() if isinstance(module, FakeQuantizedLinear)}
 
 
-def _state(block: nn.Module) -> dict[str, Tensor]:
-    """Integers of the linears, and everything else: norms, biases, observed ranges."""
+def _state(block: nn.Module, with_weights: bool) -> dict[str, Tensor]:
+    """Integers of the linears, and everything else: norms, biases, observed ranges, where asked weights."""
     state: dict[str, Tensor] = {}
     for name, layer in _linears(block).items():
         chosen = chosen_of(layer)
         assert chosen is not None
         packed = PackedWeight.of(chosen, layer.out_features, layer.in_features, layer.spec)
         state |= {f"{CODES}{name}.{key}": value for key, value in packed.state_dict().items()}
-    return state | {name: tensor.detach() for name, tensor in block.state_dict().items() if not _is_weight(block, name)}
+    kept = {name for name in block.state_dict() if with_weights or not _is_weight(block, name)}
+    return state | {name: tensor.detach() for name, tensor in block.state_dict().items() if name in kept}
 
 
 def _is_weight(block: nn.Module, name: str) -> bool:

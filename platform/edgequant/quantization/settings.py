@@ -26,7 +26,8 @@ class QuantizationSettings:
         learned_scales: weights' scales and zero points are trained too (LSQ+, arXiv 2004.09576) instead of following
             each group's extremes.
         start: PTQ method whose integers, scales and zero points training starts from, e.g. gptq or awq+gptq (with
-            learned_scales); rtn starts from the floating-point weights.
+            learned_scales), and which makes the PTQ that QAT is compared with; rtn starts from the floating-point
+            weights. auto takes smoothquant, and learns its scales, where activations have static ranges, else rtn.
         teacher: whose predictions count with training.distillation: `base`, the model as it came, or `control`, the
             model fine-tuned without the quantiser (which then learns from the text alone): QAT repairs quantisation
             only.
@@ -44,7 +45,7 @@ class QuantizationSettings:
     freeze_ranges: float = 0.8
     observer: Literal["ema", "minmax", "percentile", "mse"] = "ema"
     learned_scales: bool = False
-    start: str = "rtn"
+    start: str = "auto"
     teacher: TeacherName = "base"
     qat_learning_rate: float | None = None
     calibration_sequences: int = 32
@@ -81,8 +82,15 @@ class QuantizationSettings:
                 "use sparsity 0.5, or pattern unstructured"
             )
 
+    def start_for(self, scheme: Scheme) -> str:
+        """The PTQ method that training starts from."""
+        if self.start != "auto":
+            return self.start
+        static = scheme.activation is not None and scheme.activation.mode == "static"
+        return "smoothquant" if static and not self.sparsity else "rtn"
+
     def _check_start(self) -> None:
-        if parse_method(self.start).name == "rtn":
+        if self.start == "auto" or parse_method(self.start).name == "rtn":
             return
         if not self.learned_scales:
             raise UserError(

@@ -35,6 +35,7 @@ from edgequant.workflows.measuring import log_layer_errors, measure, quality_onl
 Metrics = dict[str, float]
 CALIBRATION_BATCH = 8
 PARITY_TOKENS = 256  # positions on which simulated and integer logits are compared
+START_BLOCKS = "start-blocks"  # folder of the decoder blocks that the PTQ method has finished
 
 
 class Measurable(NamedTuple):
@@ -135,7 +136,7 @@ class QuantizedTraining:
         return Measurable(self._cast(self.floating), self.tokenizer)
 
     def rounded(self) -> Measurable:
-        """PTQ: the model rounded to the scheme without training."""
+        """PTQ, by the method that QAT starts from: the model rounded to the scheme without training."""
         return self._rounded(self.floating, "ptq", None)
 
     def control(self) -> Measurable:
@@ -164,25 +165,29 @@ class QuantizedTraining:
 
     def _prepared(self) -> nn.Module:
         """A copy to train through the quantiser: pruned first, since learned scales start from what is left."""
-        settings = self.quantization
+        settings, start = self.quantization, self._start
         model = copy.deepcopy(self.floating)
         masks = self._pruned(model)
-        if settings.start == "rtn":
+        if start == "rtn":
             qat.prepare(model, self.scheme, observer=settings.observer, learned_scales=settings.learned_scales)
         else:
             prepare_from_ptq(
                 model,
                 self.scheme,
-                settings.start,
+                start,
                 self._calibration(),
                 settings=PtqSettings(observer=settings.observer),
-                work_folder=self.folder / "start-blocks",
+                work_folder=self.folder / START_BLOCKS,
             )
         model.requires_grad_(True)
         if settings.lora_rank:
             low_rank.attach(model, self.scheme, settings.lora_rank, settings.lora_alpha, seed=self.seed)
         pruning.hold(model, masks)
         return model
+
+    @property
+    def _start(self) -> str:
+        return self.quantization.start_for(self.scheme)
 
     def _pruned(self, model: nn.Module) -> pruning.Masks:
         """Prune a copy in place; nothing where the settings say nothing."""
@@ -246,7 +251,14 @@ class QuantizedTraining:
     def _rounded(self, floating: Any, name: str, settings: EvaluationSettings | None) -> Measurable:
         model = copy.deepcopy(floating)
         self._pruned(model)
-        errors = ptq.quantize(model, self.scheme, calibration=self._calibration(), observer=self.quantization.observer)
+        errors = ptq.quantize(
+            model,
+            self.scheme,
+            calibration=self._calibration(),
+            method=self._start,
+            settings=PtqSettings(observer=self.quantization.observer),
+            work_folder=self.folder / START_BLOCKS,
+        )
         return self._saved_and_reloaded(model, name, {})._replace(settings=settings, layer_errors=errors)
 
     def _saved_and_reloaded(self, model: Any, folder: str, metrics: Metrics) -> Measurable:
@@ -287,7 +299,7 @@ class QuantizedTraining:
     def deliver(self, output: str | None) -> Path:
         """Put the checkpoint where the user wants it and remove what only the comparison needed."""
         made = self.folder / "checkpoint"
-        for name in ("ptq", "control-ptq", "qat-training", "control-training", "start-blocks"):
+        for name in ("ptq", "control-ptq", "qat-training", "control-training", START_BLOCKS):
             shutil.rmtree(self.folder / name, ignore_errors=True)
         if output is None:
             return made
