@@ -17,7 +17,6 @@ from edgequant.quantization.folding import Fold, find_folds
 
 SAMPLED_TOKENS = 512  # of each input, on which exponents are compared
 ALPHAS = [step / 10 for step in range(11)]
-SAMPLE_SEED = 0
 
 
 @dataclass
@@ -32,7 +31,8 @@ class Seen:
         """Take in tokens [tokens, in], and keep some of them, drawn evenly."""
         self.low = torch.minimum(self.low, inputs.amin(0))
         self.high = torch.maximum(self.high, inputs.amax(0))
-        chosen = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(SAMPLE_SEED))[:kept]
+        generator = torch.Generator().manual_seed(len(self.sample))  # other positions in every batch
+        chosen = torch.randperm(len(inputs), generator=generator)[:kept]
         self.sample.append(inputs[chosen.to(inputs.device)])
 
 
