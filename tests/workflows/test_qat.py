@@ -88,7 +88,7 @@ def test_the_parent_repeats_the_metrics_of_what_it_delivers(finished):
 def test_recovered_fraction_is_the_share_of_the_controls_ptq_loss(finished):
     perplexity = {variant: run.metrics["domain/perplexity"] for variant, run in finished.variants.items()}
     lost = perplexity["control-ptq"] - perplexity["control"]
-    if lost <= 0:
+    if lost <= 1e-3 * perplexity["control"]:
         assert "qat/recovered_fraction" not in finished.parent.metrics
     else:
         expected = (perplexity["control-ptq"] - perplexity["qat"]) / lost
@@ -266,3 +266,14 @@ def test_after_training_on_wikitext_its_perplexity_counts(tagged):
     }
     compare(rows, "wikitext-2")
     assert rows["qat"]["qat/recovered_fraction"] == pytest.approx(0.5)
+
+
+def test_a_fraction_of_next_to_nothing_is_not_told(monkeypatch):
+    monkeypatch.setattr(tracking, "set_tags", lambda tags: None)
+    perplexities = {"baseline": 12.0, "control": 10.0, "control-ptq": 10.009, "qat": 9.5}
+    rows = {variant: {"domain/perplexity": value} for variant, value in perplexities.items()}
+    compare(rows, "disaster")
+    assert "qat/recovered_fraction" not in rows["qat"]
+    rows["control-ptq"]["domain/perplexity"] = 10.02
+    compare(rows, "disaster")
+    assert rows["qat"]["qat/recovered_fraction"] == pytest.approx(26.0)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from edgequant.quantization.scheme import Scheme
 
 Metrics = dict[str, float]
+LEAST_LOSS = 1e-3  # of the control's perplexity: where PTQ loses less, there is nothing to recover
 
 
 def qat(
@@ -123,7 +124,8 @@ def check_configuration(model: str, scheme: str, text: str, size_budget: str | N
 def compare(rows: dict[str, Metrics], text: str) -> list[str]:
     """Add `qat/recovered_fraction` to QAT's metrics and say which task QAT lost beyond its interval.
 
-    Recovered fraction = (PTQ(control) - QAT) / (PTQ(control) - control), on perplexity.
+    Recovered fraction = (PTQ(control) - QAT) / (PTQ(control) - control), on perplexity; none where PTQ loses next to
+    nothing.
 
     Returns:
         One warning per lost task; they become the run's tag `edgequant.warnings` too.
@@ -134,7 +136,7 @@ def compare(rows: dict[str, Metrics], text: str) -> list[str]:
     metric = "wikitext2/perplexity" if text == "wikitext-2" else "domain/perplexity"
     if "control-ptq" in rows and metric in qat_metrics:
         rounded, floating = rows["control-ptq"][metric], reference[metric]
-        if rounded > floating:
+        if rounded > (1 + LEAST_LOSS) * floating:
             qat_metrics["qat/recovered_fraction"] = (rounded - qat_metrics[metric]) / (rounded - floating)
     warnings = [
         f"{task} fell from {reference[task]:.3f} to {qat_metrics[task]:.3f}, beyond the reference's interval"
