@@ -268,8 +268,7 @@ def test_after_training_on_wikitext_its_perplexity_counts(tagged):
     assert rows["qat"]["qat/recovered_fraction"] == pytest.approx(0.5)
 
 
-def test_a_fraction_of_next_to_nothing_is_not_told(monkeypatch):
-    monkeypatch.setattr(tracking, "set_tags", lambda tags: None)
+def test_a_fraction_of_next_to_nothing_is_not_told(tagged):
     perplexities = {"baseline": 12.0, "control": 10.0, "control-ptq": 10.009, "qat": 9.5}
     rows = {variant: {"domain/perplexity": value} for variant, value in perplexities.items()}
     compare(rows, "disaster")

@@ -78,8 +78,8 @@ def _state(block: nn.Module, with_weights: bool) -> dict[str, Tensor]:
         assert chosen is not None
         packed = PackedWeight.of(chosen, layer.out_features, layer.in_features, layer.spec)
         state |= {f"{CODES}{name}.{key}": value for key, value in packed.state_dict().items()}
-    kept = {name for name in block.state_dict() if with_weights or not _is_weight(block, name)}
-    return state | {name: tensor.detach() for name, tensor in block.state_dict().items() if name in kept}
+    others = block.state_dict().items()
+    return state | {name: tensor.detach() for name, tensor in others if with_weights or not _is_weight(block, name)}
 
 
 def _is_weight(block: nn.Module, name: str) -> bool:

@@ -95,8 +95,8 @@ def choose_integers(
     targets = qat.prepare(model, scheme, observer=settings.observer)
     if qat.has_static_ranges(model) and not batches:
         raise UserError(f"scheme {scheme.name} has static activation ranges; give calibration text")
-    states = BlockStates(work_folder, run, with_weights=chosen.fold is not None)
     if chosen.needs_calibration or (chosen.rounding == "mse" and settings.activation_weighted and batches):
+        states = BlockStates(work_folder, run, with_weights=chosen.fold is not None)
         return _Calibrated(model, targets, chosen, batches, settings, states).quantize()
     errors = [_round(name, layer, chosen) for name, layer in _layers(model).items()]
     if qat.has_static_ranges(model):

@@ -165,29 +165,27 @@ class QuantizedTraining:
 
     def _prepared(self) -> nn.Module:
         """A copy to train through the quantiser: pruned first, since learned scales start from what is left."""
-        settings, start = self.quantization, self._start
+        settings, by_method = self.quantization, self._by_method()
         model = copy.deepcopy(self.floating)
         masks = self._pruned(model)
-        if start == "rtn":
+        if by_method["method"] == "rtn":
             qat.prepare(model, self.scheme, observer=settings.observer, learned_scales=settings.learned_scales)
         else:
-            prepare_from_ptq(
-                model,
-                self.scheme,
-                start,
-                self._calibration(),
-                settings=PtqSettings(observer=settings.observer),
-                work_folder=self.folder / START_BLOCKS,
-            )
+            prepare_from_ptq(model, self.scheme, **by_method)
         model.requires_grad_(True)
         if settings.lora_rank:
             low_rank.attach(model, self.scheme, settings.lora_rank, settings.lora_alpha, seed=self.seed)
         pruning.hold(model, masks)
         return model
 
-    @property
-    def _start(self) -> str:
-        return self.quantization.start_for(self.scheme)
+    def _by_method(self) -> dict[str, Any]:
+        """How PTQ rounds and QAT starts, in the same way: decoder blocks that one finished serve the other."""
+        return {
+            "method": self.quantization.start_for(self.scheme),
+            "calibration": self._calibration(),
+            "settings": PtqSettings(observer=self.quantization.observer),
+            "work_folder": self.folder / START_BLOCKS,
+        }
 
     def _pruned(self, model: nn.Module) -> pruning.Masks:
         """Prune a copy in place; nothing where the settings say nothing."""
@@ -198,9 +196,9 @@ class QuantizedTraining:
     def _trained_control(self) -> nn.Module:
         if self._control is None:
             self._control = copy.deepcopy(self.floating).requires_grad_(True)
-            taught_by_base = self.quantization.teacher == "base"
-            settings = self.training if taught_by_base else replace(self.training, distillation=0.0)
-            self._train(self._control, "control", settings, self.floating if settings.distillation else None)
+            share = self.training.distillation if self.quantization.teacher == "base" else 0.0
+            settings = replace(self.training, distillation=share)
+            self._train(self._control, "control", settings, self.floating if share else None)
         return self._control
 
     def _teacher(self) -> nn.Module | None:
@@ -251,14 +249,7 @@ class QuantizedTraining:
     def _rounded(self, floating: Any, name: str, settings: EvaluationSettings | None) -> Measurable:
         model = copy.deepcopy(floating)
         self._pruned(model)
-        errors = ptq.quantize(
-            model,
-            self.scheme,
-            calibration=self._calibration(),
-            method=self._start,
-            settings=PtqSettings(observer=self.quantization.observer),
-            work_folder=self.folder / START_BLOCKS,
-        )
+        errors = ptq.quantize(model, self.scheme, **self._by_method())
         return self._saved_and_reloaded(model, name, {})._replace(settings=settings, layer_errors=errors)
 
     def _saved_and_reloaded(self, model: Any, folder: str, metrics: Metrics) -> Measurable:
