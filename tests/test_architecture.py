@@ -143,7 +143,8 @@ def test_no_file_makes_a_package_of_the_folder_platform():
     assert done.returncode == 0 and done.stdout.strip() in ("Linux", "Darwin", "Windows")
 
 
-WORKFLOW_MODULES = {path.stem for path in modules("platform/edgequant/workflows")} - {"__init__", "quantized_training"}
+WORKFLOWS = ROOT / "platform" / "edgequant" / "workflows"
+WORKFLOW_MODULES = {path.stem for path in WORKFLOWS.glob("*.py")} - {"__init__", "quantized_training"}
 SETTINGS = [path.parent.name for path in modules("platform/edgequant") if path.name == "settings.py"]
 LIGHT = [
     *("edgequant", "edgequant.__main__", "edgequant.errors", "edgequant.files", "edgequant.models"),

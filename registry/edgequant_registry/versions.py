@@ -11,10 +11,8 @@ from mlflow.entities.model_registry import ModelVersion
 
 from edgequant import tracking
 from edgequant.errors import UserError
+from edgequant.workflows.steps.register import BASELINE_TAG, PREFIX
 from edgequant_registry.gates import Reference
-
-PREFIX = "edgequant-"
-BASELINE_TAG = "edgequant.baseline"
 
 
 @dataclass(frozen=True)

@@ -25,17 +25,12 @@ BASELINE = {"domain/perplexity": 24.0}
 @pytest.fixture
 def register(store, checkpoint):
     """Register the checkpoint with given metrics, as `qat` does; returns the version."""
-    import json
-
     from edgequant import tracking
+    from edgequant.workflows.steps.register import register_version
 
     def filed(metrics=GOOD, *, name="edgequant-tiny", baseline=BASELINE, folder=checkpoint):
-        tags = {
-            "edgequant.model": "tiny",
-            "edgequant.scheme": "w4a8-g32+emb4",
-            "edgequant.baseline": json.dumps(baseline),
-        }
+        names = {"model": name.removeprefix("edgequant-"), "scheme": "w4a8-g32+emb4", "variant": "qat"}
         with tracking.workflow_run("qat", {"of": "a test"}):
-            return tracking.register_checkpoint(folder, name, metrics=metrics, tags=tags)
+            return register_version(folder, **names, metrics=metrics, baseline=baseline)
 
     return filed

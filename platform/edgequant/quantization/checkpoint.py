@@ -55,7 +55,7 @@ def save(
         if getattr(model, "generation_config", None) is not None:
             model.generation_config.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-        _write_manifest(temporary, scheme)
+        _write_manifest(temporary, scheme.to_dict())
     return QuantizedCheckpoint(folder, scheme, parameters)
 
 
@@ -82,11 +82,15 @@ def _config(model: Any, scheme: Scheme, parameters: int, made_from: str) -> dict
     return config
 
 
-def _write_manifest(folder: Path, scheme: Scheme) -> None:
+def _write_manifest(folder: Path, scheme: dict[str, Any] | None) -> None:
     files = {file.name: sha256_of(file) for file in sorted(folder.iterdir()) if file.is_file()}
-    write_atomically(
-        folder / MANIFEST, json.dumps({"format": 1, "scheme": scheme.to_dict(), "sha256": files}, indent=2)
-    )
+    write_atomically(folder / MANIFEST, json.dumps({"format": 1, "scheme": scheme, "sha256": files}, indent=2))
+
+
+def ensure_manifest(folder: str | Path) -> None:
+    """Give a folder that has none a manifest without a scheme: a merged or a bitsandbytes model, about to be filed."""
+    if not (Path(folder) / MANIFEST).is_file():
+        _write_manifest(Path(folder), None)
 
 
 def open_checkpoint(folder: str | Path) -> QuantizedCheckpoint:
@@ -97,6 +101,8 @@ def open_checkpoint(folder: str | Path) -> QuantizedCheckpoint:
     """
     folder = Path(folder)
     manifest = verify(folder)
+    if manifest["scheme"] is None:
+        raise UserError(f"{folder} is not a quantised edgequant checkpoint; make one with `edgequant qat` or `ptq`")
     config = json.loads((folder / "config.json").read_text())
     return QuantizedCheckpoint(folder, Scheme.from_dict(manifest["scheme"]), int(config["num_parameters_unquantized"]))
 

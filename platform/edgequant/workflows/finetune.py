@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+from edgequant.errors import UserError
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.training.settings import LoraSettings, TrainingSettings
 from edgequant.workflows.inputs import check_text
@@ -25,6 +26,7 @@ def finetune(
     evaluation: EvaluationSettings = COMPARISON,
     data_dir: str | None = None,
     output: str | None = None,
+    register: bool = False,
     device: str = "auto",
     dtype: str = "auto",
     seed: int = 0,
@@ -44,6 +46,7 @@ def finetune(
         evaluation: what is measured and how.
         data_dir: folder with WikiText-2, BoolQ and SQuAD in their official formats (default: $EDGEQUANT_DATA).
         output: folder that receives adapter/ and merged/ (default: outputs/finetune/<run id>).
+        register: register the merged model as edgequant-<model> in the MLflow registry; needs base float.
         device: auto, cpu, cuda or cuda:N.
         dtype: compute type while measuring: auto, float32, bfloat16 or float16.
         seed: order of the text, initial values, draws of questions.
@@ -52,6 +55,7 @@ def finetune(
     """
     config = dict(locals())
     check_text(text)
+    check_base(base, register)
 
     from edgequant import models
 
@@ -62,6 +66,7 @@ def finetune(
     from edgequant.workflows.inputs import evaluation_data, training_sequences
     from edgequant.workflows.measuring import measure
     from edgequant.workflows.quantized_training import run_folder
+    from edgequant.workflows.steps.register import promote_command, register_version
 
     with tracking.workflow_run("finetune", config, experiment=experiment, resume=resume) as run:
         folder = Path(output).expanduser().resolve() if output else run_folder("finetune", run.id)
@@ -75,11 +80,30 @@ def finetune(
         with tracking.variant_run("finetuned", model=name, scheme=scheme, phase="finetune"):
             adapted = adapt(loaded.model, model, sequences, training, lora, folder, seed=seed, resume=run.resumed)
             after = deliver(adapted, tokenizer, folder, base, dtype=dtype, device=device)
-            rows["finetuned"] = measure(after, tokenizer, data, evaluation)
+            merged = folder / "merged" if base == "float" else None
+            rows["finetuned"] = measure(after, tokenizer, data, evaluation, checkpoint=merged if register else None)
         tracking.log_metrics(rows["finetuned"])
         tracking.log_folder(folder / "adapter", "adapter")
+        version = None
+        if register and merged:
+            names = {"model": name, "scheme": scheme, "variant": "finetuned"}
+            version = register_version(merged, **names, metrics=rows["finetuned"], baseline=rows["baseline"])
         table = [{"model": name, "variant": v, "scheme": scheme, **headline(row)} for v, row in rows.items()]
-        print_closing(f"finetune: {name}, LoRA rank {lora.rank}", table, run, next_command(folder, base))
+        following = promote_command(version) if version else next_command(folder, base)
+        print_closing(f"finetune: {name}, LoRA rank {lora.rank}", table, run, following)
+
+
+def check_base(base: str, register: bool) -> None:
+    """Refuse to register what is no model of its own: adapters over quantised weights are not merged.
+
+    Raises:
+        UserError: names both settings.
+    """
+    if register and base != "float":
+        raise UserError(
+            f"register true needs base float, got base {base}: adapters over quantised weights are not merged into a "
+            "model that could be registered; use base float, or register false"
+        )
 
 
 def load_base(model: str, base: str, *, device: str, dtype: str) -> Any:

@@ -71,6 +71,7 @@ def ptq(
     from edgequant.workflows.inputs import evaluation_data, training_sequences
     from edgequant.workflows.measuring import log_layer_errors, measure
     from edgequant.workflows.quantized_training import run_folder
+    from edgequant.workflows.steps.register import promote_command, register_version
 
     with tracking.workflow_run("ptq", config, experiment=experiment, resume=resume) as run:
         loaded = models.load(model, dtype="float32", device=device)
@@ -87,6 +88,7 @@ def ptq(
         with tracking.variant_run("baseline", model=loaded.source.name, scheme="none", phase="ptq"):
             floating = _cast(loaded.model, dtype)
             rows = {"none": measure(floating, loaded.tokenizer, data, evaluation)}
+        registered: list[str] = []
         for parsed, layer_bits in mixed:
             with tracking.variant_run("ptq", model=loaded.source.name, scheme=parsed.name, phase="ptq"):
                 folder = _folder(output, parsed, schemes, work)
@@ -96,13 +98,9 @@ def ptq(
                 reloaded = models.load(str(folder), device=device)
                 rows[parsed.name] = measure(reloaded.model, reloaded.tokenizer, data, evaluation, checkpoint=folder)
                 if register:
-                    tags = {
-                        "edgequant.model": loaded.source.name,
-                        "edgequant.scheme": parsed.name,
-                        "edgequant.variant": "ptq",
-                    }
-                    name = f"edgequant-{loaded.source.name}"
-                    tracking.register_checkpoint(folder, name, metrics=rows[parsed.name], tags=tags)
+                    names = {"model": loaded.source.name, "scheme": parsed.name, "variant": "ptq"}
+                    uri = register_version(folder, **names, metrics=rows[parsed.name], baseline=rows["none"])
+                    registered.append(uri)
         shutil.rmtree(calibration.work_folder, ignore_errors=True)
         tracking.log_metrics(rows[schemes[0].name])
         table = [
@@ -114,8 +112,9 @@ def ptq(
             }
             for name, row in rows.items()
         ]
+        following = f"edgequant qat --model {model} --scheme {schemes[0].name}"
         print_closing(
-            f"ptq: {loaded.source.name}", table, run, f"edgequant qat --model {model} --scheme {schemes[0].name}"
+            f"ptq: {loaded.source.name}", table, run, promote_command(registered[0]) if registered else following
         )
 
 

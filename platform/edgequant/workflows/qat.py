@@ -7,8 +7,6 @@ edgequant qat --model FOLDER --scheme w8a8-static --training.steps 400
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgequant.evaluation.settings import EvaluationSettings
@@ -75,6 +73,7 @@ def qat(
     from edgequant import tracking
     from edgequant.workflows.closing import print_closing
     from edgequant.workflows.quantized_training import QuantizedTraining, run_folder
+    from edgequant.workflows.steps.register import promote_command, register_version
 
     with tracking.workflow_run("qat", config, experiment=experiment, resume=resume) as run:
         job = QuantizedTraining(
@@ -90,12 +89,15 @@ def qat(
         warnings = compare(rows, text)
         checkpoint = job.deliver(output)
         tracking.log_metrics(rows["qat"])
-        version = register_result(job.name, scheme, checkpoint, rows) if register else None
+        version = None
+        if register:
+            names = {"model": job.name, "scheme": scheme, "variant": "qat"}
+            version = register_version(checkpoint, **names, metrics=rows["qat"], baseline=rows["baseline"])
         print_closing(
             f"qat: {job.name}, {scheme}",
             closing_rows(rows, job.name, scheme, warnings),
             run,
-            next_command(job.name, version),
+            promote_command(version) if version else "edgequant report",
         )
 
 
@@ -158,23 +160,3 @@ def closing_rows(rows: dict[str, Metrics], model: str, scheme: str, warnings: li
     if warnings:
         table[-1]["warning"] = "; ".join(warnings)
     return table
-
-
-def register_result(model: str, scheme: str, checkpoint: Path, rows: dict[str, Metrics]) -> str:
-    """Register the QAT checkpoint as `edgequant-<model>` with its metrics; returns the version."""
-    from edgequant import tracking
-
-    tags = {
-        "edgequant.model": model,
-        "edgequant.scheme": scheme,
-        "edgequant.variant": "qat",
-        "edgequant.baseline": json.dumps(rows["baseline"]),
-    }
-    return tracking.register_checkpoint(checkpoint, f"edgequant-{model}", metrics=rows["qat"], tags=tags)
-
-
-def next_command(model: str, version: str | None) -> str:
-    """What a user would do with the result."""
-    if version is None:
-        return "edgequant report"
-    return f"edgequant promote --model edgequant-{model} --version {version}"

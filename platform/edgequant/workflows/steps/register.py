@@ -1,0 +1,70 @@
+"""`register_version`: the only way a checkpoint becomes a version of a registered model, whichever workflow made it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edgequant.errors import UserError
+
+PREFIX = "edgequant-"
+BASELINE_TAG = "edgequant.baseline"
+
+
+def register_version(
+    checkpoint: Path,
+    *,
+    model: str,
+    scheme: str,
+    variant: str,
+    metrics: Mapping[str, Any],
+    baseline: Mapping[str, Any],
+) -> str:
+    """File a checkpoint folder with the active run and register it as a new version of `edgequant-<model>`.
+
+    Gates judge a version by these metrics alone: its own, and those of the model it was made from. A folder that has no
+    manifest of its own (a merged or a bitsandbytes model) gets one, so that promotion can check every file.
+
+    Args:
+        checkpoint: folder that `transformers` loads.
+        model: short name of the model it was made from.
+        scheme: name of its quantisation scheme; `none` for a floating-point model.
+        variant: what made it: ptq, qat, finetuned, tuned.
+        metrics: what was measured on the checkpoint; entries that are no numbers (a row's names) are left out.
+        baseline: the same of the model it was made from.
+
+    Returns:
+        The URI of the version, models:/edgequant-<model>/<number>.
+
+    Raises:
+        UserError: no metrics of the checkpoint or of the baseline.
+    """
+    from edgequant import tracking
+    from edgequant.quantization.checkpoint import ensure_manifest
+
+    measured, reference = numbers(metrics), numbers(baseline)
+    if not measured or not reference:
+        missing = "the checkpoint" if not measured else "the model it was made from (the baseline)"
+        raise UserError(f"{checkpoint} cannot be registered: no metrics of {missing} were given; measure it first")
+    ensure_manifest(checkpoint)
+    tags = {
+        "edgequant.model": model,
+        "edgequant.scheme": scheme,
+        "edgequant.variant": variant,
+        BASELINE_TAG: json.dumps(reference),
+    }
+    name = f"{PREFIX}{model}"
+    return f"models:/{name}/{tracking.register_checkpoint(checkpoint, name, metrics=measured, tags=tags)}"
+
+
+def numbers(row: Mapping[str, Any]) -> dict[str, float]:
+    """A row's metrics, without its names and remarks."""
+    return {key: float(value) for key, value in row.items() if isinstance(value, int | float) and "/" in key}
+
+
+def promote_command(uri: str) -> str:
+    """The command that puts a registered version through the gates."""
+    _, name, version = uri.split("/")
+    return f"edgequant promote --model {name} --version {version}"

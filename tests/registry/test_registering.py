@@ -1,0 +1,86 @@
+"""Whatever makes a version, the gates can judge it: its metrics and its baseline's are filed with it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+
+import pytest
+
+from edgequant import tracking
+from edgequant.errors import UserError
+from edgequant.evaluation.settings import EvaluationSettings
+from edgequant.training.settings import TrainingSettings
+from edgequant.workflows.finetune import finetune
+from edgequant.workflows.ptq import ptq
+from edgequant.workflows.steps.register import BASELINE_TAG, promote_command, register_version
+from edgequant_registry.workflow import PromotionRefusedError, promote
+
+QUICK = EvaluationSettings(measures=("domain_perplexity",), limit=20, window=256, bootstrap_resamples=20)
+FEW_STEPS = TrainingSettings(steps=3, batch_size=2, sequence_length=64, precision="float32")
+NAME = "edgequant-tiny"
+SIZE_ALONE = (
+    "gates: [{metric: size/checkpoint_gb, max: 1}, {metric: domain/perplexity, against: baseline, max_loss: 50}]"
+)
+
+
+def verdicts(store) -> dict[str, dict]:
+    """The newest promotion's verdicts by metric and reference."""
+    run = tracking.find_runs(workflow="promote")[0]
+    rows = json.loads(Path(store.download_artifacts(run.id, "summary.json")).read_text())
+    return {f"{row['metric']} {row['gate']}": row for row in rows}
+
+
+@pytest.mark.parametrize("scheme", ["w4a8-g32+emb4", "bnb-nf4"])
+def test_a_version_that_ptq_registers_is_judged_by_every_gate_of_the_default_policy(store, scheme):
+    ptq(model="tiny", scheme=scheme, evaluation=QUICK, register=True, device="cpu", dtype="float32")
+    version = store.get_model_version(NAME, "1")
+    baseline = json.loads(version.tags[BASELINE_TAG])
+    (floating,) = [run for run in tracking.find_runs() if run.tags.get("edgequant.variant") == "baseline"]
+    assert baseline == pytest.approx(floating.metrics)
+    with contextlib.suppress(PromotionRefusedError):  # bnb-nf4 is not 70 % smaller; either way the gates have spoken
+        promote(model="tiny", dry_run=True)
+    told = verdicts(store)
+    size, perplexity = told["size/reduction_vs_fp16 min 70"], told["domain/perplexity max_loss_percent 10 of baseline"]
+    assert size["value"] == pytest.approx(float(version.tags["size/reduction_vs_fp16"]), rel=1e-3)
+    assert perplexity["value"] == pytest.approx(float(version.tags["domain/perplexity"]), rel=1e-3)
+    assert size["verdict"] == ("passed" if scheme == "w4a8-g32+emb4" else "FAILED")
+    assert perplexity["limit"] == pytest.approx(1.1 * baseline["domain/perplexity"], rel=1e-3)
+
+
+def test_a_fine_tuned_model_that_was_merged_is_promoted_where_the_policy_allows_it(store, tmp_path):
+    finetune(model="tiny", training=FEW_STEPS, evaluation=QUICK, register=True, device="cpu", dtype="float32")
+    version = store.get_model_version(NAME, "1")
+    assert version.tags["edgequant.variant"] == "finetuned" and version.tags["edgequant.scheme"] == "none"
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(SIZE_ALONE)
+    promote(model="tiny", policy=str(policy))
+    assert str(store.get_registered_model(NAME).aliases["champion"]) == "1"
+    with pytest.raises(PromotionRefusedError):  # float32 weights on disk are twice the size of fp16
+        promote(model="tiny", dry_run=True)
+    assert verdicts(store)["size/reduction_vs_fp16 min 70"]["value"] == pytest.approx(-100, abs=5)
+
+
+def test_adapters_over_quantised_weights_cannot_be_registered(store):
+    with pytest.raises(UserError, match="register true needs base float, got base bnb-nf4"):
+        finetune(model="tiny", base="bnb-nf4", register=True)
+    assert tracking.find_runs() == []
+
+
+@pytest.mark.parametrize(("measured", "reference"), [({}, {"size/checkpoint_gb": 1}), ({"size/checkpoint_gb": 1}, {})])
+def test_a_checkpoint_without_its_metrics_or_its_baselines_is_not_registered(store, checkpoint, measured, reference):
+    names = {"model": "tiny", "scheme": "w8", "variant": "ptq"}
+    with tracking.workflow_run("ptq", {"of": "a test"}), pytest.raises(UserError, match="measure it first"):
+        register_version(checkpoint, **names, metrics=measured, baseline=reference)
+    assert store.search_registered_models() == []
+
+
+def test_names_and_remarks_of_a_row_are_not_filed_as_metrics(store, checkpoint):
+    row = {"model": "tiny", "scheme": "w8", "domain/perplexity": 25.0, "note": 3}
+    with tracking.workflow_run("ptq", {"of": "a test"}):
+        uri = register_version(checkpoint, model="tiny", scheme="w8", variant="ptq", metrics=row, baseline=row)
+    assert uri == f"models:/{NAME}/1" and promote_command(uri) == f"edgequant promote --model {NAME} --version 1"
+    tags = store.get_model_version(NAME, "1").tags
+    assert json.loads(tags[BASELINE_TAG]) == {"domain/perplexity": 25.0}
+    assert [key for key in tags if "/" in key] == ["domain/perplexity"]
