@@ -57,7 +57,7 @@ def test_a_refused_connection_and_an_unknown_name_are_known_at_once(closed, monk
         monkeypatch.setenv("HF_ENDPOINT", endpoint)
         started = time.perf_counter()
         assert not hub.is_reachable()
-        assert time.perf_counter() - started < hub.PATIENCE_S
+        assert time.perf_counter() - started < hub.CONNECT_TIMEOUT_S
 
 
 def test_a_proxy_answers_for_the_hub_unless_the_hub_is_exempt(server, closed, monkeypatch):
@@ -74,7 +74,7 @@ def test_a_proxy_answers_for_the_hub_unless_the_hub_is_exempt(server, closed, mo
 
 @pytest.mark.parametrize("silent", ["create_connection", "getaddrinfo"])
 def test_silence_is_waited_for_no_longer_than_patience(silent, monkeypatch):
-    monkeypatch.setattr(hub, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(hub, "CONNECT_TIMEOUT_S", 0.2)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(socket, silent, no_answer)
     started = time.perf_counter()

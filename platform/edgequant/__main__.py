@@ -6,10 +6,13 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any, get_type_hints
 
 from edgequant.errors import UserError
+from edgequant.workflows.renamed_options import refuse_renamed
+from edgequant.workflows.settings import RunSettings
 
 # Where each workflow's typed function lives; its signature and docstring are its options and their help.
 WORKFLOWS = {
@@ -42,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     quiet_libraries()
     try:
         function = workflow(name)
-        return int(function(**parse(name, function, given[1:])) or 0)
+        returned = function(**parse(name, function, given[1:]))
+        return returned if isinstance(returned, int) else 0
     except UserError as error:
         return _refuse(f"{name}: {error}")
 
@@ -60,14 +64,25 @@ def parse(name: str, function: Callable[..., Any], arguments: Sequence[str]) -> 
     """
     parser = make_parser(name, function)
     try:
+        refuse_renamed(name, arguments)
         parsed = parser.parse_args(list(arguments))
         values = dict(parser.instantiate_classes(parsed).items())
+        values |= {group: RunSettings(**_popped(values, RunSettings)) for group in _flat_groups(function)}
     except UserError:
         raise
     except Exception as error:  # jsonargparse wraps what our own dataclasses raise
         raise UserError(_readable(error, _known_keys(parser), arguments)) from error
     values.pop("config", None)
     return values
+
+
+def _flat_groups(function: Callable[..., Any]) -> list[str]:
+    """Parameters whose fields are options without a prefix."""
+    return [name for name, kind in get_type_hints(function).items() if kind is RunSettings]
+
+
+def _popped(values: dict[str, Any], settings: type) -> dict[str, Any]:
+    return {item.name: values.pop(item.name) for item in fields(settings)}
 
 
 def make_parser(name: str, function: Callable[..., Any]) -> Any:
@@ -82,7 +97,10 @@ def make_parser(name: str, function: Callable[..., Any]) -> Any:
     parser.add_argument(
         "--config", action="config", help="a recipe: YAML with the keys below, e.g. experiments/qat.yaml"
     )
-    parser.add_function_arguments(function, as_group=False)
+    flat = _flat_groups(function)
+    parser.add_function_arguments(function, as_group=False, skip={*flat})
+    for _ in flat:
+        parser.add_class_arguments(RunSettings, as_group=False)
     return parser
 
 

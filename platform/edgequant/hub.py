@@ -13,7 +13,7 @@ from urllib.request import getproxies, proxy_bypass
 
 from edgequant.errors import UserError
 
-PATIENCE_S = 4.0
+CONNECT_TIMEOUT_S = 4.0
 PORTS = {"https": 443, "http": 80, "socks5": 1080, "socks5h": 1080}
 
 
@@ -76,25 +76,25 @@ def _accepts(url: SplitResult) -> bool:
     """Whether one of a host's addresses accepts a connection. All are tried at once: one family may lead nowhere."""
     done, answers = threading.Event(), []
 
-    def knock(address: tuple[Any, ...]) -> None:
-        with contextlib.suppress(OSError), socket.create_connection(address[:2], timeout=PATIENCE_S):
+    def try_connect(address: tuple[Any, ...]) -> None:
+        with contextlib.suppress(OSError), socket.create_connection(address[:2], timeout=CONNECT_TIMEOUT_S):
             answers.append(address)
             done.set()
 
-    def knock_everywhere() -> None:
+    def try_everywhere() -> None:
         found = set()
         with contextlib.suppress(OSError):
             port = url.port or PORTS.get(url.scheme, 443)
             found = {entry[4] for entry in socket.getaddrinfo(url.hostname, port, type=socket.SOCK_STREAM)}
-        knocks = [threading.Thread(target=knock, args=(address,), daemon=True) for address in found]
-        for thread in knocks:
+        attempts = [threading.Thread(target=try_connect, args=(address,), daemon=True) for address in found]
+        for thread in attempts:
             thread.start()
-        for thread in knocks:
+        for thread in attempts:
             thread.join()
         done.set()
 
-    threading.Thread(target=knock_everywhere, daemon=True).start()
-    done.wait(PATIENCE_S)
+    threading.Thread(target=try_everywhere, daemon=True).start()
+    done.wait(CONNECT_TIMEOUT_S)
     return bool(answers)
 
 

@@ -104,6 +104,11 @@ def ui_command() -> str | None:
     return None if uri.startswith(("http://", "https://")) else f"mlflow ui --backend-store-uri {uri}"
 
 
+def run_folder(workflow: str, run_id: str) -> Path:
+    """Where a run keeps its files: outputs/<workflow>/<run id> in the working directory."""
+    return Path("outputs").resolve() / workflow / run_id
+
+
 # ---------------------------------------------------------------------------------------------------------------- runs
 
 

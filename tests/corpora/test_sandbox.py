@@ -45,8 +45,8 @@ def run(folder: Path, **limits: float) -> dict[str, ProcessedFile]:
 def test_a_pdf_that_takes_too_long_is_left_out_and_the_next_file_is_read(tmp_path: Path) -> None:
     (tmp_path / "slow.pdf").write_bytes(pdf_of(zlib.compress(b"BT /F1 12 Tf (flood) Tj ET " * 1_500_000)))
     (tmp_path / "good.txt").write_text(GOOD)
-    found = run(tmp_path, file_seconds=3, file_memory_mb=4_000)
-    assert "file_seconds 3" in found["slow.pdf"].refused
+    found = run(tmp_path, file_timeout_s=3, file_memory_mb=4_000)
+    assert "file_timeout_s 3" in found["slow.pdf"].refused
     assert found["good.txt"].parts and not found["good.txt"].refused
 
 

@@ -19,7 +19,7 @@ from edgequant.corpora.sources import SourceFile
 from edgequant.files import cache_dir, sha256_of, sha256_of_bytes, write_atomically
 
 # What changes the data set but not the chunks of a file, or how fast they come.
-_NOT_PER_FILE = ("near_duplicate", "validation_share", "test_share", "augment_below", "engine", "workers")
+_NOT_PER_FILE = ("dedup_threshold", "validation_share", "test_share", "augment_below", "engine", "workers")
 _DECIDING_PACKAGES = (
     "beautifulsoup4",
     "datasketch",

@@ -42,7 +42,7 @@ class Corpus:
 def source_fingerprint(files: Sequence[SourceFile], tokenizer: Path, settings: CorpusSettings) -> tuple[str, list[str]]:
     """(fingerprint of the whole input, cache key of each file). Equal fingerprints give equal data sets."""
     keys = [file_cache.file_key(file, tokenizer, settings) for file in files]
-    whole = [settings.near_duplicate, settings.validation_share, settings.test_share, settings.augment_below]
+    whole = [settings.dedup_threshold, settings.validation_share, settings.test_share, settings.augment_below]
     return sha256_of_bytes(json.dumps([keys, whole])), keys
 
 
@@ -127,7 +127,7 @@ def assemble(results: Sequence[file_cache.Result], count: TokenCounter, settings
         {row.document: row.stated_split for row in rows}, settings.validation_share, settings.test_share
     )
     splits = [assigned[row.document] for row in rows]
-    duplicates = find_near_duplicates(rows, splits, settings.near_duplicate)
+    duplicates = find_near_duplicates(rows, splits, settings.dedup_threshold)
     kept: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
     for index, (row, split) in enumerate(zip(rows, splits, strict=True)):
         if index not in duplicates:

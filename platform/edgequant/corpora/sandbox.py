@@ -102,13 +102,13 @@ class _Worker:
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         if self._process is None:
             self._start()
-        seconds = self._settings.file_seconds
+        seconds = self._settings.file_timeout_s
         started = time.monotonic()
         try:
             answer = self._exchange(request, seconds)
         except TimeoutError:
             self.stop()
-            return {"error": f"not done after file_seconds {seconds:g}"}
+            return {"error": f"not done after file_timeout_s {seconds:g}"}
         except (OSError, EOFError):
             code = self._process.wait() if self._process else None
             self.stop()

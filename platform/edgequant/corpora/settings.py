@@ -25,7 +25,7 @@ class CorpusSettings:
     lowercase: bool = False
     """Lower-case all text, as the methodology lists. Off: cased models lose by it (docs/corpora.md has the figures)."""
 
-    near_duplicate: float = 0.8
+    dedup_threshold: float = 0.8
     """Jaccard similarity of word 3-grams from which the later of two chunks is removed; 1 removes exact copies only."""
 
     validation_share: float = 0.1
@@ -46,7 +46,7 @@ class CorpusSettings:
     workers: int = 2
     """Worker processes of the local engine, one file each at a time."""
 
-    file_seconds: float = 120.0
+    file_timeout_s: float = 120.0
     """Time limit per file; a file that takes longer is reported and left out."""
 
     file_memory_mb: int = 300
@@ -61,7 +61,7 @@ class CorpusSettings:
                 f"min_tokens {self.min_tokens} and max_tokens {self.max_tokens} leave no range; "
                 "expected 1 <= min_tokens < max_tokens, such as 100 and 150"
             )
-        for name in ("near_duplicate", "validation_share", "test_share", "augment_below"):
+        for name in ("dedup_threshold", "validation_share", "test_share", "augment_below"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} {getattr(self, name)} is not a share; expected between 0 and 1")
         if self.validation_share + self.test_share >= 1:
@@ -69,7 +69,7 @@ class CorpusSettings:
                 f"validation_share {self.validation_share} and test_share {self.test_share} leave nothing to train on; "
                 "expected a sum below 1, such as 0.1 and 0.1"
             )
-        for name in ("workers", "file_seconds", "file_memory_mb", "file_megabytes"):
+        for name in ("workers", "file_timeout_s", "file_memory_mb", "file_megabytes"):
             if getattr(self, name) <= 0:
                 raise UserError(f"{name} {getattr(self, name)} is too small; expected more than 0")
         if self.engine not in ("local", "ray"):

@@ -16,102 +16,99 @@ TeacherName = Literal["base", "control"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantizationSettings:
-    """What QAT learns from and how fast, when activations are quantised, and how static ranges are found.
+class QatSettings:
+    """What QAT starts from, learns from and how fast, and when activations are quantised.
 
-    Attributes:
-        activation_delay: share of the steps before activations are quantised at all (Jacob et al. 2017, section 3.1).
-        freeze_ranges: share of the steps after which static ranges stop following the data.
-        observer: of static ranges: `ema` (moving average of extremes), `minmax`, `percentile` or `mse`.
-        learned_scales: weights' scales and zero points are trained too (LSQ+, arXiv 2004.09576) instead of following
-            each group's extremes.
-        start: PTQ method whose integers, scales and zero points training starts from, e.g. gptq or awq+gptq (with
-            learned_scales), and which makes the PTQ that QAT is compared with; rtn starts from the floating-point
-            weights. auto takes smoothquant, and learns its scales, where activations have static ranges, else rtn.
-        teacher: whose predictions count with training.distillation: `base`, the model as it came, or `control`, the
-            model fine-tuned without the quantiser (which then learns from the text alone): QAT repairs quantisation
-            only.
-        qat_learning_rate: of QAT, where it is not training's: with the control as its teacher several times that does
-            well.
-        calibration_sequences: training sequences that show PTQ (and QAT, before its first step) the static ranges.
-        lora_rank: train adapters of this rank through the quantiser and merge them into the integers; 0 trains all
-            weights. Linears and embeddings are frozen then; norms and learned scales train.
-        lora_alpha: scale of the adapters' update W + (alpha / rank) B A.
-        sparsity: share of each linear's weights, the smallest, that PTQ and QAT set to 0 for good; 0 prunes nothing.
-        sparsity_pattern: `unstructured`, or `2:4`, two zeros in every four neighbours (sparsity is 0.5 then).
+    Raises:
+        UserError: a value that cannot work, alone or beside another one of these; names the setting.
     """
 
-    activation_delay: float = 0.1
-    freeze_ranges: float = 0.8
-    observer: Literal["ema", "minmax", "percentile", "mse"] = "ema"
-    learned_scales: bool = False
-    start: str = "auto"
-    teacher: TeacherName = "base"
-    qat_learning_rate: float | None = None
-    calibration_sequences: int = 32
+    init_from: str = "auto"
+    """PTQ method whose integers, scales and zero points training starts from, e.g. gptq or awq+gptq (with
+    learnable_scales), and which makes the PTQ that QAT is compared with; rtn starts from the floating-point weights.
+    auto takes smoothquant, and learns its scales, where activations have static ranges, else rtn."""
+
+    learnable_scales: bool = False
+    """Weights' scales and zero points are trained too (LSQ+, arXiv 2004.09576) instead of following each group's
+    extremes."""
+
+    distill_from: TeacherName = "base"
+    """Whose predictions count with training.distillation_weight: `base`, the model as it came, or `control`, the model
+    fine-tuned without the quantiser (which then learns from the text alone): QAT repairs quantisation only."""
+
+    student_learning_rate: float | None = None
+    """Of QAT, where it is not training's: with the control as its teacher several times that does well."""
+
+    activation_quant_start: float = 0.1
+    """Share of the steps before activations are quantised at all (Jacob et al. 2017, section 3.1)."""
+
+    freeze_observers_at: float = 0.8
+    """Share of the steps after which static ranges stop following the data."""
+
     lora_rank: int = 0
+    """Train adapters of this rank through the quantiser and merge them into the integers; 0 trains all weights. Linears
+    and embeddings are frozen then; norms and learnable scales train."""
+
     lora_alpha: float = 16.0
+    """Scale of the adapters' update W + (alpha / rank) B A."""
+
     sparsity: float = 0.0
+    """Share of each linear's weights, the smallest, that PTQ and QAT set to 0 for good; 0 prunes nothing."""
+
     sparsity_pattern: SparsityPattern = "unstructured"
+    """`unstructured`, or `2:4`, two zeros in every four neighbours (sparsity is 0.5 then)."""
 
     def __post_init__(self) -> None:
-        for name in ("activation_delay", "freeze_ranges"):
+        for name in ("activation_quant_start", "freeze_observers_at"):
             if not 0 <= getattr(self, name) <= 1:
-                raise UserError(
-                    f"quantization.{name} {getattr(self, name)} is impossible; expected a share of the steps, 0 to 1"
-                )
-        if self.qat_learning_rate is not None and not 0 < self.qat_learning_rate < float("inf"):
+                raise UserError(f"qat.{name} must be a share of the steps, 0 to 1, got {getattr(self, name)}")
+        if self.student_learning_rate is not None and not 0 < self.student_learning_rate < float("inf"):
             raise UserError(
-                f"quantization.qat_learning_rate {self.qat_learning_rate} is impossible; expected a number above 0, or "
-                "null for training's"
+                f"qat.student_learning_rate must be above 0, or null for training's, got {self.student_learning_rate}"
             )
-        if self.calibration_sequences < 1:
-            raise UserError(
-                f"quantization.calibration_sequences {self.calibration_sequences} is impossible; expected at least 1"
-            )
-        self._check_start()
+        self._check_init_from()
         if self.lora_rank < 0:
-            raise UserError(f"quantization.lora_rank {self.lora_rank} is impossible; expected 0 (none), or 8 to 64")
+            raise UserError(f"qat.lora_rank must be 0 (none) or more, such as 8 to 64, got {self.lora_rank}")
         if not 0 < self.lora_alpha < float("inf"):
-            raise UserError(f"quantization.lora_alpha {self.lora_alpha} is impossible; expected a number above 0")
+            raise UserError(f"qat.lora_alpha must be above 0, got {self.lora_alpha}")
         if not 0 <= self.sparsity < 1:
-            raise UserError(f"quantization.sparsity {self.sparsity} is impossible; expected a share from 0 to below 1")
+            raise UserError(f"qat.sparsity must be a share from 0 to below 1, got {self.sparsity}")
         if self.sparsity_pattern == "2:4" and self.sparsity != 0.5:
             raise UserError(
-                f"quantization.sparsity {self.sparsity} does not fit sparsity_pattern 2:4, which zeroes half; "
-                "use sparsity 0.5, or pattern unstructured"
+                f"qat.sparsity must be 0.5 with sparsity_pattern 2:4, which zeroes half, got {self.sparsity}; use "
+                "that, or pattern unstructured"
             )
 
     def start_for(self, scheme: Scheme) -> str:
         """The PTQ method that training starts from."""
-        if self.start != "auto":
-            return self.start
+        if self.init_from != "auto":
+            return self.init_from
         static = scheme.activation is not None and scheme.activation.mode == "static"
         return "smoothquant" if static and not self.sparsity else "rtn"
 
-    def _check_start(self) -> None:
-        if self.start == "auto" or parse_method(self.start).name == "rtn":
+    def _check_init_from(self) -> None:
+        if self.init_from == "auto" or parse_method(self.init_from).name == "rtn":
             return
-        if not self.learned_scales:
+        if not self.learnable_scales:
             raise UserError(
-                f"quantization.start {self.start} sets scales and zero points, which fixed ones would overrule; set "
-                "quantization.learned_scales to true"
+                f"qat.init_from {self.init_from} sets scales and zero points, which fixed ones would overrule; set "
+                "qat.learnable_scales to true"
             )
         if self.sparsity:
             raise UserError(
-                f"quantization.start {self.start} does not keep pruned weights at 0; use start rtn, or sparsity 0"
+                f"qat.init_from {self.init_from} does not keep pruned weights at 0; use init_from rtn, or sparsity 0"
             )
 
-    def check_distillation(self, share: float) -> None:
-        """Refuse a teacher that nothing is learned from; `share` is training.distillation.
+    def check_distillation(self, weight: float) -> None:
+        """Refuse a teacher that nothing is learned from; `weight` is training.distillation_weight.
 
         Raises:
             UserError: the control is to teach, but its predictions do not count.
         """
-        if self.teacher == "control" and not share:
+        if self.distill_from == "control" and not weight:
             raise UserError(
-                "quantization.teacher control has no effect with training.distillation 0.0; set that to a share above "
-                "0, usually 1.0, or quantization.teacher to base"
+                "qat.distill_from control has no effect with training.distillation_weight 0.0; set that above 0, "
+                "usually to 1.0, or qat.distill_from to base"
             )
 
     def check_scheme(self, scheme: Scheme) -> None:
@@ -122,6 +119,6 @@ class QuantizationSettings:
         """
         if self.sparsity and scheme.weight is not None and scheme.weight.zero_point == "real":
             raise UserError(
-                f"quantization.sparsity {self.sparsity} does not fit scheme {scheme.name}: its blocks begin at a real "
+                f"qat.sparsity {self.sparsity} does not fit scheme {scheme.name}: its blocks begin at a real "
                 "minimum and cannot say 0 exactly; use q4_0, q8_0 or one such as w4a8-g32+emb4, or sparsity 0"
             )

@@ -66,7 +66,7 @@ class _Trainer(Trainer):
     ) -> Any:
         tokens = inputs["input_ids"]
         logits = model(input_ids=tokens, use_cache=False).logits
-        share = self.settings.distillation if self.teacher is not None else 0.0
+        share = self.settings.distillation_weight if self.teacher is not None else 0.0
         loss = logits.new_zeros((), dtype=torch.float32)
         if share < 1:
             loss = loss + (1 - share) * next_token_loss(logits, tokens)
@@ -188,7 +188,7 @@ def train(
         tokens: [sequences, sequence_length] int64; drawn in a seeded order, again from the start when they run out.
         settings: see TrainingSettings.
         folder: where checkpoints for `resume` go.
-        teacher: floating-point model whose predictions count with `settings.distillation`.
+        teacher: floating-point model whose predictions count with `settings.distillation_weight`.
         seed: order of the sequences, dropout.
         resume: continue from the newest checkpoint in `folder`; the end result is that of an uninterrupted run.
         title: of the progress bar.
@@ -201,7 +201,7 @@ def train(
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError("nothing to train: no parameter of the model requires gradients")
     taught_by: Teacher | None = teacher
-    if teacher is not None and settings.distillation and settings.teacher_top_k:
+    if teacher is not None and settings.distillation_weight and settings.teacher_top_k:
         taught_by = cached_teacher(teacher, tokens, settings, seed=seed)
     progress = _Progress(settings, title, on_step, on_log)
     device = next(model.parameters()).device
@@ -263,7 +263,7 @@ def _compiled_where_asked(
     device = next(model.parameters()).device
     if not (pays(device, settings.passes) if settings.compile is None else settings.compile):
         return contextlib.nullcontext()
-    run = teacher if isinstance(teacher, nn.Module) and settings.distillation else None
+    run = teacher if isinstance(teacher, nn.Module) and settings.distillation_weight else None
     return compiled_blocks(model, run, tolerant=settings.compile is None)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from edgequant.errors import UserError
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.workflows.evaluate import measure_model, resolved_settings
+from edgequant.workflows.settings import RunSettings, WorkflowResult, configuration
 
 BARS = (
     "wikitext2/perplexity", "domain/perplexity", "boolq/accuracy", "squad/f1", "squad/exact_match",
@@ -28,14 +29,9 @@ def baseline(
     model: str = "smollm2-135m,qwen2.5-0.5b,tinyllama-1.1b,phi-1.5,gemma-3-1b-it",
     evaluation: EvaluationSettings = EvaluationSettings(),
     limit: int | None = 200,
-    seed: int | None = None,
-    data_dir: str | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
     cache: bool = True,
-    resume: bool = False,
-    experiment: str = "edgequant",
-) -> None:
+    run: RunSettings = RunSettings(),
+) -> WorkflowResult:
     """Benchmark several models under identical settings: quality, latency and size side by side.
 
     Args:
@@ -43,32 +39,29 @@ def baseline(
         evaluation: what is measured and how, the same for all.
         limit: draw this many questions of each set and limit/20 windows; null for everything; wins over
             evaluation.limit.
-        seed: draws the subset and the resamples; wins over evaluation.seed.
-        data_dir: folder with WikiText-2, BoolQ and SQuAD in their official formats (default: $EDGEQUANT_DATA).
-        device: auto, cpu, cuda or cuda:N.
-        dtype: compute type: auto, float32, bfloat16 or float16.
         cache: keep every score, so that an interrupted benchmark goes on where it stopped.
-        resume: continue the newest interrupted run of this configuration.
-        experiment: MLflow experiment, unless `mlflow run` names one.
+        run: data, device, resuming and experiment; a seed other than 0 wins over evaluation.seed.
     """
-    config = dict(locals())
+    config = configuration(locals())
     names = model_names(model)
-    settings = resolved_settings(evaluation, limit=limit, seed=seed, cache=cache)
+    settings = resolved_settings(evaluation, limit=limit, seed=run.seed, cache=cache)
 
     from edgequant import tracking
     from edgequant.workflows.closing import print_closing
 
-    with tracking.workflow_run("baseline", config, experiment=experiment, resume=resume) as run:
+    with tracking.workflow_run("baseline", config, experiment=run.experiment, resume=run.resume) as tracked:
         rows, failures = [], {}
         for name in names:
             try:
-                rows.append(measure_model(name, settings, data_dir, device=device, dtype=dtype, phase="baseline"))
+                rows.append(measure_model(name, settings, run, phase="baseline"))
             except Exception as error:  # one model's trouble, whatever it is, must not cost the others their results
                 failures[name] = f"{type(error).__name__}: {error}"
                 print(f"{name} failed: {failures[name]}")
             _free_memory()
         _conclude(rows, failures)
-        print_closing("baseline", rows + _failed_rows(failures), run, _next(rows))
+        table = rows + _failed_rows(failures)
+        print_closing("baseline", table, tracked, _next(rows))
+    return WorkflowResult(tracked.id, {}, None, table)
 
 
 def model_names(models: str) -> list[str]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from edgequant.errors import UserError
 from edgequant.evaluation.settings import EvaluationSettings
+from edgequant.workflows.settings import RunSettings, WorkflowResult, configuration
 
 if TYPE_CHECKING:
     from edgequant.evaluation.suite import EvaluationData
@@ -26,15 +27,10 @@ def evaluate(
     squad_predictions: str | None = None,
     evaluation: EvaluationSettings = EvaluationSettings(),
     limit: int | None = None,
-    seed: int | None = None,
     runtime: Literal["torch", "llama.cpp"] = "torch",
-    data_dir: str | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
     cache: bool = True,
-    resume: bool = False,
-    experiment: str = "edgequant",
-) -> None:
+    run: RunSettings = RunSettings(),
+) -> WorkflowResult:
     """Measure a model: perplexity, BoolQ, SQuAD, domain questions, latency and size, with confidence intervals.
 
     Args:
@@ -42,40 +38,37 @@ def evaluate(
         squad_predictions: official SQuAD prediction file (JSON of id to answer) to score instead of a model.
         evaluation: what is measured and how.
         limit: draw this many questions of each set and limit/20 windows; wins over evaluation.limit.
-        seed: draws the subset and the resamples; wins over evaluation.seed.
         runtime: torch, or llama.cpp to run a .gguf file in its own integer arithmetic.
-        data_dir: folder with WikiText-2, BoolQ and SQuAD in their official formats (default: $EDGEQUANT_DATA).
-        device: auto, cpu, cuda or cuda:N.
-        dtype: compute type: auto, float32, bfloat16 or float16.
         cache: keep every score, so that an interrupted evaluation goes on where it stopped.
-        resume: continue the newest interrupted run of this configuration.
-        experiment: MLflow experiment, unless `mlflow run` names one.
+        run: data, device, resuming and experiment; a seed other than 0 wins over evaluation.seed.
     """
-    config = dict(locals())
-    settings = resolved_settings(evaluation, limit=limit, seed=seed, cache=cache)
+    config = configuration(locals())
+    settings = resolved_settings(evaluation, limit=limit, seed=run.seed, cache=cache)
     check_source(model, runtime, squad_predictions)
 
     from edgequant import tracking
     from edgequant.workflows.closing import print_closing
 
-    with tracking.workflow_run("evaluate", config, experiment=experiment, resume=resume) as run:
+    with tracking.workflow_run("evaluate", config, experiment=run.experiment, resume=run.resume) as tracked:
         if squad_predictions is not None:
-            row = score_predictions(squad_predictions, settings, data_dir)
-            print_closing(f"evaluate: {squad_predictions}", [row], run, None)
-            return
-        row = measure_model(model, settings, data_dir, runtime=runtime, device=device, dtype=dtype)
+            title, following = f"evaluate: {squad_predictions}", None
+            row = score_predictions(squad_predictions, settings, run.data_dir)
+        else:
+            row = measure_model(model, settings, run, runtime=runtime)
+            title, following = f"evaluate: {row['model']}", f"edgequant ptq --model {model}"
         tracking.log_metrics(metrics_of(row))
-        print_closing(f"evaluate: {row['model']}", [row], run, f"edgequant ptq --model {model}")
+        print_closing(title, [row], tracked, following)
+    return WorkflowResult(tracked.id, metrics_of(row), None, [row])
 
 
 def resolved_settings(
-    evaluation: EvaluationSettings, *, limit: int | None, seed: int | None, cache: bool
+    evaluation: EvaluationSettings, *, limit: int | None, seed: int = 0, cache: bool
 ) -> EvaluationSettings:
-    """The settings with the command line's own limit, seed and cache folder put in."""
+    """The settings with the command line's own limit, seed (unless it is 0) and cache folder put in."""
     from edgequant.files import cache_dir
 
     changes: dict[str, Any] = {} if limit is None else {"limit": limit}
-    changes |= {} if seed is None else {"seed": seed}
+    changes |= {"seed": seed} if seed else {}
     if not cache:
         changes["cache_dir"] = None
     elif evaluation.cache_dir is None:
@@ -117,11 +110,9 @@ class Target(NamedTuple):
 def measure_model(
     model: str,
     settings: EvaluationSettings,
-    data_dir: str | None,
+    run: RunSettings,
     *,
     runtime: str = "torch",
-    device: str = "auto",
-    dtype: str = "auto",
     phase: str = "evaluate",
 ) -> dict[str, Any]:
     """Load and measure one model in a nested run; its row for a table: names and every metric."""
@@ -129,10 +120,10 @@ def measure_model(
     from edgequant.workflows.inputs import evaluation_data
     from edgequant.workflows.measuring import measure
 
-    target = load_target(model, runtime=runtime, device=device, dtype=dtype)
+    target = load_target(model, runtime=runtime, device=run.device, dtype=run.dtype)
     variant = "baseline" if target.scheme == "none" else "quantized"
     with tracking.variant_run(variant, model=target.name, scheme=target.scheme, phase=phase):
-        data = evaluation_data(settings.measures, data_dir)
+        data = evaluation_data(settings.measures, run.data_dir)
         log_draws(data, settings)
         metrics = measure(target.model, target.tokenizer, data, settings, checkpoint=target.checkpoint)
     return {"model": target.name, "variant": variant, "scheme": target.scheme, **metrics}
@@ -215,7 +206,6 @@ def score_predictions(path: str, settings: EvaluationSettings, data_dir: str | N
     items = answers.score_predictions(load_squad("validation", data_dir), squad.read_predictions(path))
     bootstrap = Bootstrap(settings.bootstrap_resamples, settings.confidence, settings.seed)
     metrics = squad.squad_metrics("squad/", items, bootstrap)
-    tracking.log_metrics(metrics)
     tracking.log_table(items, "items/squad.json")
     print(f"squad/exact_match {metrics['squad/exact_match']:.3f}\nsquad/f1 {metrics['squad/f1']:.3f}")
     return {"model": Path(path).stem, "variant": "predictions", "scheme": "none", **metrics}

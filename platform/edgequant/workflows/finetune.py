@@ -1,7 +1,7 @@
 """`finetune`: adapt a model to the domain with LoRA, or with QLoRA over bitsandbytes weights.
 
 mlflow run . -e finetune
-edgequant finetune --model FOLDER --base bnb-nf4 --text FOLDER_OF_DOCUMENTS
+edgequant finetune --model FOLDER --base bnb-nf4 --dataset FOLDER_OF_DOCUMENTS
 """
 
 from __future__ import annotations
@@ -12,85 +12,76 @@ from typing import Any, Literal
 from edgequant.errors import UserError
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.training.settings import LoraSettings, TrainingSettings
-from edgequant.workflows.inputs import check_text
 from edgequant.workflows.measuring import COMPARISON, headline
+from edgequant.workflows.settings import RunSettings, WorkflowResult, configuration
+from edgequant.workflows.validate import validate
 
 
 def finetune(
     *,
     model: str = "smollm2-135m",
-    text: str = "disaster",
+    dataset: str = "disaster",
     base: Literal["float", "bnb-int8", "bnb-nf4", "bnb-fp4"] = "float",
     training: TrainingSettings = TrainingSettings(learning_rate=5e-4),
     lora: LoraSettings = LoraSettings(),
     evaluation: EvaluationSettings = COMPARISON,
-    data_dir: str | None = None,
     output: str | None = None,
     register: bool = False,
-    device: str = "auto",
-    dtype: str = "auto",
-    seed: int = 0,
-    resume: bool = False,
-    experiment: str = "edgequant",
-) -> None:
+    run: RunSettings = RunSettings(),
+) -> WorkflowResult:
     """Domain adaptation: LoRA on the text, the model before and after side by side.
 
     Writes the adapter, and over a floating-point base also the merged model, which `qat` and `ptq` take as --model.
 
     Args:
         model: short name, hub id, folder, .gguf file or MLflow URI of a floating-point model.
-        text: what to train on: disaster, disaster-multilingual, wikitext-2, or a folder or file.
+        dataset: text to train on: disaster, disaster-multilingual, wikitext-2, or a folder or file.
         base: weights under the adapters: float, or bitsandbytes' bnb-int8, bnb-nf4, bnb-fp4 (QLoRA).
         training: length, batch, learning rate.
         lora: rank, scale, dropout and targets of the adapters.
         evaluation: what is measured and how.
-        data_dir: folder with WikiText-2, BoolQ and SQuAD in their official formats (default: $EDGEQUANT_DATA).
         output: folder that receives adapter/ and merged/ (default: outputs/finetune/<run id>).
         register: register the merged model as edgequant-<model> in the MLflow registry; needs base float.
-        device: auto, cpu, cuda or cuda:N.
-        dtype: compute type while measuring: auto, float32, bfloat16 or float16.
-        seed: order of the text, initial values, draws of questions.
-        resume: continue the newest interrupted run of this configuration.
-        experiment: MLflow experiment, unless `mlflow run` names one.
+        run: data, device, seed, resuming and experiment.
     """
-    config = dict(locals())
-    check_text(text)
+    config = configuration(locals())
     check_base(base, register)
+    validate(model, dataset, self_generated=False)
 
-    from edgequant import models
-
-    models.check_available(model)
-
-    from edgequant import tracking
+    from edgequant import models, tracking
     from edgequant.workflows.closing import print_closing
     from edgequant.workflows.inputs import evaluation_data, training_sequences
     from edgequant.workflows.measuring import measure
-    from edgequant.workflows.quantized_training import run_folder
     from edgequant.workflows.steps.register import promote_command, register_version
 
-    with tracking.workflow_run("finetune", config, experiment=experiment, resume=resume) as run:
-        folder = Path(output).expanduser().resolve() if output else run_folder("finetune", run.id)
-        loaded = load_base(model, base, device=device, dtype=dtype)
+    with tracking.workflow_run("finetune", config, experiment=run.experiment, resume=run.resume) as tracked:
+        folder = Path(output).expanduser().resolve() if output else tracking.run_folder("finetune", tracked.id)
+        loaded = load_base(model, base, device=run.device, dtype=run.dtype)
         name, tokenizer, scheme = loaded.source.name, loaded.tokenizer, "none" if base == "float" else base
-        data = evaluation_data(evaluation.measures, data_dir)
-        sequences = training_sequences(text, tokenizer, training.sequence_length, data, data_dir, seed=seed)
+        data = evaluation_data(evaluation.measures, run.data_dir)
+        sequences = training_sequences(
+            dataset, tokenizer, training.sequence_length, data, run.data_dir, seed=run.seed
+        )
         with tracking.variant_run("baseline", model=name, scheme=scheme, phase="finetune"):
-            before = models.load(model, dtype=dtype, device=device) if base == "float" else loaded
+            before = models.load(model, dtype=run.dtype, device=run.device) if base == "float" else loaded
             rows = {"baseline": measure(before.model, tokenizer, data, evaluation)}
         with tracking.variant_run("finetuned", model=name, scheme=scheme, phase="finetune"):
-            adapted = adapt(loaded.model, model, sequences, training, lora, folder, seed=seed, resume=run.resumed)
-            after = deliver(adapted, tokenizer, folder, base, dtype=dtype, device=device)
+            adapted = adapt(
+                loaded.model, model, sequences, training, lora, folder, seed=run.seed, resume=tracked.resumed
+            )
+            after = save_result(adapted, tokenizer, folder, base, dtype=run.dtype, device=run.device)
             merged = folder / "merged" if base == "float" else None
             rows["finetuned"] = measure(after, tokenizer, data, evaluation, checkpoint=merged if register else None)
         tracking.log_metrics(rows["finetuned"])
         tracking.log_folder(folder / "adapter", "adapter")
-        version = None
+        following = next_command(folder, base)
         if register and merged:
             names = {"model": name, "scheme": scheme, "variant": "finetuned"}
             version = register_version(merged, **names, metrics=rows["finetuned"], baseline=rows["baseline"])
+            following = promote_command(version)
         table = [{"model": name, "variant": v, "scheme": scheme, **headline(row)} for v, row in rows.items()]
-        following = promote_command(version) if version else next_command(folder, base)
-        print_closing(f"finetune: {name}, LoRA rank {lora.rank}", table, run, following)
+        print_closing(f"finetune: {name}, LoRA rank {lora.rank}", table, tracked, following)
+    return WorkflowResult(tracked.id, rows["finetuned"], str(merged or folder / "adapter"), table)
 
 
 def check_base(base: str, register: bool) -> None:
@@ -153,7 +144,7 @@ def adapt(
     return adapted.eval()
 
 
-def deliver(adapted: Any, tokenizer: Any, folder: Path, base: str, *, dtype: str, device: str) -> Any:
+def save_result(adapted: Any, tokenizer: Any, folder: Path, base: str, *, dtype: str, device: str) -> Any:
     """Save the adapter, and the merged model where the base is floating point; returns the model to measure."""
     import shutil
 

@@ -20,39 +20,40 @@ if TYPE_CHECKING:
     from edgequant.evaluation.suite import EvaluationData
 
 TEXTS = ("disaster", "disaster-multilingual", "wikitext-2")
-GENERATED = "generated"
+SELF_GENERATED = "self-generated"
 
 
-def check_text(text: str, *, generated: bool = False) -> None:
+def check_dataset(dataset: str, *, self_generated: bool = False) -> None:
     """Refuse a training text that is neither a name nor a path nor a mix of them, before anything is loaded.
 
     Args:
-        generated: whether text that the model itself writes will do.
+        self_generated: whether text that the model itself writes will do.
 
     Raises:
         UserError: names the value and the ones that work.
     """
-    for part in parse_mix(text):
-        _check_one_text(part.text, generated)
+    for part in parse_mix(dataset):
+        _check_one(part.name, self_generated)
 
 
-def _check_one_text(text: str, generated: bool) -> None:
-    if text == GENERATED:
-        if generated:
+def _check_one(dataset: str, self_generated: bool) -> None:
+    if dataset == SELF_GENERATED:
+        if self_generated:
             return
         raise UserError(
-            "text 'generated' is what the model itself writes: qat, ptq and tune of qat can use it, but fine-tuning "
+            "dataset self-generated is what the model itself writes: qat, ptq and tune of qat can use it, but fine-tuning "
             f"would learn from it what the model knows; name one of {', '.join(TEXTS)}, or a file or folder"
         )
-    if text not in TEXTS and not Path(text).exists():
-        raise UserError(f"text {text!r} is none of {', '.join(TEXTS)} and no file or folder; name one of them")
+    if dataset not in TEXTS and not Path(dataset).exists():
+        renamed = f"; 'generated' is now called {SELF_GENERATED}" if dataset == "generated" else ""
+        raise UserError(f"dataset must be one of {', '.join(TEXTS)}, a file or a folder, got {dataset!r}{renamed}")
 
 
-def training_texts(text: str, data_dir: str | None) -> list[str]:
+def training_texts(dataset: str, data_dir: str | None) -> list[str]:
     """Texts to train or calibrate on; never a split that is evaluated on.
 
     Args:
-        text: `disaster` (the bundled corpus's English train split), `disaster-multilingual` (with Sinhala and Tamil),
+        dataset: `disaster` (the bundled corpus's English train split), `disaster-multilingual` (with Sinhala and Tamil),
             `wikitext-2` (train split, else validation, from local files or the hub), a data set written by
             `edgequant corpus`, or a folder or file of Markdown or plain text.
 
@@ -62,16 +63,16 @@ def training_texts(text: str, data_dir: str | None) -> list[str]:
     from edgequant.corpora.benchmarks import find_local, load_wikitext2
     from edgequant.corpora.disaster_corpus import bundled_documents
 
-    _check_one_text(text, generated=False)
-    if text in ("disaster", "disaster-multilingual"):
+    _check_one(dataset, self_generated=False)
+    if dataset in ("disaster", "disaster-multilingual"):
         documents = bundled_documents("train")
-        return [document.text for document in documents if document.language == "en" or text != "disaster"]
-    if text == "wikitext-2":
+        return [document.text for document in documents if document.language == "en" or dataset != "disaster"]
+    if dataset == "wikitext-2":
         split = "train" if find_local("wikitext2", "train", data_dir) else "validation"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             return ["".join(load_wikitext2(split, data_dir))]
-    return _texts_in(Path(text))
+    return _texts_in(Path(dataset))
 
 
 def _texts_in(path: Path) -> list[str]:
@@ -83,7 +84,7 @@ def _texts_in(path: Path) -> list[str]:
     texts = [file.read_text(encoding="utf-8") for file in files]
     if not any(text.strip() for text in texts):
         raise UserError(
-            f"text {str(path)!r} holds no text; expected .md or .txt files, or a folder made by `edgequant corpus`"
+            f"dataset {str(path)!r} holds no text; expected .md or .txt files, or a folder made by `edgequant corpus`"
         )
     return texts
 
@@ -135,7 +136,7 @@ def _log_inputs(data: EvaluationData, data_dir: str | None) -> None:
 
 
 def training_sequences(
-    text: str,
+    dataset: str,
     tokenizer: Any,
     length: int,
     data: EvaluationData,
@@ -148,7 +149,7 @@ def training_sequences(
     """Training text as shuffled packed rows [sequences, length], refused if it repeats evaluation text.
 
     Args:
-        text: as `training_texts`, or `generated`: as many rows as are `needed`, written by `model`; or a mix of these
+        dataset: as `training_texts`, or `self-generated`: as many rows as are `needed`, written by `model`; or a mix of these
             with shares of the tokens, which takes of each what the scarcest allows.
 
     Raises:
@@ -159,9 +160,9 @@ def training_sequences(
     def shuffled(rows: Tensor) -> Tensor:
         return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))]
 
-    parts = parse_mix(text)
+    parts = parse_mix(dataset)
     rows = [
-        _rows(part.text, tokenizer, length, data, data_dir, seed, model, math.ceil(part.share * needed))
+        _rows(part.name, tokenizer, length, data, data_dir, seed, model, math.ceil(part.share * needed))
         for part in parts
     ]
     if len(parts) == 1:
@@ -171,7 +172,7 @@ def training_sequences(
 
 
 def _rows(
-    text: str,
+    dataset: str,
     tokenizer: Any,
     length: int,
     data: EvaluationData,
@@ -186,16 +187,16 @@ def _rows(
     from edgequant.files import sha256_of_bytes
     from edgequant.tracking import log_dataset
 
-    if text == GENERATED:
+    if dataset == SELF_GENERATED:
         from edgequant.workflows.generated_text import generated_sequences
 
         rows = generated_sequences(model, tokenizer, needed, length, seed=seed)
         texts = tokenizer.batch_decode(rows, skip_special_tokens=True)
     else:
-        texts = training_texts(text, data_dir)
+        texts = training_texts(dataset, data_dir)
         rows = pack(texts, tokenizer, length)
     refuse_overlap(texts, {name: passages for name, passages in _evaluated_texts(data).items() if passages})
-    log_dataset(text, sha256_of_bytes("\n".join(texts)), text, rows=len(texts), context="training")
+    log_dataset(dataset, sha256_of_bytes("\n".join(texts)), dataset, rows=len(texts), context="training")
     return rows
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgequant.evaluation.settings import EvaluationSettings
+from edgequant.files import write_atomically
 from edgequant.reporting.columns import CORE
 
 if TYPE_CHECKING:
     from edgequant.evaluation.suite import EvaluationData
+    from edgequant.workflows.steps.qat_experiment import QatExperiment
 
 QAT_MEASURES = ("perplexity", "boolq", "squad", "domain_perplexity", "latency")
 # Enough to compare variants within one run, and short: `evaluate` measures a single model at length.
@@ -74,7 +77,49 @@ def quality_only(settings: EvaluationSettings) -> EvaluationSettings:
     return replace(settings, measures=tuple(name for name in settings.measures if name in QUALITY_MEASURES))
 
 
-def say(variant: str, metrics: Mapping[str, float]) -> None:
+def log_variant(variant: str, metrics: Mapping[str, float]) -> None:
     """One line as soon as a variant is measured, so that a long run shows that it moves."""
     shown = [f"{name} {metrics[name]:.4g}" for name in CORE if name in metrics]
     print(f"measured {variant:12} {', '.join(shown[:5])}", flush=True)
+
+
+class Variant(NamedTuple):
+    """A model ready to be measured.
+
+    Attributes:
+        checkpoint: its folder on disk, whose bytes count as its size.
+        metrics: what making it told already; `layer_errors`, layer by layer.
+        settings: of its evaluation, where it is not measured on everything.
+    """
+
+    model: Any
+    tokenizer: Any
+    checkpoint: Path | None = None
+    metrics: Mapping[str, float] = {}
+    settings: EvaluationSettings | None = None
+    layer_errors: Sequence[Mapping[str, Any]] = ()
+
+
+def measure_variant(
+    variant: str, make: Callable[[QatExperiment], Variant], experiment: QatExperiment
+) -> dict[str, float]:
+    """Make a variant and measure it in a nested run, unless the interrupted run had done so; returns its metrics.
+
+    They are kept as <variant>.json in the experiment's folder, for a run that is resumed.
+    """
+    from edgequant import tracking
+
+    kept = experiment.folder / f"{variant}.json"
+    if experiment.resume and kept.is_file():
+        return dict(json.loads(kept.read_text()))
+    scheme = "none" if variant in ("baseline", "control") else experiment.scheme.name
+    with tracking.variant_run(variant, model=experiment.name, scheme=scheme, phase="qat"):
+        made = make(experiment)
+        settings = made.settings or experiment.evaluation
+        metrics = measure(made.model, made.tokenizer, experiment.data, settings, checkpoint=made.checkpoint)
+        tracking.log_metrics(made.metrics)
+        log_layer_errors(made.layer_errors)
+    metrics |= made.metrics
+    log_variant(variant, metrics)
+    write_atomically(kept, json.dumps(metrics))
+    return metrics

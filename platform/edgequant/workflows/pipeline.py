@@ -6,14 +6,18 @@ edgequant pipeline --model tiny
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from edgequant.errors import UserError
 from edgequant.evaluation.settings import EvaluationSettings
+from edgequant.quantization.settings import QatSettings
 from edgequant.training.settings import TrainingSettings
 from edgequant.workflows.measuring import COMPARISON
+from edgequant.workflows.settings import RunSettings, WorkflowResult, configuration
+from edgequant.workflows.validate import validate
 
 PHASES = ("corpus", "baseline", "ptq", "qat", "finetune", "evaluate", "report")
 
@@ -26,13 +30,10 @@ def pipeline(
     phases: tuple[str, ...] = PHASES,
     training: TrainingSettings = TrainingSettings(learning_rate=2e-4),
     evaluation: EvaluationSettings = COMPARISON,
-    data_dir: str | None = None,
     output: str = "outputs/pipeline",
     register: bool = True,
-    device: str = "auto",
-    seed: int = 0,
-    experiment: str = "edgequant",
-) -> None:
+    run: RunSettings = RunSettings(),
+) -> WorkflowResult:
     """Corpus, baseline, PTQ, QAT, fine-tuning, evaluation and report, in this order, under one parent run.
 
     Args:
@@ -42,20 +43,13 @@ def pipeline(
         phases: which phases to run, in this order.
         training: of QAT; fine-tuning takes its steps, batch and sequence length.
         evaluation: what every phase measures and how.
-        data_dir: folder with WikiText-2, BoolQ and SQuAD in their official formats (default: $EDGEQUANT_DATA).
         output: folder that receives corpus/, ptq/, qat/, finetune/ and report/.
         register: register the QAT checkpoint as edgequant-<model> in the MLflow registry.
-        device: auto, cpu, cuda or cuda:N.
-        seed: order of the text, initial values, draws of questions.
-        experiment: MLflow experiment, unless `mlflow run` names one.
+        run: data, device, seed and experiment of every phase; resume goes on with the phase that was interrupted.
     """
-    config = dict(locals())
-    from edgequant.workflows.qat import check_configuration
-
-    check_configuration(model, scheme, "disaster")
-    for phase in phases:
-        if phase not in PHASES:
-            raise UserError(f"phases: {phase!r} is unknown; expected some of {', '.join(PHASES)}")
+    config = configuration(locals())
+    check_phases(phases)
+    validate(model, "disaster", schemes=scheme, training=training, qat=QatSettings())
 
     from edgequant import tracking
     from edgequant.workflows.closing import print_closing
@@ -63,86 +57,120 @@ def pipeline(
 
     folder = Path(output).expanduser().resolve()
     # Three phases measure the same floating-point model: score it once.
-    evaluation = resolved_settings(evaluation, limit=None, seed=None, cache=True)
-    common = {"data_dir": data_dir, "device": device, "seed": seed, "experiment": experiment}
-    with tracking.workflow_run("pipeline", config, experiment=experiment) as run:
-        steps = _steps(model, scheme, source, training, evaluation, folder, register, common, run.id)
-        rows = [_done(phase, steps[phase], run.id) for phase in PHASES if phase in phases]
-        tracking.log_metrics(_delivered(run.id))
-        print_closing(f"pipeline: {model}, {scheme}", rows, run, f"open {folder / 'report' / 'report.html'}")
+    evaluation = resolved_settings(evaluation, limit=None, cache=True)
+    with tracking.workflow_run("pipeline", config, experiment=run.experiment, resume=run.resume) as tracked:
+        plan = Plan(model, scheme, source, training, evaluation, folder, register, run, tracked.id)
+        rows = [_done(phase, plan, resumed=tracked.resumed) for phase in PHASES if phase in phases]
+        metrics = _delivered(tracked.id)
+        tracking.log_metrics(metrics)
+        print_closing(f"pipeline: {model}, {scheme}", rows, tracked, f"open {folder / 'report' / 'report.html'}")
+    return WorkflowResult(tracked.id, metrics, str(plan.checkpoint) if plan.checkpoint.is_dir() else None, rows)
 
 
-def _steps(
-    model: str,
-    scheme: str,
-    source: str | None,
-    training: TrainingSettings,
-    evaluation: EvaluationSettings,
-    folder: Path,
-    register: bool,
-    common: dict[str, Any],
-    parent: str,
-) -> dict[str, Callable[[], Any]]:
-    """Each phase as a call without arguments; what one writes is where the next one reads."""
-    from edgequant import tracking
-    from edgequant.workflows.baseline import baseline
-    from edgequant.workflows.corpus import corpus
-    from edgequant.workflows.evaluate import evaluate
-    from edgequant.workflows.finetune import finetune
-    from edgequant.workflows.ptq import ptq
-    from edgequant.workflows.qat import qat
-    from edgequant.workflows.report import report
+def check_phases(phases: Sequence[str]) -> None:
+    """Refuse a phase that does not exist.
 
-    corpus_folder, checkpoint = folder / "corpus", folder / "qat"
-
-    def text() -> str:
-        return str(corpus_folder) if (corpus_folder / "dataset_dict.json").is_file() else "disaster"
-
-    def run_qat() -> None:
-        settings = {"training": training, "evaluation": evaluation, "register": register, **common}
-        qat(model=model, scheme=scheme, text=text(), output=str(checkpoint), **settings)
-
-    def run_finetune() -> None:
-        shape = {name: getattr(training, name) for name in ("steps", "batch_size", "sequence_length", "save_steps")}
-        settings = {"training": TrainingSettings(learning_rate=5e-4, **shape), "evaluation": evaluation, **common}
-        finetune(model=model, text=text(), output=str(folder / "finetune"), **settings)
-
-    def run_ptq() -> None:
-        schemes = ",".join(dict.fromkeys((scheme, "bnb-int8", "bnb-nf4")))
-        ptq(model=model, scheme=schemes, text=text(), evaluation=evaluation, output=str(folder / "ptq"), **common)
-
-    def run_report() -> None:
-        runs = [found.id for found in tracking.find_runs(parent=parent) if found.status == "FINISHED"]
-        report(runs=",".join(runs), output=str(folder / "report"), experiment=common["experiment"])
-
-    return {
-        "corpus": lambda: corpus(
-            source=source, output=str(corpus_folder), model=model, experiment=common["experiment"]
-        ),
-        "baseline": lambda: baseline(model=model, evaluation=evaluation, limit=evaluation.limit, **common),
-        "ptq": run_ptq,
-        "qat": run_qat,
-        "finetune": run_finetune,
-        "evaluate": lambda: evaluate(
-            model=str(checkpoint) if checkpoint.is_dir() else model,
-            evaluation=evaluation,
-            limit=evaluation.limit,
-            **common,
-        ),
-        "report": run_report,
-    }
+    Raises:
+        UserError: names it and those that do.
+    """
+    for phase in phases:
+        if phase not in PHASES:
+            raise UserError(f"phases must be some of {', '.join(PHASES)}, got {phase!r}")
 
 
-def _done(phase: str, step: Callable[[], Any], parent: str) -> dict[str, Any]:
-    """Run a phase; its row names the nested run that it made."""
-    import time
+class Plan(NamedTuple):
+    """What the phases share; what one writes below `folder` is where the next one reads."""
 
+    model: str
+    scheme: str
+    source: str | None
+    training: TrainingSettings
+    evaluation: EvaluationSettings
+    folder: Path
+    register: bool
+    run: RunSettings
+    parent: str
+
+    @property
+    def dataset(self) -> str:
+        """The corpus that the first phase built, else the bundled one."""
+        built = self.folder / "corpus"
+        return str(built) if (built / "dataset_dict.json").is_file() else "disaster"
+
+    @property
+    def checkpoint(self) -> Path:
+        """What QAT writes."""
+        return self.folder / "qat"
+
+    def corpus(self) -> None:
+        from edgequant.workflows.corpus import corpus
+
+        target = str(self.folder / "corpus")
+        corpus(source=self.source, output=target, model=self.model, experiment=self.run.experiment)
+
+    def baseline(self) -> None:
+        from edgequant.workflows.baseline import baseline
+
+        baseline(model=self.model, evaluation=self.evaluation, limit=self.evaluation.limit, run=self.run)
+
+    def ptq(self) -> None:
+        from edgequant.workflows.ptq import ptq
+
+        schemes = ",".join(dict.fromkeys((self.scheme, "bnb-int8", "bnb-nf4")))
+        target = str(self.folder / "ptq")
+        ptq(
+            model=self.model, scheme=schemes, dataset=self.dataset, evaluation=self.evaluation, output=target,
+            run=self.run,
+        )  # fmt: skip
+
+    def qat(self) -> None:
+        from edgequant.workflows.qat import qat
+
+        qat(
+            model=self.model, scheme=self.scheme, dataset=self.dataset, training=self.training,
+            evaluation=self.evaluation, output=str(self.checkpoint), register=self.register, run=self.run,
+        )  # fmt: skip
+
+    def finetune(self) -> None:
+        from edgequant.workflows.finetune import finetune
+
+        names = ("steps", "batch_size", "sequence_length", "save_steps")
+        training = TrainingSettings(learning_rate=5e-4, **{name: getattr(self.training, name) for name in names})
+        target = str(self.folder / "finetune")
+        finetune(
+            model=self.model, dataset=self.dataset, training=training, evaluation=self.evaluation, output=target,
+            run=self.run,
+        )  # fmt: skip
+
+    def evaluate(self) -> None:
+        from edgequant.workflows.evaluate import evaluate
+
+        measured = str(self.checkpoint) if self.checkpoint.is_dir() else self.model
+        evaluate(model=measured, evaluation=self.evaluation, limit=self.evaluation.limit, run=self.run)
+
+    def report(self) -> None:
+        from edgequant import tracking
+        from edgequant.workflows.report import report
+
+        runs = [found.id for found in tracking.find_runs(parent=self.parent) if found.status == "FINISHED"]
+        report(runs=",".join(runs), output=str(self.folder / "report"), experiment=self.run.experiment)
+
+
+def _done(phase: str, plan: Plan, *, resumed: bool) -> dict[str, Any]:
+    """Run a phase, unless the interrupted pipeline had finished it; its row names the nested run that it made."""
     from edgequant import tracking
 
     started = time.perf_counter()
-    step()
-    made = [found for found in tracking.find_runs(workflow=phase, parent=parent)]
+    if not (resumed and phase != "report" and _finished(phase, plan.parent)):
+        getattr(plan, phase)()
+    made = tracking.find_runs(workflow=phase, parent=plan.parent)
     return {"phase": phase, "run": made[0].id if made else None, "minutes": (time.perf_counter() - started) / 60}
+
+
+def _finished(phase: str, parent: str) -> bool:
+    from edgequant import tracking
+
+    return any(found.status == "FINISHED" for found in tracking.find_runs(workflow=phase, parent=parent))
 
 
 def _delivered(parent: str) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """`ptq`: round a model to one or several schemes without training, and measure what that costs.
 
 mlflow run . -e ptq
-edgequant ptq --model FOLDER --scheme w4-g64 --method awq+gptq --text wikitext-2 --quantization.sequences 128
+edgequant ptq --model FOLDER --scheme w4-g64 --method awq+gptq --dataset wikitext-2 --calibration.num_calibration_samples 128
 """
 
 from __future__ import annotations
@@ -12,16 +12,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgequant.evaluation.settings import EvaluationSettings
+from edgequant.quantization.calibration import CalibrationSettings
 from edgequant.quantization.ptq_settings import PtqSettings
-from edgequant.workflows.inputs import check_text
-from edgequant.workflows.layer_bits import choose, log_layer_bits, with_size_budget
+from edgequant.workflows.layer_bits import choose, log_layer_bits
 from edgequant.workflows.measuring import COMPARISON, headline
+from edgequant.workflows.settings import RunSettings, WorkflowResult, configuration
+from edgequant.workflows.validate import validate
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from edgequant.models import LoadedModel
     from edgequant.quantization.scheme import Scheme
+
+SEQUENCE_LENGTH = 512  # tokens of a calibration sequence
 
 
 def ptq(
@@ -30,18 +34,14 @@ def ptq(
     scheme: str = "w4a8-g32+emb4,q8_0,bnb-int8,bnb-nf4",
     method: str = "rtn",
     size_budget: str | None = None,
-    text: str = "disaster",
-    quantization: PtqSettings = PtqSettings(),
+    dataset: str = "disaster",
+    ptq: PtqSettings = PtqSettings(),
+    calibration: CalibrationSettings = CalibrationSettings(),
     evaluation: EvaluationSettings = COMPARISON,
-    data_dir: str | None = None,
     output: str | None = None,
     register: bool = False,
-    device: str = "auto",
-    dtype: str = "auto",
-    seed: int = 0,
-    resume: bool = False,
-    experiment: str = "edgequant",
-) -> None:
+    run: RunSettings = RunSettings(),
+) -> WorkflowResult:
     """Post-training quantisation: the model and each of its schemes side by side, every checkpoint reloaded from disk.
 
     Args:
@@ -50,106 +50,80 @@ def ptq(
         method: how integers are chosen: rtn, mse, gptq, awq, smoothquant, block, or e.g. awq+gptq, gptq+block.
         size_budget: mixed precision: choose bits layer by layer so that a checkpoint fits, e.g. bits_per_parameter=4.5
             or megabytes=80; schemes of fixed bits stay as they are.
-        text: what is calibrated on: disaster, disaster-multilingual, wikitext-2, a folder or file, or generated (by the
-            model itself); not the text that is evaluated on, whose like flatters the result.
-        quantization: how methods calibrate and search.
+        dataset: text that is calibrated on: disaster, disaster-multilingual, wikitext-2, a folder or file, or
+            self-generated (by the model); not the text that is evaluated on, whose like flatters the result.
+        ptq: how methods search.
+        calibration: how methods look at activations.
         evaluation: what is measured and how.
-        data_dir: folder with WikiText-2, BoolQ and SQuAD in their official formats (default: $EDGEQUANT_DATA).
         output: folder that receives the checkpoint, or one folder per scheme (default: outputs/ptq/<run id>).
         register: register each checkpoint as edgequant-<model> in the MLflow registry.
-        device: auto, cpu, cuda or cuda:N.
-        dtype: compute type while measuring: auto, float32, bfloat16 or float16.
-        seed: order of the calibration text, draws of questions.
-        resume: continue the newest interrupted run of this configuration, behind the decoder blocks that it finished.
-        experiment: MLflow experiment, unless `mlflow run` names one.
+        run: data, device, seed, resuming (behind the decoder blocks that were finished) and experiment.
     """
-    config = dict(locals())
-    schemes = check_configuration(model, scheme, text, method, size_budget)
+    config = configuration(locals())
+    schemes = validate(model, dataset, schemes=scheme, size_budget=size_budget, method=method)
 
     from edgequant import models, tracking
     from edgequant.workflows.closing import print_closing
     from edgequant.workflows.inputs import evaluation_data, training_sequences
     from edgequant.workflows.measuring import log_layer_errors, measure
-    from edgequant.workflows.quantized_training import run_folder
     from edgequant.workflows.steps.register import promote_command, register_version
 
-    with tracking.workflow_run("ptq", config, experiment=experiment, resume=resume) as run:
-        loaded = models.load(model, dtype="float32", device=device)
-        dtype = models.pick_dtype(dtype, str(loaded.model.device))
-        data = evaluation_data(evaluation.measures, data_dir)
-        length = quantization.sequence_length
+    with tracking.workflow_run("ptq", config, experiment=run.experiment, resume=run.resume) as tracked:
+        loaded = models.load(model, dtype="float32", device=run.device)
+        name, dtype = loaded.source.name, models.pick_dtype(run.dtype, str(loaded.model.device))
+        data = evaluation_data(evaluation.measures, run.data_dir)
+        wanted = calibration.num_calibration_samples
         sequences = training_sequences(
-            text, loaded.tokenizer, length, data, data_dir, seed=seed, model=loaded.model, needed=quantization.sequences
-        )
-        work = run_folder("ptq", run.id)
-        calibration = Calibration(method, quantization, sequences, work / "finished-blocks")
-        shown = sequences[: quantization.sequences]
-        mixed = [choose(parsed, loaded.model, shown, work, dtype=dtype, resume=run.resumed) for parsed in schemes]
-        with tracking.variant_run("baseline", model=loaded.source.name, scheme="none", phase="ptq"):
-            floating = _cast(loaded.model, dtype)
+            dataset, loaded.tokenizer, calibration.sequence_length or SEQUENCE_LENGTH, data, run.data_dir,
+            seed=run.seed, model=loaded.model, needed=wanted,
+        )[:wanted]  # fmt: skip
+        work = tracking.run_folder("ptq", tracked.id)
+        rounding = Rounding(method, ptq, calibration, sequences, work / "finished-blocks")
+        mixed = [choose(each, loaded.model, sequences, work, dtype=dtype, resume=tracked.resumed) for each in schemes]
+        with tracking.variant_run("baseline", model=name, scheme="none", phase="ptq"):
+            floating = models.cast(copy.deepcopy(loaded.model), dtype)
             rows = {"none": measure(floating, loaded.tokenizer, data, evaluation)}
-        registered: list[str] = []
+        folders, versions = {}, []
         for parsed, layer_bits in mixed:
-            with tracking.variant_run("ptq", model=loaded.source.name, scheme=parsed.name, phase="ptq"):
-                folder = _folder(output, parsed, schemes, work)
-                errors = write_quantized(loaded, model, parsed, calibration, folder, dtype=dtype)
-                log_layer_errors(errors)
+            with tracking.variant_run("ptq", model=name, scheme=parsed.name, phase="ptq"):
+                folder = folders[parsed.name] = _folder(output, parsed, schemes, work)
+                log_layer_errors(write_quantized(loaded, model, parsed, rounding, folder, dtype=dtype))
                 log_layer_bits(layer_bits)
-                reloaded = models.load(str(folder), device=device)
-                rows[parsed.name] = measure(reloaded.model, reloaded.tokenizer, data, evaluation, checkpoint=folder)
+                reloaded = models.load(str(folder), device=run.device)
+                row = measure(reloaded.model, reloaded.tokenizer, data, evaluation, checkpoint=folder)
+                rows[parsed.name] = row
                 if register:
-                    names = {"model": loaded.source.name, "scheme": parsed.name, "variant": "ptq"}
-                    uri = register_version(folder, **names, metrics=rows[parsed.name], baseline=rows["none"])
-                    registered.append(uri)
-        shutil.rmtree(calibration.work_folder, ignore_errors=True)
-        tracking.log_metrics(rows[schemes[0].name])
-        table = [
-            {
-                "model": loaded.source.name,
-                "variant": "baseline" if name == "none" else "ptq",
-                "scheme": name,
-                **headline(row),
-            }
-            for name, row in rows.items()
-        ]
-        following = f"edgequant qat --model {model} --scheme {schemes[0].name}"
-        print_closing(
-            f"ptq: {loaded.source.name}", table, run, promote_command(registered[0]) if registered else following
-        )
+                    names = {"model": name, "scheme": parsed.name, "variant": "ptq"}
+                    versions.append(register_version(folder, **names, metrics=row, baseline=rows["none"]))
+        shutil.rmtree(rounding.work_folder, ignore_errors=True)
+        delivered = mixed[0].scheme.name
+        tracking.log_metrics(rows[delivered])
+        table = closing_rows(rows, name)
+        following = promote_command(versions[0]) if versions else f"edgequant qat --model {model} --scheme {delivered}"
+        print_closing(f"ptq: {name}", table, tracked, following)
+    return WorkflowResult(tracked.id, rows[delivered], str(folders[delivered]), table)
 
 
-class Calibration(NamedTuple):
+def closing_rows(rows: dict[str, dict[str, float]], model: str) -> list[dict[str, Any]]:
+    """The closing table: the model as it came, then one row per scheme."""
+    variants = {scheme: "baseline" if scheme == "none" else "ptq" for scheme in rows}
+    return [
+        {"model": model, "variant": variants[scheme], "scheme": scheme, **headline(row)} for scheme, row in rows.items()
+    ]
+
+
+class Rounding(NamedTuple):
     """How weights and ranges are chosen. `sequences` [n, length] are token ids; finished blocks go to `work_folder`."""
 
     method: str
     settings: PtqSettings
+    calibration: CalibrationSettings
     sequences: Tensor
     work_folder: Path
 
 
-def check_configuration(
-    model: str, scheme: str, text: str, method: str = "rtn", size_budget: str | None = None
-) -> list[Scheme]:
-    """Refuse what cannot work before anything heavy is imported.
-
-    Raises:
-        UserError: names the value and what was expected.
-    """
-    from edgequant import models
-    from edgequant.quantization.ptq_settings import parse_method
-    from edgequant.quantization.scheme import check_group_sizes, parse_scheme
-
-    parse_method(method)
-    parsed = with_size_budget([parse_scheme(name.strip()) for name in scheme.split(",")], size_budget)
-    check_text(text, generated=True)
-    models.check_available(model)
-    for one in parsed:
-        check_group_sizes(one, models.layer_inputs(model))
-    return parsed
-
-
 def write_quantized(
-    loaded: LoadedModel, source: str, scheme: Scheme, calibration: Calibration, folder: Path, *, dtype: str
+    loaded: LoadedModel, source: str, scheme: Scheme, rounding: Rounding, folder: Path, *, dtype: str
 ) -> list[dict[str, Any]]:
     """Quantise a copy of a loaded model and write it to `folder`; returns the per-layer errors, if any."""
     if scheme.backend == "bitsandbytes":
@@ -163,10 +137,11 @@ def write_quantized(
     errors = methods.quantize(
         model,
         scheme,
-        calibration=[calibration.sequences[: calibration.settings.sequences].to(model.device)],
-        method=calibration.method,
-        settings=calibration.settings,
-        work_folder=calibration.work_folder,
+        calibration=[rounding.sequences.to(model.device)],
+        method=rounding.method,
+        settings=rounding.settings,
+        calibration_settings=rounding.calibration,
+        work_folder=rounding.work_folder,
     )
     parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
     models.cast(model, dtype)
@@ -195,12 +170,6 @@ def bitsandbytes_config(scheme: str, dtype: str) -> Any:
         bnb_4bit_quant_type=scheme.removeprefix("bnb-"),
         bnb_4bit_compute_dtype=getattr(torch, dtype),
     )
-
-
-def _cast(model: Any, dtype: str) -> Any:
-    from edgequant import models
-
-    return models.cast(copy.deepcopy(model), dtype)
 
 
 def _folder(output: str | None, scheme: Scheme, schemes: list[Scheme], default: Path) -> Path:

@@ -1,0 +1,97 @@
+"""Options and keys of recipes that have another name now: refused with the new one. CHANGELOG.md lists them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgequant.errors import UserError
+
+EVALUATION = {
+    "text": "dataset",
+    "evaluation.measures": "evaluation.tasks",
+    "evaluation.squad_shots": "evaluation.num_fewshot",
+    "evaluation.join": "evaluation.wikitext_protocol",
+    "training.distillation": "training.distillation_weight",
+}
+QAT = {
+    "quantization.start": "qat.init_from",
+    "quantization.learned_scales": "qat.learnable_scales",
+    "quantization.freeze_ranges": "qat.freeze_observers_at",
+    "quantization.activation_delay": "qat.activation_quant_start",
+    "quantization.teacher": "qat.distill_from",
+    "quantization.qat_learning_rate": "qat.student_learning_rate",
+    "quantization.lora_rank": "qat.lora_rank",
+    "quantization.lora_alpha": "qat.lora_alpha",
+    "quantization.sparsity": "qat.sparsity",
+    "quantization.sparsity_pattern": "qat.sparsity_pattern",
+    "quantization.observer": "calibration.observer",
+    "quantization.calibration_sequences": "calibration.num_calibration_samples",
+}
+PTQ = {
+    "quantization.sequences": "calibration.num_calibration_samples",
+    "quantization.sequence_length": "calibration.sequence_length",
+    "quantization.batch_size": "calibration.batch_size",
+    "quantization.precision": "calibration.precision",
+    "quantization.offload": "calibration.offload",
+    "quantization.observer": "calibration.observer",
+    "quantization.activation_weighted": "ptq.activation_weighted",
+    "quantization.damping": "ptq.dampening_frac",
+    "quantization.act_order": "ptq.act_order",
+    "quantization.refit_scales": "ptq.refit_scales",
+    "quantization.alphas": "ptq.alphas",
+    "quantization.smoothing": "ptq.smoothing_strength",
+    "quantization.block_steps": "ptq.signround_steps",
+    "quantization.block_learning_rate": "ptq.signround_learning_rate",
+}
+CORPUS = {"settings.near_duplicate": "settings.dedup_threshold", "settings.file_seconds": "settings.file_timeout_s"}
+RENAMED = {
+    "corpus": CORPUS,
+    "baseline": EVALUATION,
+    "evaluate": EVALUATION,
+    "pipeline": EVALUATION,
+    "finetune": EVALUATION,
+    "qat": EVALUATION | QAT,
+    "tune": EVALUATION | QAT,
+    "ptq": EVALUATION | PTQ,
+}
+
+
+def refuse_renamed(workflow: str, arguments: Sequence[str]) -> None:
+    """Refuse an option, or a key of a recipe named by `--config`, that has another name now.
+
+    Raises:
+        UserError: names both.
+    """
+    renamed = RENAMED.get(workflow, {})
+    for where, name in [*_options(arguments), *_recipe_keys(arguments)]:
+        if name in renamed:
+            raise UserError(f"{where} {name} is now called {renamed[name]}; write that instead")
+
+
+def _options(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
+    for argument in arguments:
+        if argument.startswith("--"):
+            yield "option", argument[2:].partition("=")[0]
+
+
+def _recipe_keys(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
+    import yaml
+
+    for place, argument in enumerate(arguments[:-1]):
+        path = Path(arguments[place + 1])
+        if argument == "--config" and path.is_file():
+            try:
+                found = yaml.safe_load(path.read_text())
+            except (yaml.YAMLError, UnicodeDecodeError):
+                return  # the parser says what is wrong with it
+            if isinstance(found, Mapping):
+                yield from ((f"recipe {path}: key", key) for key in _flat(found))
+
+
+def _flat(found: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in found.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")

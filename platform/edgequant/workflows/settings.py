@@ -1,0 +1,66 @@
+"""What every workflow that runs a model is told about its run. Light: no torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+from edgequant.errors import UserError
+from edgequant.models import DTYPES
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """Where, on which data and under which name a workflow runs: on the command line and in recipes without a prefix.
+
+    Raises:
+        UserError: a device or compute type that does not exist; names the value and those that do.
+    """
+
+    data_dir: str | None = None
+    """Folder with WikiText-2, BoolQ and SQuAD in their official formats (default: $EDGEQUANT_DATA)."""
+
+    device: str = "auto"
+    """Where models run: auto, cpu, cuda or cuda:N."""
+
+    dtype: str = "auto"
+    """Compute type while measuring: auto, float32, bfloat16 or float16."""
+
+    seed: int = 0
+    """Order of the text, initial values, draws of questions."""
+
+    resume: bool = False
+    """Continue the newest interrupted run of this configuration."""
+
+    experiment: str = "edgequant"
+    """MLflow experiment, unless `mlflow run` names one."""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise UserError(f"device must be auto, cpu, cuda or cuda:N, got {self.device!r}")
+        if self.dtype not in DTYPES:
+            raise UserError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+
+
+def configuration(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """A workflow's arguments as they stand in recipes, the run settings beside the others instead of in a group."""
+    own = {name: value for name, value in arguments.items() if name != "run"}
+    return own | asdict(arguments["run"])
+
+
+class WorkflowResult(NamedTuple):
+    """What a workflow called from Python returns.
+
+    Attributes:
+        run_id: of the MLflow run.
+        metrics: of the model that the workflow delivers; empty where it delivers none.
+        checkpoint: folder or file that it wrote, an MLflow URI, or None.
+        rows: the closing table, one mapping per model.
+    """
+
+    run_id: str
+    metrics: dict[str, float]
+    checkpoint: str | None
+    rows: list[dict[str, Any]]
