@@ -32,7 +32,8 @@ ALLOWED = {
     "reporting": BELOW,
     "workflows": {*ROOMS, *BELOW},
     "__main__": {*BASE, "workflows"},
-    "__init__": {"quantization"},
+    "api": {*ROOMS, *BELOW, "workflows"},
+    "__init__": {"quantization", "api"},
 }
 HEAVY = (
     "torch",

@@ -1,6 +1,8 @@
 """edgequant: make small language models small enough for edge devices, and prove that they still work.
 
-After `import edgequant`, `transformers.AutoModelForCausalLM.from_pretrained` loads edgequant checkpoints.
+After `import edgequant`, `transformers.AutoModelForCausalLM.from_pretrained` loads edgequant checkpoints. `edgequant.load`,
+`parse_scheme`, `quantize`, `prepare`, `convert`, `evaluate` and `save` are imported when they are first used: see
+`edgequant.api`.
 """
 
 from __future__ import annotations
@@ -10,7 +12,26 @@ import importlib.machinery
 import sys
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgequant.api import convert, evaluate, load, parse_scheme, prepare, quantize, save
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "convert", "evaluate", "load", "parse_scheme", "prepare", "quantize", "save"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'edgequant' has no attribute {name!r}")
+    from edgequant import api
+
+    return getattr(api, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
 
 _REGISTRY = "transformers.quantizers.auto"
 
