@@ -2,6 +2,8 @@
 # make test    set up, then run the tests
 # make check   ruff, ruff format, mypy
 # make setup   only set up: .venv with the pinned dependencies and the embedded model
+# make test-isa        the tests that compute numbers, once for each kind of CPU that oneDNN and PyTorch can be limited to
+# make test-isa-short  the tests of integer kernels alone, likewise, without this CPU's own kind: 2 minutes
 
 PYTHON ?= python3
 VENV := .venv
@@ -11,7 +13,22 @@ STAMP := $(VENV)/.installed
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export MLFLOW_EXPERIMENT_NAME ?= edgequant
 
-.PHONY: setup qat test check clean
+# Each is read once by a process. Without VNNI, oneDNN's int8 product saturates: docs/quantization.md, "Integer products".
+ISA_SETTINGS := ONEDNN_MAX_CPU_ISA=AVX2 ONEDNN_MAX_CPU_ISA=AVX512_CORE ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2
+NUMERIC_TESTS := tests/quantization tests/edge tests/training tests/evaluation
+KERNEL_TESTS := tests/quantization/test_trusted_kernels.py tests/quantization/test_integer_execution.py \
+	tests/quantization/test_architectures.py tests/quantization/test_qat_layers.py tests/edge/test_compressed_tensors_export.py
+
+# $(call under_each,settings,tests): all of them, then the settings under which something failed.
+define under_each
+failed=; for setting in $(1); do \
+	echo "== $$setting"; \
+	env -u ONEDNN_MAX_CPU_ISA -u ATEN_CPU_CAPABILITY $$setting python -m pytest -q -n 2 --dist loadfile $(2) \
+		|| failed="$$failed $$setting"; \
+done; test -z "$$failed" || { echo "failed under:$$failed"; exit 1; }
+endef
+
+.PHONY: setup qat test test-isa test-isa-short check clean
 
 setup: $(STAMP)
 
@@ -31,6 +48,12 @@ qat: setup
 
 test: setup
 	python -m pytest -q -n 2 --dist loadfile
+
+test-isa: setup
+	$(call under_each,ISA=unset $(ISA_SETTINGS),$(NUMERIC_TESTS))
+
+test-isa-short: setup
+	$(call under_each,$(ISA_SETTINGS),$(KERNEL_TESTS))
 
 check: setup
 	ruff check .

@@ -15,6 +15,7 @@ import torch
 from compressed_tensors.quantization.lifecycle.forward import forward_quantize
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from near_ties import assert_same_layer_by_layer, rounding_noise
 from safetensors.torch import load_file, save_file
 from small_models import ARCHITECTURES
 from transformers import AutoModelForCausalLM
@@ -106,13 +107,16 @@ def test_weight_only_schemes_compute_bit_for_bit_what_ours_do(scheme, tiny, tmp_
 
 @pytest.mark.parametrize("scheme", ACTIVATIONS)
 def test_quantised_activations_differ_by_rare_near_ties_alone(scheme, tiny, tmp_path):
-    """Ours rounds x / S and adds Z, theirs rounds the sum: a few in a million near-ties fall the other way, and what
-    one of them changes downstream is of the size of rounding noise."""
+    """Ours rounds x / S and adds Z, theirs rounds the sum: a few in a million near-ties fall the other way."""
     ours, theirs, _, _ = exported(tiny, scheme, tmp_path)
     expected, found = logits(ours.model), logits(theirs)
     assert_same_weights(ours.model, theirs)
-    assert (found.argmax(-1) == expected.argmax(-1)).float().mean() >= 0.999
-    assert (found - expected).std() <= 0.01 * expected.std()
+    assert_same_layer_by_layer(ours.model, theirs, IDS)
+    noise = rounding_noise(ours.model, IDS)
+    assert noise <= 0.1 * expected.std() and (found - expected).std() <= noise
+    highest = expected.topk(2).values
+    clear = highest[..., 0] - highest[..., 1] > 2 * (found - expected).abs().max()  # else either may be the first
+    assert clear.float().mean() >= 0.5 and torch.equal(found.argmax(-1)[clear], expected.argmax(-1)[clear])
 
 
 @pytest.mark.parametrize("scheme", ["w8a8", "w8a8-static"])
@@ -138,9 +142,9 @@ def test_codes_of_activations_follow_our_ranges_and_zero_points(scheme, tiny, tm
 def test_architectures_keep_biases_norms_and_tied_heads(kind, tied, scheme, tmp_path):
     ours, theirs, _, _ = exported(ARCHITECTURES[kind](tied), scheme, tmp_path)
     assert type(theirs) is type(ours.model)
-    expected, found = logits(ours.model), logits(theirs)
+    logits(theirs)
     assert_same_weights(ours.model, theirs)
-    assert (found - expected).std() <= (0.02 if "a8" in scheme else 1e-6) * expected.std()
+    assert_same_layer_by_layer(ours.model, theirs, IDS)
 
 
 @settings(max_examples=8, deadline=None)
@@ -163,7 +167,7 @@ def test_layers_of_several_widths_are_told_apart_by_name(activation, tiny, tmp_p
     widths = {name: theirs.get_submodule(name).quantization_scheme.weights.num_bits for name, _ in bits}
     assert widths == dict(bits)
     assert theirs.model.layers[1].mlp.up_proj.quantization_scheme.weights.num_bits == 4
-    assert (found - expected).std() <= (0.01 if activation else 0) * expected.std()
+    assert (found - expected).std() <= (rounding_noise(ours.model, IDS) if activation else 0)
 
 
 # ------------------------------------------------------------------------------------------------------ without us
@@ -194,8 +198,7 @@ for folder in sys.argv[1:]:
     expected = load_file(f"{folder}/../expected.safetensors")
     with torch.no_grad():
         found = model(input_ids=expected["ids"]).logits
-    assert (found - expected["logits"]).std() <= 0.01 * expected["logits"].std(), folder
-    assert (found.argmax(-1) == expected["logits"].argmax(-1)).float().mean() >= 0.999, folder
+    assert (found - expected["logits"]).std() <= expected["most"], folder
     prompt = tokenizer("The river rose", return_tensors="pt")
     generated = model.generate(**prompt, max_new_tokens=4, min_new_tokens=4, do_sample=False)
     assert generated.shape[1] == prompt["input_ids"].shape[1] + 4
@@ -208,7 +211,9 @@ def test_a_process_that_cannot_import_edgequant_loads_and_generates(tiny, tmp_pa
     folders = []
     for scheme in ("w4-g32+emb4", "w8a8-static", "q4_0"):
         ours, _, folder, _ = exported(tiny, scheme, tmp_path / scheme)
-        save_file({"ids": IDS, "logits": logits(ours.model)}, folder.parent / "expected.safetensors")
+        expected = logits(ours.model)
+        most = max(rounding_noise(ours.model, IDS), 1e-5 * float(expected.std()))  # or another process's order of sums
+        save_file({"ids": IDS, "logits": expected, "most": torch.tensor(most)}, folder.parent / "expected.safetensors")
         folders.append(str(folder))
     plain = {name: value for name, value in environment.items() if name != "PYTHONPATH"}
     command = [sys.executable, "-c", WITHOUT_EDGEQUANT, *folders]

@@ -14,6 +14,7 @@ from edgequant.evaluation.footprint import footprint_metrics
 from edgequant.evaluation.scoring import Head
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.quantization import checkpoint, ptq
+from edgequant.quantization.integer import IntegerLinear
 from edgequant.quantization.scheme import parse_scheme
 from edgequant.workflows.evaluate import Target, evaluate, load_target
 
@@ -49,18 +50,33 @@ def scored(target: Target) -> torch.Tensor:
     return head.logits(hidden.flatten(0, 1))
 
 
+@torch.no_grad()
+def hidden(target: Target) -> torch.Tensor:
+    return target.model.get_decoder()(input_ids=IDS)[0]
+
+
+def without_rounding(target: Target) -> Target:
+    """Our checkpoint, its activations left as they are."""
+    for module in target.model.modules():
+        if isinstance(module, IntegerLinear):
+            module.activation = None
+    return target
+
+
 @pytest.mark.parametrize("scheme", ["w4-g32+emb4", "q8_0", "w8a8+emb8"])
 def test_it_is_scored_as_the_checkpoint_is(scheme, exported):
-    expected, found = (scored(target_of(folder)) for folder in exported(scheme))
-    assert (found - expected).std() <= (0.01 if "a8" in scheme else 1e-6) * expected.std()
+    """Near-ties that fall the other way do less than all rounding of activations (tests/edge/near_ties.py)."""
+    ours, plain = (target_of(folder) for folder in exported(scheme))
+    expected, found = scored(ours), scored(plain)
+    noise = (scored(without_rounding(ours)) - expected).std()
+    assert (found - expected).std() <= max(noise, 1e-6 * expected.std())
 
 
 def test_the_decoder_may_be_called_before_the_model(exported):
     """Compressed weights are given back while loading, not by the first call of the whole model."""
-    ours, plain = (target_of(folder).model for folder in exported("w8a8+emb8"))
-    with torch.no_grad():
-        expected, found = (model.get_decoder()(input_ids=IDS)[0] for model in (ours, plain))
-    assert (found - expected).std() <= 0.01 * expected.std()
+    ours, plain = (target_of(folder) for folder in exported("w8a8+emb8"))
+    expected, found = (hidden(target) for target in (ours, plain))
+    assert (found - expected).std() <= (hidden(without_rounding(ours)) - expected).std()
 
 
 def test_auto_computes_in_float32_wherever_bfloat16_is_native(exported, monkeypatch):

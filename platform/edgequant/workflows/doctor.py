@@ -56,6 +56,7 @@ def checks(data_dir: str | None, offline: bool) -> list[Callable[[], list[Findin
         python_version,
         packages,
         devices,
+        integer_kernels,
         bitsandbytes,
         tracking_store,
         lambda: benchmark_files(data_dir),
@@ -131,6 +132,23 @@ def devices() -> list[Finding]:
     if not torch.cuda.is_available():
         findings.append(Finding("GPU", "note", "none that torch sees; everything runs on the CPU, slower"))
     return findings
+
+
+def integer_kernels() -> list[Finding]:
+    """Which of PyTorch's integer kernels compute right on each device, and what takes the others' place."""
+    import torch
+
+    from edgequant.quantization.trusted_kernels import KERNELS, is_trusted
+
+    names = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    pairs = [(kernel, name) for name in names for kernel in KERNELS if name.partition(":")[0] in kernel.devices]
+    wrong = [(kernel, name) for kernel, name in pairs if not is_trusted(kernel, torch.device(name))]
+    right = "; ".join(f"{kernel.name} on {name}" for kernel, name in pairs if (kernel, name) not in wrong)
+    notes = [
+        Finding("integer kernels", "note", f"not trusted: {kernel.name} on {name}; used instead: {kernel.instead}")
+        for kernel, name in wrong
+    ]
+    return [Finding("integer kernels", "ok", f"trusted: {right or 'none'}"), *notes]
 
 
 def bitsandbytes() -> list[Finding]:

@@ -1,0 +1,191 @@
+"""PyTorch's integer kernels, and whether they compute right on this machine: each is compared once per process.
+
+`torch._int_mm` is oneDNN's u8 x s8 product on x86. Without VNNI (AMD before Zen 4, most Intel before Ice Lake and Alder
+Lake) oneDNN multiplies by VPMADDUBSW, which adds two neighbouring products in 16 bits and saturates without a word:
+(127 + 128) 127 + (127 + 128) 127 = 64,770 > 32,767. Full-range int8 then gives wrong sums at every shape.
+
+A verdict rests on what was tried: one, few and many rows, short, odd and long sums, random and extreme integers. Other
+shapes are taken to be alike: oneDNN chooses blocks by shape and the instruction by CPU, and extremes show which
+instruction it is in a sum of two products already. One failure anywhere rules the kernel out for every shape.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+CUDA_INNER_TILES = 2  # of 16 inputs, side by side in the int4 kernel's layout
+CUDA_MINIMUM_ROWS = 32  # cuBLAS's int8 product wants more than 16 rows
+SETTINGS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")  # choose among a CPU's kernels
+ROWS = (1, 4, 16, 64)
+INT8_SIZES = ((7, 33), (64, 48), (576, 48), (4096, 32))  # inputs, outputs
+INT4_SIZES = ((64, 16, 32), (512, 48, 128), (1536, 64, 64))  # inputs, outputs, group
+BFLOAT16_ROUNDOFF, FLOAT32_ROUNDOFF = 2.0**-8, 2.0**-24
+
+
+class Kernel(NamedTuple):
+    """`name` for people, what takes its place where it is `not trusted`, the devices that have it, its comparison."""
+
+    name: str
+    instead: str
+    devices: tuple[str, ...]
+    is_right: Callable[[torch.device], bool]
+
+
+# ---------------------------------------------------------------------------------------------------------- the kernels
+
+
+def int8_kernel(left: Tensor, right: Tensor) -> Tensor:
+    """left [m, k] int8 times right [n, k] int8 transposed by `torch._int_mm`: [m, n] int32, right where trusted.
+
+    On CUDA, rows, inputs and outputs are padded to what cuBLAS takes.
+    """
+    if left.device.type != "cuda":
+        return torch._int_mm(left, right.t())
+    rows, outputs = left.shape[0], right.shape[0]
+    inputs_missing, outputs_missing = -left.shape[1] % 8, -outputs % 8
+    rows_missing = max(CUDA_MINIMUM_ROWS - rows, -rows % 8)
+    left = functional.pad(left, (0, inputs_missing, 0, rows_missing))
+    right = (
+        functional.pad(right, (0, inputs_missing, 0, outputs_missing)) if inputs_missing or outputs_missing else right
+    )
+    return torch._int_mm(left, right.t())[:rows, :outputs]
+
+
+def int4_layout(codes: Tensor) -> Tensor:
+    """Codes [out, in] from 0 to 15 (int32) in the int4 kernel's order, which is another one on CUDA."""
+    if not codes.is_cuda:
+        return torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)
+    pairs = (codes[:, ::2] << 4 | codes[:, 1::2]).to(torch.uint8)  # the first one in the high half
+    return torch.ops.aten._convert_weight_to_int4pack(pairs, CUDA_INNER_TILES)
+
+
+def int4_kernel(input: Tensor, weight: Tensor, group_size: int, scale_and_offset: Tensor) -> Tensor:
+    """input [m, in] times `int4_layout`'s w = (c - 8) scale + offset, the pair [groups, out, 2]: [m, out], bfloat16."""
+    multiply = torch.ops.aten._weight_int4pack_mm if input.is_cuda else torch.ops.aten._weight_int4pack_mm_for_cpu
+    return multiply(input, weight, group_size, scale_and_offset)
+
+
+def int8_weight_kernel(input: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
+    """input [m, in] times codes [out, in] int8 times scale [out], in bfloat16: [m, out]."""
+    return torch._weight_int8pack_mm(input, codes, scale)
+
+
+# ------------------------------------------------------------------------------------------------------ the comparisons
+
+
+def _int8_is_right(device: torch.device) -> bool:
+    return all(
+        torch.equal(int8_kernel(left.to(device), right.to(device)).cpu().long(), _exact(left, right))
+        for left, right in _int8_operands()
+    )
+
+
+def _int8_operands() -> Iterator[tuple[Tensor, Tensor]]:
+    draw = torch.Generator().manual_seed(0)
+    for inputs, outputs in INT8_SIZES:
+        left, right = _full_range(max(ROWS), inputs, draw), _full_range(outputs, inputs, draw)
+        yield from ((left[row : row + 1], right) for row in range(5))
+        yield from ((left[:rows], right) for rows in ROWS[1:])
+
+
+def _full_range(rows: int, columns: int, draw: torch.Generator) -> Tensor:
+    """Random int8; the first rows hold extremes only: greatest, least, in turn and by chance."""
+    codes = torch.randint(-128, 128, (rows, columns), generator=draw, dtype=torch.int8, device="cpu")
+    codes[0], codes[1], codes[2, ::2], codes[2, 1::2] = 127, -128, 127, -128
+    codes[3] = torch.where(codes[3] < 0, -128, 127)
+    return codes
+
+
+def _exact(left: Tensor, right: Tensor) -> Tensor:
+    return (left.double() @ right.double().t()).long()  # below 2^53
+
+
+def _int4_is_right(device: torch.device) -> bool:
+    return all(_int4_agrees(device, *size) for size in INT4_SIZES)
+
+
+def _int4_agrees(device: torch.device, inputs: int, outputs: int, group: int) -> bool:
+    draw = torch.Generator().manual_seed(inputs)
+    codes = torch.randint(0, 16, (outputs, inputs), generator=draw, dtype=torch.int32, device="cpu")
+    codes[0], codes[1] = 0, 15
+    pair = _bfloat16(inputs // group, outputs, 2, draw=draw)
+    scale, offset = (part.t().double().repeat_interleave(group, 1) for part in pair.unbind(-1))
+    parts = (codes - 8) * scale, offset
+    layout, on_device = int4_layout(codes.to(device)), pair.to(device)
+    return _agrees(lambda x: int4_kernel(x.to(device), layout, group, on_device), parts, draw)
+
+
+def _int8_weight_is_right(device: torch.device) -> bool:
+    return all(_int8_weight_agrees(device, *size) for size in INT8_SIZES[1:])
+
+
+def _int8_weight_agrees(device: torch.device, inputs: int, outputs: int) -> bool:
+    draw = torch.Generator().manual_seed(inputs)
+    codes, scale = _full_range(outputs, inputs, draw), _bfloat16(outputs, draw=draw)
+    parts = codes * scale.double()[:, None], torch.zeros(1, dtype=torch.float64, device="cpu")
+    on_device = codes.to(device), scale.to(device)
+    return _agrees(lambda x: int8_weight_kernel(x.to(device), *on_device), parts, draw)
+
+
+def _agrees(kernel: Callable[[Tensor], Tensor], parts: tuple[Tensor, Tensor], draw: torch.Generator) -> bool:
+    """Whether kernel(x), x bfloat16, is x (a + b)^T for weight parts a and b, as far as bfloat16 tells.
+
+    With u = 2^-8, the roundoff of bfloat16, a kernel may round a, then a + b, to bfloat16: an error of
+    u sum |x| (|a| + |a + b|). Summing n products in float32 loses at most n 2^-24 sum |x| (|a| + |b|), and rounding the
+    result y loses u |y|. The factor 1 + 2^-6 covers terms of second order (u of these errors).
+    """
+    part, offset = parts
+    weight = part + offset
+    for rows in ROWS:
+        input = _bfloat16(rows, part.shape[1], draw=draw)
+        real = input.double()
+        exact, magnitude = real @ weight.t(), real.abs() @ (part.abs() + offset.abs()).t()
+        rounded_weight = real.abs() @ (part.abs() + weight.abs()).t()
+        bound = BFLOAT16_ROUNDOFF * (rounded_weight + exact.abs()) + part.shape[1] * FLOAT32_ROUNDOFF * magnitude
+        if not bool(((kernel(input).cpu().double() - exact).abs() <= (1 + 2**-6) * bound).all()):
+            return False
+    return True
+
+
+def _bfloat16(*shape: int, draw: torch.Generator) -> Tensor:
+    return torch.randn(shape, generator=draw, dtype=torch.float32, device="cpu").to(torch.bfloat16)
+
+
+# ---------------------------------------------------------------------------------------------------------- the verdict
+
+
+INT8 = Kernel(
+    "int8 x int8 (torch._int_mm)", "exact float32 products, about 2 times slower", ("cpu", "cuda"), _int8_is_right
+)
+INT4_WEIGHT = Kernel("int4 weights (torch _weight_int4pack_mm)", "dequantised weights", ("cpu", "cuda"), _int4_is_right)
+INT8_WEIGHT = Kernel("int8 weights (torch._weight_int8pack_mm)", "dequantised weights", ("cpu",), _int8_weight_is_right)
+KERNELS = (INT8, INT4_WEIGHT, INT8_WEIGHT)
+
+
+def is_trusted(kernel: Kernel, device: torch.device) -> bool:
+    """Whether a kernel computes right on a device; compared at the first question (milliseconds), then remembered.
+
+    Remembered for this device, these functions of PyTorch and what chooses among a CPU's kernels: `SETTINGS`, whether
+    oneDNN is on, threads.
+    """
+    functions = (torch._int_mm, torch._weight_int8pack_mm)
+    cpu = (torch.backends.cpu.get_cpu_capability(), torch.backends.mkldnn.enabled, torch.get_num_threads())
+    return _verdict(kernel, device, functions, cpu, tuple(map(os.environ.get, SETTINGS)))
+
+
+@lru_cache(maxsize=64)
+def _verdict(kernel: Kernel, device: torch.device, *_: object) -> bool:
+    if device.type not in kernel.devices:
+        return False
+    try:
+        with torch.inference_mode(), torch.autocast(device.type, enabled=False):
+            return kernel.is_right(device)
+    except (RuntimeError, NotImplementedError, AttributeError):  # this build or device has no such kernel
+        return False
