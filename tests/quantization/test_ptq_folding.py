@@ -20,7 +20,7 @@ from transformers import (
 from edgequant.quantization import qat
 from edgequant.quantization.awq import ActivationAwareScaling
 from edgequant.quantization.calibrated_block import CalibratedBlock
-from edgequant.quantization.chosen_weights import FloatingWeight, set_quantizer
+from edgequant.quantization.chosen_weights import FloatingWeight
 from edgequant.quantization.folding import find_folds
 from edgequant.quantization.scheme import parse_scheme
 from edgequant.quantization.smoothquant import Smoothing
@@ -54,7 +54,7 @@ def prepared(request) -> tuple[str, Any, torch.Tensor]:
         parameter.add_(0.2 * torch.randn_like(parameter))
     qat.prepare(model, parse_scheme("w4-g32"))
     for layer in [module for module in model.modules() if hasattr(module, "weight_quantizer")]:
-        set_quantizer(layer, FloatingWeight(layer.spec))
+        layer.quantizer = FloatingWeight(layer.spec)
     return request.param, model, torch.randint(0, 256, (4, 24))
 
 

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from edgequant.quantization.affine import QuantizedWeight, grouped, rounded_straight_through
 from edgequant.quantization.calibrated_block import CalibratedBlock
-from edgequant.quantization.chosen_weights import choose, chosen_of, set_quantizer
-from edgequant.quantization.fake_quantization import FakeQuantizedLinear, WeightQuantizer
+from edgequant.quantization.chosen_weights import choose, chosen_of
+from edgequant.quantization.fake_quantization import FakeQuantizedLinear
 from edgequant.quantization.grids import Grid, stored
 from edgequant.quantization.half_precision import rounded_to_float16
+from edgequant.quantization.layers.weight_quantizer import WeightQuantizer
 from edgequant.quantization.ptq_settings import PtqSettings
 
 REACH = 0.5  # a code moves to a neighbour at most
@@ -92,7 +93,7 @@ class BlockRounding:
         starts = {name: _chosen(layer) for name, layer in block.layers.items()}
         learned = {name: self._learner(name, layer) for name, layer in block.layers.items()}
         for name, layer in block.layers.items():
-            set_quantizer(layer, learned[name])
+            layer.quantizer = learned[name]
         self._learn(block, list(learned.values()))
         better = _loss(block) < before
         for name, layer in block.layers.items():

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from edgequant.quantization.calibrated_block import CalibratedBlock, Group
-from edgequant.quantization.fake_quantization import FakeQuantizedLinear
 
 TOLERANCE = 1e-4  # of the block's largest output: float32 rounding
 PROBE_SEED = 0
@@ -86,9 +85,8 @@ def _proposals(block: CalibratedBlock, group: Group) -> Iterator[Fold]:
         yield Fold(group.names, maker, features, plus_one=True)
         return
     before = block.order[: block.order.index(group.names[0])]
-    linears = [modules[name] for name in before if isinstance(modules[name], FakeQuantizedLinear)]
-    for linear in reversed(linears):
-        outputs = int(linear.out_features)  # type: ignore[arg-type]
+    for linear in [block.layers[name] for name in reversed(before) if name in block.layers]:
+        outputs = linear.out_features
         if outputs == features:
             yield Fold(group.names, linear, features)
         elif features % outputs == 0:

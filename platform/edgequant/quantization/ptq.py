@@ -22,13 +22,9 @@ from edgequant.quantization.awq import ActivationAwareScaling
 from edgequant.quantization.block_rounding import BlockRounding
 from edgequant.quantization.block_states import BlockStates, fingerprint
 from edgequant.quantization.calibrated_block import CalibratedBlock, Step, relative_error
-from edgequant.quantization.chosen_weights import FloatingWeight, choose, set_quantizer
+from edgequant.quantization.chosen_weights import FloatingWeight, choose
 from edgequant.quantization.clipping import quantize_clipped
-from edgequant.quantization.fake_quantization import (
-    FakeQuantizedEmbedding,
-    FakeQuantizedLinear,
-    StaticInputQuantizer,
-)
+from edgequant.quantization.fake_quantization import FakeQuantizedLayer, fake_quantized_layers, fake_quantized_linears
 from edgequant.quantization.observers import ObserverName
 from edgequant.quantization.ptq_settings import Method, PtqSettings, parse_method
 from edgequant.quantization.rounding import Clipping, Gptq, RoundToNearest
@@ -38,7 +34,6 @@ from edgequant.quantization.streaming import BlockStream
 from edgequant.quantization.structure import Targets
 
 ErrorRow = dict[str, Any]
-Layer = FakeQuantizedLinear | FakeQuantizedEmbedding
 
 
 def quantize(
@@ -111,12 +106,12 @@ def _batches(calibration: list[Tensor], size: int) -> list[Tensor]:
     return [part for batch in calibration for part in batch.split(size)]
 
 
-def _layers(model: nn.Module) -> dict[str, Layer]:
-    found = {n: m for n, m in model.named_modules() if isinstance(m, (FakeQuantizedLinear, FakeQuantizedEmbedding))}
-    return {n: m for n, m in found.items() if not (isinstance(m, FakeQuantizedLinear) and m._reference)}
+def _layers(model: nn.Module) -> dict[str, FakeQuantizedLayer]:
+    """All layers that have integers of their own."""
+    return {name: layer for name, layer in fake_quantized_layers(model).items() if not layer.is_tied}
 
 
-def _round(name: str, layer: Layer, method: Method) -> ErrorRow:
+def _round(name: str, layer: FakeQuantizedLayer, method: Method) -> ErrorRow:
     """Choose a layer's integers from its weight alone."""
     round_weight = quantize_weight if method.rounding == "rtn" else quantize_clipped
     choose(layer, round_weight(layer.weight.detach(), layer.spec))
@@ -129,12 +124,10 @@ def weight_errors(model: nn.Module) -> list[ErrorRow]:
     return [_weight_error(name, layer) for name, layer in _layers(model).items()]
 
 
-def _weight_error(name: str, layer: Layer) -> ErrorRow:
-    if isinstance(layer, FakeQuantizedLinear):
-        kind, simulated, weight = "linear", layer.quantizer(layer.real_weight), layer.real_weight
-    else:
-        kind, simulated, weight = "embedding", layer.weight_quantizer(layer.weight), layer.weight
-    return {"layer": name, "kind": kind, "bits": layer.spec.bits, "weight_error": relative_error(simulated, weight)}
+def _weight_error(name: str, layer: FakeQuantizedLayer) -> ErrorRow:
+    weight = layer.real_weight
+    error = relative_error(layer.quantizer(weight), weight)
+    return {"layer": name, "kind": layer.kind, "bits": layer.spec.bits, "weight_error": error}
 
 
 class _Calibrated:
@@ -151,7 +144,7 @@ class _Calibrated:
     ) -> None:
         self.model, self.targets, self.method, self.settings, self.states = model, targets, method, settings, states
         for layer in _layers(model).values():
-            set_quantizer(layer, FloatingWeight(layer.spec))
+            layer.quantizer = FloatingWeight(layer.spec)
         qat.set_phase(model, quantize_inputs=False, observe=False)
         precision = models.pick_dtype(settings.precision, str(next(model.parameters()).device))
         self.stream = BlockStream(model, batches, bfloat16=precision == "bfloat16", offload=settings.offload)
@@ -200,12 +193,11 @@ class _Calibrated:
         """How layers outside the decoder blocks are rounded: their inputs are not part of the stream."""
         return parse_method("rtn" if self.method.rounding == "rtn" else "mse")
 
-    def _outside(self) -> dict[str, Layer]:
+    def _outside(self) -> dict[str, FakeQuantizedLayer]:
         inside = tuple(f"{name}." for name in self.stream.blocks)
         outside = {name: layer for name, layer in _layers(self.model).items() if not name.startswith(inside)}
         for name, layer in outside.items():
-            quantizer = getattr(layer, "input_quantizer", None)
-            if isinstance(quantizer, StaticInputQuantizer) and name != self.targets.head:
+            if layer.needs_range and name != self.targets.head:
                 raise UserError(
                     f"{name} lies outside the decoder blocks, so method {self.method.name} cannot observe its static "
                     "activation range; use method rtn or mse, or a scheme without a8-static"
@@ -219,12 +211,11 @@ class _Calibrated:
         """The output head: GPTQ where it has integers of its own, and its static input range."""
         if self.targets.head is None:
             return []
-        head = self.model.get_submodule(self.targets.head)
-        assert isinstance(head, FakeQuantizedLinear)
+        head = fake_quantized_linears(self.model)[self.targets.head]
         hessian, tokens, calibrated = None, 0, self._is_calibrated_head(self.targets.head)
         for inputs in self.stream.head_inputs(hidden, head):
-            if isinstance(head.input_quantizer, StaticInputQuantizer):
-                head.input_quantizer.observer.observe(inputs)
+            if head.input_quantizer is not None:
+                head.input_quantizer.observe(inputs)
             if calibrated:
                 flat = inputs.reshape(-1, inputs.shape[-1]).float()
                 product, tokens = flat.t() @ flat, tokens + len(flat)

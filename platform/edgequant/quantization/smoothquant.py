@@ -12,8 +12,9 @@ from torch import Tensor
 
 from edgequant.quantization.affine import affine_parameters, fake_quantize, fake_quantize_tokens, simulated_weight
 from edgequant.quantization.calibrated_block import CalibratedBlock
-from edgequant.quantization.fake_quantization import INT8, FakeQuantizedLinear, StaticInputQuantizer
+from edgequant.quantization.fake_quantization import FakeQuantizedLinear
 from edgequant.quantization.folding import Fold, find_folds
+from edgequant.quantization.layers.input_quantizers import INT8
 
 SAMPLED_TOKENS = 512  # of each input, on which exponents are compared
 ALPHAS = [step / 10 for step in range(11)]
@@ -84,11 +85,10 @@ def _output_error(
 ) -> float:
     """Squared error of the layers' outputs with x / s and W s quantised to nearest, on the sample [tokens, in]."""
     smooth = sample / scale
-    quantizer = layers[0].input_quantizer
-    if isinstance(quantizer, StaticInputQuantizer):
+    if layers[0].needs_range:
         extremes = affine_parameters((seen.low / scale).min(), (seen.high / scale).max(), INT8)
         smooth = fake_quantize(smooth, *extremes, INT8)
-    elif quantizer is not None:
+    elif layers[0].input_quantizer is not None:
         smooth = fake_quantize_tokens(smooth, INT8)
     error = torch.zeros((), device=sample.device)
     for layer, right in zip(layers, expected, strict=True):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from edgequant.errors import UserError
-from edgequant.quantization.fake_quantization import FakeQuantizedLinear
+from edgequant.quantization.fake_quantization import fake_quantized_linears
 
 Context = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -26,7 +26,7 @@ def decoder_blocks(model: nn.Module) -> dict[str, nn.Module]:
         UserError: the model has no such list.
     """
     lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
-    fitting = [(name, blocks) for name, blocks in lists if len(blocks) and all(map(_holds_linears, blocks))]
+    fitting = [(name, blocks) for name, blocks in lists if len(blocks) and all(map(fake_quantized_linears, blocks))]
     if not fitting:
         raise UserError(
             f"{type(model).__name__} has no list of decoder blocks with linears, which calibrated PTQ goes through "
@@ -34,10 +34,6 @@ def decoder_blocks(model: nn.Module) -> dict[str, nn.Module]:
         )
     name, blocks = max(fitting, key=lambda pair: len(pair[1]))
     return {f"{name}.{index}": block for index, block in enumerate(blocks)}
-
-
-def _holds_linears(module: nn.Module) -> bool:
-    return any(isinstance(child, FakeQuantizedLinear) for child in module.modules())
 
 
 class BlockStream:
