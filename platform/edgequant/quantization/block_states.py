@@ -32,7 +32,7 @@ def fingerprint(model: nn.Module, batches: list[Tensor], *what: object) -> str:
     return digest.hexdigest()[:16]
 
 
-class BlockStates:
+class BlockCheckpoints:
     """A folder of finished blocks; without a folder nothing is kept and nothing is found.
 
     `with_weights`: the method scales floating-point weights, which QAT may go on from: they are part of the state.

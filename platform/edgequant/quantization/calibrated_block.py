@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from edgequant.quantization.fake_quantization import FakeQuantizedLinear, fake_quantized_linears
-from edgequant.quantization.streaming import BlockStream, until_seen, watching
+from edgequant.quantization.streaming import BlockStream, capture_inputs, until_seen
 
 ERROR_BATCHES = 2  # enough for a table
 
@@ -63,12 +63,14 @@ class CalibratedBlock:
         module: the block itself, its linears fake-quantised.
         inputs: what the block is given behind its quantised predecessors, for each batch.
         targets: what the floating-point block gave behind floating-point predecessors, for each batch.
+        rounded_from: by layer, the weight [out, in] that its integers were rounded from, where that is not its own.
     """
 
     def __init__(self, stream: BlockStream, index: int, name: str, inputs: list[Tensor], targets: list[Tensor]) -> None:
         self.stream, self.index, self.name = stream, index, name
         self.module = stream.blocks[name]
         self.inputs, self.targets = inputs, targets
+        self.rounded_from: dict[str, Tensor] = {}
 
     @property
     def layers(self) -> dict[str, FakeQuantizedLinear]:
@@ -122,7 +124,7 @@ class CalibratedBlock:
             with self.stream.full_precision():  # autocast would sum products in bfloat16
                 see(by_module[id(module)], inputs.reshape(-1, inputs.shape[-1]).float())
 
-        with watching([self.layers[name] for name in names], flat, stop=True):
+        with capture_inputs([self.layers[name] for name in names], flat, stop=True):
             for batch in range(min(len(self.inputs), batches or len(self.inputs))):
                 until_seen(lambda batch=batch: self.run(batch))  # type: ignore[misc]
 

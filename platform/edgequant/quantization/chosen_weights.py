@@ -11,7 +11,7 @@ from edgequant.quantization.layers.weight_quantizer import WeightQuantizer
 from edgequant.quantization.scheme import WeightSpec
 
 
-class FloatingWeight(WeightQuantizer):
+class IdentityQuantizer(WeightQuantizer):
     """Leaves a weight as it is until its integers are chosen; converted as it stands, it is rounded to nearest."""
 
     def __init__(self, spec: WeightSpec) -> None:
@@ -24,7 +24,7 @@ class FloatingWeight(WeightQuantizer):
         return quantize_weight(weight.detach(), self.spec)
 
 
-class ChosenWeight(WeightQuantizer):
+class FixedCodesQuantizer(WeightQuantizer):
     """Stands for a weight by integers chosen beforehand, whatever the weight is; `convert` takes exactly these."""
 
     def __init__(self, spec: WeightSpec, chosen: QuantizedWeight) -> None:
@@ -46,10 +46,10 @@ class ChosenWeight(WeightQuantizer):
 
 def choose(layer: FakeQuantizedLayer, quantized: QuantizedWeight) -> None:
     """Fix a layer's integers."""
-    layer.quantizer = ChosenWeight(layer.spec, quantized)
+    layer.quantizer = FixedCodesQuantizer(layer.spec, quantized)
 
 
 def chosen_of(layer: FakeQuantizedLayer) -> QuantizedWeight | None:
     """The integers fixed for a layer, or None."""
     quantizer = layer.quantizer
-    return quantizer.chosen if isinstance(quantizer, ChosenWeight) else None
+    return quantizer.chosen if isinstance(quantizer, FixedCodesQuantizer) else None

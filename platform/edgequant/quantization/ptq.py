@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,19 +17,14 @@ from tqdm import tqdm
 from edgequant import models
 from edgequant.errors import UserError
 from edgequant.quantization import qat
-from edgequant.quantization.affine import quantize_weight
-from edgequant.quantization.awq import ActivationAwareScaling
-from edgequant.quantization.block_rounding import BlockRounding
-from edgequant.quantization.block_states import BlockStates, fingerprint
+from edgequant.quantization.block_states import BlockCheckpoints, fingerprint
 from edgequant.quantization.calibrated_block import CalibratedBlock, Step, relative_error
-from edgequant.quantization.chosen_weights import FloatingWeight, choose
-from edgequant.quantization.clipping import quantize_clipped
+from edgequant.quantization.chosen_weights import IdentityQuantizer, choose
 from edgequant.quantization.fake_quantization import FakeQuantizedLayer, fake_quantized_layers, fake_quantized_linears
-from edgequant.quantization.observers import ObserverName
-from edgequant.quantization.ptq_settings import Method, PtqSettings, parse_method
-from edgequant.quantization.rounding import Clipping, Gptq, RoundToNearest
+from edgequant.quantization.ptq_methods import Combination, parse_method
+from edgequant.quantization.ptq_settings import ObserverName, PtqSettings
+from edgequant.quantization.rounding import HessianRounding, Rounding
 from edgequant.quantization.scheme import Scheme
-from edgequant.quantization.smoothquant import Smoothing
 from edgequant.quantization.streaming import BlockStream
 from edgequant.quantization.structure import Targets
 
@@ -51,10 +46,10 @@ def quantize(
     Args:
         model: floating-point causal language model in evaluation mode, on the device that is to do the work.
         scheme: what to quantise and how; backend `edgequant`.
-        calibration: token batches [batch, length] without padding; every method but `rtn` and `mse` needs them, as do
-            static activation ranges.
-        method: `rtn`, `mse`, `gptq`, `awq`, `smoothquant`, `block`, or a combination such as `awq+gptq+block`; see
-            `ptq_settings.parse_method`.
+        calibration: token batches [batch, length] without padding; methods other than `rtn` and `mse_clip` need them
+            (`PtqMethod.needs_calibration`), as do static activation ranges.
+        method: one of `ptq_methods.METHODS` or of an installed package's, or a combination such as
+            `awq+gptq+signround`; see `ptq_methods.parse_method`.
         observer: how static activation ranges are found (default: the settings').
         settings: of the methods.
         work_folder: finished decoder blocks are kept here, and an interrupted call with the same model, scheme, method,
@@ -82,7 +77,7 @@ def choose_integers(
     settings: PtqSettings = PtqSettings(),
     work_folder: Path | None = None,
 ) -> list[ErrorRow]:
-    """`quantize` up to its last step: the layers are fake-quantised, with a `ChosenWeight` each for `convert`."""
+    """`quantize` up to its last step: layers are fake-quantised, each with a `FixedCodesQuantizer` for `convert`."""
     chosen, batches = parse_method(method), _batches(calibration, settings.batch_size)
     if chosen.needs_calibration and not batches:
         raise UserError(f"PTQ method {method} decides by activations; give calibration text")
@@ -90,10 +85,11 @@ def choose_integers(
     targets = qat.prepare(model, scheme, observer=settings.observer)
     if qat.has_static_ranges(model) and not batches:
         raise UserError(f"scheme {scheme.name} has static activation ranges; give calibration text")
-    if chosen.needs_calibration or (chosen.rounding == "mse" and settings.activation_weighted and batches):
-        states = BlockStates(work_folder, run, with_weights=chosen.fold is not None)
-        return _Calibrated(model, targets, chosen, batches, settings, states).quantize()
-    errors = [_round(name, layer, chosen) for name, layer in _layers(model).items()]
+    steps = _steps(chosen, settings)
+    if chosen.needs_calibration or (batches and steps.round.uses_inputs):
+        states = BlockCheckpoints(work_folder, run, with_weights=chosen.scale is not None)
+        return _Calibrated(model, targets, chosen.name, steps, batches, settings, states).quantize()
+    errors = [_round(name, layer, steps.round) for name, layer in _layers(model).items()]
     if qat.has_static_ranges(model):
         qat.calibrate(model, batches)
     return errors
@@ -111,10 +107,26 @@ def _layers(model: nn.Module) -> dict[str, FakeQuantizedLayer]:
     return {name: layer for name, layer in fake_quantized_layers(model).items() if not layer.is_tied}
 
 
-def _round(name: str, layer: FakeQuantizedLayer, method: Method) -> ErrorRow:
+class _Steps(NamedTuple):
+    """What is done to a block, in this order."""
+
+    scale: Step | None
+    round: Rounding
+    learn: Step | None
+
+
+def _steps(chosen: Combination, settings: PtqSettings) -> _Steps:
+    rounding = chosen.round.make(settings)
+    if not isinstance(rounding, Rounding):
+        found = type(rounding).__name__
+        raise UserError(f"PTQ method {chosen.round.name} of stage round must make a rounding.Rounding, got {found}")
+    scale, learn = (None if part is None else part.make(settings) for part in (chosen.scale, chosen.learn))
+    return _Steps(scale, rounding, learn)
+
+
+def _round(name: str, layer: FakeQuantizedLayer, rounding: Rounding) -> ErrorRow:
     """Choose a layer's integers from its weight alone."""
-    round_weight = quantize_weight if method.rounding == "rtn" else quantize_clipped
-    choose(layer, round_weight(layer.weight.detach(), layer.spec))
+    choose(layer, rounding.quantized(layer.weight.detach(), layer.spec))
     return _weight_error(name, layer)
 
 
@@ -137,14 +149,15 @@ class _Calibrated:
         self,
         model: nn.Module,
         targets: Targets,
-        method: Method,
+        method: str,
+        steps: _Steps,
         batches: list[Tensor],
         settings: PtqSettings,
-        states: BlockStates,
+        states: BlockCheckpoints,
     ) -> None:
-        self.model, self.targets, self.method, self.settings, self.states = model, targets, method, settings, states
+        self.model, self.targets, self.method, self.steps, self.states = model, targets, method, steps, states
         for layer in _layers(model).values():
-            layer.quantizer = FloatingWeight(layer.spec)
+            layer.quantizer = IdentityQuantizer(layer.spec)
         qat.set_phase(model, quantize_inputs=False, observe=False)
         precision = models.pick_dtype(settings.precision, str(next(model.parameters()).device))
         self.stream = BlockStream(model, batches, bfloat16=precision == "bfloat16", offload=settings.offload)
@@ -152,9 +165,9 @@ class _Calibrated:
     def quantize(self) -> list[ErrorRow]:
         """Choose every layer's integers; returns the error table."""
         floating = self.stream.first_inputs()
-        errors = [_round(name, layer, self._without_inputs()) for name, layer in self._outside().items()]
+        errors = [_round(name, layer, self.steps.round) for name, layer in self._outside().items()]
         hidden = self.stream.first_inputs()  # behind a quantised embedding
-        progress = tqdm(self.stream.blocks, desc=self.method.name, unit="block", disable=None)
+        progress = tqdm(self.stream.blocks, desc=self.method, unit="block", disable=None)
         for index, name in enumerate(progress):
             targets = [self._forward(index, batch, states) for batch, states in enumerate(floating)]
             block = CalibratedBlock(self.stream, index, name, hidden, targets)
@@ -172,55 +185,48 @@ class _Calibrated:
         return errors + self._head(hidden)
 
     def _choose(self, block: CalibratedBlock) -> None:
-        settings, gptq = self.settings, Gptq(self.settings)
-        fold: dict[str | None, Step] = {
-            "awq": ActivationAwareScaling(settings.alphas),
-            "smoothquant": Smoothing(settings.smoothing),
-        }
-        rounding: dict[str, Step] = {"rtn": RoundToNearest(), "mse": Clipping(settings), "gptq": gptq}
-        if self.method.fold:
-            fold[self.method.fold].apply(block)
-        rounding[self.method.rounding].apply(block)
+        if self.steps.scale is not None:
+            self.steps.scale.apply(block)
+        self.steps.round.apply(block)
         block.observe_ranges()
         block.set_phase(quantize_inputs=True, observe=False)
-        if self.method.learn:
-            BlockRounding(settings, gptq.compensated).apply(block)
+        if self.steps.learn is not None:
+            self.steps.learn.apply(block)
 
     def _forward(self, index: int, batch: int, states: Tensor) -> Tensor:
         return self.stream.keep(self.stream.run(index, batch, self.stream.fetch(states)))
 
-    def _without_inputs(self) -> Method:
-        """How layers outside the decoder blocks are rounded: their inputs are not part of the stream."""
-        return parse_method("rtn" if self.method.rounding == "rtn" else "mse")
-
     def _outside(self) -> dict[str, FakeQuantizedLayer]:
+        """Layers that are rounded by their weights alone, since their inputs are not part of the stream."""
         inside = tuple(f"{name}." for name in self.stream.blocks)
         outside = {name: layer for name, layer in _layers(self.model).items() if not name.startswith(inside)}
         for name, layer in outside.items():
             if layer.needs_range and name != self.targets.head:
                 raise UserError(
-                    f"{name} lies outside the decoder blocks, so method {self.method.name} cannot observe its static "
-                    "activation range; use method rtn or mse, or a scheme without a8-static"
+                    f"{name} lies outside the decoder blocks, so method {self.method} cannot observe its static "
+                    "activation range; use method rtn or mse_clip, or a scheme without a8-static"
                 )
-        return {name: layer for name, layer in outside.items() if not self._is_calibrated_head(name)}
+        return {name: layer for name, layer in outside.items() if self._by_hessian(name) is None}
 
-    def _is_calibrated_head(self, name: str) -> bool:
-        return name == self.targets.head and not self.targets.tied and self.method.rounding == "gptq"
+    def _by_hessian(self, name: str) -> HessianRounding | None:
+        """What rounds a layer outside the blocks by its inputs: a head that is not tied, where the method can."""
+        own_head = name == self.targets.head and not self.targets.tied
+        return self.steps.round if own_head and isinstance(self.steps.round, HessianRounding) else None
 
     def _head(self, hidden: list[Tensor]) -> list[ErrorRow]:
-        """The output head: GPTQ where it has integers of its own, and its static input range."""
+        """The output head: its integers, where its inputs decide on them, and its static input range."""
         if self.targets.head is None:
             return []
         head = fake_quantized_linears(self.model)[self.targets.head]
-        hessian, tokens, calibrated = None, 0, self._is_calibrated_head(self.targets.head)
+        hessian, tokens, rounding = None, 0, self._by_hessian(self.targets.head)
         for inputs in self.stream.head_inputs(hidden, head):
             if head.input_quantizer is not None:
                 head.input_quantizer.observe(inputs)
-            if calibrated:
+            if rounding is not None:
                 flat = inputs.reshape(-1, inputs.shape[-1]).float()
                 product, tokens = flat.t() @ flat, tokens + len(flat)
                 hessian = product if hessian is None else hessian + product
-        if hessian is None:
+        if rounding is None or hessian is None:
             return []
-        Gptq(self.settings).quantize_layers({self.targets.head: head}, hessian / tokens)
+        rounding.quantize_layers({self.targets.head: head}, hessian / tokens)
         return [_weight_error(self.targets.head, head)]

@@ -1,4 +1,4 @@
-"""PTQ methods by name, and the numbers behind them. Light: no torch."""
+"""The numbers behind PTQ methods. Light: no torch."""
 
 from __future__ import annotations
 
@@ -7,61 +7,7 @@ from typing import Literal
 
 from edgequant.errors import UserError
 
-Fold = Literal["awq", "smoothquant"]
-Rounding = Literal["rtn", "mse", "gptq"]
-METHODS = ("rtn", "mse", "gptq", "awq", "smoothquant", "block")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Method:
-    """What happens to a decoder block, in this order.
-
-    Attributes:
-        name: as the user wrote it.
-        fold: scales that move difficulty between weights and activations, folded into the layer before (or none).
-        rounding: how integers are chosen layer by layer.
-        learn: whether rounding and ranges are then learned against the block's output.
-    """
-
-    name: str
-    fold: Fold | None = None
-    rounding: Rounding = "mse"
-    learn: bool = False
-
-    @property
-    def needs_calibration(self) -> bool:
-        """Whether activations decide; `rtn` and `mse` can do without."""
-        return self.fold is not None or self.rounding == "gptq" or self.learn
-
-
-def parse_method(name: str) -> Method:
-    """Read a method: one of METHODS, or several joined by `+` in the order fold, rounding, learning.
-
-    `awq` alone rounds with `mse` (its search over clipping ranges), `smoothquant` alone with `rtn` as in the paper,
-    `block` starts from `mse`; `awq+gptq`, `gptq+block`, `smoothquant+gptq+block` do what they say.
-
-    Raises:
-        UserError: an unknown part, a part given twice, or an order that makes no sense.
-    """
-    parts = name.split("+")
-    unknown = [part for part in parts if part not in METHODS]
-    if unknown:
-        raise UserError(f"PTQ method {unknown[0]!r} is unknown; use {', '.join(METHODS)}, or several such as awq+gptq")
-    folds = [part for part in parts if part in ("awq", "smoothquant")]
-    roundings = [part for part in parts if part in ("rtn", "mse", "gptq")]
-    learn = parts.count("block")
-    if len(folds) > 1 or len(roundings) > 1 or learn > 1 or parts != [*folds, *roundings, *["block"] * learn]:
-        raise UserError(
-            f"PTQ method {name!r} does not combine: at most one of awq, smoothquant, then at most one of rtn, mse, "
-            "gptq, then block, e.g. awq+gptq+block"
-        )
-    alone = "rtn" if folds == ["smoothquant"] and not learn else "mse"
-    return Method(
-        name=name,
-        fold=folds[0] if folds else None,  # type: ignore[arg-type]
-        rounding=roundings[0] if roundings else alone,  # type: ignore[arg-type]
-        learn=bool(learn),
-    )
+ObserverName = Literal["moving_average_minmax", "minmax", "percentile", "mse"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,11 +17,12 @@ class PtqSettings:
     Attributes:
         sequences: calibration sequences; 128 of 2,048 tokens are usual on a GPU.
         sequence_length: tokens per calibration sequence.
-        batch_size: calibration sequences per forward pass, and per step of `block`.
+        batch_size: calibration sequences per forward pass, and per step of `signround`.
         precision: of calibration passes: auto takes bfloat16 where the device computes it natively.
         offload: keep the inputs of the current block in main memory instead of on the device.
-        observer: how static activation ranges are found: ema, minmax, percentile or mse.
-        activation_weighted: let `mse` (and the ranges under gptq and block) weigh errors by the inputs' mean squares.
+        observer: how static activation ranges are found: moving_average_minmax, minmax, percentile or mse.
+        activation_weighted: let `mse_clip` (and the ranges under gptq and signround) weigh errors by the inputs' mean
+            squares.
         damping: of `gptq`: this share of the Hessian's mean diagonal is added to it (Frantar et al. 2022, section 3.3).
         act_order: of `gptq`: quantise the columns with the largest inputs first, each on its own group's grid.
         refit_scales: of `gptq`: solve for the scales that minimise the layer's output error once the integers are
@@ -83,8 +30,8 @@ class PtqSettings:
         alphas: of `awq`: exponents tried between 0 and 1 (Lin et al. 2023, equation 5).
         smoothing: of `smoothquant`: the migration strength alpha (Xiao et al. 2022, equation 4); None takes for
             each input of a block the one, out of 0, 0.1 ... 1, whose quantised output errs least.
-        block_steps: of `block`: optimiser steps per decoder block.
-        block_learning_rate: of `block`: first step of sign-SGD, in integer steps; it falls linearly to 0 (default:
+        block_steps: of `signround`: optimiser steps per decoder block.
+        block_learning_rate: of `signround`: first step of sign-SGD, in integer steps; it falls linearly to 0 (default:
             1 / block_steps).
     """
 
@@ -93,7 +40,7 @@ class PtqSettings:
     batch_size: int = 8
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     offload: bool = False
-    observer: Literal["ema", "minmax", "percentile", "mse"] = "ema"
+    observer: ObserverName = "moving_average_minmax"
     activation_weighted: bool = True
     damping: float = 0.01
     act_order: bool = True

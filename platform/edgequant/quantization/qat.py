@@ -23,13 +23,13 @@ from edgequant.quantization.fake_quantization import (
 from edgequant.quantization.integer import IntegerEmbedding, IntegerLinear, PackedWeight
 from edgequant.quantization.layers.input_quantizers import DynamicInputQuantizer, make_input_quantizer
 from edgequant.quantization.layers.weight_quantizer import WeightQuantizer
-from edgequant.quantization.observers import ObserverName
+from edgequant.quantization.ptq_settings import ObserverName
 from edgequant.quantization.scheme import ActivationSpec, Scheme, WeightSpec
 from edgequant.quantization.structure import Targets, find_targets, replace_module
 
 
 def prepare(
-    model: nn.Module, scheme: Scheme, *, observer: ObserverName = "ema", learned_scales: bool = False
+    model: nn.Module, scheme: Scheme, *, observer: ObserverName = "moving_average_minmax", learned_scales: bool = False
 ) -> Targets:
     """Replace, in place, the layers that the scheme names by fake-quantised ones over the same parameters.
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from edgequant.errors import UserError
-from edgequant.quantization.ptq_settings import parse_method
+from edgequant.quantization.ptq_methods import parse_method
+from edgequant.quantization.ptq_settings import ObserverName
 
 if TYPE_CHECKING:
     from edgequant.quantization.scheme import Scheme
@@ -22,12 +23,12 @@ class QuantizationSettings:
     Attributes:
         activation_delay: share of the steps before activations are quantised at all (Jacob et al. 2017, section 3.1).
         freeze_ranges: share of the steps after which static ranges stop following the data.
-        observer: of static ranges: `ema` (moving average of extremes), `minmax`, `percentile` or `mse`.
+        observer: of static ranges: `moving_average_minmax` (of each batch's extremes), `minmax`, `percentile` or `mse`.
         learned_scales: weights' scales and zero points are trained too (LSQ+, arXiv 2004.09576) instead of following
             each group's extremes.
-        start: PTQ method whose integers, scales and zero points training starts from, e.g. gptq or awq+gptq (with
-            learned_scales), and which makes the PTQ that QAT is compared with; rtn starts from the floating-point
-            weights. auto takes smoothquant, and learns its scales, where activations have static ranges, else rtn.
+        start: PTQ method whose integers, scales and zero points training starts from (with learned_scales), and which
+            makes the PTQ that QAT is compared with; rtn starts from the floating-point weights. auto takes smoothquant,
+            and learns its scales, where activations have static ranges, else rtn. Methods: {ptq_methods}.
         teacher: whose predictions count with training.distillation: `base`, the model as it came, or `control`, the
             model fine-tuned without the quantiser (which then learns from the text alone): QAT repairs quantisation
             only.
@@ -43,7 +44,7 @@ class QuantizationSettings:
 
     activation_delay: float = 0.1
     freeze_ranges: float = 0.8
-    observer: Literal["ema", "minmax", "percentile", "mse"] = "ema"
+    observer: ObserverName = "moving_average_minmax"
     learned_scales: bool = False
     start: str = "auto"
     teacher: TeacherName = "base"

@@ -30,7 +30,7 @@ def decoder_blocks(model: nn.Module) -> dict[str, nn.Module]:
     if not fitting:
         raise UserError(
             f"{type(model).__name__} has no list of decoder blocks with linears, which calibrated PTQ goes through "
-            "one by one; use method rtn or mse"
+            "one by one; use method rtn or mse_clip"
         )
     name, blocks = max(fitting, key=lambda pair: len(pair[1]))
     return {f"{name}.{index}": block for index, block in enumerate(blocks)}
@@ -159,7 +159,7 @@ def _blocks_replaced(blocks: list[nn.Module], stand_in: Callable[..., Tensor]) -
 
 
 @contextmanager
-def watching(
+def capture_inputs(
     layers: list[nn.Module], see: Callable[[nn.Module, Tensor], None], *, stop: bool = False
 ) -> Iterator[None]:
     """Show `see(layer, inputs)` every input of the layers; with `stop`, a pass ends once all have been seen."""
@@ -181,7 +181,7 @@ def watching(
 
 
 def until_seen(run: Callable[[], Any]) -> None:
-    """Run a pass that `watching(..., stop=True)` may end early."""
+    """Run a pass that `capture_inputs(..., stop=True)` may end early."""
     try:
         run()
     except _Reached:

@@ -37,7 +37,7 @@ def prepare_from_ptq(
     Args:
         model: floating-point, in evaluation mode.
         scheme: what to quantise and how; backend `edgequant`.
-        method: see `ptq_settings.parse_method`; awq and smoothquant leave their scales folded into the norms.
+        method: see `ptq_methods.parse_method`; awq and smoothquant leave their scales folded into the norms.
         calibration: token batches [batch, length].
         settings: of the method.
         work_folder: as `ptq.quantize`.

@@ -47,7 +47,7 @@ def ptq(
     Args:
         model: short name, hub id, folder, .gguf file or MLflow URI of a floating-point model.
         scheme: one or several, separated by commas, e.g. w4-g32,w8a8-static,bnb-nf4.
-        method: how integers are chosen: rtn, mse, gptq, awq, smoothquant, block, or e.g. awq+gptq, gptq+block.
+        method: how integers are chosen: {ptq_methods}.
         size_budget: mixed precision: choose bits layer by layer so that a checkpoint fits, e.g. bits_per_parameter=4.5
             or megabytes=80; schemes of fixed bits stay as they are.
         text: what is calibrated on: disaster, disaster-multilingual, wikitext-2, a folder or file, or generated (by the
@@ -137,7 +137,7 @@ def check_configuration(
         UserError: names the value and what was expected.
     """
     from edgequant import models
-    from edgequant.quantization.ptq_settings import parse_method
+    from edgequant.quantization.ptq_methods import parse_method
     from edgequant.quantization.scheme import check_group_sizes, parse_scheme
 
     parse_method(method)
