@@ -77,7 +77,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--start", default="rtn", help="what QAT starts from: rtn, or a PTQ method")
     parser.add_argument("--learned_scales", action="store_true", help="LSQ+; else scales follow the extremes")
     parser.add_argument("--compile", choices=("auto", "true", "false"), default="auto")
-    parser.add_argument("--observer", default="ema")
+    parser.add_argument("--observer", default="moving_average_minmax")
     parser.add_argument("--measures", nargs="+", default=["perplexity"], choices=["perplexity", "boolq", "squad"])
     parser.add_argument("--asked", nargs="*", default=["w4a8-g32+emb4"], help="schemes that answer BoolQ and SQuAD too")
     parser.add_argument("--variants", nargs="+", default=VARIANTS, choices=VARIANTS, help="torchao: where installed")

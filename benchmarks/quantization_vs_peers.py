@@ -42,7 +42,7 @@ from edgequant.quantization.scheme import parse_scheme  # noqa: E402
 
 WINDOW = 2048
 SCHEMES = ["w4-g64", "w3-g64", "w4a8-g32"]
-METHODS = ["rtn", "mse", "gptq", "awq", "awq+gptq", "block", "gptq+block", "awq+gptq+block"]
+METHODS = ["rtn", "mse_clip", "gptq", "awq", "awq+gptq", "signround", "gptq+signround", "awq+gptq+signround"]
 
 
 @dataclass

@@ -24,7 +24,7 @@ REFUSED = {
     "float for int": (["qat", "--training.steps", "2.5"], ["training.steps", "2.5", "int"]),
     "negative steps": (["qat", "--training.steps", "-5"], ["training.steps -5", "at least 1"]),
     "share above one": (["qat", "--quantization.freeze_ranges", "3"], ["quantization.freeze_ranges 3", "0 to 1"]),
-    "unknown choice": (["qat", "--quantization.observer", "median"], ["median", "ema", "percentile"]),
+    "unknown choice": (["qat", "--quantization.observer", "median"], ["median", "moving_average_minmax", "percentile"]),
     "unknown scheme": (["qat", "--scheme", "w4a8-g23x"], ["scheme 'w4a8-g23x' is unknown", "w4a8-g32", "w8a8-static"]),
     "scheme not for training": (["qat", "--scheme", "bnb-nf4"], ["bnb-nf4", "ptq"]),
     "group that does not divide": (

@@ -93,7 +93,9 @@ def make_parser(name: str, function: Callable[..., Any]) -> Any:
     # Types, not their names: for names, jsonargparse runs the module's `if TYPE_CHECKING:` imports, torch and all.
     function.__annotations__ = get_type_hints(function)
     summary = (function.__doc__ or name).split("\n", 1)[0]
-    parser = ArgumentParser(prog=f"edgequant {name}", description=summary, exit_on_error=False)
+    parser = ArgumentParser(
+        prog=f"edgequant {name}", description=summary, exit_on_error=False, formatter_class=_help_formatter()
+    )
     parser.add_argument(
         "--config", action="config", help="a recipe: YAML with the keys below, e.g. experiments/qat.yaml"
     )
@@ -102,6 +104,20 @@ def make_parser(name: str, function: Callable[..., Any]) -> Any:
     for _ in flat:
         parser.add_class_arguments(RunSettings, as_group=False)
     return parser
+
+
+def _help_formatter() -> type[Any]:
+    from jsonargparse import DefaultHelpFormatter
+
+    from edgequant.workflows.help_texts import filled
+
+    class Filled(DefaultHelpFormatter):
+        """Looks up what installed packages add once help is asked for, not at every start."""
+
+        def _get_help_string(self, action: Any) -> str:
+            return filled(str(super()._get_help_string(action)))
+
+    return Filled
 
 
 def _known_keys(parser: Any) -> list[str]:

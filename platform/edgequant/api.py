@@ -33,7 +33,12 @@ __all__ = ["convert", "evaluate", "load", "parse_scheme", "prepare", "quantize",
 
 
 def quantize(
-    model: nn.Module, scheme: Scheme | str, *, calibration: list[Tensor] | None = None, method: str = "rtn", **options: Any
+    model: nn.Module,
+    scheme: Scheme | str,
+    *,
+    calibration: list[Tensor] | None = None,
+    method: str = "rtn",
+    **options: Any,
 ) -> list[dict[str, Any]]:
     """Post-training quantisation, in place.
 

@@ -101,8 +101,10 @@ def test_no_logits_are_made_for_every_position_of_a_window(small_model, byte_tok
     scorer = TransformersModel(small_model("llama"), byte_tokenizer)
     monkeypatch.setattr(scoring, "_rows_at_once", lambda device, vocabulary: 10)
     rows = []
-    original = scoring.Head.logits
-    monkeypatch.setattr(scoring.Head, "logits", lambda self, hidden: rows.append(len(hidden)) or original(self, hidden))
+    original = scoring.LMHead.logits
+    monkeypatch.setattr(
+        scoring.LMHead, "logits", lambda self, hidden: rows.append(len(hidden)) or original(self, hidden)
+    )
     wikitext_perplexity(scorer, ["x" * 512], window=256)
     assert max(rows) == 10
 

@@ -277,7 +277,7 @@ def test_a_budget_that_cannot_be_read_is_refused_with_an_example(text):
         parse_size_budget(text)
 
 
-@pytest.mark.parametrize("method", ["awq", "gptq+block"])
+@pytest.mark.parametrize("method", ["awq", "gptq+signround"])
 def test_every_method_gives_each_layer_its_bits(trained, mixed, text, method):
     model = copy.deepcopy(trained)
     rows = ptq.quantize(

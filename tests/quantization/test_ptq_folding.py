@@ -20,8 +20,8 @@ from transformers import (
 from edgequant.quantization import qat
 from edgequant.quantization.awq import ActivationAwareScaling
 from edgequant.quantization.calibrated_block import CalibratedBlock
-from edgequant.quantization.chosen_weights import FloatingWeight, set_quantizer
-from edgequant.quantization.folding import find_folds
+from edgequant.quantization.chosen_weights import IdentityQuantizer
+from edgequant.quantization.folding import find_scaling_pairs
 from edgequant.quantization.scheme import parse_scheme
 from edgequant.quantization.smoothquant import Smoothing
 from edgequant.quantization.streaming import BlockStream
@@ -54,7 +54,7 @@ def prepared(request) -> tuple[str, Any, torch.Tensor]:
         parameter.add_(0.2 * torch.randn_like(parameter))
     qat.prepare(model, parse_scheme("w4-g32"))
     for layer in [module for module in model.modules() if hasattr(module, "weight_quantizer")]:
-        set_quantizer(layer, FloatingWeight(layer.spec))
+        layer.quantizer = IdentityQuantizer(layer.spec)
     return request.param, model, torch.randint(0, 256, (4, 24))
 
 
@@ -70,7 +70,7 @@ def blocks(model: Any, tokens: torch.Tensor) -> list[CalibratedBlock]:
 def test_every_exact_scaling_of_the_architecture_is_found(prepared):
     kind, model, tokens = prepared
     for block in blocks(model, tokens):
-        names = {" ".join(name.split(".")[-1] for name in group.names) for group, _ in find_folds(block)}
+        names = {" ".join(name.split(".")[-1] for name in group.names) for group, _ in find_scaling_pairs(block)}
         assert names == EXPECTED[kind]
 
 
@@ -78,7 +78,7 @@ def test_looking_for_scalings_changes_no_weight(prepared):
     _, model, tokens = prepared
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     for block in blocks(model, tokens):
-        find_folds(block)
+        find_scaling_pairs(block)
     assert all(torch.equal(before[name], parameter) for name, parameter in model.named_parameters())
 
 
@@ -98,7 +98,7 @@ def test_smoothing_divides_the_paper_s_scale_between_norm_and_linears(prepared):
     """s = sqrt(max|x| / max|w|) for alpha 1/2 (Xiao et al. 2022, equation 4), computed here from hooks."""
     _, model, tokens = prepared
     block = blocks(model, tokens)[0]
-    names = next(group.names for group, _ in find_folds(block) if group.names[0].endswith("q_proj"))
+    names = next(group.names for group, _ in find_scaling_pairs(block) if group.names[0].endswith("q_proj"))
     seen: list[torch.Tensor] = []
     handle = block.layers[names[0]].register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
     model(input_ids=tokens)

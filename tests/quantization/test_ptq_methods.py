@@ -17,7 +17,7 @@ from edgequant.quantization.scheme import parse_scheme
 from edgequant.quantization.streaming import BlockStream
 
 FAST = PtqSettings(block_steps=25, batch_size=2, alphas=5, precision="float32")
-METHODS = ["rtn", "mse", "gptq", "awq", "smoothquant", "block", "awq+gptq", "gptq+block"]
+METHODS = ["rtn", "mse_clip", "gptq", "awq", "smoothquant", "signround", "awq+gptq", "gptq+signround"]
 SCHEMES = ["w8a8-static", "w8a8", "w8", "w4-g32", "w3-g64", "w4a8-g32+emb4", "q8_0", "q4_0", "q4_1"]
 
 
@@ -61,17 +61,17 @@ def test_every_method_leaves_integers_under_every_scheme(_tiny, tokens, scheme, 
 
 
 @pytest.mark.parametrize("scheme", ["w3-g64", "w4a8-g32", "q4_0"])
-@pytest.mark.parametrize("method", ["gptq", "block", "awq+gptq", "gptq+block"])
+@pytest.mark.parametrize("method", ["gptq", "signround", "awq+gptq", "gptq+signround"])
 def test_outputs_err_less_than_after_clipping_alone(_tiny, tokens, scheme, method):
-    _, plain = quantized(_tiny, tokens, scheme, "mse")
+    _, plain = quantized(_tiny, tokens, scheme, "mse_clip")
     _, better = quantized(_tiny, tokens, scheme, method)
     assert last_block_error(better) < last_block_error(plain)
 
 
 def test_smoothing_helps_static_activations_with_loud_channels(tiny, tokens):
     with_loud_channels(tiny.model)
-    _, smooth = quantized(tiny, tokens, "w8a8-static", "smoothquant+mse")
-    _, plain = quantized(tiny, tokens, "w8a8-static", "mse")
+    _, smooth = quantized(tiny, tokens, "w8a8-static", "smoothquant+mse_clip")
+    _, plain = quantized(tiny, tokens, "w8a8-static", "mse_clip")
     assert last_block_error(smooth) < 0.5 * last_block_error(plain)
 
 
@@ -92,7 +92,7 @@ def test_smoothing_as_far_as_it_helps_beats_the_papers_half(tiny, tokens):
 def test_awq_spares_the_weights_that_meet_loud_channels(tiny, tokens):
     with_loud_channels(tiny.model)
     _, aware = quantized(tiny, tokens, "w3-g64", "awq+rtn")
-    _, clipped = quantized(tiny, tokens, "w3-g64", "mse")
+    _, clipped = quantized(tiny, tokens, "w3-g64", "mse_clip")
     assert last_block_error(aware) < last_block_error(clipped)
 
 
@@ -121,28 +121,28 @@ def test_an_untied_head_is_quantised_by_gptq_too(tiny, tokens):
     tiny = tiny._replace(model=type(tiny.model)(config).eval())
     expected = tiny.model(input_ids=tokens).logits
     errors = {}
-    for method in ("mse", "gptq"):
+    for method in ("mse_clip", "gptq"):
         model, rows = quantized(tiny, tokens, "w8+emb3", method)
         assert sum(row["layer"] == "lm_head" for row in rows) == 1
         errors[method] = float((model(input_ids=tokens).logits - expected).square().mean())
-    assert errors["gptq"] < errors["mse"]
+    assert errors["gptq"] < errors["mse_clip"]
 
 
 def test_learning_that_does_not_help_is_undone(_tiny, tokens, monkeypatch):
-    _, start = quantized(_tiny, tokens, "w4-g32", "mse")
+    _, start = quantized(_tiny, tokens, "w4-g32", "mse_clip")
     monkeypatch.setattr(
         block_rounding.BlockRounding,
         "_learn",
         lambda self, block, learned: [quantizer.offset.data.uniform_(-0.5, 0.5) for quantizer in learned],
     )
-    _, spoilt = quantized(_tiny, tokens, "w4-g32", "block")
+    _, spoilt = quantized(_tiny, tokens, "w4-g32", "signround")
     assert last_block_error(spoilt) == last_block_error(start)
 
 
 def test_learned_codes_are_neighbours_of_the_start(_tiny, tokens):
     """Rounding offsets reach half a step, scales and zero points may add another."""
-    start, _ = quantized(_tiny, tokens, "w4-g32", "mse")
-    learned, _ = quantized(_tiny, tokens, "w4-g32", "block")
+    start, _ = quantized(_tiny, tokens, "w4-g32", "mse_clip")
+    learned, _ = quantized(_tiny, tokens, "w4-g32", "signround")
     name = "model.layers.0.mlp.down_proj"
     codes = [model.get_submodule(name).packed.unpacked().codes.int() for model in (start, learned)]
     moved = (codes[0] - codes[1]).abs()
@@ -160,7 +160,7 @@ def test_batches_of_any_size_and_offloaded_inputs_give_the_same_integers(_tiny, 
         assert torch.equal(one, other), name
 
 
-@pytest.mark.parametrize("method", ["gptq", "awq", "smoothquant", "block"])
+@pytest.mark.parametrize("method", ["gptq", "awq", "smoothquant", "signround"])
 def test_calibrated_methods_ask_for_calibration(tiny, method):
     with pytest.raises(UserError, match="calibration text"):
         ptq.quantize(tiny.model, parse_scheme("w4-g32"), method=method)

@@ -169,7 +169,7 @@ def test_ptq_of_a_static_scheme_asks_for_calibration_text(tiny):
         ptq.quantize(tiny.model, parse_scheme("w8a8-static"))
 
 
-@pytest.mark.parametrize("observer", ["ema", "minmax", "percentile", "mse"])
+@pytest.mark.parametrize("observer", ["moving_average_minmax", "minmax", "percentile", "mse"])
 def test_every_observer_gives_a_static_model_that_follows_its_floating_one(tiny, tokens, observer):
     with torch.no_grad():
         floating = tiny.model(input_ids=tokens).logits

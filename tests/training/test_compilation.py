@@ -13,7 +13,7 @@ from torch import nn
 from edgequant.quantization import qat
 from edgequant.quantization.scheme import parse_scheme
 from edgequant.training import compilation
-from edgequant.training.compilation import compiled_blocks, pays, repeated_blocks
+from edgequant.training.compilation import compiled_blocks, repeated_blocks, should_compile
 from edgequant.training.loop import train
 from edgequant.training.settings import TrainingSettings
 
@@ -104,7 +104,7 @@ def test_compiling_pays_on_a_gpu_in_long_trainings_with_its_compiler_only(
     monkeypatch, device, passes, compiler, expected
 ):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if compiler else None)
-    assert pays(torch.device(device), passes) is expected
+    assert should_compile(torch.device(device), passes) is expected
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler on the CPU")

@@ -25,7 +25,7 @@ def logits(model, tokens):
 
 @pytest.mark.parametrize(
     ("scheme", "method"),
-    [("w4-g32+emb4", "mse"), ("w4-g32+emb4", "awq+gptq"), ("w8a8-static", "gptq"), ("w4-g32", "block")],
+    [("w4-g32+emb4", "mse_clip"), ("w4-g32+emb4", "awq+gptq"), ("w8a8-static", "gptq"), ("w4-g32", "signround")],
 )
 def test_the_start_is_exactly_what_ptq_deploys(tiny, sequences, scheme, method):
     calibration, settings = [sequences[:8, :64]], PtqSettings(block_steps=4, alphas=4)
@@ -65,7 +65,7 @@ def test_static_activations_start_from_smoothquant_unless_told_otherwise(setting
 def test_weights_move_no_further_than_their_integers_demand(tiny, sequences):
     scheme = parse_scheme("w4-g32")
     started = copy.deepcopy(tiny.model)
-    prepare_from_ptq(started, scheme, "mse", [sequences[:8, :64]], settings=PtqSettings(activation_weighted=False))
+    prepare_from_ptq(started, scheme, "mse_clip", [sequences[:8, :64]], settings=PtqSettings(activation_weighted=False))
     before, layer = tiny.model.model.layers[0].mlp.up_proj.weight, started.model.layers[0].mlp.up_proj
     quantizer = layer.quantizer
     moved = (layer.weight - before).abs()
@@ -73,7 +73,7 @@ def test_weights_move_no_further_than_their_integers_demand(tiny, sequences):
     codes = quantizer.quantized(layer.weight).codes.reshape(before.shape)
     inner = (codes > -8) & (codes < 7)  # clipped extremes move to the edge of the range
     assert inner.float().mean() > 0.7
-    assert (moved[inner] <= 0.02 * scale[inner]).all()  # `mse` rounds to nearest: only the margin at a step's edge
+    assert (moved[inner] <= 0.02 * scale[inner]).all()  # `mse_clip` rounds to nearest: only the margin at a step's edge
 
 
 def test_the_model_trains_and_converts_from_there(tiny, sequences, tmp_path):
@@ -97,7 +97,7 @@ def test_the_model_trains_and_converts_from_there(tiny, sequences, tmp_path):
     [
         ({"start": "gtpq"}, r"PTQ method 'gtpq' is unknown"),
         ({"start": "gptq"}, r"quantization.start gptq sets scales .* set quantization.learned_scales to true"),
-        ({"start": "mse", "learned_scales": True, "sparsity": 0.5}, r"does not keep pruned weights at 0"),
+        ({"start": "mse_clip", "learned_scales": True, "sparsity": 0.5}, r"does not keep pruned weights at 0"),
     ],
 )
 def test_what_does_not_go_together_is_refused(values, message):

@@ -41,7 +41,7 @@ def test_a_space_keeps_kinds_ends_and_steps_and_gives_the_same_ranges_to_optuna(
         ("steps: {uniform: [10, 20]}", "integers"),
         ("steps: {integers: [10.5, 20]}", "whole number"),
         ("observer: {uniform: [0, 1]}", "choice"),
-        ("observer: {choice: [ema, banana]}", "'banana'"),
+        ("observer: {choice: [minmax, banana]}", "'banana'"),
         ("batch_size: {choice: [2, four]}", "expected int"),
         ("batch_size: {choice: [2, 2]}", "twice"),
         ("scheme: {choice: [w4-g32, w44]}", "w44"),

@@ -11,7 +11,7 @@ import torch
 from edgequant import models
 from edgequant.edge.compressed_tensors_export import WEIGHTS, write_compressed_tensors
 from edgequant.evaluation.footprint import footprint_metrics
-from edgequant.evaluation.scoring import Head
+from edgequant.evaluation.scoring import LMHead
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.quantization import checkpoint, ptq
 from edgequant.quantization.integer import IntegerLinear
@@ -44,7 +44,7 @@ def target_of(folder: Path) -> Target:
 @torch.no_grad()
 def scored(target: Target) -> torch.Tensor:
     """Logits as evaluation computes them: the decoder alone, then the head over rows of tokens."""
-    head = Head(target.model)
+    head = LMHead(target.model)
     hidden = head.hidden(IDS)
     assert hidden is not None
     return head.logits(hidden.flatten(0, 1))

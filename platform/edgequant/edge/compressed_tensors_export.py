@@ -16,14 +16,14 @@ from edgequant.edge.compressed_tensors_layout import (
     PACKED,
     Layer,
     dequantizes_on_load,
-    integer_layers,
+    layers_of,
     quantization_config,
     storage_of,
 )
 from edgequant.edge.formats import Exported, check_expressible, needs_checkpoint
 from edgequant.files import atomic_folder, sha256_of, write_atomically
 from edgequant.models import LoadedModel
-from edgequant.quantization.integer import IntegerEmbedding, IntegerLinear, PackedWeight
+from edgequant.quantization.integer import integer_layers
 from edgequant.quantization.scheme import Scheme
 
 WEIGHTS = "model.safetensors"
@@ -45,7 +45,7 @@ def write_compressed_tensors(loaded: LoadedModel, folder: str | Path) -> Exporte
     scheme = checkpoint_scheme(loaded)
     check_expressible(scheme)
     model: Any = loaded.model
-    layers = integer_layers(model)
+    layers = layers_of(model)
     dequantized = dequantizes_on_load(layers)
     with atomic_folder(folder) as temporary:
         save_file(_tensors(model, layers, dequantized), temporary / WEIGHTS, metadata={"format": "pt"})
@@ -87,9 +87,10 @@ def _tensors(model: nn.Module, layers: list[Layer], dequantized: bool) -> dict[s
         if not (layer.tied and storage == PACKED):  # else its head shares the embedding's dequantised weight
             named |= {f"{layer.path}.{name}": tensor for name, tensor in _weight_tensors(layer, storage).items()}
     seen: set[int] = set()
+    left_out = _modules_of_codes(model)
     for path, module in model.named_modules():
         for name, tensor in _other_tensors(module).items():
-            if id(tensor) not in seen:
+            if module not in left_out and id(tensor) not in seen:
                 seen.add(id(tensor))
                 named[f"{path}.{name}" if path else name] = tensor
     return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in named.items()}
@@ -114,14 +115,15 @@ def _weight_tensors(layer: Layer, storage: str) -> dict[str, Tensor]:
     return tensors if zero_point is None else tensors | {"weight_zero_point": zero_point}
 
 
+def _modules_of_codes(model: nn.Module) -> set[nn.Module]:
+    """What holds codes and scales, and embeddings: Gemma's class brings its factor itself."""
+    layers = integer_layers(model).values()
+    return {layer.packed for layer in layers} | {layer for layer in layers if layer.kind == "embedding"}
+
+
 def _other_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """A module's own tensors that are no codes: biases, norms, floating-point weights, static input ranges."""
-    if isinstance(module, PackedWeight | IntegerEmbedding):
-        return {}
+    """A module's own tensors: biases, norms, floating-point weights, static input ranges."""
     tensors: dict[str, Tensor] = dict(module.named_parameters(recurse=False))
-    if isinstance(module, IntegerLinear):
-        ranges = {"input_scale": module.input_scale, "input_zero_point": module.input_zero_point}
-        return tensors | {name: tensor for name, tensor in ranges.items() if tensor is not None}
     return tensors | {
         name: tensor
         for name, tensor in module.named_buffers(recurse=False)
@@ -142,6 +144,6 @@ def _notes(model: nn.Module, layers: list[Layer], dequantized: bool) -> list[str
         )
     if any(layer.activation is not None for layer in layers):
         notes.append("vLLM refuses affine weights beside quantised activations; the folder is for transformers")
-    if any(isinstance(module, IntegerEmbedding) for module in model.modules()):
+    if any(layer.kind == "embedding" for layer in integer_layers(model).values()):
         notes.append("vLLM's embedding has no zero points; an embedding in integers is for transformers")
     return notes

@@ -17,7 +17,7 @@ from compressed_tensors.quantization import (
 )
 from torch import nn
 
-from edgequant.quantization.integer import IntegerEmbedding, IntegerLinear, PackedWeight
+from edgequant.quantization.integer import PackedWeight, integer_layers
 from edgequant.quantization.scheme import ActivationSpec, WeightSpec
 
 PACKED = "pack-quantized"  # codes fill 32-bit words
@@ -42,17 +42,10 @@ class Layer:
         return self.packed.spec, self.activation
 
 
-def integer_layers(model: nn.Module) -> list[Layer]:
+def layers_of(model: nn.Module) -> list[Layer]:
     """The model's integer layers in its order, the embedding before a head that is tied to it."""
-    layers: list[Layer] = []
-    seen: set[int] = set()
-    for path, module in model.named_modules():
-        if isinstance(module, IntegerLinear):
-            layers.append(Layer(path, module.packed, module.activation, tied=id(module.packed) in seen))
-        elif isinstance(module, IntegerEmbedding):
-            seen.add(id(module.packed_weight))
-            layers.append(Layer(path, module.packed_weight, None))
-    return layers
+    layers = integer_layers(model).items()
+    return [Layer(path, layer.packed, layer.activation, tied=layer.is_tied) for path, layer in layers]
 
 
 def dequantizes_on_load(layers: list[Layer]) -> bool:

@@ -13,7 +13,7 @@ from gguf.quants import quant_shape_to_byte_shape, quantize
 from torch import Tensor, nn
 
 from edgequant.edge.formats import BLOCK
-from edgequant.quantization.integer import IntegerEmbedding, IntegerLinear, PackedWeight
+from edgequant.quantization.integer import IntegerLayer, PackedWeight, integer_layers
 from edgequant.quantization.scheme import WeightSpec
 
 Bytes = np.ndarray[Any, Any]
@@ -32,16 +32,17 @@ class SourceTensor:
 def source_tensors(model: nn.Module) -> Iterator[SourceTensor]:
     """Every tensor of a model under its name in transformers, tied ones under their first name only."""
     seen: set[int] = set()
+    layers = integer_layers(model)
     for path, module in model.named_modules():
-        for tensor, identity in _own_tensors(path, module):
+        for tensor, identity in _own_tensors(path, module, layers.get(path)):
             if identity not in seen:
                 seen.add(identity)
                 yield tensor
 
 
-def _own_tensors(path: str, module: nn.Module) -> Iterator[tuple[SourceTensor, int]]:
-    if isinstance(module, IntegerLinear | IntegerEmbedding):
-        packed = module.packed if isinstance(module, IntegerLinear) else module.packed_weight
+def _own_tensors(path: str, module: nn.Module, integer: IntegerLayer | None) -> Iterator[tuple[SourceTensor, int]]:
+    if integer is not None:
+        packed = integer.packed
         shape = (packed.rows, packed.features)
         yield SourceTensor(f"{path}.weight", shape, lambda: packed.dequantized().cpu(), packed), id(packed)
     for name, parameter in module.named_parameters(path, recurse=False):

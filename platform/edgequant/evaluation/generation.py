@@ -10,7 +10,7 @@ from transformers import DynamicCache
 
 from edgequant.errors import UserError
 from edgequant.evaluation.prefix_sharing import Group
-from edgequant.evaluation.scoring import Head
+from edgequant.evaluation.scoring import LMHead
 
 
 def stop_tokens(tokenizer: Any, generation_config: Any, vocabulary: int) -> torch.Tensor:
@@ -28,7 +28,7 @@ def stop_tokens(tokenizer: Any, generation_config: Any, vocabulary: int) -> torc
 
 
 def greedy(
-    model: Any, head: Head, prompts: Sequence[Sequence[int]], stop: torch.Tensor, max_new_tokens: int
+    model: Any, head: LMHead, prompts: Sequence[Sequence[int]], stop: torch.Tensor, max_new_tokens: int
 ) -> list[list[int]]:
     """Greedy continuations of a batch of prompts, each up to and including its stop token.
 
@@ -47,7 +47,7 @@ def greedy(
 
 def greedy_in_groups(
     model: Any,
-    head: Head,
+    head: LMHead,
     prompts: Sequence[Sequence[int]],
     groups: Sequence[Group],
     stop: torch.Tensor,
@@ -77,7 +77,7 @@ def _left_padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[t
 
 
 class _Decoding:
-    def __init__(self, model: Any, head: Head, stop: torch.Tensor) -> None:
+    def __init__(self, model: Any, head: LMHead, stop: torch.Tensor) -> None:
         self.model, self.head, self.stop = model, head, stop
         self.cache = DynamicCache(config=model.config)
         self.mask: torch.Tensor | None = None

@@ -10,7 +10,7 @@ from torch.nn import functional
 _LOGIT_BYTES = {"cuda": 512 << 20, "cpu": 64 << 20}
 
 
-class Head:
+class LMHead:
     """A causal model taken apart into its decoder and its vocabulary projection, checked against the whole.
 
     Perplexity needs hidden states everywhere but only a few thousand rows of logits at a time: a window of 2,048 tokens
@@ -57,7 +57,7 @@ class Head:
         return bool(torch.allclose(whole, parts, rtol=0.05, atol=0.02 * float(whole.abs().max().clamp(min=1e-6))))
 
 
-def token_losses(head: Head, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def token_losses(head: LMHead, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Negative log-likelihood in nats, [rows], of `targets` [rows] given `hidden` [rows, hidden].
 
     Logits exist for a bounded number of rows at a time and the softmax is taken in fp32.
@@ -73,7 +73,7 @@ def logit_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return torch.cat([functional.cross_entropy(part.float(), target, reduction="none") for part, target in pieces])
 
 
-def _vocabulary(head: Head) -> int:
+def _vocabulary(head: LMHead) -> int:
     config = head.model.config
     return int((config.get_text_config() if hasattr(config, "get_text_config") else config).vocab_size)
 

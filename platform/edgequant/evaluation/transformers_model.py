@@ -18,7 +18,7 @@ from edgequant.evaluation.batching import batches_by_length, run_within_memory, 
 from edgequant.evaluation.footprint import footprint_metrics
 from edgequant.evaluation.language_model import Choice, DecodeTiming, Generated, Window
 from edgequant.evaluation.prefix_sharing import Group, batches_of_groups, groups_by_prefix, worth_sharing
-from edgequant.evaluation.scoring import Head, logit_losses, token_losses
+from edgequant.evaluation.scoring import LMHead, logit_losses, token_losses
 
 # A decorator that keeps cuDNN's attention out: it plans anew for every shape, and each batch and each step has its own.
 in_any_shape = sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
@@ -49,7 +49,7 @@ class TransformersModel:
         self.start_token = next(
             t for t in (self.bos, tokenizer.bos_token_id, tokenizer.eos_token_id, 0) if t is not None
         )
-        self._head = Head(model)
+        self._head = LMHead(model)
         self._asked_tokens = max_batch_tokens
 
     @property

@@ -11,7 +11,7 @@ from torch import Tensor
 from edgequant.quantization.affine import grouped
 from edgequant.quantization.calibrated_block import CalibratedBlock
 from edgequant.quantization.fake_quantization import FakeQuantizedLinear
-from edgequant.quantization.folding import Fold, find_folds
+from edgequant.quantization.folding import ScalingPair, find_scaling_pairs
 from edgequant.quantization.gptq import output_error
 from edgequant.quantization.grids import grid_of_extremes
 
@@ -26,8 +26,8 @@ class ActivationAwareScaling:
         self.alphas = torch.linspace(0, 1, alphas + 1).tolist()
 
     def apply(self, block: CalibratedBlock) -> None:
-        folds = find_folds(block)
-        firsts = [group.names[0] for group, _ in folds]
+        pairs = find_scaling_pairs(block)
+        firsts = [group.names[0] for group, _ in pairs]
         magnitudes: dict[str, Tensor] = {name: torch.zeros(()) for name in firsts}
 
         def add(name: str, inputs: Tensor) -> None:
@@ -35,15 +35,15 @@ class ActivationAwareScaling:
 
         block.watch(firsts, add)
         hessians = block.hessians(firsts)
-        for group, fold in folds:
+        for group, pair in pairs:
             name = group.names[0]
-            fold.apply(block, self._best_scale(block, fold, magnitudes[name] / len(block.inputs), hessians[name]))
+            pair.apply(block, self._best_scale(block, pair, magnitudes[name] / len(block.inputs), hessians[name]))
 
-    def _best_scale(self, block: CalibratedBlock, fold: Fold, magnitude: Tensor, hessian: Tensor) -> Tensor:
-        layers = [block.layers[name] for name in fold.names]
-        base = fold.gather(magnitude).clamp(min=1e-6)
+    def _best_scale(self, block: CalibratedBlock, pair: ScalingPair, magnitude: Tensor, hessian: Tensor) -> Tensor:
+        layers = [block.layers[name] for name in pair.names]
+        base = pair.gather(magnitude).clamp(min=1e-6)
         candidates = [_centred(base**alpha) for alpha in self.alphas]
-        errors = [sum(_rounding_error(layer, fold.spread(scale), hessian) for layer in layers) for scale in candidates]
+        errors = [sum(_rounding_error(layer, pair.spread(scale), hessian) for layer in layers) for scale in candidates]
         return candidates[min(range(len(errors)), key=errors.__getitem__)]
 
 

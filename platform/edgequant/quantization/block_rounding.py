@@ -1,4 +1,4 @@
-"""`block`: rounding and ranges learned against a decoder block's output.
+"""`signround`: rounding and ranges learned against a decoder block's output.
 
 The family of AutoRound (Cheng et al. 2023, arXiv 2309.05516): signed gradient descent on a rounding offset per weight.
 """
@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from edgequant.quantization.affine import QuantizedWeight, grouped, rounded_straight_through
 from edgequant.quantization.calibrated_block import CalibratedBlock
-from edgequant.quantization.chosen_weights import choose, chosen_of, set_quantizer
-from edgequant.quantization.fake_quantization import FakeQuantizedLinear, WeightQuantizer
+from edgequant.quantization.chosen_weights import choose, chosen_of
+from edgequant.quantization.fake_quantization import FakeQuantizedLinear
 from edgequant.quantization.grids import Grid, stored
 from edgequant.quantization.half_precision import rounded_to_float16
+from edgequant.quantization.layers.weight_quantizer import WeightQuantizer
 from edgequant.quantization.ptq_settings import PtqSettings
 
 REACH = 0.5  # a code moves to a neighbour at most
@@ -82,36 +83,24 @@ class BlockRounding:
     batches.
     """
 
-    def __init__(self, settings: PtqSettings, compensated: dict[str, Tensor] | None = None) -> None:
-        """`compensated`: weights to round instead of the layers' own, by layer name (GPTQ's)."""
+    def __init__(self, settings: PtqSettings) -> None:
         self.settings = settings
-        self.compensated = compensated if compensated is not None else {}
 
     def apply(self, block: CalibratedBlock) -> None:
         before = _loss(block)
         starts = {name: _chosen(layer) for name, layer in block.layers.items()}
-        learned = {name: self._learner(name, layer) for name, layer in block.layers.items()}
+        learned = {name: _learner(layer, block.rounded_from.get(name)) for name, layer in block.layers.items()}
         for name, layer in block.layers.items():
-            set_quantizer(layer, learned[name])
+            layer.quantizer = learned[name]
         self._learn(block, list(learned.values()))
         better = _loss(block) < before
         for name, layer in block.layers.items():
             choose(layer, learned[name].quantized(layer.weight) if better else starts[name])
 
-    @torch.no_grad()
-    def _learner(self, name: str, layer: FakeQuantizedLinear) -> LearnedRounding:
-        """Starts at the chosen integers: the weight is brought to within half a step of them."""
-        chosen = _chosen(layer)
-        grid = Grid(layer.spec, chosen.scale, chosen.zero_point, chosen.minimum)
-        values = grid.values(chosen.codes.float())
-        base = grouped(self.compensated.get(name, layer.weight).float(), layer.spec)
-        half = HALF_STEP * grid.scale.abs()
-        return LearnedRounding(values + torch.minimum(torch.maximum(base - values, -half), half), grid)
-
     def _learn(self, block: CalibratedBlock, learned: list[LearnedRounding]) -> None:
-        steps = self.settings.block_steps
+        steps = self.settings.signround_steps
         parameters = [parameter for quantizer in learned for parameter in quantizer.parameters()]
-        first_rate = self.settings.block_learning_rate or 1 / steps
+        first_rate = self.settings.signround_learning_rate or 1 / steps
         generator = torch.Generator().manual_seed(0)
         for step in range(steps):
             batch = int(torch.randint(len(block.inputs), (1,), generator=generator))
@@ -124,6 +113,17 @@ class BlockRounding:
                 parameter.data.sub_(gradient.sign_(), alpha=rate)
             for quantizer in learned:
                 quantizer.clamp_()
+
+
+@torch.no_grad()
+def _learner(layer: FakeQuantizedLinear, rounded_from: Tensor | None) -> LearnedRounding:
+    """Starts at the chosen integers: the weight is brought to within half a step of them."""
+    chosen = _chosen(layer)
+    grid = Grid(layer.spec, chosen.scale, chosen.zero_point, chosen.minimum)
+    values = grid.values(chosen.codes.float())
+    base = grouped((layer.weight if rounded_from is None else rounded_from).float(), layer.spec)
+    half = HALF_STEP * grid.scale.abs()
+    return LearnedRounding(values + torch.minimum(torch.maximum(base - values, -half), half), grid)
 
 
 def _chosen(layer: FakeQuantizedLinear) -> QuantizedWeight:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from edgequant.files import atomic_path
 from edgequant.quantization.chosen_weights import choose, chosen_of
-from edgequant.quantization.fake_quantization import FakeQuantizedLinear
+from edgequant.quantization.fake_quantization import fake_quantized_linears
 from edgequant.quantization.integer import PackedWeight
 
 CODES = "integers."  # packed integers of a linear; every other tensor goes by its own name in the block
@@ -32,7 +32,7 @@ def fingerprint(model: nn.Module, batches: list[Tensor], *what: object) -> str:
     return digest.hexdigest()[:16]
 
 
-class BlockStates:
+class BlockCheckpoints:
     """A folder of finished blocks; without a folder nothing is kept and nothing is found.
 
     `with_weights`: the method scales floating-point weights, which QAT may go on from: they are part of the state.
@@ -66,14 +66,10 @@ class BlockStates:
         return self.folder / f"block-{index:04d}.safetensors"
 
 
-def _linears(block: nn.Module) -> dict[str, FakeQuantizedLinear]:
-    return {name: module for name, module in block.named_modules() if isinstance(module, FakeQuantizedLinear)}
-
-
 def _state(block: nn.Module, with_weights: bool) -> dict[str, Tensor]:
     """Integers of the linears, and everything else: norms, biases, observed ranges, where asked weights."""
     state: dict[str, Tensor] = {}
-    for name, layer in _linears(block).items():
+    for name, layer in fake_quantized_linears(block).items():
         chosen = chosen_of(layer)
         assert chosen is not None
         packed = PackedWeight.of(chosen, layer.out_features, layer.in_features, layer.spec)
@@ -83,13 +79,13 @@ def _state(block: nn.Module, with_weights: bool) -> dict[str, Tensor]:
 
 
 def _is_weight(block: nn.Module, name: str) -> bool:
-    return name.removesuffix(".weight") in _linears(block) and name.endswith(".weight")
+    return name.removesuffix(".weight") in fake_quantized_linears(block) and name.endswith(".weight")
 
 
 @torch.no_grad()
 def _restore(block: nn.Module, tensors: dict[str, Tensor]) -> None:
     device = next(block.parameters()).device
-    for name, layer in _linears(block).items():
+    for name, layer in fake_quantized_linears(block).items():
         packed = PackedWeight(layer.out_features, layer.in_features, layer.spec)
         prefix = f"{CODES}{name}."
         packed.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})

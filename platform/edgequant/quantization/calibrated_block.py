@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -11,12 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from edgequant.quantization.fake_quantization import (
-    DynamicInputQuantizer,
-    FakeQuantizedLinear,
-    StaticInputQuantizer,
-)
-from edgequant.quantization.streaming import BlockStream, until_seen, watching
+from edgequant.quantization.fake_quantization import FakeQuantizedLinear, fake_quantized_linears
+from edgequant.quantization.streaming import BlockStream, capture_inputs, until_seen
 
 ERROR_BATCHES = 2  # enough for a table
 
@@ -30,7 +26,8 @@ class Step(Protocol):
 class Trace:
     """Which layers read the same tensor, and which module made it, in the order of one forward pass."""
 
-    def __init__(self) -> None:
+    def __init__(self, linears: Container[str]) -> None:
+        self.linears = linears
         self.readers: dict[int, list[str]] = {}
         self.makers: dict[int, str] = {}
         self.order: list[str] = []
@@ -40,7 +37,7 @@ class Trace:
         def called(_module: nn.Module, inputs: tuple[Tensor, ...], output: object) -> None:
             if not isinstance(output, Tensor):
                 return
-            if isinstance(module, FakeQuantizedLinear):
+            if name in self.linears:
                 self._alive.append(inputs[0])
                 self.readers.setdefault(id(inputs[0]), []).append(name)
             self._alive.append(output)
@@ -66,18 +63,19 @@ class CalibratedBlock:
         module: the block itself, its linears fake-quantised.
         inputs: what the block is given behind its quantised predecessors, for each batch.
         targets: what the floating-point block gave behind floating-point predecessors, for each batch.
+        rounded_from: by layer, the weight [out, in] that its integers were rounded from, where that is not its own.
     """
 
     def __init__(self, stream: BlockStream, index: int, name: str, inputs: list[Tensor], targets: list[Tensor]) -> None:
         self.stream, self.index, self.name = stream, index, name
         self.module = stream.blocks[name]
         self.inputs, self.targets = inputs, targets
+        self.rounded_from: dict[str, Tensor] = {}
 
     @property
     def layers(self) -> dict[str, FakeQuantizedLinear]:
         """The block's quantised linears by their names in the model."""
-        named = self.module.named_modules()
-        return {f"{self.name}.{name}": module for name, module in named if isinstance(module, FakeQuantizedLinear)}
+        return {f"{self.name}.{name}": layer for name, layer in fake_quantized_linears(self.module).items()}
 
     def run(self, batch: int) -> Tensor:
         """The block's output for a calibration batch, as its layers are at present."""
@@ -101,7 +99,7 @@ class CalibratedBlock:
     @cached_property
     def groups(self) -> list[Group]:
         """The linears grouped by shared input, in the order in which the block computes them."""
-        trace = Trace()
+        trace = Trace(fake_quantized_linears(self.module))
         handles = [trace.watch(name, module) for name, module in self.module.named_modules() if name]
         try:
             self.probe()
@@ -126,7 +124,7 @@ class CalibratedBlock:
             with self.stream.full_precision():  # autocast would sum products in bfloat16
                 see(by_module[id(module)], inputs.reshape(-1, inputs.shape[-1]).float())
 
-        with watching([self.layers[name] for name in names], flat, stop=True):
+        with capture_inputs([self.layers[name] for name in names], flat, stop=True):
             for batch in range(min(len(self.inputs), batches or len(self.inputs))):
                 until_seen(lambda batch=batch: self.run(batch))  # type: ignore[misc]
 
@@ -145,16 +143,13 @@ class CalibratedBlock:
 
     def set_phase(self, *, quantize_inputs: bool, observe: bool) -> None:
         """As `qat.set_phase`, for this block."""
-        for module in self.module.modules():
-            if isinstance(module, (DynamicInputQuantizer, StaticInputQuantizer)):
-                module.enabled = quantize_inputs
-            if isinstance(module, StaticInputQuantizer):
-                module.observing = observe
+        for layer in self.layers.values():
+            if layer.input_quantizer is not None:
+                layer.input_quantizer.set_phase(enabled=quantize_inputs, observing=observe)
 
     def observe_ranges(self) -> None:
         """Let static input quantisers see the calibration inputs behind the block's quantised weights."""
-        quantizers = [layer.input_quantizer for layer in self.layers.values()]
-        if any(isinstance(quantizer, StaticInputQuantizer) for quantizer in quantizers):
+        if any(layer.needs_range for layer in self.layers.values()):
             self.set_phase(quantize_inputs=False, observe=True)
             for _ in self.outputs():
                 pass

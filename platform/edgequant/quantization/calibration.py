@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from edgequant.errors import UserError
 
-ObserverName = Literal["ema", "minmax", "percentile", "mse"]
+ObserverName = Literal["moving_average_minmax", "minmax", "percentile", "mse"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +33,8 @@ class CalibrationSettings:
     offload: bool = False
     """Keep the inputs of the current block in main memory instead of on the device."""
 
-    observer: ObserverName = "ema"
-    """How static activation ranges are found: `ema` (of the extremes), `minmax`, `percentile` or `mse`."""
+    observer: ObserverName = "moving_average_minmax"
+    """How static activation ranges are found: `moving_average_minmax` (of each batch), `minmax`, `percentile` or `mse`."""
 
     def __post_init__(self) -> None:
         for name in ("num_calibration_samples", "sequence_length", "batch_size"):

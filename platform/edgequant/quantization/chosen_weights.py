@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from edgequant.quantization.affine import QuantizedWeight, dequantize_weight, quantize_weight
-from edgequant.quantization.fake_quantization import FakeQuantizedEmbedding, FakeQuantizedLinear, WeightQuantizer
+from edgequant.quantization.fake_quantization import FakeQuantizedLayer
+from edgequant.quantization.layers.weight_quantizer import WeightQuantizer
 from edgequant.quantization.scheme import WeightSpec
 
 
-class FloatingWeight(WeightQuantizer):
+class IdentityQuantizer(WeightQuantizer):
     """Leaves a weight as it is until its integers are chosen; converted as it stands, it is rounded to nearest."""
 
     def __init__(self, spec: WeightSpec) -> None:
@@ -23,7 +24,7 @@ class FloatingWeight(WeightQuantizer):
         return quantize_weight(weight.detach(), self.spec)
 
 
-class ChosenWeight(WeightQuantizer):
+class FixedCodesQuantizer(WeightQuantizer):
     """Stands for a weight by integers chosen beforehand, whatever the weight is; `convert` takes exactly these."""
 
     def __init__(self, spec: WeightSpec, chosen: QuantizedWeight) -> None:
@@ -43,20 +44,12 @@ class ChosenWeight(WeightQuantizer):
         return self.chosen
 
 
-def set_quantizer(layer: FakeQuantizedLinear | FakeQuantizedEmbedding, quantizer: WeightQuantizer) -> None:
-    """Let a layer see its weight through another quantiser; a tied head keeps referring to one of its own."""
-    if isinstance(layer, FakeQuantizedLinear) and layer._reference:
-        layer._reference[0] = quantizer
-    else:
-        layer.weight_quantizer = quantizer
-
-
-def choose(layer: FakeQuantizedLinear | FakeQuantizedEmbedding, quantized: QuantizedWeight) -> None:
+def choose(layer: FakeQuantizedLayer, quantized: QuantizedWeight) -> None:
     """Fix a layer's integers."""
-    set_quantizer(layer, ChosenWeight(layer.spec, quantized))
+    layer.quantizer = FixedCodesQuantizer(layer.spec, quantized)
 
 
-def chosen_of(layer: FakeQuantizedLinear | FakeQuantizedEmbedding) -> QuantizedWeight | None:
+def chosen_of(layer: FakeQuantizedLayer) -> QuantizedWeight | None:
     """The integers fixed for a layer, or None."""
-    quantizer = layer.quantizer if isinstance(layer, FakeQuantizedLinear) else layer.weight_quantizer
-    return quantizer.chosen if isinstance(quantizer, ChosenWeight) else None
+    quantizer = layer.quantizer
+    return quantizer.chosen if isinstance(quantizer, FixedCodesQuantizer) else None

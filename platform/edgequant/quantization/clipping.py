@@ -1,4 +1,4 @@
-"""`mse`: the range of each group with the least squared rounding error, weighted by the inputs where known."""
+"""`mse_clip`: the range of each group with the least squared rounding error, weighted by the inputs where known."""
 
 from __future__ import annotations
 

@@ -14,15 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from edgequant.quantization.calibrated_block import CalibratedBlock, Group
-from edgequant.quantization.fake_quantization import FakeQuantizedLinear
 
 TOLERANCE = 1e-4  # of the block's largest output: float32 rounding
 PROBE_SEED = 0
 
 
 @dataclass
-class Fold:
-    """One exact scaling of a block.
+class ScalingPair:
+    """Linears whose columns are scaled and the module that absorbs the inverse: one exact scaling of a block.
 
     Attributes:
         names: the linears whose columns are scaled.
@@ -65,55 +64,54 @@ class Fold:
             block.layers[name].weight.mul_(self.spread(scale))
 
 
-def find_folds(block: CalibratedBlock) -> list[tuple[Group, Fold]]:
-    """Every group of linears in the block whose input can be scaled exactly, with its fold."""
+def find_scaling_pairs(block: CalibratedBlock) -> list[tuple[Group, ScalingPair]]:
+    """Every group of linears in the block whose input can be scaled exactly, with the pair that does it."""
     expected = block.probe()
-    found: list[tuple[Group, Fold]] = []
+    found: list[tuple[Group, ScalingPair]] = []
     for group in block.groups:
-        fold = next((fold for fold in _proposals(block, group) if _is_exact(block, fold, expected)), None)
-        if fold is not None:
-            found.append((group, fold))
+        pair = next((pair for pair in _proposals(block, group) if _is_exact(block, pair, expected)), None)
+        if pair is not None:
+            found.append((group, pair))
     return found
 
 
-def _proposals(block: CalibratedBlock, group: Group) -> Iterator[Fold]:
+def _proposals(block: CalibratedBlock, group: Group) -> Iterator[ScalingPair]:
     modules = {f"{block.name}.{name}": module for name, module in block.module.named_modules()}
     features = block.layers[group.names[0]].in_features
     maker = modules.get(group.maker or "")
     weight = getattr(maker, "weight", None)
     if maker is not None and weight is not None and weight.shape == (features,):
-        yield Fold(group.names, maker, features)
-        yield Fold(group.names, maker, features, plus_one=True)
+        yield ScalingPair(group.names, maker, features)
+        yield ScalingPair(group.names, maker, features, plus_one=True)
         return
     before = block.order[: block.order.index(group.names[0])]
-    linears = [modules[name] for name in before if isinstance(modules[name], FakeQuantizedLinear)]
-    for linear in reversed(linears):
-        outputs = int(linear.out_features)  # type: ignore[arg-type]
+    for linear in [block.layers[name] for name in reversed(before) if name in block.layers]:
+        outputs = linear.out_features
         if outputs == features:
-            yield Fold(group.names, linear, features)
+            yield ScalingPair(group.names, linear, features)
         elif features % outputs == 0:
             yield from _shared_heads(block, group, linear, features, outputs)
 
 
 def _shared_heads(
     block: CalibratedBlock, group: Group, maker: nn.Module, features: int, outputs: int
-) -> Iterator[Fold]:
+) -> Iterator[ScalingPair]:
     sizes = {int(size) for module in block.module.modules() if (size := getattr(module, "head_dim", None))}
     for size in sizes:
         if outputs % size == 0:
-            yield Fold(group.names, maker, features, shared=features // outputs, run=size)
+            yield ScalingPair(group.names, maker, features, shared=features // outputs, run=size)
 
 
 @torch.no_grad()
-def _is_exact(block: CalibratedBlock, fold: Fold, expected: Tensor) -> bool:
+def _is_exact(block: CalibratedBlock, pair: ScalingPair, expected: Tensor) -> bool:
     """Scale by random powers of two, which round nothing in the weights, compare, and scale back."""
     generator = torch.Generator().manual_seed(PROBE_SEED)
-    count = fold.features // fold.shared
+    count = pair.features // pair.shared
     scale = torch.exp2(torch.randint(-2, 3, (count,), generator=generator).float()).to(expected.device)
-    kept = {name: parameter.clone() for name, parameter in fold.maker.named_parameters(recurse=False)}
-    fold.apply(block, scale)
+    kept = {name: parameter.clone() for name, parameter in pair.maker.named_parameters(recurse=False)}
+    pair.apply(block, scale)
     same = bool((block.probe() - expected).abs().max() <= TOLERANCE * expected.abs().max())
-    fold.apply(block, 1 / scale)
-    for name, parameter in fold.maker.named_parameters(recurse=False):
+    pair.apply(block, 1 / scale)
+    for name, parameter in pair.maker.named_parameters(recurse=False):
         parameter.copy_(kept[name])  # weight + 1 does round
     return same

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from edgequant.quantization.affine import (
     quantize,
     token_parameters,
 )
-from edgequant.quantization.fake_quantization import INT8
+from edgequant.quantization.layers.input_quantizers import INT8
 from edgequant.quantization.packing import pack, packed_length, unpack
 from edgequant.quantization.scheme import ActivationSpec, WeightSpec
 
@@ -98,7 +98,40 @@ class PackedWeight(_KeepsBufferTypes):
         return dequantize_weight(self.unpacked(rows), (count, self.features)).to(dtype)
 
 
-class IntegerLinear(_KeepsBufferTypes):
+class IntegerLayer(nn.Module):
+    """What the linear and the embedding share: a weight [out, in] in integers.
+
+    Attributes:
+        kind: `linear` or `embedding`.
+        activation: how a linear's input is quantised; None: not at all.
+    """
+
+    kind: ClassVar[Literal["linear", "embedding"]]
+    activation: ActivationSpec | None
+    packed_weight: PackedWeight
+    _reference: list[PackedWeight]  # in a list, so that a checkpoint stores tied integers once
+
+    def _take_weight(self, packed: PackedWeight, *, tied: bool) -> None:
+        self._reference = [packed] if tied else []
+        if not tied:
+            self.packed_weight = packed
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether this is a head whose integers are the embedding's."""
+        return bool(self._reference)
+
+    @property
+    def packed(self) -> PackedWeight:
+        """The integers, own or the tied embedding's."""
+        return self._reference[0] if self._reference else self.packed_weight
+
+    def dequantized_weight(self) -> Tensor:
+        """The real weight [out, in], float32; an embedding's without Gemma's factor."""
+        return self.packed.dequantized()
+
+
+class IntegerLinear(IntegerLayer, _KeepsBufferTypes):
     """y = x W^T + b with integer weights, and with integer inputs where the scheme quantises activations.
 
     8-bit weights and 8-bit inputs are multiplied as integers with 32-bit accumulation (Jacob et al. 2017, equation 7):
@@ -106,6 +139,7 @@ class IntegerLinear(_KeepsBufferTypes):
     A head tied to the embedding holds no weight of its own but a reference to the embedding's.
     """
 
+    kind = "linear"
     input_scale: Tensor | None
     input_zero_point: Tensor | None
 
@@ -119,9 +153,7 @@ class IntegerLinear(_KeepsBufferTypes):
     ) -> None:
         super().__init__()
         self.in_features, self.out_features, self.activation = packed.features, packed.rows, activation
-        self._reference: list[PackedWeight] = [packed] if tied else []
-        if not tied:
-            self.packed_weight = packed
+        self._take_weight(packed, tied=tied)
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
         static = activation is not None and activation.mode == "static"
         device = packed.codes.device
@@ -130,15 +162,6 @@ class IntegerLinear(_KeepsBufferTypes):
         self.register_buffer("input_zero_point", torch.zeros(1, dtype=torch.int8, device=device) if static else None)
         self._column_sums: Tensor | None = None
         self._kernel_cache: dict[str, Any] = {}
-
-    @property
-    def packed(self) -> PackedWeight:
-        """The integers, own or the tied embedding's."""
-        return self._reference[0] if self._reference else self.packed_weight
-
-    def dequantized_weight(self) -> Tensor:
-        """The real weight [out, in], float32."""
-        return self.packed.dequantized()
 
     def forward(self, input: Tensor) -> Tensor:
         if self.activation is None:
@@ -181,16 +204,17 @@ class IntegerLinear(_KeepsBufferTypes):
         return real.view(*codes.shape[:-1], self.out_features)
 
 
-class IntegerEmbedding(nn.Module):
+class IntegerEmbedding(IntegerLayer):
     """An embedding whose rows are integers; looks up, then dequantises only those rows."""
 
+    kind = "embedding"
     anchor: Tensor
     output_scale: Tensor | None
 
     def __init__(self, packed: PackedWeight, dtype: torch.dtype, output_scale: Tensor | None = None) -> None:
         super().__init__()
-        self.num_embeddings, self.embedding_dim = packed.rows, packed.features
-        self.packed_weight = packed
+        self.num_embeddings, self.embedding_dim, self.activation = packed.rows, packed.features, None
+        self._take_weight(packed, tied=False)
         device = packed.codes.device
         self.register_buffer(
             "anchor", torch.zeros(0, dtype=dtype, device=device), persistent=False
@@ -198,11 +222,12 @@ class IntegerEmbedding(nn.Module):
         scale = None if output_scale is None else output_scale.to(device, torch.float32).reshape(1)
         self.register_buffer("output_scale", scale)
 
-    def dequantized_weight(self) -> Tensor:
-        """The real weight [vocabulary, features], float32, without Gemma's factor."""
-        return self.packed_weight.dequantized()
-
     def forward(self, input: Tensor) -> Tensor:
-        rows = self.packed_weight.dequantized(self.anchor.dtype, rows=input.reshape(-1))
+        rows = self.packed.dequantized(self.anchor.dtype, rows=input.reshape(-1))
         rows = rows.view(*input.shape, self.embedding_dim)
         return rows if self.output_scale is None else rows * self.output_scale.to(rows.dtype)
+
+
+def integer_layers(model: nn.Module) -> dict[str, IntegerLayer]:
+    """A model's integer layers by name, in its order; a head tied to the embedding is one of them."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, IntegerLayer)}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from edgequant.errors import UserError
-from edgequant.quantization.fake_quantization import FakeQuantizedLinear
+from edgequant.quantization.fake_quantization import fake_quantized_linears
 from edgequant.quantization.scheme import Scheme
 from edgequant.quantization.structure import find_targets
 
@@ -72,7 +72,7 @@ def attach(model: nn.Module, scheme: Scheme, rank: int, alpha: float, *, seed: i
             for parameter in module.parameters(recurse=False):
                 parameter.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
+    layers = fake_quantized_linears(model)
     for name in find_targets(model, scheme).linears:
-        layer = model.get_submodule(name)
-        assert isinstance(layer, FakeQuantizedLinear)
+        layer = layers[name]
         layer.before_rounding.append(LowRankUpdate(layer.weight, rank, alpha, generator))

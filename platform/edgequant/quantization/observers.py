@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from edgequant.errors import UserError
 from edgequant.quantization.affine import affine_parameters, dequantize, quantize
+from edgequant.quantization.calibration import ObserverName
 
-ObserverName = Literal["ema", "minmax", "percentile", "mse"]
 HISTOGRAM_BINS = 2048
 
 
@@ -141,7 +141,12 @@ def make_observer(name: ObserverName) -> MinMax | ExponentialMovingAverage | Per
     Raises:
         UserError: unknown name.
     """
-    kinds = {"ema": ExponentialMovingAverage, "minmax": MinMax, "percentile": Percentile, "mse": LeastSquares}
+    kinds = {
+        "moving_average_minmax": ExponentialMovingAverage,
+        "minmax": MinMax,
+        "percentile": Percentile,
+        "mse": LeastSquares,
+    }
     if name not in kinds:
         raise UserError(f"observer {name!r} is unknown; use one of {', '.join(kinds)}")
     return kinds[name]()

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from edgequant.errors import UserError
-from edgequant.quantization.fake_quantization import FakeQuantizedLinear
-from edgequant.quantization.integer import IntegerLinear
+from edgequant.quantization.fake_quantization import fake_quantized_linears
+from edgequant.quantization.integer import integer_layers
 from edgequant.quantization.scheme import Scheme
 from edgequant.quantization.settings import SparsityPattern
 from edgequant.quantization.structure import find_targets
@@ -87,18 +87,17 @@ class Mask(nn.Module):
 
 def hold(model: nn.Module, masks: Masks) -> None:
     """Keep the pruned entries of a prepared model at 0. Adapters have to be attached before."""
+    layers = fake_quantized_linears(model)
     for name, keep in masks.items():
-        layer = model.get_submodule(name)
-        assert isinstance(layer, FakeQuantizedLinear)
-        layer.before_rounding.append(Mask(keep))
+        layers[name].before_rounding.append(Mask(keep))
 
 
 @torch.no_grad()
 def deployed_sparsity(model: nn.Module) -> float:
     """Share of a converted model's linear weights that are exactly 0; a head tied to the embedding does not count."""
     zeros = total = 0
-    for module in model.modules():
-        if isinstance(module, IntegerLinear) and not module._reference:
-            weight = module.dequantized_weight()
+    for layer in integer_layers(model).values():
+        if layer.kind == "linear" and not layer.is_tied:
+            weight = layer.dequantized_weight()
             zeros, total = zeros + int((weight == 0).sum()), total + weight.numel()
     return zeros / total if total else 0.0

@@ -6,9 +6,8 @@ errors = quantize(model, scheme, calibration=batches, method="awq+gptq")
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,28 +16,19 @@ from tqdm import tqdm
 from edgequant import models
 from edgequant.errors import UserError
 from edgequant.quantization import qat
-from edgequant.quantization.affine import quantize_weight
-from edgequant.quantization.awq import ActivationAwareScaling
-from edgequant.quantization.block_rounding import BlockRounding
-from edgequant.quantization.block_states import BlockStates, fingerprint
+from edgequant.quantization.block_states import BlockCheckpoints, fingerprint
 from edgequant.quantization.calibrated_block import CalibratedBlock, Step, relative_error
-from edgequant.quantization.chosen_weights import FloatingWeight, choose, set_quantizer
-from edgequant.quantization.clipping import quantize_clipped
-from edgequant.quantization.fake_quantization import (
-    FakeQuantizedEmbedding,
-    FakeQuantizedLinear,
-    StaticInputQuantizer,
-)
-from edgequant.quantization.observers import ObserverName
-from edgequant.quantization.ptq_settings import Method, PtqSettings, parse_method
-from edgequant.quantization.rounding import Clipping, Gptq, RoundToNearest
+from edgequant.quantization.calibration import CalibrationSettings
+from edgequant.quantization.chosen_weights import IdentityQuantizer, choose
+from edgequant.quantization.fake_quantization import FakeQuantizedLayer, fake_quantized_layers, fake_quantized_linears
+from edgequant.quantization.ptq_methods import Combination, parse_method
+from edgequant.quantization.ptq_settings import PtqSettings
+from edgequant.quantization.rounding import HessianRounding, Rounding
 from edgequant.quantization.scheme import Scheme
-from edgequant.quantization.smoothquant import Smoothing
 from edgequant.quantization.streaming import BlockStream
 from edgequant.quantization.structure import Targets
 
 ErrorRow = dict[str, Any]
-Layer = FakeQuantizedLinear | FakeQuantizedEmbedding
 
 
 def quantize(
@@ -47,8 +37,8 @@ def quantize(
     *,
     calibration: list[Tensor] | None = None,
     method: str = "rtn",
-    observer: ObserverName | None = None,
     settings: PtqSettings = PtqSettings(),
+    calibration_settings: CalibrationSettings = CalibrationSettings(),
     work_folder: Path | None = None,
 ) -> list[ErrorRow]:
     """Quantise a model in place to integer layers.
@@ -56,12 +46,12 @@ def quantize(
     Args:
         model: floating-point causal language model in evaluation mode, on the device that is to do the work.
         scheme: what to quantise and how; backend `edgequant`.
-        calibration: token batches [batch, length] without padding; every method but `rtn` and `mse` needs them, as do
-            static activation ranges.
-        method: `rtn`, `mse`, `gptq`, `awq`, `smoothquant`, `block`, or a combination such as `awq+gptq+block`; see
-            `ptq_settings.parse_method`.
-        observer: how static activation ranges are found (default: the settings').
+        calibration: token batches [batch, length] without padding; methods other than `rtn` and `mse_clip` need them
+            (`PtqMethod.needs_calibration`), as do static activation ranges.
+        method: one of `ptq_methods.METHODS` or of an installed package's, or a combination such as
+            `awq+gptq+signround`; see `ptq_methods.parse_method`.
         settings: of the methods.
+        calibration_settings: batches, precision and observer; how many samples there are is up to `calibration`.
         work_folder: finished decoder blocks are kept here, and an interrupted call with the same model, scheme, method,
             settings and calibration goes on behind them.
 
@@ -72,8 +62,7 @@ def quantize(
     Raises:
         UserError: unknown method, missing calibration, or a layer that cannot be quantised as asked, by name.
     """
-    settings = settings if observer is None else replace(settings, observer=observer)
-    errors = choose_integers(model, scheme, calibration or [], method, settings, work_folder)
+    errors = choose_integers(model, scheme, calibration or [], method, settings, calibration_settings, work_folder)
     qat.convert(model)
     return errors
 
@@ -85,20 +74,23 @@ def choose_integers(
     calibration: list[Tensor],
     method: str = "rtn",
     settings: PtqSettings = PtqSettings(),
+    calibration_settings: CalibrationSettings = CalibrationSettings(),
     work_folder: Path | None = None,
 ) -> list[ErrorRow]:
-    """`quantize` up to its last step: the layers are fake-quantised, with a `ChosenWeight` each for `convert`."""
-    chosen, batches = parse_method(method), _batches(calibration, settings.batch_size)
+    """`quantize` up to its last step: layers are fake-quantised, each with a `FixedCodesQuantizer` for `convert`."""
+    chosen, batches = parse_method(method), _batches(calibration, calibration_settings.batch_size)
     if chosen.needs_calibration and not batches:
         raise UserError(f"PTQ method {method} decides by activations; give calibration text")
-    run = fingerprint(model, batches, scheme, chosen, settings) if work_folder is not None else ""
-    targets = qat.prepare(model, scheme, observer=settings.observer)
+    what = (scheme, chosen, settings, calibration_settings)
+    run = fingerprint(model, batches, *what) if work_folder is not None else ""
+    targets = qat.prepare(model, scheme, observer=calibration_settings.observer)
     if qat.has_static_ranges(model) and not batches:
         raise UserError(f"scheme {scheme.name} has static activation ranges; give calibration text")
-    if chosen.needs_calibration or (chosen.rounding == "mse" and settings.activation_weighted and batches):
-        states = BlockStates(work_folder, run, with_weights=chosen.fold is not None)
-        return _Calibrated(model, targets, chosen, batches, settings, states).quantize()
-    errors = [_round(name, layer, chosen) for name, layer in _layers(model).items()]
+    steps = _steps(chosen, settings)
+    if chosen.needs_calibration or (batches and steps.round.uses_inputs):
+        states = BlockCheckpoints(work_folder, run, with_weights=chosen.scale is not None)
+        return _Calibrated(model, targets, chosen.name, steps, batches, calibration_settings, states).quantize()
+    errors = [_round(name, layer, steps.round) for name, layer in _layers(model).items()]
     if qat.has_static_ranges(model):
         qat.calibrate(model, batches)
     return errors
@@ -111,15 +103,31 @@ def _batches(calibration: list[Tensor], size: int) -> list[Tensor]:
     return [part for batch in calibration for part in batch.split(size)]
 
 
-def _layers(model: nn.Module) -> dict[str, Layer]:
-    found = {n: m for n, m in model.named_modules() if isinstance(m, (FakeQuantizedLinear, FakeQuantizedEmbedding))}
-    return {n: m for n, m in found.items() if not (isinstance(m, FakeQuantizedLinear) and m._reference)}
+def _layers(model: nn.Module) -> dict[str, FakeQuantizedLayer]:
+    """All layers that have integers of their own."""
+    return {name: layer for name, layer in fake_quantized_layers(model).items() if not layer.is_tied}
 
 
-def _round(name: str, layer: Layer, method: Method) -> ErrorRow:
+class _Steps(NamedTuple):
+    """What is done to a block, in this order."""
+
+    scale: Step | None
+    round: Rounding
+    learn: Step | None
+
+
+def _steps(chosen: Combination, settings: PtqSettings) -> _Steps:
+    rounding = chosen.round.make(settings)
+    if not isinstance(rounding, Rounding):
+        found = type(rounding).__name__
+        raise UserError(f"PTQ method {chosen.round.name} of stage round must make a rounding.Rounding, got {found}")
+    scale, learn = (None if part is None else part.make(settings) for part in (chosen.scale, chosen.learn))
+    return _Steps(scale, rounding, learn)
+
+
+def _round(name: str, layer: FakeQuantizedLayer, rounding: Rounding) -> ErrorRow:
     """Choose a layer's integers from its weight alone."""
-    round_weight = quantize_weight if method.rounding == "rtn" else quantize_clipped
-    choose(layer, round_weight(layer.weight.detach(), layer.spec))
+    choose(layer, rounding.quantized(layer.weight.detach(), layer.spec))
     return _weight_error(name, layer)
 
 
@@ -129,12 +137,10 @@ def weight_errors(model: nn.Module) -> list[ErrorRow]:
     return [_weight_error(name, layer) for name, layer in _layers(model).items()]
 
 
-def _weight_error(name: str, layer: Layer) -> ErrorRow:
-    if isinstance(layer, FakeQuantizedLinear):
-        kind, simulated, weight = "linear", layer.quantizer(layer.real_weight), layer.real_weight
-    else:
-        kind, simulated, weight = "embedding", layer.weight_quantizer(layer.weight), layer.weight
-    return {"layer": name, "kind": kind, "bits": layer.spec.bits, "weight_error": relative_error(simulated, weight)}
+def _weight_error(name: str, layer: FakeQuantizedLayer) -> ErrorRow:
+    weight = layer.real_weight
+    error = relative_error(layer.quantizer(weight), weight)
+    return {"layer": name, "kind": layer.kind, "bits": layer.spec.bits, "weight_error": error}
 
 
 class _Calibrated:
@@ -144,14 +150,15 @@ class _Calibrated:
         self,
         model: nn.Module,
         targets: Targets,
-        method: Method,
+        method: str,
+        steps: _Steps,
         batches: list[Tensor],
-        settings: PtqSettings,
-        states: BlockStates,
+        settings: CalibrationSettings,
+        states: BlockCheckpoints,
     ) -> None:
-        self.model, self.targets, self.method, self.settings, self.states = model, targets, method, settings, states
+        self.model, self.targets, self.method, self.steps, self.states = model, targets, method, steps, states
         for layer in _layers(model).values():
-            set_quantizer(layer, FloatingWeight(layer.spec))
+            layer.quantizer = IdentityQuantizer(layer.spec)
         qat.set_phase(model, quantize_inputs=False, observe=False)
         precision = models.pick_dtype(settings.precision, str(next(model.parameters()).device))
         self.stream = BlockStream(model, batches, bfloat16=precision == "bfloat16", offload=settings.offload)
@@ -159,9 +166,9 @@ class _Calibrated:
     def quantize(self) -> list[ErrorRow]:
         """Choose every layer's integers; returns the error table."""
         floating = self.stream.first_inputs()
-        errors = [_round(name, layer, self._without_inputs()) for name, layer in self._outside().items()]
+        errors = [_round(name, layer, self.steps.round) for name, layer in self._outside().items()]
         hidden = self.stream.first_inputs()  # behind a quantised embedding
-        progress = tqdm(self.stream.blocks, desc=self.method.name, unit="block", disable=None)
+        progress = tqdm(self.stream.blocks, desc=self.method, unit="block", disable=None)
         for index, name in enumerate(progress):
             targets = [self._forward(index, batch, states) for batch, states in enumerate(floating)]
             block = CalibratedBlock(self.stream, index, name, hidden, targets)
@@ -179,57 +186,48 @@ class _Calibrated:
         return errors + self._head(hidden)
 
     def _choose(self, block: CalibratedBlock) -> None:
-        settings, gptq = self.settings, Gptq(self.settings)
-        fold: dict[str | None, Step] = {
-            "awq": ActivationAwareScaling(settings.alphas),
-            "smoothquant": Smoothing(settings.smoothing),
-        }
-        rounding: dict[str, Step] = {"rtn": RoundToNearest(), "mse": Clipping(settings), "gptq": gptq}
-        if self.method.fold:
-            fold[self.method.fold].apply(block)
-        rounding[self.method.rounding].apply(block)
+        if self.steps.scale is not None:
+            self.steps.scale.apply(block)
+        self.steps.round.apply(block)
         block.observe_ranges()
         block.set_phase(quantize_inputs=True, observe=False)
-        if self.method.learn:
-            BlockRounding(settings, gptq.compensated).apply(block)
+        if self.steps.learn is not None:
+            self.steps.learn.apply(block)
 
     def _forward(self, index: int, batch: int, states: Tensor) -> Tensor:
         return self.stream.keep(self.stream.run(index, batch, self.stream.fetch(states)))
 
-    def _without_inputs(self) -> Method:
-        """How layers outside the decoder blocks are rounded: their inputs are not part of the stream."""
-        return parse_method("rtn" if self.method.rounding == "rtn" else "mse")
-
-    def _outside(self) -> dict[str, Layer]:
+    def _outside(self) -> dict[str, FakeQuantizedLayer]:
+        """Layers that are rounded by their weights alone, since their inputs are not part of the stream."""
         inside = tuple(f"{name}." for name in self.stream.blocks)
         outside = {name: layer for name, layer in _layers(self.model).items() if not name.startswith(inside)}
         for name, layer in outside.items():
-            quantizer = getattr(layer, "input_quantizer", None)
-            if isinstance(quantizer, StaticInputQuantizer) and name != self.targets.head:
+            if layer.needs_range and name != self.targets.head:
                 raise UserError(
-                    f"{name} lies outside the decoder blocks, so method {self.method.name} cannot observe its static "
-                    "activation range; use method rtn or mse, or a scheme without a8-static"
+                    f"{name} lies outside the decoder blocks, so method {self.method} cannot observe its static "
+                    "activation range; use method rtn or mse_clip, or a scheme without a8-static"
                 )
-        return {name: layer for name, layer in outside.items() if not self._is_calibrated_head(name)}
+        return {name: layer for name, layer in outside.items() if self._by_hessian(name) is None}
 
-    def _is_calibrated_head(self, name: str) -> bool:
-        return name == self.targets.head and not self.targets.tied and self.method.rounding == "gptq"
+    def _by_hessian(self, name: str) -> HessianRounding | None:
+        """What rounds a layer outside the blocks by its inputs: a head that is not tied, where the method can."""
+        own_head = name == self.targets.head and not self.targets.tied
+        return self.steps.round if own_head and isinstance(self.steps.round, HessianRounding) else None
 
     def _head(self, hidden: list[Tensor]) -> list[ErrorRow]:
-        """The output head: GPTQ where it has integers of its own, and its static input range."""
+        """The output head: its integers, where its inputs decide on them, and its static input range."""
         if self.targets.head is None:
             return []
-        head = self.model.get_submodule(self.targets.head)
-        assert isinstance(head, FakeQuantizedLinear)
-        hessian, tokens, calibrated = None, 0, self._is_calibrated_head(self.targets.head)
+        head = fake_quantized_linears(self.model)[self.targets.head]
+        hessian, tokens, rounding = None, 0, self._by_hessian(self.targets.head)
         for inputs in self.stream.head_inputs(hidden, head):
-            if isinstance(head.input_quantizer, StaticInputQuantizer):
-                head.input_quantizer.observer.observe(inputs)
-            if calibrated:
+            if head.input_quantizer is not None:
+                head.input_quantizer.observe(inputs)
+            if rounding is not None:
                 flat = inputs.reshape(-1, inputs.shape[-1]).float()
                 product, tokens = flat.t() @ flat, tokens + len(flat)
                 hessian = product if hessian is None else hessian + product
-        if hessian is None:
+        if rounding is None or hessian is None:
             return []
-        Gptq(self.settings).quantize_layers({self.targets.head: head}, hessian / tokens)
+        rounding.quantize_layers({self.targets.head: head}, hessian / tokens)
         return [_weight_error(self.targets.head, head)]

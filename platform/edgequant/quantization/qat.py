@@ -14,23 +14,26 @@ import torch
 from torch import Tensor, nn
 
 from edgequant.errors import UserError
+from edgequant.quantization.calibration import ObserverName
 from edgequant.quantization.fake_quantization import (
-    DynamicInputQuantizer,
     FakeQuantizedEmbedding,
     FakeQuantizedLinear,
-    StaticInputQuantizer,
-    WeightQuantizer,
-    make_input_quantizer,
+    fake_quantized_layers,
     output_scale_of,
 )
 from edgequant.quantization.integer import IntegerEmbedding, IntegerLinear, PackedWeight
-from edgequant.quantization.observers import ObserverName
+from edgequant.quantization.layers.input_quantizers import DynamicInputQuantizer, make_input_quantizer
+from edgequant.quantization.layers.weight_quantizer import WeightQuantizer
 from edgequant.quantization.scheme import ActivationSpec, Scheme, WeightSpec
 from edgequant.quantization.structure import Targets, find_targets, replace_module
 
 
 def prepare(
-    model: nn.Module, scheme: Scheme, *, observer: ObserverName = "ema", learned_scales: bool = False
+    model: nn.Module,
+    scheme: Scheme,
+    *,
+    observer: ObserverName = "moving_average_minmax",
+    learnable_scales: bool = False,
 ) -> Targets:
     """Replace, in place, the layers that the scheme names by fake-quantised ones over the same parameters.
 
@@ -38,7 +41,7 @@ def prepare(
         model: any causal language model made of nn.Linear and nn.Embedding; tied weights stay tied.
         scheme: with backend `edgequant`.
         observer: how static activation ranges are found.
-        learned_scales: make weights' scales and zero points parameters that training moves (LSQ+).
+        learnable_scales: make weights' scales and zero points parameters that training moves (LSQ+).
 
     Raises:
         UserError: the scheme belongs to bitsandbytes, does not fit a layer (named), or finds nothing to quantise.
@@ -51,19 +54,19 @@ def prepare(
     modules = dict(model.named_modules())
     for name in targets.linears:
         linear = cast(nn.Linear, modules[name])
-        weights = WeightQuantizer(scheme.spec_of(name), linear.weight, learned=learned_scales)
+        weights = WeightQuantizer(scheme.spec_of(name), linear.weight, learned=learnable_scales)
         inputs = make_input_quantizer(scheme.activation, observer, linear.weight.device)
         replace_module(model, name, FakeQuantizedLinear(linear, weights, inputs))
     if scheme.embedding is not None and targets.embedding is not None:
         embedding = cast(nn.Embedding, modules[targets.embedding])
         spec = scheme.spec_of(targets.embedding, embedding=True)
-        weights = WeightQuantizer(spec, embedding.weight, learned=learned_scales)
+        weights = WeightQuantizer(spec, embedding.weight, learned=learnable_scales)
         replace_module(model, targets.embedding, FakeQuantizedEmbedding(embedding, weights))
         if targets.head is not None:
             linear = cast(nn.Linear, modules[targets.head])
             if not targets.tied:
                 spec = scheme.spec_of(targets.head, embedding=True)
-                weights = WeightQuantizer(spec, linear.weight, learned=learned_scales)
+                weights = WeightQuantizer(spec, linear.weight, learned=learnable_scales)
             inputs = make_input_quantizer(scheme.activation, observer, linear.weight.device)
             replace_module(model, targets.head, FakeQuantizedLinear(linear, weights, inputs, tied=targets.tied))
     return targets
@@ -78,18 +81,15 @@ def set_phase(model: nn.Module, *, quantize_inputs: bool, observe: bool, reuse_w
         reuse_weights: simulate each weight once until the next call, however many forward passes (of a step that
             accumulates gradients) come before it.
     """
-    for module in model.modules():
-        if isinstance(module, WeightQuantizer):
-            module.begin_step(reuse=reuse_weights)
-        if isinstance(module, (DynamicInputQuantizer, StaticInputQuantizer)):
-            module.enabled = quantize_inputs
-        if isinstance(module, StaticInputQuantizer):
-            module.observing = observe
+    for layer in fake_quantized_layers(model).values():
+        layer.quantizer.begin_step(reuse=reuse_weights)
+        if layer.input_quantizer is not None:
+            layer.input_quantizer.set_phase(enabled=quantize_inputs, observing=observe)
 
 
 def has_static_ranges(model: nn.Module) -> bool:
     """Whether ranges have to be observed before the model can be converted."""
-    return any(isinstance(module, StaticInputQuantizer) for module in model.modules())
+    return any(layer.needs_range for layer in fake_quantized_layers(model).values())
 
 
 @torch.no_grad()
@@ -108,34 +108,15 @@ def convert(model: nn.Module) -> None:
     Raises:
         UserError: static ranges were never observed.
     """
-    tied: dict[int, PackedWeight] = {}
-    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, (FakeQuantizedLinear, FakeQuantizedEmbedding))]
-    for name, layer in sorted(layers, key=lambda pair: not isinstance(pair[1], FakeQuantizedEmbedding)):
-        if isinstance(layer, FakeQuantizedEmbedding):
-            packed = tied[id(layer.weight)] = _packed(layer.weight, layer.weight_quantizer)
-            replace_module(model, name, IntegerEmbedding(packed, layer.weight.dtype, layer.output_scale))
-        else:
-            replace_module(model, name, _integer_linear(layer, tied.get(id(layer.weight))))
+    embeddings: dict[int, PackedWeight] = {}
+    layers = fake_quantized_layers(model).items()
+    for name, layer in sorted(layers, key=lambda pair: pair[1].kind != "embedding"):
+        shared = embeddings.get(id(layer.weight))
+        packed = layer.packed() if shared is None else shared
+        if layer.kind == "embedding":
+            embeddings[id(layer.weight)] = packed
+        replace_module(model, name, layer.to_integer(packed, tied=shared is not None))
     DynamicInputQuantizer.forget()
-
-
-def _packed(weight: Tensor, quantizer: WeightQuantizer) -> PackedWeight:
-    rows, features = weight.shape
-    return PackedWeight.of(quantizer.quantized(weight), rows, features, quantizer.spec)
-
-
-def _integer_linear(layer: FakeQuantizedLinear, shared: PackedWeight | None) -> IntegerLinear:
-    quantizer = layer.input_quantizer
-    activation = None
-    if quantizer is not None:
-        activation = ActivationSpec(mode="static" if isinstance(quantizer, StaticInputQuantizer) else "dynamic")
-    packed = shared if shared is not None else _packed(layer.real_weight, layer.quantizer)
-    integer = IntegerLinear(packed, layer.bias, activation, tied=shared is not None)
-    if isinstance(quantizer, StaticInputQuantizer):
-        scale, zero_point = quantizer.parameters_of_range()
-        integer.input_scale = scale.reshape(1)
-        integer.input_zero_point = zero_point.reshape(1).to(torch.int8)
-    return integer
 
 
 def build_integer_layers(model: nn.Module, scheme: Scheme) -> Targets:

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from edgequant.quantization.affine import affine_parameters, fake_quantize, fake_quantize_tokens, simulated_weight
 from edgequant.quantization.calibrated_block import CalibratedBlock
-from edgequant.quantization.fake_quantization import INT8, FakeQuantizedLinear, StaticInputQuantizer
-from edgequant.quantization.folding import Fold, find_folds
+from edgequant.quantization.fake_quantization import FakeQuantizedLinear
+from edgequant.quantization.folding import ScalingPair, find_scaling_pairs
+from edgequant.quantization.layers.input_quantizers import INT8
 
 SAMPLED_TOKENS = 512  # of each input, on which exponents are compared
 ALPHAS = [step / 10 for step in range(11)]
@@ -48,7 +49,7 @@ class Smoothing:
 
     @torch.no_grad()
     def apply(self, block: CalibratedBlock) -> None:
-        folds = find_folds(block)
+        pairs = find_scaling_pairs(block)
         seen: dict[str, Seen] = {}
         kept = -(-SAMPLED_TOKENS // len(block.inputs))
 
@@ -56,21 +57,21 @@ class Smoothing:
             first = inputs[0]
             seen.setdefault(name, Seen(first, first, [])).add(inputs, kept)
 
-        block.watch([group.names[0] for group, _ in folds], add)
-        for group, fold in folds:
-            fold.apply(block, self._scale(block, fold, seen[group.names[0]]))
+        block.watch([group.names[0] for group, _ in pairs], add)
+        for group, pair in pairs:
+            pair.apply(block, self._scale(block, pair, seen[group.names[0]]))
 
-    def _scale(self, block: CalibratedBlock, fold: Fold, seen: Seen) -> Tensor:
-        layers = [block.layers[name] for name in fold.names]
+    def _scale(self, block: CalibratedBlock, pair: ScalingPair, seen: Seen) -> Tensor:
+        layers = [block.layers[name] for name in pair.names]
         weights = torch.stack([layer.weight.abs().amax(0).float() for layer in layers]).amax(0)
-        weights = fold.gather(weights).clamp(min=1e-5)
-        inputs = fold.gather(torch.maximum(seen.low.abs(), seen.high.abs())).clamp(min=1e-5)
+        weights = pair.gather(weights).clamp(min=1e-5)
+        inputs = pair.gather(torch.maximum(seen.low.abs(), seen.high.abs())).clamp(min=1e-5)
         scales = [_centred(inputs**alpha / weights ** (1 - alpha)) for alpha in self.alphas]
         if len(scales) == 1:
             return scales[0]
         sample = torch.cat(seen.sample)
         expected = [sample @ layer.weight.float().t() for layer in layers]
-        errors = [_output_error(layers, fold.spread(scale), sample, expected, seen) for scale in scales]
+        errors = [_output_error(layers, pair.spread(scale), sample, expected, seen) for scale in scales]
         return scales[min(range(len(errors)), key=errors.__getitem__)]
 
 
@@ -84,11 +85,10 @@ def _output_error(
 ) -> float:
     """Squared error of the layers' outputs with x / s and W s quantised to nearest, on the sample [tokens, in]."""
     smooth = sample / scale
-    quantizer = layers[0].input_quantizer
-    if isinstance(quantizer, StaticInputQuantizer):
+    if layers[0].needs_range:
         extremes = affine_parameters((seen.low / scale).min(), (seen.high / scale).max(), INT8)
         smooth = fake_quantize(smooth, *extremes, INT8)
-    elif quantizer is not None:
+    elif layers[0].input_quantizer is not None:
         smooth = fake_quantize_tokens(smooth, INT8)
     error = torch.zeros((), device=sample.device)
     for layer, right in zip(layers, expected, strict=True):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from edgequant.errors import UserError
-from edgequant.quantization.fake_quantization import FakeQuantizedLinear
+from edgequant.quantization.fake_quantization import fake_quantized_linears
 
 Context = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -26,18 +26,14 @@ def decoder_blocks(model: nn.Module) -> dict[str, nn.Module]:
         UserError: the model has no such list.
     """
     lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
-    fitting = [(name, blocks) for name, blocks in lists if len(blocks) and all(map(_holds_linears, blocks))]
+    fitting = [(name, blocks) for name, blocks in lists if len(blocks) and all(map(fake_quantized_linears, blocks))]
     if not fitting:
         raise UserError(
             f"{type(model).__name__} has no list of decoder blocks with linears, which calibrated PTQ goes through "
-            "one by one; use method rtn or mse"
+            "one by one; use method rtn or mse_clip"
         )
     name, blocks = max(fitting, key=lambda pair: len(pair[1]))
     return {f"{name}.{index}": block for index, block in enumerate(blocks)}
-
-
-def _holds_linears(module: nn.Module) -> bool:
-    return any(isinstance(child, FakeQuantizedLinear) for child in module.modules())
 
 
 class BlockStream:
@@ -163,7 +159,7 @@ def _blocks_replaced(blocks: list[nn.Module], stand_in: Callable[..., Tensor]) -
 
 
 @contextmanager
-def watching(
+def capture_inputs(
     layers: list[nn.Module], see: Callable[[nn.Module, Tensor], None], *, stop: bool = False
 ) -> Iterator[None]:
     """Show `see(layer, inputs)` every input of the layers; with `stop`, a pass ends once all have been seen."""
@@ -185,7 +181,7 @@ def watching(
 
 
 def until_seen(run: Callable[[], Any]) -> None:
-    """Run a pass that `watching(..., stop=True)` may end early."""
+    """Run a pass that `capture_inputs(..., stop=True)` may end early."""
     try:
         run()
     except _Reached:

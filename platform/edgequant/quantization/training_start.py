@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from edgequant.quantization.affine import QuantizedWeight, dequantize_weight, grouped
-from edgequant.quantization.chosen_weights import chosen_of, set_quantizer
-from edgequant.quantization.fake_quantization import FakeQuantizedEmbedding, FakeQuantizedLinear, WeightQuantizer
+from edgequant.quantization.calibration import CalibrationSettings
+from edgequant.quantization.chosen_weights import chosen_of
+from edgequant.quantization.fake_quantization import fake_quantized_layers
+from edgequant.quantization.layers.weight_quantizer import WeightQuantizer
 from edgequant.quantization.ptq import choose_integers
 from edgequant.quantization.ptq_settings import PtqSettings
 from edgequant.quantization.scheme import Scheme, WeightSpec
@@ -25,6 +27,7 @@ def prepare_from_ptq(
     calibration: list[Tensor],
     *,
     settings: PtqSettings = PtqSettings(),
+    calibration_settings: CalibrationSettings = CalibrationSettings(),
     work_folder: Path | None = None,
 ) -> None:
     """`qat.prepare`, in place, from what a PTQ method chooses instead of from the floating-point weights.
@@ -36,26 +39,25 @@ def prepare_from_ptq(
     Args:
         model: floating-point, in evaluation mode.
         scheme: what to quantise and how; backend `edgequant`.
-        method: see `ptq_settings.parse_method`; awq and smoothquant leave their scales folded into the norms.
+        method: see `ptq_methods.parse_method`; awq and smoothquant leave their scales folded into the norms.
         calibration: token batches [batch, length].
-        settings: of the method.
+        settings, calibration_settings: as `ptq.quantize`.
         work_folder: as `ptq.quantize`.
 
     Raises:
         UserError: as `ptq.quantize`.
     """
-    choose_integers(model, scheme, calibration, method, settings, work_folder)
+    choose_integers(model, scheme, calibration, method, settings, calibration_settings, work_folder)
     quantizers: dict[int, WeightQuantizer] = {}
     # Embeddings first: a tied head sees the shared weight through the embedding's quantiser.
-    layers = [m for m in model.modules() if isinstance(m, (FakeQuantizedLinear, FakeQuantizedEmbedding))]
-    for layer in sorted(layers, key=lambda module: not isinstance(module, FakeQuantizedEmbedding)):
+    for layer in sorted(fake_quantized_layers(model).values(), key=lambda layer: layer.kind != "embedding"):
         if id(layer.weight) not in quantizers:
             chosen = chosen_of(layer)
             assert chosen is not None  # a method leaves no layer without integers
             layer.weight.copy_(nearest_that_round_to(layer.weight, chosen, layer.spec))
             made = WeightQuantizer(layer.spec, layer.weight, learned=True, start=chosen)
             quantizers[id(layer.weight)] = made
-        set_quantizer(layer, quantizers[id(layer.weight)])
+        layer.quantizer = quantizers[id(layer.weight)]
 
 
 def nearest_that_round_to(weight: Tensor, chosen: QuantizedWeight, spec: WeightSpec) -> Tensor:

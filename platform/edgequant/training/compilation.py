@@ -19,7 +19,7 @@ BACKEND = "inductor"
 VARIANTS = 64  # of a block's code: layers that differ (attention kinds, bits), phases of training
 
 
-def pays(device: torch.device, passes: int) -> bool:
+def should_compile(device: torch.device, passes: int) -> bool:
     """Whether compiling is worth its time: on a GPU, in a training of some length, where its compiler is installed."""
     return device.type == "cuda" and passes >= PAYS_FROM and importlib.util.find_spec("triton") is not None
 

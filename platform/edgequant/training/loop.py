@@ -15,7 +15,7 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
 from edgequant.errors import UserError
 from edgequant.models import pick_dtype
-from edgequant.training.compilation import compiled_blocks, pays
+from edgequant.training.compilation import compiled_blocks, should_compile
 from edgequant.training.distillation import divergence, next_token_loss
 from edgequant.training.settings import TrainingSettings
 from edgequant.training.teacher_cache import CachedTeacher, cached_teacher
@@ -261,7 +261,7 @@ def _compiled_where_asked(
     model: nn.Module, teacher: Teacher | None, settings: TrainingSettings
 ) -> contextlib.AbstractContextManager[None]:
     device = next(model.parameters()).device
-    if not (pays(device, settings.passes) if settings.compile is None else settings.compile):
+    if not (should_compile(device, settings.passes) if settings.compile is None else settings.compile):
         return contextlib.nullcontext()
     run = teacher if isinstance(teacher, nn.Module) and settings.distillation_weight else None
     return compiled_blocks(model, run, tolerant=settings.compile is None)

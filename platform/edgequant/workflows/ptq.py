@@ -47,7 +47,7 @@ def ptq(
     Args:
         model: short name, hub id, folder, .gguf file or MLflow URI of a floating-point model.
         scheme: one or several, separated by commas, e.g. w4-g32,w8a8-static,bnb-nf4.
-        method: how integers are chosen: rtn, mse, gptq, awq, smoothquant, block, or e.g. awq+gptq, gptq+block.
+        method: how integers are chosen: {ptq_methods}.
         size_budget: mixed precision: choose bits layer by layer so that a checkpoint fits, e.g. bits_per_parameter=4.5
             or megabytes=80; schemes of fixed bits stay as they are.
         dataset: text that is calibrated on: disaster, disaster-multilingual, wikitext-2, a folder or file, or

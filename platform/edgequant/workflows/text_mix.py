@@ -48,7 +48,9 @@ def _share(dataset: str, given: str) -> float:
     except ValueError:
         share = 0.0
     if not 0 < share < 1:
-        raise UserError(f"dataset {dataset!r}: a share must be a number between 0 and 1 behind the colon, got {given!r}")
+        raise UserError(
+            f"dataset {dataset!r}: a share must be a number between 0 and 1 behind the colon, got {given!r}"
+        )
     return share
 
 

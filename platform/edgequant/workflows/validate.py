@@ -45,7 +45,7 @@ def validate(
         UserError: names the value and what was expected.
     """
     from edgequant import models
-    from edgequant.quantization.ptq_settings import parse_method
+    from edgequant.quantization.ptq_methods import parse_method
     from edgequant.quantization.scheme import check_group_sizes, parse_scheme
 
     if method is not None:

@@ -23,9 +23,9 @@ from edgequant.quantization.settings import QatSettings
 from edgequant.training.loop import train
 from edgequant.training.settings import TrainingSettings
 from edgequant.training.teacher_cache import check_top_k
-from edgequant.workflows.settings import RunSettings
 from edgequant.workflows.inputs import training_sequences
 from edgequant.workflows.layer_bits import choose
+from edgequant.workflows.settings import RunSettings
 
 Metrics = dict[str, float]
 OnStep = Callable[[str, nn.Module, int, Mapping[str, float]], None]

@@ -1,0 +1,1 @@
+"""The layers that take a linear's or an embedding's place, and what they quantise with."""
