@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from edgequant.errors import UserError
 from edgequant.quantization.affine import affine_parameters, dequantize, quantize
-from edgequant.quantization.ptq_settings import ObserverName
+from edgequant.quantization.scheme import ObserverName
 
 HISTOGRAM_BINS = 2048
 

@@ -22,9 +22,9 @@ from edgequant.quantization.calibrated_block import CalibratedBlock, Step, relat
 from edgequant.quantization.chosen_weights import IdentityQuantizer, choose
 from edgequant.quantization.fake_quantization import FakeQuantizedLayer, fake_quantized_layers, fake_quantized_linears
 from edgequant.quantization.ptq_methods import Combination, parse_method
-from edgequant.quantization.ptq_settings import ObserverName, PtqSettings
+from edgequant.quantization.ptq_settings import PtqSettings
 from edgequant.quantization.rounding import HessianRounding, Rounding
-from edgequant.quantization.scheme import Scheme
+from edgequant.quantization.scheme import ObserverName, Scheme
 from edgequant.quantization.streaming import BlockStream
 from edgequant.quantization.structure import Targets
 

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from edgequant.errors import UserError
-
-ObserverName = Literal["moving_average_minmax", "minmax", "percentile", "mse"]
+from edgequant.quantization.scheme import ObserverName
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,8 +23,7 @@ from edgequant.quantization.fake_quantization import (
 from edgequant.quantization.integer import IntegerEmbedding, IntegerLinear, PackedWeight
 from edgequant.quantization.layers.input_quantizers import DynamicInputQuantizer, make_input_quantizer
 from edgequant.quantization.layers.weight_quantizer import WeightQuantizer
-from edgequant.quantization.ptq_settings import ObserverName
-from edgequant.quantization.scheme import ActivationSpec, Scheme, WeightSpec
+from edgequant.quantization.scheme import ActivationSpec, ObserverName, Scheme, WeightSpec
 from edgequant.quantization.structure import Targets, find_targets, replace_module
 
 

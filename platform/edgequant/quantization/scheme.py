@@ -13,6 +13,7 @@ from edgequant.quantization.size_budget import SizeBudget, budget_of_suffix
 
 Granularity = Literal["tensor", "channel", "group"]
 ZeroPoint = Literal["none", "integer", "real"]
+ObserverName = Literal["moving_average_minmax", "minmax", "percentile", "mse"]  # finds a static range
 
 # The names of the house; any other combination that the grammar below admits works as well.
 SCHEMES = (

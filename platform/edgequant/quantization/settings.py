@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from edgequant.errors import UserError
 from edgequant.quantization.ptq_methods import parse_method
-from edgequant.quantization.ptq_settings import ObserverName
+from edgequant.quantization.scheme import ObserverName
 
 if TYPE_CHECKING:
     from edgequant.quantization.scheme import Scheme

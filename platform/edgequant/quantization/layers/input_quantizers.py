@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from edgequant.errors import UserError
 from edgequant.quantization.affine import affine_parameters, fake_quantize, fake_quantize_tokens
 from edgequant.quantization.observers import make_observer
-from edgequant.quantization.ptq_settings import ObserverName
-from edgequant.quantization.scheme import ActivationSpec
+from edgequant.quantization.scheme import ActivationSpec, ObserverName
 
 INT8 = (-128, 127)
 
