@@ -9,8 +9,8 @@ HERE = Path(__file__).parent
 @pytest.fixture(scope="session")
 def ray_here():
     """One small Ray for all tests of the search; its workers can import fake_candidates."""
-    from edgequant_tune.delivery import worker_environment
-    from edgequant_tune.search import ray_cluster
+    from edgequant_tune.driver import ray_cluster
+    from edgequant_tune.results import worker_environment
 
     before = os.environ.get("PYTHONPATH", "")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), before]))

@@ -9,8 +9,8 @@ from edgequant import tracking
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.quantization.settings import QuantizationSettings
 from edgequant.training.settings import LoraSettings, TrainingSettings
-from edgequant_tune import delivery, plan
-from edgequant_tune.search import ray_cluster, run_search
+from edgequant_tune import plan, results
+from edgequant_tune.driver import ray_cluster, run_search
 
 folder, resume = Path(sys.argv[1]), sys.argv[2:] == ["resume"]
 mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
@@ -23,8 +23,8 @@ checked = plan.check_plan(
 )  # fmt: skip
 with (
     tracking.workflow_run("tune", {"of": "a test"}, resume=resume) as run,
-    ray_cluster(delivery.worker_environment()) as resources,
-    delivery.trials_closed(run),
+    ray_cluster(results.worker_environment()) as resources,
+    results.trials_closed(run),
 ):
     search = plan.make_search(checked, run.id, resources, EvaluationSettings(), None, str(folder / "out"), "cpu", 0)
-    run_search(search, delivery.callbacks(search, run))
+    run_search(search, results.callbacks(search, run))

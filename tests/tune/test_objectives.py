@@ -4,7 +4,7 @@ import pytest
 
 from edgequant.errors import UserError
 from edgequant_tune.objectives import dominates, read_objectives
-from edgequant_tune.outcomes import Outcome, pareto_front, ranked
+from edgequant_tune.trial_records import Outcome, pareto_front, ranked
 
 
 def outcome(number, perplexity, size, status="finished"):

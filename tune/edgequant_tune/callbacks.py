@@ -18,8 +18,8 @@ from ray.tune.experiment import Trial
 from ray.tune.logger import LoggerCallback
 
 from edgequant_tune.objectives import Objective
-from edgequant_tune.outcomes import Outcome, Status, drop_beaten, ranked, write_record
 from edgequant_tune.trial import TRACEBACK, Job
+from edgequant_tune.trial_records import Outcome, Status, drop_beaten, ranked, write_record
 
 if TYPE_CHECKING:
     from edgequant_tune.progress import Progress

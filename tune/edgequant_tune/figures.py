@@ -11,8 +11,8 @@ from optuna.trial import TrialState
 
 from edgequant.reporting import plots
 from edgequant_tune.objectives import Objective
-from edgequant_tune.outcomes import Outcome, ranked
-from edgequant_tune.space import Space
+from edgequant_tune.search_space import Space
+from edgequant_tune.trial_records import Outcome, ranked
 
 SIZE = "size/checkpoint_gb"
 

@@ -13,11 +13,11 @@ from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.quantization.settings import QuantizationSettings
 from edgequant.training.settings import LoraSettings, TrainingSettings
 from edgequant_tune.objectives import Objective, read_objectives
-from edgequant_tune.space import SCHEME, Space, read_space
+from edgequant_tune.search_space import SCHEME, Space, read_space
 from edgequant_tune.trial import CANDIDATES, Job, with_values
 
 if TYPE_CHECKING:
-    from edgequant_tune.search import Search
+    from edgequant_tune.driver import Search
 
 # Trials are compared at a quarter and at a half of the longest training, and the worse half is stopped: earlier, in the
 # warm-up of the learning rate, a comparison says little.
@@ -155,7 +155,7 @@ def make_search(
     Raises:
         UserError: a trial asks for more than there is.
     """
-    from edgequant_tune.search import Search
+    from edgequant_tune.driver import Search
 
     gpus = _gpus(plan.gpus, device, resources.get("GPU", 0))
     if plan.cpus > resources.get("CPU", 0):

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 
 from edgequant_tune.objectives import Objective
-from edgequant_tune.outcomes import Outcome, ranked
+from edgequant_tune.trial_records import Outcome, ranked
 
 
 class Progress:

@@ -16,15 +16,15 @@ from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.files import write_atomically
 from edgequant.quantization.settings import QuantizationSettings
 from edgequant.training.settings import LoraSettings, TrainingSettings
-from edgequant_tune.space import SCHEME
+from edgequant_tune.search_space import SCHEME
 
 TRIALS_FOLDER = "trials"
 TRACEBACK = "traceback.txt"
 HELD_OUT = "validation/loss"  # reported at the rungs; what successive halving compares
-# What trains one candidate, by method, as `module:function`; see `candidate.qat_candidate` for the signature.
+# What trains one candidate, by method, as `module:function`; see `train_candidate.qat_candidate` for the signature.
 CANDIDATES = {
-    "qat": "edgequant_tune.candidate:qat_candidate",
-    "finetune": "edgequant_tune.candidate:finetune_candidate",
+    "qat": "edgequant_tune.train_candidate:qat_candidate",
+    "finetune": "edgequant_tune.train_candidate:finetune_candidate",
 }
 
 

@@ -88,19 +88,19 @@ def tune(
 
     from edgequant import tracking
     from edgequant.workflows.closing import closing_console, print_closing, print_table
-    from edgequant_tune import delivery
-    from edgequant_tune.search import ray_cluster, run_search
+    from edgequant_tune import results
+    from edgequant_tune.driver import ray_cluster, run_search
 
     with tracking.workflow_run("tune", config, experiment=experiment, resume=resume) as run:
-        with ray_cluster(delivery.worker_environment()) as resources:
+        with ray_cluster(results.worker_environment()) as resources:
             search = make_search(plan, run.id, resources, evaluation, data_dir, output, device, seed)
-            with delivery.trials_closed(run):
-                outcomes = run_search(search, delivery.callbacks(search, run))
-        best = delivery.log_search(search, outcomes)
-        rows = delivery.measure_best(search, best, evaluation)
-        checkpoint = delivery.file_checkpoint(search, best, rows, run, register=register and method == "qat")
+            with results.trials_closed(run):
+                outcomes = run_search(search, results.callbacks(search, run))
+        best = results.log_search(search, outcomes)
+        rows = results.measure_best(search, best, evaluation)
+        checkpoint = results.file_checkpoint(search, best, rows, run, register=register and method == "qat")
         print_table(
-            f"{len(outcomes)} trials, scored on validation data", delivery.table(search, outcomes), closing_console()
+            f"{len(outcomes)} trials, scored on validation data", results.table(search, outcomes), closing_console()
         )
         title = f"tune: {plan.name}, {best.name} measured in full"
-        print_closing(title, list(rows.values()), run, delivery.next_command(checkpoint, method))
+        print_closing(title, list(rows.values()), run, results.next_command(checkpoint, method))

@@ -29,12 +29,12 @@ def search_for(monkeypatch, tmp_path, run_id, resources, *, candidate, space=Non
 def run(monkeypatch, tmp_path, resources, **changed):
     """A search under a run of its own; returns the search, its outcomes, the run's id."""
     from edgequant import tracking
-    from edgequant_tune import delivery
-    from edgequant_tune.search import run_search
+    from edgequant_tune import results
+    from edgequant_tune.driver import run_search
 
     with tracking.workflow_run("tune", {"test": 1}) as parent:
         search = search_for(monkeypatch, tmp_path, parent.id, resources, **changed)
-        outcomes = run_search(search, delivery.callbacks(search, parent))
+        outcomes = run_search(search, results.callbacks(search, parent))
     return search, outcomes, parent.id
 
 
@@ -65,7 +65,7 @@ def test_trials_are_finished_nested_runs_with_parameters_and_live_metrics(monkey
 
 
 def test_only_checkpoints_that_nothing_beats_stay_on_disk(monkeypatch, tmp_path, store, ray_here):
-    from edgequant_tune.outcomes import ranked
+    from edgequant_tune.trial_records import ranked
 
     search, outcomes, _ = run(monkeypatch, tmp_path, ray_here, candidate="bowl")
     best = ranked(outcomes, search.objectives)[0]
@@ -74,8 +74,8 @@ def test_only_checkpoints_that_nothing_beats_stay_on_disk(monkeypatch, tmp_path,
 
 
 def test_failed_and_diverged_trials_do_not_stop_the_search(monkeypatch, tmp_path, store, ray_here):
-    from edgequant_tune.delivery import table
-    from edgequant_tune.outcomes import ranked
+    from edgequant_tune.results import table
+    from edgequant_tune.trial_records import ranked
 
     space = RATE | {"batch_size": {"choice": [2, 4, 8]}}
     search, outcomes, parent = run(monkeypatch, tmp_path, ray_here, candidate="fragile", space=space, trials=8)
@@ -93,7 +93,7 @@ def test_failed_and_diverged_trials_do_not_stop_the_search(monkeypatch, tmp_path
 
 def test_a_search_in_which_nothing_works_says_why(monkeypatch, tmp_path, store, ray_here):
     from edgequant import tracking
-    from edgequant_tune.delivery import log_search
+    from edgequant_tune.results import log_search
 
     search, outcomes, _ = run(monkeypatch, tmp_path, ray_here, candidate="broken", trials=2)
     with pytest.raises(RuntimeError, match="disk is gone"), tracking.workflow_run("tune", {}):
@@ -115,7 +115,7 @@ def test_the_scheduler_stops_what_lags_behind_and_its_run_says_so(monkeypatch, t
 
 def test_two_objectives_keep_the_trade_offs(monkeypatch, tmp_path, store, ray_here):
     from edgequant_tune.figures import figures
-    from edgequant_tune.outcomes import pareto_front
+    from edgequant_tune.trial_records import pareto_front
 
     space = RATE | {"scheme": {"choice": ["w4a8-g32+emb4", "w8a8"]}}
     both = ["domain/perplexity", "size/checkpoint_gb"]

@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 from ray.tune.search.optuna import OptunaSearch
 
 from edgequant_tune.objectives import Objective
-from edgequant_tune.space import Space
+from edgequant_tune.search_space import Space
 
 METRICS = "metrics/"  # where a report holds the metrics, in Ray's flattened names
 

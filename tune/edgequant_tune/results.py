@@ -13,10 +13,10 @@ from edgequant import models, tracking
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.workflows.inputs import evaluation_data
 from edgequant.workflows.measuring import measure
-from edgequant_tune import figures, outcomes
+from edgequant_tune import figures, trial_records
 from edgequant_tune.callbacks import MlflowTrials, TrialRecords, close_trials
-from edgequant_tune.outcomes import Outcome
-from edgequant_tune.search import Search
+from edgequant_tune.driver import Search
+from edgequant_tune.trial_records import Outcome
 
 if TYPE_CHECKING:
     from ray.tune import Callback
@@ -78,7 +78,7 @@ def log_search(search: Search, found: Sequence[Outcome]) -> Outcome:
     Raises:
         RuntimeError: no trial finished; says how the first one failed.
     """
-    best = outcomes.ranked(found, search.objectives)
+    best = trial_records.ranked(found, search.objectives)
     tracking.log_table(full_table(search, found), "trials.json")
     counts = {status: sum(o.status == status for o in found) for status in ("finished", "stopped", "failed")}
     tracking.log_metrics({f"trials/{status}": count for status, count in counts.items()})
@@ -149,7 +149,7 @@ def full_table(search: Search, found: Sequence[Outcome]) -> list[dict[str, Any]]
 
 def table(search: Search, found: Sequence[Outcome]) -> list[dict[str, Any]]:
     """The trials that the closing table shows."""
-    return outcomes.table(found, search.objectives, model=search.name, scheme=search.job.scheme)
+    return trial_records.table(found, search.objectives, model=search.name, scheme=search.job.scheme)
 
 
 def next_command(checkpoint: str, method: str) -> str:

@@ -20,11 +20,11 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from edgequant_tune.objectives import Objective
-from edgequant_tune.outcomes import Outcome, read_record
+from edgequant_tune.optuna_search import METRICS, Searcher
 from edgequant_tune.plan import REDUCTION_FACTOR
-from edgequant_tune.searcher import METRICS, Searcher
-from edgequant_tune.space import Space
+from edgequant_tune.search_space import Space
 from edgequant_tune.trial import HELD_OUT, Job, trainable
+from edgequant_tune.trial_records import Outcome, read_record
 
 STATE = "ray"  # folder of Ray Tune's own state, beside trials/ and trials.json
 # Ray Tune reads these when the search runs: state on disk ten times a second, so that a crash costs no finished trial
