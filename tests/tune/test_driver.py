@@ -1,41 +1,23 @@
 import json
 import math
 
+import fake_candidates
 import pytest
+from search_specs import RATE, search_spec
 
-from edgequant.evaluation.settings import EvaluationSettings
-from edgequant.quantization.settings import QuantizationSettings
-from edgequant.training.settings import LoraSettings, TrainingSettings
-from edgequant_tune import plan as plan_module
-from edgequant_tune.plan import check_plan, make_search
-
-RATE = {"learning_rate": {"log_uniform": [1e-6, 1e-2]}}
+from edgequant.errors import UserError
+from edgequant.training.settings import TrainingSettings
 
 
-def search_for(monkeypatch, tmp_path, run_id, resources, *, candidate, space=None, steps=8, **changed):
-    monkeypatch.setitem(plan_module.CANDIDATES, "qat", f"fake_candidates:{candidate}")
-    arguments = {
-        "model": "tiny", "method": "qat", "lora": LoraSettings(),
-        "scheme": "w4a8-g32+emb4", "text": "disaster", "space": space or RATE,
-        "objectives": ["domain/perplexity"], "trials": 5, "training": TrainingSettings(steps=steps, learning_rate=1e-3),
-        "quantization": QuantizationSettings(), "minutes": None, "scheduler": "none", "concurrent": None,
-        "cpus": 1.0, "gpus": 0.0,
-    } | changed  # fmt: skip
-    return make_search(
-        check_plan(**arguments), run_id, resources, EvaluationSettings(), None, str(tmp_path / "out"), "cpu", 0
-    )
-
-
-def run(monkeypatch, tmp_path, resources, **changed):
-    """A search under a run of its own; returns the search, its outcomes, the run's id."""
+def run(tmp_path, resources, train, **options):
+    """A search under a run of its own; returns its spec, its trials, the run's id."""
     from edgequant import tracking
-    from edgequant_tune import results
     from edgequant_tune.driver import run_search
 
     with tracking.workflow_run("tune", {"test": 1}) as parent:
-        search = search_for(monkeypatch, tmp_path, parent.id, resources, **changed)
-        outcomes = run_search(search, results.callbacks(search, parent))
-    return search, outcomes, parent.id
+        spec = search_spec(train, output=str(tmp_path / "out"), **options).on(resources, parent.id)
+        records = run_search(spec, parent)
+    return spec, records, parent.id
 
 
 def children(store, parent):
@@ -44,8 +26,8 @@ def children(store, parent):
     return {run.info.run_name: run for run in runs}
 
 
-def test_trials_are_finished_nested_runs_with_parameters_and_live_metrics(monkeypatch, tmp_path, store, ray_here):
-    _, outcomes, parent = run(monkeypatch, tmp_path, ray_here, candidate="bowl")
+def test_trials_are_finished_nested_runs_with_parameters_and_live_metrics(tmp_path, store, ray_here):
+    _, records, parent = run(tmp_path, ray_here, fake_candidates.bowl)
     runs = children(store, parent)
     assert sorted(runs) == [f"trial {i}" for i in range(1, 6)]
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
@@ -57,78 +39,78 @@ def test_trials_are_finished_nested_runs_with_parameters_and_live_metrics(monkey
         "model": "tiny",
         "scheme": "w4a8-g32+emb4",
         "phase": "tune",
-        "trial": outcomes[0].id,
+        "trial": records[0].id,
     }
     assert {key: first.tags[f"edgequant.{key}"] for key in tags} == tags
     history = store.get_metric_history(runs["trial 1"].info.run_id, "train/loss")
     assert [(point.step, point.value) for point in history] == [(i, pytest.approx(1 + 1 / i)) for i in range(1, 9)]
 
 
-def test_only_checkpoints_that_nothing_beats_stay_on_disk(monkeypatch, tmp_path, store, ray_here):
+def test_only_checkpoints_that_nothing_beats_stay_on_disk(tmp_path, store, ray_here):
     from edgequant_tune.trial_records import ranked
 
-    search, outcomes, _ = run(monkeypatch, tmp_path, ray_here, candidate="bowl")
-    best = ranked(outcomes, search.objectives)[0]
-    assert [folder.name for folder in (search.folder / "trials").iterdir()] == [best.id]
+    spec, records, _ = run(tmp_path, ray_here, fake_candidates.bowl)
+    best = ranked(records, spec.objectives)[0]
+    assert [folder.name for folder in (spec.trial.folder / "trials").iterdir()] == [best.id]
     assert abs(math.log10(best.values["learning_rate"] / 1e-4)) <= 1.0  # no worse than the first trial
 
 
-def test_failed_and_diverged_trials_do_not_stop_the_search(monkeypatch, tmp_path, store, ray_here):
+def test_failed_and_diverged_trials_do_not_stop_the_search(tmp_path, store, ray_here):
     from edgequant_tune.results import table
     from edgequant_tune.trial_records import ranked
 
     space = RATE | {"batch_size": {"choice": [2, 4, 8]}}
-    search, outcomes, parent = run(monkeypatch, tmp_path, ray_here, candidate="fragile", space=space, trials=8)
-    failed = [outcome for outcome in outcomes if outcome.status == "failed"]
-    assert failed and all(outcome.values["batch_size"] == 8 for outcome in failed)
-    assert {outcome.values["batch_size"] for outcome in ranked(outcomes, search.objectives)} == {4}  # NaN never wins
+    spec, records, parent = run(tmp_path, ray_here, fake_candidates.fragile, space=space, trials=8)
+    failed = [record for record in records if record.status == "failed"]
+    assert failed and all(record.values["batch_size"] == 8 for record in failed)
+    assert {record.values["batch_size"] for record in ranked(records, spec.objectives)} == {4}  # NaN never wins
     runs = children(store, parent)
-    for outcome in failed:
-        run_of = runs[outcome.name]
+    for record in failed:
+        run_of = runs[record.name]
         assert run_of.info.status == "FAILED"
         assert "batch_size 8 does not fit" in run_of.data.tags["edgequant.error"]
         assert [file.path for file in store.list_artifacts(run_of.info.run_id)] == ["traceback.txt"]
-    assert any("batch_size 8 does not fit" in row.get("error", "") for row in table(search, outcomes))
+    assert any("batch_size 8 does not fit" in row.get("error", "") for row in table(spec, records))
 
 
-def test_a_search_in_which_nothing_works_says_why(monkeypatch, tmp_path, store, ray_here):
+def test_a_search_in_which_nothing_works_says_why(tmp_path, store, ray_here):
     from edgequant import tracking
     from edgequant_tune.results import log_search
 
-    search, outcomes, _ = run(monkeypatch, tmp_path, ray_here, candidate="broken", trials=2)
+    spec, records, _ = run(tmp_path, ray_here, fake_candidates.broken, trials=2)
     with pytest.raises(RuntimeError, match="disk is gone"), tracking.workflow_run("tune", {}):
-        log_search(search, outcomes)
+        log_search(spec, records)
 
 
-def test_the_scheduler_stops_what_lags_behind_and_its_run_says_so(monkeypatch, tmp_path, store, ray_here):
-    search, outcomes, parent = run(
-        monkeypatch, tmp_path, ray_here, candidate="bowl", trials=10, scheduler="asha", concurrent=1
+def test_the_scheduler_stops_what_lags_behind_and_its_run_says_so(tmp_path, store, ray_here):
+    spec, records, parent = run(
+        tmp_path, ray_here, fake_candidates.bowl, trials=10, scheduler="asha", concurrent_trials=1
     )
-    assert search.job.rungs == (2, 4)
-    stopped = [outcome for outcome in outcomes if outcome.status == "stopped"]
-    assert stopped and all(outcome.step in search.job.rungs for outcome in stopped)
+    assert spec.trial.rungs == (2, 4)
+    stopped = [record for record in records if record.status == "stopped"]
+    assert stopped and all(record.step in spec.trial.rungs for record in stopped)
     runs = children(store, parent)
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
-    for outcome in outcomes:
-        assert ("edgequant.stopped_by" in runs[outcome.name].data.tags) == (outcome.status == "stopped")
+    for record in records:
+        assert ("edgequant.stopped_by" in runs[record.name].data.tags) == (record.status == "stopped")
 
 
-def test_two_objectives_keep_the_trade_offs(monkeypatch, tmp_path, store, ray_here):
+def test_two_objectives_keep_the_trade_offs(tmp_path, store, ray_here):
     from edgequant_tune.figures import figures
     from edgequant_tune.trial_records import pareto_front
 
     space = RATE | {"scheme": {"choice": ["w4a8-g32+emb4", "w8a8"]}}
     both = ["domain/perplexity", "size/checkpoint_gb"]
-    search, outcomes, parent = run(
-        monkeypatch, tmp_path, ray_here, candidate="bowl", space=space, objectives=both, trials=8, scheduler="auto"
+    spec, records, parent = run(
+        tmp_path, ray_here, fake_candidates.bowl, space=space, objectives=both, trials=8, scheduler="auto"
     )
-    assert all(outcome.status == "finished" for outcome in outcomes)
-    front = pareto_front(outcomes, search.objectives)
-    assert {outcome.values["scheme"] for outcome in front} == {"w4a8-g32+emb4", "w8a8"}
-    assert {folder.name for folder in (search.folder / "trials").iterdir()} == {outcome.id for outcome in front}
+    assert all(record.status == "finished" for record in records)
+    front = pareto_front(records, spec.objectives)
+    assert {record.values["scheme"] for record in front} == {"w4a8-g32+emb4", "w8a8"}
+    assert {folder.name for folder in (spec.trial.folder / "trials").iterdir()} == {record.id for record in front}
     schemes = {name: run.data.tags["edgequant.scheme"] for name, run in children(store, parent).items()}
-    assert schemes == {outcome.name: outcome.values["scheme"] for outcome in outcomes}
-    assert set(figures(outcomes, search.space, search.objectives)) == {
+    assert schemes == {record.name: record.values["scheme"] for record in records}
+    assert set(figures(records, spec.space, spec.objectives)) == {
         "figures/pareto.html",
         "figures/importance_domain_perplexity.html",
         "figures/importance_size_checkpoint_gb.html",
@@ -137,15 +119,36 @@ def test_two_objectives_keep_the_trade_offs(monkeypatch, tmp_path, store, ray_he
     }
 
 
-def test_the_time_budget_ends_the_search_and_leaves_no_run_open(monkeypatch, tmp_path, store, ray_here):
-    _, outcomes, parent = run(monkeypatch, tmp_path, ray_here, candidate="bowl", steps=40000, trials=3, minutes=10 / 60)
-    assert {outcome.status for outcome in outcomes} == {"stopped"}
+def test_the_time_budget_ends_the_search_and_leaves_no_run_open(tmp_path, store, ray_here):
+    long = TrainingSettings(steps=40000)
+    _, records, parent = run(
+        tmp_path, ray_here, fake_candidates.bowl, training=long, trials=3, time_budget_minutes=10 / 60
+    )
+    assert {record.status for record in records} == {"stopped"}
     runs = children(store, parent).values()
     assert runs and {run.info.status for run in runs} == {"FINISHED"}
     assert {run.data.tags["edgequant.stopped_by"] for run in runs} == {"time budget"}
 
 
-def test_the_record_on_disk_is_what_was_found(monkeypatch, tmp_path, store, ray_here):
-    search, outcomes, _ = run(monkeypatch, tmp_path, ray_here, candidate="bowl", trials=2)
-    kept = json.loads((search.folder / "trials.json").read_text())
-    assert [entry["values"] for entry in kept] == [outcome.values for outcome in outcomes]
+def test_the_record_on_disk_is_what_was_found(tmp_path, store, ray_here):
+    spec, records, _ = run(tmp_path, ray_here, fake_candidates.bowl, trials=2)
+    kept = json.loads((spec.trial.folder / "trials.json").read_text())
+    assert [entry["values"] for entry in kept] == [record.values for record in records]
+
+
+@pytest.mark.parametrize("begun_with", [None, {"format": 1}])
+def test_an_interrupted_search_of_another_version_is_refused_by_name(tmp_path, store, ray_here, begun_with):
+    from edgequant import tracking
+    from edgequant_tune.driver import run_search
+
+    spec, _, parent = run(tmp_path, ray_here, fake_candidates.bowl, trials=1)
+    (spec.trial.folder / "format.json").unlink()
+    if begun_with:
+        (spec.trial.folder / "format.json").write_text(json.dumps(begun_with))
+    before = (spec.trial.folder / "calls.txt").read_text()
+    with (
+        pytest.raises(UserError, match=rf"{parent}' was begun by another version of edgequant.*without --resume"),
+        tracking.workflow_run("tune", {"test": 1}) as again,
+    ):
+        run_search(spec, again)
+    assert (spec.trial.folder / "calls.txt").read_text() == before

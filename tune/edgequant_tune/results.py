@@ -1,75 +1,25 @@
-"""What a search leaves behind: nested runs, figures, the winner measured beside its baseline, a registered version."""
+"""What a search leaves behind: figures, the winner measured beside its baseline, a registered version, tables."""
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edgequant import models, tracking
-from edgequant.evaluation.settings import EvaluationSettings
+from edgequant.workflows.closing import closing_console, print_closing, print_table
 from edgequant.workflows.inputs import evaluation_data
 from edgequant.workflows.measuring import measure
 from edgequant_tune import figures, trial_records
-from edgequant_tune.callbacks import MlflowTrials, TrialRecords, close_trials
-from edgequant_tune.driver import Search
-from edgequant_tune.trial_records import Outcome
-
-if TYPE_CHECKING:
-    from ray.tune import Callback
+from edgequant_tune.search_spec import SearchSpec
+from edgequant_tune.trial_records import TrialRecord
 
 Rows = dict[str, dict[str, Any]]
 BEST = "tuned"  # variant of the best trial's checkpoint, measured in full
-PACKAGES = ("edgequant", "edgequant_tune")
 
 
-def worker_environment() -> dict[str, str]:
-    """What Ray's workers need: the packages (a checkout is on no path of theirs) and the store, by absolute paths."""
-    import importlib
-
-    roots = [str(Path(importlib.import_module(name).__path__[0]).parent) for name in PACKAGES]
-    paths = [*roots, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    return {
-        "PYTHONPATH": os.pathsep.join(dict.fromkeys(os.path.abspath(path) for path in paths)),
-        "MLFLOW_TRACKING_URI": absolute_store(tracking.client().tracking_uri),
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-
-
-def absolute_store(uri: str) -> str:
-    """A sqlite store named relative to the working directory, by its absolute path; any other as it is."""
-    scheme, slashes, path = uri.partition(":///")
-    if scheme == "sqlite" and slashes and not path.startswith("/"):
-        return f"sqlite:////{str(Path(path).resolve()).lstrip('/')}"
-    return uri
-
-
-def callbacks(search: Search, run: tracking.Run) -> list[Callback]:
-    """What the driver does beside searching: nested runs in MLflow, the record on disk, the progress line."""
-    tags = {"variant": "trial", "model": search.name, "phase": "tune", "split": "validation"}
-    mlflow_trials = MlflowTrials(
-        tracking_uri=absolute_store(tracking.client().tracking_uri),
-        experiment_id=run.experiment_id,
-        parent_id=run.id,
-        tags={f"edgequant.{key}": value for key, value in tags.items()},
-        job=search.job,
-    )
-    return [mlflow_trials, TrialRecords(search.job, search.objectives, search.trials)]
-
-
-@contextmanager
-def trials_closed(run: tracking.Run) -> Iterator[None]:
-    """Whatever ends the search, an error or a signal, no trial's run stays open."""
-    try:
-        yield
-    finally:
-        close_trials(tracking.client().tracking_uri, run.experiment_id, run.id)
-
-
-def log_search(search: Search, found: Sequence[Outcome]) -> Outcome:
+def log_search(spec: SearchSpec, records: Sequence[TrialRecord]) -> TrialRecord:
     """File trials, figures and the best hyperparameters with the run.
 
     Returns:
@@ -78,41 +28,41 @@ def log_search(search: Search, found: Sequence[Outcome]) -> Outcome:
     Raises:
         RuntimeError: no trial finished; says how the first one failed.
     """
-    best = trial_records.ranked(found, search.objectives)
-    tracking.log_table(full_table(search, found), "trials.json")
-    counts = {status: sum(o.status == status for o in found) for status in ("finished", "stopped", "failed")}
+    best = trial_records.ranked(records, spec.objectives)
+    tracking.log_table(full_table(spec, records), "trials.json")
+    counts = {status: sum(o.status == status for o in records) for status in ("finished", "stopped", "failed")}
     tracking.log_metrics({f"trials/{status}": count for status, count in counts.items()})
     if not best:
-        reasons = [outcome.error for outcome in found if outcome.error] or ["no objective was measured"]
+        reasons = [record.error for record in records if record.error] or ["no objective was measured"]
         raise RuntimeError(
-            f"none of {len(found)} trials finished with {search.objectives[0].metric}; first error: {reasons[0]}"
+            f"none of {len(records)} trials finished with {spec.objectives[0].metric}; first error: {reasons[0]}"
         )
-    for name, figure in figures.figures(found, search.space, search.objectives).items():
+    for name, figure in figures.figures(records, spec.space, spec.objectives).items():
         tracking.log_figure(figure, name)
     tracking.log_params({f"best.{name}": value for name, value in best[0].values.items()})
     tracking.log_metrics(
-        {f"best_trial/{o.metric.replace('/', '_')}": best[0].metrics[o.metric] for o in search.objectives}
+        {f"best_trial/{o.metric.replace('/', '_')}": best[0].metrics[o.metric] for o in spec.objectives}
     )
-    tracking.set_tags({"edgequant.best_trial": best[0].name, "edgequant.scheme": scheme_of(search, best[0])})
+    tracking.set_tags({"edgequant.best_trial": best[0].name, "edgequant.scheme": scheme_of(spec, best[0])})
     return best[0]
 
 
-def scheme_of(search: Search, outcome: Outcome) -> str:
-    return str(outcome.values.get("scheme", search.job.scheme))
+def scheme_of(spec: SearchSpec, record: TrialRecord) -> str:
+    return str(record.values.get("scheme", spec.trial.scheme))
 
 
-def measure_best(search: Search, best: Outcome, evaluation: EvaluationSettings) -> Rows:
+def measure_best(spec: SearchSpec, best: TrialRecord) -> Rows:
     """Measure the winner and the model it came from as `qat` would; the winner's metrics go on the parent too."""
-    data = evaluation_data(evaluation.measures, search.job.data_dir)
+    data = evaluation_data(spec.evaluation.measures, spec.trial.data_dir)
     assert best.checkpoint is not None
-    sources = {"baseline": (search.job.model, None), BEST: (best.checkpoint, Path(best.checkpoint))}
+    sources = {"baseline": (spec.trial.model, None), BEST: (best.checkpoint, Path(best.checkpoint))}
     rows: Rows = {}
     for variant, (source, checkpoint) in sources.items():
-        scheme = scheme_of(search, best) if checkpoint else "none"
-        with tracking.variant_run(variant, model=search.name, scheme=scheme, phase="tune"):
-            loaded = models.load(source, dtype="auto", device=search.job.device)
-            metrics = measure(loaded.model, loaded.tokenizer, data, evaluation, checkpoint=checkpoint)
-        rows[variant] = {"variant": variant, "model": search.name, "scheme": scheme, **metrics}
+        scheme = scheme_of(spec, best) if checkpoint else "none"
+        with tracking.variant_run(variant, model=spec.model_name, scheme=scheme, phase="tune"):
+            loaded = models.load(source, dtype="auto", device=spec.trial.device)
+            metrics = measure(loaded.model, loaded.tokenizer, data, spec.evaluation, checkpoint=checkpoint)
+        rows[variant] = {"variant": variant, "model": spec.model_name, "scheme": scheme, **metrics}
     tracking.log_metrics(metrics_of(rows[BEST]))
     return rows
 
@@ -121,35 +71,44 @@ def metrics_of(row: Mapping[str, Any]) -> dict[str, float]:
     return {key: value for key, value in row.items() if isinstance(value, int | float)}
 
 
-def file_checkpoint(search: Search, best: Outcome, rows: Rows, run: tracking.Run, *, register: bool) -> str:
+def file_checkpoint(spec: SearchSpec, best: TrialRecord, rows: Rows, run: tracking.Run, *, register: bool) -> str:
     """File the winner's checkpoint with the run, and register it as `edgequant-<model>`; returns its MLflow URI."""
     folder = Path(best.checkpoint or "")
     if not register:
         tracking.log_folder(folder, "checkpoint")
         return f"runs:/{run.id}/checkpoint"
     tags = {
-        "edgequant.model": search.name,
-        "edgequant.scheme": scheme_of(search, best),
+        "edgequant.model": spec.model_name,
+        "edgequant.scheme": scheme_of(spec, best),
         "edgequant.variant": BEST,
         "edgequant.baseline": json.dumps(metrics_of(rows["baseline"])),
     }
-    name = f"edgequant-{search.name}"
+    name = f"edgequant-{spec.model_name}"
     return f"models:/{name}/{tracking.register_checkpoint(folder, name, metrics=metrics_of(rows[BEST]), tags=tags)}"
 
 
-def full_table(search: Search, found: Sequence[Outcome]) -> list[dict[str, Any]]:
+def full_table(spec: SearchSpec, records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
     """Every trial with everything that is known of it."""
     return [
         {"trial": o.number, "status": o.status, "step": o.step, "seconds": o.seconds, "error": o.error}
         | o.values
         | o.metrics
-        for o in found
+        for o in records
     ]
 
 
-def table(search: Search, found: Sequence[Outcome]) -> list[dict[str, Any]]:
+def table(spec: SearchSpec, records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
     """The trials that the closing table shows."""
-    return trial_records.table(found, search.objectives, model=search.name, scheme=search.job.scheme)
+    return trial_records.table(records, spec.objectives, model=spec.model_name, scheme=spec.trial.scheme)
+
+
+def print_results(
+    spec: SearchSpec, records: Sequence[TrialRecord], best: TrialRecord, rows: Rows, run: tracking.Run, checkpoint: str
+) -> None:
+    """The trials, then the best one measured in full beside its baseline, and what to do next."""
+    print_table(f"{len(records)} trials, scored on validation data", table(spec, records), closing_console())
+    title = f"tune: {spec.model_name}, {best.name} measured in full"
+    print_closing(title, list(rows.values()), run, next_command(checkpoint, spec.method))
 
 
 def next_command(checkpoint: str, method: str) -> str:
