@@ -9,13 +9,12 @@ HERE = Path(__file__).parent
 @pytest.fixture(scope="session")
 def ray_here():
     """One small Ray for all tests of the search; its workers can import fake_candidates."""
-    from edgequant_tune.delivery import worker_environment
-    from edgequant_tune.search import ray_cluster
+    from edgequant_tune.driver import ray_cluster
 
     before = os.environ.get("PYTHONPATH", "")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), before]))
     try:
-        with ray_cluster(worker_environment()) as resources:
+        with ray_cluster() as resources:
             yield resources
     finally:
         os.environ["PYTHONPATH"] = before

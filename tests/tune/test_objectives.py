@@ -4,12 +4,12 @@ import pytest
 
 from edgequant.errors import UserError
 from edgequant_tune.objectives import dominates, read_objectives
-from edgequant_tune.outcomes import Outcome, pareto_front, ranked
+from edgequant_tune.trial_records import TrialRecord, pareto_front, ranked
 
 
-def outcome(number, perplexity, size, status="finished"):
+def record(number, perplexity, size, status="finished"):
     metrics = {"domain/perplexity": perplexity, "size/checkpoint_gb": size}
-    return Outcome(number=number, id=str(number), values={}, status=status, metrics=metrics)
+    return TrialRecord(number=number, id=str(number), values={}, status=status, metrics=metrics)
 
 
 BOTH = read_objectives(["domain/perplexity", "size/checkpoint_gb"])
@@ -34,11 +34,11 @@ def test_a_missing_or_infinite_metric_never_wins():
 
 def test_the_front_holds_what_nothing_beats_and_only_finished_trials():
     trials = [
-        outcome(1, 10, 8),
-        outcome(2, 12, 4),
-        outcome(3, 12, 8),
-        outcome(4, 9, 9, "stopped"),
-        outcome(5, math.inf, 1),
+        record(1, 10, 8),
+        record(2, 12, 4),
+        record(3, 12, 8),
+        record(4, 9, 9, "stopped"),
+        record(5, math.inf, 1),
     ]
     assert [one.number for one in pareto_front(trials, BOTH)] == [1, 2]
     assert [one.number for one in ranked(trials, BOTH[:1])] == [1, 2, 3]

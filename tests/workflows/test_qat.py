@@ -18,7 +18,7 @@ from edgequant.quantization import checkpoint
 from edgequant.quantization.settings import QuantizationSettings
 from edgequant.workflows.inputs import evaluation_data
 from edgequant.workflows.qat import compare, qat
-from edgequant_tune.candidate import Candidate, qat_candidate
+from edgequant_tune.train_candidate import Candidate, qat_candidate
 
 VARIANTS = ("baseline", "ptq", "control", "control-ptq", "qat")
 

@@ -7,7 +7,8 @@ clients and displays when first needed.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,15 +18,30 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial
 from ray.tune.logger import LoggerCallback
 
+from edgequant import tracking
 from edgequant_tune.objectives import Objective
-from edgequant_tune.outcomes import Outcome, Status, drop_beaten, ranked, write_record
-from edgequant_tune.trial import TRACEBACK, Job
+from edgequant_tune.search_spec import SearchSpec, TrialSpec
+from edgequant_tune.trial import TRACEBACK
+from edgequant_tune.trial_records import Status, TrialRecord, prune_dominated, ranked, write_records
 
 if TYPE_CHECKING:
     from edgequant_tune.progress import Progress
 
 PARENT_TAG, TRIAL_TAG, STOPPED_TAG = "mlflow.parentRunId", "edgequant.trial", "edgequant.stopped_by"
 PROCESS_TAG = "edgequant.process"
+
+
+def search_callbacks(spec: SearchSpec, run: tracking.Run) -> list[Callback]:
+    """What the driver does beside searching: nested runs in MLflow, the record on disk, the progress line."""
+    tags = {"variant": "trial", "model": spec.model_name, "phase": "tune", "split": "validation"}
+    mlflow_trials = MlflowTrials(
+        tracking_uri=absolute_store(tracking.client().tracking_uri),
+        experiment_id=run.experiment_id,
+        parent_id=run.id,
+        tags={f"edgequant.{key}": value for key, value in tags.items()},
+        spec=spec.trial,
+    )
+    return [mlflow_trials, TrialRecorder(spec.trial, spec.objectives, spec.trials)]
 
 
 class MlflowTrials(LoggerCallback):
@@ -37,10 +53,10 @@ class MlflowTrials(LoggerCallback):
     """
 
     def __init__(
-        self, *, job: Job, tracking_uri: str, experiment_id: str, parent_id: str, tags: Mapping[str, str]
+        self, *, spec: TrialSpec, tracking_uri: str, experiment_id: str, parent_id: str, tags: Mapping[str, str]
     ) -> None:
         self.tracking_uri, self.experiment_id, self.parent_id = tracking_uri, experiment_id, parent_id
-        self.job, self.tags = job, dict(tags)
+        self.spec, self.tags = spec, dict(tags)
         self._runs: dict[str, str] = {}
         self._open: set[str] = set()
 
@@ -64,7 +80,7 @@ class MlflowTrials(LoggerCallback):
         return found[0].info.run_id if found else None
 
     def _create_run(self, number: int, trial: Trial) -> str:
-        scheme = str(trial.config.get("scheme", self.job.scheme))
+        scheme = str(trial.config.get("scheme", self.spec.scheme))
         tags = {PARENT_TAG: self.parent_id, TRIAL_TAG: trial.trial_id, "edgequant.scheme": scheme} | self.tags
         run = self.client.create_run(self.experiment_id, tags=tags, run_name=f"trial {number}")
         params = [Param(name, str(value)) for name, value in trial.config.items()]
@@ -88,7 +104,7 @@ class MlflowTrials(LoggerCallback):
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         if trial.trial_id not in self._runs:
             self.on_trial_start(iteration, trials, trial)
-        text = error_text(self.job, trial.trial_id)
+        text = error_text(self.spec, trial.trial_id)
         self.client.log_text(self._runs[trial.trial_id], text, "traceback.txt")
         self.client.set_tag(self._runs[trial.trial_id], "edgequant.error", last_line(text)[:5000])
         self._end(trial, RunStatus.FAILED)
@@ -117,11 +133,20 @@ def close_trials(tracking_uri: str, experiment_id: str, parent_id: str) -> None:
             client.set_terminated(run.info.run_id, RunStatus.to_string(RunStatus.KILLED))
 
 
-class TrialRecords(Callback):
-    """Whenever a trial ends: writes `trials.json`, deletes checkpoints that are beaten, moves the progress line."""
+@contextmanager
+def trials_closed(run: tracking.Run) -> Iterator[None]:
+    """Whatever ends the search, an error or a signal, no trial's run stays open."""
+    try:
+        yield
+    finally:
+        close_trials(tracking.client().tracking_uri, run.experiment_id, run.id)
 
-    def __init__(self, job: Job, objectives: Sequence[Objective], total: int) -> None:
-        self.job, self.objectives, self.total = job, tuple(objectives), total
+
+class TrialRecorder(Callback):
+    """Whenever a trial ends: writes `trials.json`, deletes dominated checkpoints, moves the progress line."""
+
+    def __init__(self, spec: TrialSpec, objectives: Sequence[Objective], total: int) -> None:
+        self.spec, self.objectives, self.total = spec, tuple(objectives), total
         self._progress: Progress | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -134,7 +159,7 @@ class TrialRecords(Callback):
 
     def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict, **info: Any) -> None:
         if self._progress:
-            self._progress.update(outcomes_of(self.job, trials, ended={}), self.objectives)
+            self._progress.update(records_of(self.spec, trials, ended={}), self.objectives)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self._record(trials, {trial.trial_id: "finished" if _is_complete(trial) else "stopped"})
@@ -148,24 +173,26 @@ class TrialRecords(Callback):
             self._progress.close()
 
     def _record(self, trials: list[Trial], ended: dict[str, Status]) -> None:
-        outcomes = outcomes_of(self.job, trials, ended)
-        write_record(Path(self.job.folder), outcomes)
-        drop_beaten(Path(self.job.folder), outcomes, self.objectives)
+        records = records_of(self.spec, trials, ended)
+        write_records(self.spec.folder, records)
+        prune_dominated(self.spec.trials_folder, records, self.objectives)
         if self._progress:
-            self._progress.update(outcomes, self.objectives)
-            for outcome in outcomes:
-                if outcome.id in ended:
-                    self._progress.ended(outcome, ranked(outcomes, self.objectives))
+            self._progress.update(records, self.objectives)
+            for record in records:
+                if record.id in ended:
+                    self._progress.ended(record, ranked(records, self.objectives))
 
 
-def outcomes_of(job: Job, trials: Sequence[Trial], ended: Mapping[str, Status]) -> list[Outcome]:
-    """Ray's trials as outcomes; `ended` are those that Ray is just about to mark as ended."""
-    return [_outcome(job, i + 1, trial, ended.get(trial.trial_id) or _status(trial)) for i, trial in enumerate(trials)]
+def records_of(spec: TrialSpec, trials: Sequence[Trial], ended: Mapping[str, Status]) -> list[TrialRecord]:
+    """Ray's trials as records; `ended` are those that Ray is just about to mark as ended."""
+    return [
+        _record_of(spec, i + 1, trial, ended.get(trial.trial_id) or _status(trial)) for i, trial in enumerate(trials)
+    ]
 
 
-def _outcome(job: Job, number: int, trial: Trial, status: Status) -> Outcome:
+def _record_of(spec: TrialSpec, number: int, trial: Trial, status: Status) -> TrialRecord:
     last = trial.last_result or {}
-    return Outcome(
+    return TrialRecord(
         number=number,
         id=trial.trial_id,
         values=dict(trial.config),
@@ -173,7 +200,7 @@ def _outcome(job: Job, number: int, trial: Trial, status: Status) -> Outcome:
         step=last.get("step"),
         metrics=numbers(last.get("metrics", {})),
         checkpoint=last.get("checkpoint"),
-        error=last_line(error_text(job, trial.trial_id)) if status == "failed" else None,
+        error=last_line(error_text(spec, trial.trial_id)) if status == "failed" else None,
         seconds=last.get("time_total_s"),
     )
 
@@ -195,9 +222,9 @@ def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
     return {key: float(value) for key, value in metrics.items() if isinstance(value, int | float)}
 
 
-def error_text(job: Job, trial_id: str) -> str:
+def error_text(spec: TrialSpec, trial_id: str) -> str:
     """The traceback that the trial left; none when its process was killed."""
-    file = job.trial_folder(trial_id) / TRACEBACK
+    file = spec.trials_folder / trial_id / TRACEBACK
     return file.read_text() if file.is_file() else "the worker process died without a traceback (out of memory?)"
 
 
@@ -205,3 +232,11 @@ def last_line(text: str) -> str:
     """The line of a traceback that names the error."""
     lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
     return lines[-1] if lines else "unknown error"
+
+
+def absolute_store(uri: str) -> str:
+    """A sqlite store named relative to the working directory, by its absolute path; any other as it is."""
+    scheme, slashes, path = uri.partition(":///")
+    if scheme == "sqlite" and slashes and not path.startswith("/"):
+        return f"sqlite:////{str(Path(path).resolve()).lstrip('/')}"
+    return uri

@@ -11,27 +11,27 @@ from optuna.trial import TrialState
 
 from edgequant.reporting import plots
 from edgequant_tune.objectives import Objective
-from edgequant_tune.outcomes import Outcome, ranked
-from edgequant_tune.space import Space
+from edgequant_tune.search_space import Space
+from edgequant_tune.trial_records import TrialRecord, ranked
 
 SIZE = "size/checkpoint_gb"
 
 
-def figures(outcomes: Sequence[Outcome], space: Space, objectives: Sequence[Objective]) -> Mapping[str, Any]:
+def figures(records: Sequence[TrialRecord], space: Space, objectives: Sequence[Objective]) -> Mapping[str, Any]:
     """Plotly figures by artifact name; those that need more finished trials than there are, are left out.
 
     `pareto` plots two objectives, or the one objective against the checkpoint's size; `importance` is fANOVA (Hutter et
     al. 2014) of each objective; `parallel_coordinates` and `history` show the first objective.
     """
-    finished = ranked(outcomes, objectives)
+    finished = ranked(records, objectives)
     drawn: dict[str, Any] = {}
     if pair := _pair(finished, objectives):
-        drawn["figures/pareto.html"] = plots.scatter([_point(outcome) for outcome in finished], *pair)
+        drawn["figures/pareto.html"] = plots.scatter([_point(record) for record in finished], *pair)
     if len(finished) < 2:
         return drawn
-    study = as_study(outcomes, space, objectives)
+    study = as_study(records, space, objectives)
     for i, objective in enumerate(objectives):
-        if len({outcome.metrics[objective.metric] for outcome in finished}) > 1:  # else there is nothing to explain
+        if len({record.metrics[objective.metric] for record in finished}) > 1:  # else there is nothing to explain
             drawn[f"figures/importance_{_file_name(objective)}.html"] = _importance(study, i, objective)
     first: dict[str, Any] = {"target": lambda trial: trial.values[0], "target_name": objectives[0].metric}
     drawn["figures/parallel_coordinates.html"] = optuna.visualization.plot_parallel_coordinate(study, **first)
@@ -39,19 +39,19 @@ def figures(outcomes: Sequence[Outcome], space: Space, objectives: Sequence[Obje
     return drawn
 
 
-def as_study(outcomes: Sequence[Outcome], space: Space, objectives: Sequence[Objective]) -> optuna.Study:
+def as_study(records: Sequence[TrialRecord], space: Space, objectives: Sequence[Objective]) -> optuna.Study:
     """The finished trials as an in-memory Optuna study, whatever sessions they came from."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     kinds = StudyDirection.MINIMIZE, StudyDirection.MAXIMIZE
     directions = [kinds[objective.mode == "max"] for objective in objectives]
     study = optuna.create_study(directions=directions)
     distributions = {item.name: item.distribution() for item in space}
-    usable = sorted(ranked(outcomes, objectives), key=lambda outcome: outcome.number)
-    for outcome in usable:
-        values = [outcome.metrics[objective.metric] for objective in objectives]
+    usable = sorted(ranked(records, objectives), key=lambda record: record.number)
+    for record in usable:
+        values = [record.metrics[objective.metric] for objective in objectives]
         study.add_trial(
             optuna.trial.create_trial(
-                state=TrialState.COMPLETE, params=outcome.values, distributions=distributions, values=values
+                state=TrialState.COMPLETE, params=record.values, distributions=distributions, values=values
             )
         )
     return study
@@ -64,18 +64,18 @@ def _importance(study: optuna.Study, index: int, objective: Objective) -> Any:
     )
 
 
-def _pair(finished: Sequence[Outcome], objectives: Sequence[Objective]) -> tuple[str, str] | None:
+def _pair(finished: Sequence[TrialRecord], objectives: Sequence[Objective]) -> tuple[str, str] | None:
     """Horizontal and vertical axis: size goes along the bottom where it is one of the two."""
     metrics = [objective.metric for objective in objectives]
     if len(metrics) == 1:
         metrics.append(SIZE)
     x, y = (metrics[1], metrics[0])
-    both = finished and x != y and all(x in outcome.metrics for outcome in finished)
+    both = finished and x != y and all(x in record.metrics for record in finished)
     return (x, y) if both else None
 
 
-def _point(outcome: Outcome) -> dict[str, Any]:
-    return {"variant": outcome.name, "scheme": outcome.values.get("scheme", "")} | outcome.metrics
+def _point(record: TrialRecord) -> dict[str, Any]:
+    return {"variant": record.name, "scheme": record.values.get("scheme", "")} | record.metrics
 
 
 def _file_name(objective: Objective) -> str:

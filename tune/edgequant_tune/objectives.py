@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from edgequant.errors import UserError
 
+HELD_OUT = "validation/loss"  # reported at the rungs; what successive halving compares
+
 
 @dataclass(frozen=True)
 class Objective:

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 
 from edgequant_tune.objectives import Objective
-from edgequant_tune.outcomes import Outcome, ranked
+from edgequant_tune.trial_records import TrialRecord, ranked
 
 
 class Progress:
@@ -27,17 +27,17 @@ class Progress:
             self.task = self.bar.add_task("starting", total=total)
             self.bar.start()
 
-    def update(self, outcomes: Sequence[Outcome], objectives: Sequence[Objective]) -> None:
+    def update(self, records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> None:
         """Move the bar to the present state."""
         if self.bar is not None:
-            ended = sum(outcome.status != "unfinished" for outcome in outcomes)
-            self.bar.update(self.task, completed=ended, description=self._state(outcomes, ranked(outcomes, objectives)))
+            ended = sum(record.status != "unfinished" for record in records)
+            self.bar.update(self.task, completed=ended, description=self._state(records, ranked(records, objectives)))
 
-    def ended(self, outcome: Outcome, best: Sequence[Outcome]) -> None:
+    def ended(self, record: TrialRecord, best: Sequence[TrialRecord]) -> None:
         """Say that a trial has ended."""
         if self.bar is None:
-            value = outcome.error or self._value(outcome)
-            told = f"trial {outcome.number}/{self.total}  {outcome.status:9} {value}"
+            value = record.error or self._value(record)
+            told = f"trial {record.number}/{self.total}  {record.status:9} {value}"
             leader = f"  best: trial {best[0].number}" if best else ""
             self.console.print(f"{told}{leader}  {time.monotonic() - self.started:.0f} s", soft_wrap=True, markup=False)
 
@@ -47,11 +47,11 @@ class Progress:
             self.bar.stop()
             self.bar = None
 
-    def _state(self, outcomes: Sequence[Outcome], best: Sequence[Outcome]) -> str:
-        counts = [(status, sum(o.status == status for o in outcomes)) for status in ("stopped", "failed")]
+    def _state(self, records: Sequence[TrialRecord], best: Sequence[TrialRecord]) -> str:
+        counts = [(status, sum(o.status == status for o in records)) for status in ("stopped", "failed")]
         parts = [f"best {self._value(best[0])}"] if best else []
         return ", ".join([*parts, *(f"{count} {status}" for status, count in counts if count)]) or "training"
 
-    def _value(self, outcome: Outcome) -> str:
-        value = outcome.metrics.get(self.objective.metric)
+    def _value(self, record: TrialRecord) -> str:
+        value = record.metrics.get(self.objective.metric)
         return f"{self.objective.metric} {value:.4g}" if value is not None else ""

@@ -78,29 +78,24 @@ def tune(
     """
     config = dict(locals())
 
-    from edgequant_tune.plan import check_plan, make_search
+    from edgequant_tune.search_spec import SearchSpec
 
-    plan = check_plan(
+    spec = SearchSpec.from_options(
         model=model, method=method, scheme=scheme, text=text, space=space, objectives=objectives, trials=trials,
-        training=training, quantization=quantization, lora=lora, minutes=time_budget_minutes, scheduler=scheduler,
-        concurrent=concurrent_trials, cpus=cpus_per_trial, gpus=gpus_per_trial,
+        time_budget_minutes=time_budget_minutes, scheduler=scheduler, concurrent_trials=concurrent_trials,
+        cpus_per_trial=cpus_per_trial, gpus_per_trial=gpus_per_trial, training=training, quantization=quantization,
+        lora=lora, evaluation=evaluation, data_dir=data_dir, output=output, device=device, seed=seed,
     )  # fmt: skip
 
     from edgequant import tracking
-    from edgequant.workflows.closing import closing_console, print_closing, print_table
-    from edgequant_tune import delivery
-    from edgequant_tune.search import ray_cluster, run_search
+    from edgequant_tune import results
+    from edgequant_tune.driver import ray_cluster, run_search
 
     with tracking.workflow_run("tune", config, experiment=experiment, resume=resume) as run:
-        with ray_cluster(delivery.worker_environment()) as resources:
-            search = make_search(plan, run.id, resources, evaluation, data_dir, output, device, seed)
-            with delivery.trials_closed(run):
-                outcomes = run_search(search, delivery.callbacks(search, run))
-        best = delivery.log_search(search, outcomes)
-        rows = delivery.measure_best(search, best, evaluation)
-        checkpoint = delivery.file_checkpoint(search, best, rows, run, register=register and method == "qat")
-        print_table(
-            f"{len(outcomes)} trials, scored on validation data", delivery.table(search, outcomes), closing_console()
-        )
-        title = f"tune: {plan.name}, {best.name} measured in full"
-        print_closing(title, list(rows.values()), run, delivery.next_command(checkpoint, method))
+        with ray_cluster() as resources:
+            spec = spec.on(resources, run.id)
+            records = run_search(spec, run)
+        best = results.log_search(spec, records)
+        rows = results.measure_best(spec, best)
+        checkpoint = results.file_checkpoint(spec, best, rows, run, register=register and method == "qat")
+        results.print_results(spec, records, best, rows, run, checkpoint)

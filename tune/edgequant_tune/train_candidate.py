@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgequant.workflows.quantized_training import QuantizedTraining
-from edgequant_tune.trial import HELD_OUT
+from edgequant_tune.objectives import HELD_OUT
 
 if TYPE_CHECKING:
     from edgequant.evaluation.settings import EvaluationSettings

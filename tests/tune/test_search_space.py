@@ -4,7 +4,7 @@ import yaml
 from edgequant.errors import UserError
 from edgequant.quantization.settings import QuantizationSettings
 from edgequant.training.settings import LoraSettings, TrainingSettings
-from edgequant_tune.space import bundled_spaces, read_space
+from edgequant_tune.search_space import bundled_spaces, read_space
 
 SETTINGS = (TrainingSettings, QuantizationSettings)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import optuna
@@ -10,12 +11,12 @@ from optuna.trial import TrialState
 from ray.tune.search.optuna import OptunaSearch
 
 from edgequant_tune.objectives import Objective
-from edgequant_tune.space import Space
+from edgequant_tune.search_space import Space
 
 METRICS = "metrics/"  # where a report holds the metrics, in Ray's flattened names
 
 
-class Searcher(OptunaSearch):
+class OptunaTpe(OptunaSearch):
     """TPE over the space. A stopped trial is pruned (with its last value), one without a finite value has failed.
 
     Ray's own class would file the value measured in the middle of training as the trial's result, and a report without
@@ -23,7 +24,7 @@ class Searcher(OptunaSearch):
     """
 
     def __init__(
-        self, space: Space, objectives: tuple[Objective, ...], seed: int, first: dict[str, Any] | None
+        self, space: Space, objectives: tuple[Objective, ...], seed: int, first: Mapping[str, Any] | None
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         several = len(objectives) > 1
@@ -32,7 +33,7 @@ class Searcher(OptunaSearch):
             space={item.name: item.distribution() for item in space},
             metric=metrics if several else metrics[0],
             mode=[objective.mode for objective in objectives] if several else objectives[0].mode,
-            points_to_evaluate=[first] if first else None,
+            points_to_evaluate=[dict(first)] if first else None,
             seed=seed,
         )
 

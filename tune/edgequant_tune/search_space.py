@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
@@ -86,6 +86,12 @@ def read_space(source: str | Mapping[str, Any], settings: Sequence[type], *, wit
     return _checked(_read_yaml(source), f"search space {source!r}", settings, with_scheme)
 
 
+def with_values(settings: Any, values: Mapping[str, Any]) -> Any:
+    """A settings dataclass with those hyperparameters that are its fields."""
+    own = {item.name for item in fields(settings)}
+    return replace(settings, **{name: value for name, value in values.items() if name in own})
+
+
 def _read_yaml(source: str) -> Any:
     bundled = files("edgequant_tune") / "spaces" / f"{source}.yaml"
     path = bundled if source in bundled_spaces() else Path(source).expanduser()
@@ -96,7 +102,7 @@ def _read_yaml(source: str) -> Any:
     try:
         return yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
-        raise UserError(f"search space {source!r} is no YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"search space {source!r} is not YAML: {' '.join(str(error).split())}") from error
 
 
 def _checked(found: Any, where: str, settings: Sequence[type], with_scheme: bool) -> Space:
@@ -119,12 +125,10 @@ def _hyperparameter(name: str, spec: Any, types: Mapping[str, Any]) -> Hyperpara
         raise UserError(f"hyperparameter {name!r} is unknown; {hint}Valid: {', '.join(types)}")
     kinds = [key for key in spec if key != "step"] if isinstance(spec, Mapping) else []
     if len(kinds) != 1 or kinds[0] not in KINDS:
-        raise UserError(
-            f"hyperparameter {name}: {spec!r} is no range; expected one of {', '.join(KINDS)}, e.g. {_EXAMPLE}"
-        )
+        raise UserError(f"hyperparameter {name} must be one of {', '.join(KINDS)}, got {spec!r}; e.g. {_EXAMPLE}")
     kind = kinds[0]
     if not isinstance(spec[kind], list) or not spec[kind]:
-        raise UserError(f"hyperparameter {name}: {kind} {spec[kind]!r} is no list; e.g. {_EXAMPLE}")
+        raise UserError(f"hyperparameter {name}: {kind} must be a list, got {spec[kind]!r}; e.g. {_EXAMPLE}")
     values = tuple(_number(name, value, kind) for value in spec[kind]) if kind != "choice" else tuple(spec[kind])
     _check_range(name, kind, values, spec.get("step"), types[name])
     return Hyperparameter(name, kind, values, spec.get("step"))
@@ -138,10 +142,10 @@ def _number(name: str, value: Any, kind: str) -> float:
     try:
         number = float(value)
     except (TypeError, ValueError):
-        raise UserError(f"hyperparameter {name}: {value!r} in {kind} is no number") from None
+        raise UserError(f"hyperparameter {name}: {value!r} in {kind} is not a number") from None
     if kind.endswith("integers"):
         if number != int(number):
-            raise UserError(f"hyperparameter {name}: {value!r} in {kind} is no whole number")
+            raise UserError(f"hyperparameter {name}: {value!r} in {kind} is not a whole number")
         return int(number)
     return number
 
@@ -150,9 +154,7 @@ def _check_range(name: str, kind: str, values: tuple[Any, ...], step: Any, decla
     if kind == "choice":
         return _check_choices(name, values, declared)
     if len(values) != 2 or not values[0] < values[1]:
-        raise UserError(
-            f"hyperparameter {name}: {kind} {list(values)} is no range; expected [low, high] with low < high"
-        )
+        raise UserError(f"hyperparameter {name}: {kind} must be [low, high] with low < high, got {list(values)}")
     if kind.startswith("log_") and values[0] <= 0:
         raise UserError(f"hyperparameter {name}: {kind} begins at {values[0]}; a logarithmic range begins above 0")
     if declared is int and not kind.endswith("integers"):

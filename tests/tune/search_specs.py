@@ -1,0 +1,31 @@
+"""Search specs of `tiny` for tests; what a test does not vary is the same in all of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from edgequant.evaluation.settings import EvaluationSettings
+from edgequant.quantization.settings import QuantizationSettings
+from edgequant.training.settings import LoraSettings, TrainingSettings
+from edgequant_tune.search_spec import SearchSpec, TrainCandidate
+
+RATE = {"learning_rate": {"log_uniform": [1e-6, 1e-2]}}
+
+
+def search_spec(train: TrainCandidate | None = None, **options: Any) -> SearchSpec:
+    """A search of learning rates for `tiny` on the CPU; `options` are those of `tune`.
+
+    Args:
+        train: trains a candidate in the place of the method's own function.
+    """
+    usual: dict[str, Any] = {
+        "model": "tiny", "method": "qat", "scheme": "w4a8-g32+emb4", "text": "disaster", "space": RATE,
+        "objectives": ["domain/perplexity"], "trials": 5, "time_budget_minutes": None, "scheduler": "none",
+        "concurrent_trials": None, "cpus_per_trial": 1.0, "gpus_per_trial": 0.0,
+        "training": TrainingSettings(steps=8, learning_rate=1e-3), "quantization": QuantizationSettings(),
+        "lora": LoraSettings(), "evaluation": EvaluationSettings(), "data_dir": None, "output": "outputs/tune",
+        "device": "cpu", "seed": 0,
+    }  # fmt: skip
+    spec = SearchSpec.from_options(**(usual | options))
+    return spec if train is None else replace(spec, trial=replace(spec.trial, train=train))

@@ -1,0 +1,73 @@
+import pickle
+from pathlib import Path
+
+import fake_candidates
+import pytest
+from search_specs import search_spec
+
+from edgequant.errors import UserError
+
+
+def test_more_than_the_machine_has_is_refused_not_waited_for():
+    spec = search_spec(cpus_per_trial=64.0, gpus_per_trial=1.0, device="auto")
+    with pytest.raises(UserError, match="cpus_per_trial 64 is more than the 2 CPUs"):
+        spec.on({"CPU": 2.0}, "run")
+    with pytest.raises(UserError, match="device cuda"):
+        search_spec(gpus_per_trial=1.0, device="cuda").on({"CPU": 64.0}, "run")
+    with pytest.raises(UserError, match="gpus_per_trial 2 is more than the 1 GPUs"):
+        search_spec(gpus_per_trial=2.0, device="auto").on({"CPU": 64.0, "GPU": 1.0}, "run")
+    assert spec.on({"CPU": 64.0}, "run").gpus_per_trial == 0
+    assert spec.on({"CPU": 64.0, "GPU": 1.0}, "run").trial.device == "cuda"
+
+
+@pytest.mark.parametrize(
+    ("option", "wrong", "expected"),
+    [
+        ("trials", 0, "at least 1"),
+        ("concurrent_trials", 0, "at least 1, or none"),
+        ("time_budget_minutes", 0.0, "above 0, or none"),
+        ("cpus_per_trial", 0.0, "above 0"),
+        ("gpus_per_trial", -0.5, "0 or more"),
+        ("device", "cuda:1", "auto, cpu, cuda"),
+        ("scheme", "w44", "w44"),
+        ("text", "no-such-text", "disaster"),
+        ("objectives", ("max:my/metric",), "domain/..."),
+    ],
+)
+def test_an_impossible_option_is_refused_by_its_name_when_the_spec_is_made(option, wrong, expected):
+    with pytest.raises(UserError) as refused:
+        search_spec(**{option: wrong})
+    said = str(refused.value)
+    assert option.rstrip("s") in said and expected in said
+    assert str(wrong[0] if isinstance(wrong, tuple) else wrong).removeprefix("max:") in said
+
+
+def test_a_spec_is_the_same_after_pickling_and_its_function_goes_by_reference():
+    from edgequant_tune.train_candidate import qat_candidate
+
+    spec = search_spec()
+    assert pickle.loads(pickle.dumps(spec)) == spec
+    assert pickle.loads(pickle.dumps(spec.trial)).train is qat_candidate
+    assert pickle.loads(pickle.dumps(search_spec(fake_candidates.bowl))).trial.train is fake_candidates.bowl
+
+
+def test_workers_in_other_folders_get_absolute_paths(tmp_path, monkeypatch, tiny_folder):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "model").symlink_to(tiny_folder)
+    monkeypatch.chdir(tmp_path)
+    text = "disaster:0.5,texts:0.5"
+    spec = search_spec(model="model", text=text, data_dir="data", output="out").on({"CPU": 1.0}, "run")
+    assert spec.trial.model == str(tiny_folder.resolve())
+    assert spec.trial.text == f"disaster:0.5,{tmp_path}/texts:0.5"
+    assert (spec.trial.data_dir, spec.trial.folder) == (f"{tmp_path}/data", Path(tmp_path) / "out" / "run")
+
+
+def test_trials_are_measured_on_what_the_objectives_need_and_the_winner_on_what_was_asked():
+    spec = search_spec(objectives=["boolq/accuracy", "size/checkpoint_gb"])
+    assert set(spec.trial.evaluation.measures) == {"domain_perplexity", "boolq"}
+    assert spec.evaluation.measures != spec.trial.evaluation.measures
+
+
+def test_the_first_trial_takes_the_recipe_only_where_the_search_could_come_to_it():
+    assert search_spec().recipe == {"learning_rate": 1e-3}
+    assert search_spec(space={"learning_rate": {"log_uniform": [1e-6, 1e-5]}}).recipe is None

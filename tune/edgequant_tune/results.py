@@ -1,0 +1,119 @@
+"""What a search leaves behind: figures, the winner measured beside its baseline, a registered version, tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgequant import models, tracking
+from edgequant.workflows.closing import closing_console, print_closing, print_table
+from edgequant.workflows.inputs import evaluation_data
+from edgequant.workflows.measuring import measure
+from edgequant_tune import figures, trial_records
+from edgequant_tune.search_spec import SearchSpec
+from edgequant_tune.trial_records import TrialRecord
+
+Rows = dict[str, dict[str, Any]]
+BEST = "tuned"  # variant of the best trial's checkpoint, measured in full
+
+
+def log_search(spec: SearchSpec, records: Sequence[TrialRecord]) -> TrialRecord:
+    """File trials, figures and the best hyperparameters with the run.
+
+    Returns:
+        The best trial by the first objective.
+
+    Raises:
+        RuntimeError: no trial finished; says how the first one failed.
+    """
+    best = trial_records.ranked(records, spec.objectives)
+    tracking.log_table(full_table(spec, records), "trials.json")
+    counts = {status: sum(o.status == status for o in records) for status in ("finished", "stopped", "failed")}
+    tracking.log_metrics({f"trials/{status}": count for status, count in counts.items()})
+    if not best:
+        reasons = [record.error for record in records if record.error] or ["no objective was measured"]
+        raise RuntimeError(
+            f"none of {len(records)} trials finished with {spec.objectives[0].metric}; first error: {reasons[0]}"
+        )
+    for name, figure in figures.figures(records, spec.space, spec.objectives).items():
+        tracking.log_figure(figure, name)
+    tracking.log_params({f"best.{name}": value for name, value in best[0].values.items()})
+    tracking.log_metrics(
+        {f"best_trial/{o.metric.replace('/', '_')}": best[0].metrics[o.metric] for o in spec.objectives}
+    )
+    tracking.set_tags({"edgequant.best_trial": best[0].name, "edgequant.scheme": scheme_of(spec, best[0])})
+    return best[0]
+
+
+def scheme_of(spec: SearchSpec, record: TrialRecord) -> str:
+    return str(record.values.get("scheme", spec.trial.scheme))
+
+
+def measure_best(spec: SearchSpec, best: TrialRecord) -> Rows:
+    """Measure the winner and the model it came from as `qat` would; the winner's metrics go on the parent too."""
+    data = evaluation_data(spec.evaluation.measures, spec.trial.data_dir)
+    assert best.checkpoint is not None
+    sources = {"baseline": (spec.trial.model, None), BEST: (best.checkpoint, Path(best.checkpoint))}
+    rows: Rows = {}
+    for variant, (source, checkpoint) in sources.items():
+        scheme = scheme_of(spec, best) if checkpoint else "none"
+        with tracking.variant_run(variant, model=spec.model_name, scheme=scheme, phase="tune"):
+            loaded = models.load(source, dtype="auto", device=spec.trial.device)
+            metrics = measure(loaded.model, loaded.tokenizer, data, spec.evaluation, checkpoint=checkpoint)
+        rows[variant] = {"variant": variant, "model": spec.model_name, "scheme": scheme, **metrics}
+    tracking.log_metrics(metrics_of(rows[BEST]))
+    return rows
+
+
+def metrics_of(row: Mapping[str, Any]) -> dict[str, float]:
+    return {key: value for key, value in row.items() if isinstance(value, int | float)}
+
+
+def file_checkpoint(spec: SearchSpec, best: TrialRecord, rows: Rows, run: tracking.Run, *, register: bool) -> str:
+    """File the winner's checkpoint with the run, and register it as `edgequant-<model>`; returns its MLflow URI."""
+    folder = Path(best.checkpoint or "")
+    if not register:
+        tracking.log_folder(folder, "checkpoint")
+        return f"runs:/{run.id}/checkpoint"
+    tags = {
+        "edgequant.model": spec.model_name,
+        "edgequant.scheme": scheme_of(spec, best),
+        "edgequant.variant": BEST,
+        "edgequant.baseline": json.dumps(metrics_of(rows["baseline"])),
+    }
+    name = f"edgequant-{spec.model_name}"
+    return f"models:/{name}/{tracking.register_checkpoint(folder, name, metrics=metrics_of(rows[BEST]), tags=tags)}"
+
+
+def full_table(spec: SearchSpec, records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
+    """Every trial with everything that is known of it."""
+    return [
+        {"trial": o.number, "status": o.status, "step": o.step, "seconds": o.seconds, "error": o.error}
+        | o.values
+        | o.metrics
+        for o in records
+    ]
+
+
+def table(spec: SearchSpec, records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
+    """The trials that the closing table shows."""
+    return trial_records.table(records, spec.objectives, model=spec.model_name, scheme=spec.trial.scheme)
+
+
+def print_results(
+    spec: SearchSpec, records: Sequence[TrialRecord], best: TrialRecord, rows: Rows, run: tracking.Run, checkpoint: str
+) -> None:
+    """The trials, then the best one measured in full beside its baseline, and what to do next."""
+    print_table(f"{len(records)} trials, scored on validation data", table(spec, records), closing_console())
+    title = f"tune: {spec.model_name}, {best.name} measured in full"
+    print_closing(title, list(rows.values()), run, next_command(checkpoint, spec.method))
+
+
+def next_command(checkpoint: str, method: str) -> str:
+    """What a user would do with the result."""
+    if checkpoint.startswith("models:/"):
+        _, name, version = checkpoint.split("/")
+        return f"edgequant promote --model {name} --version {version}"
+    return f"edgequant {'qat' if method == 'finetune' else 'evaluate'} --model {checkpoint}"

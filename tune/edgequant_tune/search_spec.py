@@ -1,0 +1,293 @@
+"""A search, fully specified and checked: `SearchSpec`, and within it `TrialSpec`, which a Ray worker gets."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from edgequant.errors import UserError
+from edgequant.evaluation.settings import EvaluationSettings
+from edgequant.quantization.settings import QuantizationSettings
+from edgequant.training.settings import LoraSettings, TrainingSettings
+from edgequant_tune.objective_tasks import check_objectives, trial_evaluation
+from edgequant_tune.objectives import Objective, read_objectives
+from edgequant_tune.search_space import SCHEME, Space, read_space, with_values
+
+# Trials are compared at a quarter and at a half of the longest training, and the worse half is stopped: earlier, in the
+# warm-up of the learning rate, a comparison says little.
+REDUCTION_FACTOR = 2
+RUNGS = 2
+WORTH_HALVING = 8  # trials; with fewer, each one's result is worth more than the time it takes
+# What changes the meaning of a loss, so that trials cannot be compared by the loss in the middle of training.
+INCOMPARABLE = ("sequence_length",)
+DEVICES = ("auto", "cpu", "cuda")
+
+Method = Literal["qat", "finetune"]
+# (model, scheme, **the rest of a TrialSpec) to metrics and a checkpoint's folder; see train_candidate.qat_candidate.
+TrainCandidate = Callable[..., tuple[Mapping[str, float], Path]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialSpec:
+    """What all trials of a search share; Ray pickles it for its workers, which work elsewhere: paths are absolute.
+
+    Attributes:
+        train: trains one candidate; a function of a module, since Ray pickles it by reference.
+        training, quantization, lora: a trial replaces the searched fields.
+        evaluation: what a trial is measured on.
+        folder: the option `output`; of a search that runs (`SearchSpec.on`), its own folder therein.
+        rungs: steps at which trials are compared in training; none: no trial is stopped.
+    """
+
+    train: TrainCandidate
+    model: str
+    scheme: str
+    text: str
+    training: TrainingSettings
+    quantization: QuantizationSettings
+    lora: LoraSettings
+    evaluation: EvaluationSettings
+    data_dir: str | None
+    device: str
+    seed: int
+    folder: Path
+    rungs: tuple[int, ...]
+
+    @property
+    def trials_folder(self) -> Path:
+        """Where the trials work, each in a folder named by its id."""
+        return self.folder / "trials"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSpec:
+    """A search, fully specified; its attributes are named as the options of `tune`.
+
+    Attributes:
+        model_name: the model's short name.
+        evaluation: what the best trial is measured on.
+        concurrent_trials: trials at a time at most; None: as many as fit.
+        cpus_per_trial, gpus_per_trial: a fraction of a GPU shares it.
+
+    Raises:
+        UserError: a number that is out of its range; names the option, its value and what was expected.
+    """
+
+    trial: TrialSpec
+    model_name: str
+    method: Method
+    space: Space
+    objectives: tuple[Objective, ...]
+    trials: int
+    time_budget_minutes: float | None
+    concurrent_trials: int | None
+    cpus_per_trial: float
+    gpus_per_trial: float
+    evaluation: EvaluationSettings
+
+    def __post_init__(self) -> None:
+        _check("trials", self.trials, self.trials >= 1, "at least 1")
+        at_once, minutes = self.concurrent_trials, self.time_budget_minutes
+        _check("concurrent_trials", at_once, at_once is None or at_once >= 1, "at least 1, or none")
+        _check("time_budget_minutes", minutes, minutes is None or minutes > 0, "above 0, or none")
+        _check("cpus_per_trial", self.cpus_per_trial, self.cpus_per_trial > 0, "above 0")
+        _check("gpus_per_trial", self.gpus_per_trial, self.gpus_per_trial >= 0, "0 or more")
+        _check_device(self.trial.device)
+
+    @classmethod
+    def from_options(
+        cls,
+        *,
+        model: str,
+        method: Method,
+        scheme: str,
+        text: str,
+        space: str | Mapping[str, Any] | None,
+        objectives: Sequence[str],
+        trials: int,
+        time_budget_minutes: float | None,
+        scheduler: Literal["auto", "asha", "none"],
+        concurrent_trials: int | None,
+        cpus_per_trial: float,
+        gpus_per_trial: float,
+        training: TrainingSettings,
+        quantization: QuantizationSettings,
+        lora: LoraSettings,
+        evaluation: EvaluationSettings,
+        data_dir: str | None,
+        output: str,
+        device: str,
+        seed: int,
+    ) -> SearchSpec:
+        """The search that the options of `tune` describe; nothing is loaded, everything that can be is checked.
+
+        Raises:
+            UserError: names the option, its value and what was expected.
+        """
+        from edgequant import models
+        from edgequant.workflows.inputs import check_text
+
+        check_text(text, generated=method == "qat")
+        own = QuantizationSettings if method == "qat" else LoraSettings
+        searched = read_space(space or method, (TrainingSettings, own), with_scheme=method == "qat")
+        goals = read_objectives(objectives)
+        check_objectives(goals)
+        halving = _halving(scheduler, searched, goals, trials)
+        source = models.check_available(model)
+        spec = cls(
+            trial=TrialSpec(
+                train=_trainer(method),
+                model=source.location if source.kind in ("folder", "gguf") else model,
+                scheme=scheme if method == "qat" else "none",
+                text=_absolute_text(text),
+                training=training,
+                quantization=quantization,
+                lora=lora,
+                evaluation=trial_evaluation(evaluation, goals),
+                data_dir=_absolute_data_dir(data_dir),
+                device=device,
+                seed=seed,
+                folder=_absolute(output),
+                rungs=_rungs(_longest(searched, training)) if halving else (),
+            ),
+            model_name=source.name,
+            method=method,
+            space=searched,
+            objectives=goals,
+            trials=trials,
+            time_budget_minutes=time_budget_minutes,
+            concurrent_trials=concurrent_trials,
+            cpus_per_trial=cpus_per_trial,
+            gpus_per_trial=gpus_per_trial,
+            evaluation=evaluation,
+        )
+        _check_ends(spec)
+        return spec
+
+    def on(self, resources: Mapping[str, float], run_id: str) -> SearchSpec:
+        """The same search as a cluster runs it: the GPUs that it has, the device of the trials, the run's own folder.
+
+        Args:
+            resources: Ray's: what there is of "CPU" and "GPU".
+
+        Raises:
+            UserError: a trial asks for more than there is.
+        """
+        cpus = resources.get("CPU", 0)
+        if self.cpus_per_trial > cpus:
+            raise UserError(
+                f"cpus_per_trial {self.cpus_per_trial:g} is more than the {cpus:g} CPUs there are; ask for less"
+            )
+        gpus = _granted(self.gpus_per_trial, self.trial.device, resources.get("GPU", 0))
+        trial = replace(self.trial, device="cuda" if gpus else "cpu", folder=self.trial.folder / run_id)
+        return replace(self, trial=trial, gpus_per_trial=gpus)
+
+    @property
+    def longest_training(self) -> int:
+        """Steps of the longest training that the space allows."""
+        return _longest(self.space, self.trial.training)
+
+    @property
+    def recipe(self) -> dict[str, Any] | None:
+        """Hyperparameters of the first trial: the settings without any search, so that the gain is seen.
+
+        None where the search could not come to them.
+        """
+        trial = self.trial
+        given = {SCHEME: trial.scheme} | vars(trial.training) | vars(trial.quantization) | vars(trial.lora)
+        found = {item.name: given[item.name] for item in self.space if item.contains(given[item.name])}
+        return found if len(found) == len(self.space) else None
+
+
+def _trainer(method: Method) -> TrainCandidate:
+    from edgequant_tune.train_candidate import finetune_candidate, qat_candidate
+
+    return qat_candidate if method == "qat" else finetune_candidate
+
+
+# -------------------------------------------------------------------------------------------------------------- checks
+
+
+def _check(option: str, value: float | None, holds: bool, expected: str) -> None:
+    if not holds:
+        raise UserError(f"{option} must be {expected}, got {value}")
+
+
+def _check_device(device: str) -> None:
+    if device not in DEVICES:
+        hint = "; Ray gives each trial its GPU, of those that $CUDA_VISIBLE_DEVICES names" if ":" in device else ""
+        raise UserError(f"device must be one of {', '.join(DEVICES)}, got {device!r}{hint}")
+
+
+def _halving(scheduler: str, space: Space, objectives: Sequence[Objective], trials: int) -> bool:
+    incomparable = [item.name for item in space if item.name in INCOMPARABLE]
+    if scheduler == "asha" and incomparable:
+        raise UserError(
+            f"scheduler asha cannot compare the losses of trials that differ in {incomparable[0]}; use none"
+        )
+    by_itself = len(objectives) == 1 and not incomparable and trials >= WORTH_HALVING
+    return scheduler == "asha" or (scheduler == "auto" and by_itself)
+
+
+def _check_ends(spec: SearchSpec) -> None:
+    """The ends of every range must be possible settings, and every scheme must fit the model."""
+    from edgequant.workflows.qat import check_configuration
+
+    trial = spec.trial
+    for item in spec.space:
+        for value in item.values:
+            for settings in (trial.training, trial.quantization, trial.lora):
+                with_values(settings, {item.name: value})  # checks itself
+    if spec.method == "finetune":
+        return
+    if all(item.name != "distillation" for item in spec.space):
+        trial.quantization.check_distillation(trial.training.distillation)
+    searched = [item.values for item in spec.space if item.name == SCHEME]
+    for scheme in searched[0] if searched else [trial.scheme]:
+        trial.quantization.check_scheme(check_configuration(trial.model, scheme, trial.text))
+
+
+def _granted(wanted: float, device: str, available: float) -> float:
+    """GPUs of one trial."""
+    if device == "cuda" and (not available or not wanted):
+        raise UserError(f"device cuda with gpus_per_trial {wanted:g} on {available:g} GPUs; use auto or cpu")
+    if device == "cpu" or not available:
+        return 0.0
+    if wanted > available:
+        raise UserError(f"gpus_per_trial {wanted:g} is more than the {available:g} GPUs there are; ask for less")
+    return wanted
+
+
+# ------------------------------------------------------------------------------------------------------- what follows
+
+
+def _longest(space: Space, training: TrainingSettings) -> int:
+    searched = [max(item.values) for item in space if item.name == "steps"]
+    return int(searched[0]) if searched else training.steps
+
+
+def _rungs(steps: int) -> tuple[int, ...]:
+    """Successive halving's milestones: 1/4 and 1/2 of the steps; very short trainings have fewer, or none."""
+    least = max(1, steps // REDUCTION_FACTOR**RUNGS)
+    rungs = (least * REDUCTION_FACTOR**i for i in range(RUNGS))
+    return tuple(rung for rung in rungs if rung < steps)
+
+
+def _absolute(path: str) -> Path:
+    return Path(path).expanduser().resolve()
+
+
+def _absolute_text(text: str) -> str:
+    from edgequant.workflows.inputs import GENERATED, TEXTS
+    from edgequant.workflows.text_mix import with_parts
+
+    named = (*TEXTS, GENERATED)
+    return with_parts(text, lambda part: part if part in named else str(_absolute(part)))
+
+
+def _absolute_data_dir(data_dir: str | None) -> str | None:
+    folder = data_dir or os.environ.get("EDGEQUANT_DATA")
+    return str(_absolute(folder)) if folder else None
