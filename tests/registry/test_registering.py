@@ -16,6 +16,7 @@ from edgequant.workflows.finetune import finetune
 from edgequant.workflows.ptq import ptq
 from edgequant.workflows.steps.register import BASELINE_TAG, promote_command, register_version
 from edgequant_registry.workflow import PromotionRefusedError, promote
+from edgequant.workflows.settings import RunSettings
 
 QUICK = EvaluationSettings(measures=("domain_perplexity",), limit=20, window=256, bootstrap_resamples=20)
 FEW_STEPS = TrainingSettings(steps=3, batch_size=2, sequence_length=64, precision="float32")
@@ -34,7 +35,7 @@ def verdicts(store) -> dict[str, dict]:
 
 @pytest.mark.parametrize("scheme", ["w4a8-g32+emb4", "bnb-nf4"])
 def test_a_version_that_ptq_registers_is_judged_by_every_gate_of_the_default_policy(store, scheme):
-    ptq(model="tiny", scheme=scheme, evaluation=QUICK, register=True, device="cpu", dtype="float32")
+    ptq(model="tiny", scheme=scheme, evaluation=QUICK, register=True, run=RunSettings(device="cpu", dtype="float32"))
     version = store.get_model_version(NAME, "1")
     baseline = json.loads(version.tags[BASELINE_TAG])
     (floating,) = [run for run in tracking.find_runs() if run.tags.get("edgequant.variant") == "baseline"]
@@ -50,7 +51,7 @@ def test_a_version_that_ptq_registers_is_judged_by_every_gate_of_the_default_pol
 
 
 def test_a_fine_tuned_model_that_was_merged_is_promoted_where_the_policy_allows_it(store, tmp_path):
-    finetune(model="tiny", training=FEW_STEPS, evaluation=QUICK, register=True, device="cpu", dtype="float32")
+    finetune(model="tiny", training=FEW_STEPS, evaluation=QUICK, register=True, run=RunSettings(device="cpu", dtype="float32"))
     version = store.get_model_version(NAME, "1")
     assert version.tags["edgequant.variant"] == "finetuned" and version.tags["edgequant.scheme"] == "none"
     policy = tmp_path / "policy.yaml"

@@ -15,17 +15,16 @@ class Candidate(NamedTuple):
     checkpoint: Path
 
 
-def bowl(
-    model: str, scheme: str, *, training: Any, work_dir: Path, rungs: Any, on_evaluate: Any, **_: Any
-) -> Candidate:
+def bowl(trial: Any, work_dir: Path, on_report: Any) -> Candidate:
     """Perplexity 10 at a learning rate of 1e-4, more further off; fewer bits are smaller and worse."""
+    training = trial.training
     _note_call(work_dir, training)
     distance = math.log10(training.learning_rate / 1e-4) ** 2
     for step in range(1, training.steps + 1):
-        held_out = {"validation/loss": distance + 1.0 / step} if step in rungs else {}
-        on_evaluate(step, {"train/loss": distance + 1.0 / step} | held_out)
+        held_out = {"validation/loss": distance + 1.0 / step} if step in trial.rungs else {}
+        on_report(step, {"train/loss": distance + 1.0 / step} | held_out)
         time.sleep(float(os.environ.get("FAKE_SECONDS_PER_STEP", "0")))
-    bits = 4 if scheme.startswith("w4") else 8
+    bits = 4 if trial.scheme.startswith("w4") else 8
     metrics = {"domain/perplexity": 10 + distance + (8 - bits), "size/checkpoint_gb": bits / 8}
     folder = Path(work_dir) / "checkpoint"
     folder.mkdir()
@@ -33,17 +32,17 @@ def bowl(
     return Candidate(metrics, folder)
 
 
-def fragile(model: str, scheme: str, *, training: Any, **rest: Any) -> Candidate:
+def fragile(trial: Any, work_dir: Path, on_report: Any) -> Candidate:
     """Batches of more than 4 do not fit the memory, and a batch of 2 diverges."""
-    if training.batch_size > 4:
-        raise MemoryError(f"batch_size {training.batch_size} does not fit")
-    candidate = bowl(model, scheme, training=training, **rest)
-    if training.batch_size == 2:
+    if trial.training.batch_size > 4:
+        raise MemoryError(f"batch_size {trial.training.batch_size} does not fit")
+    candidate = bowl(trial, work_dir, on_report)
+    if trial.training.batch_size == 2:
         candidate.metrics["domain/perplexity"] = math.nan
     return candidate
 
 
-def broken(model: str, scheme: str, **_: Any) -> Candidate:
+def broken(_trial: Any, _work_dir: Path, _on_report: Any) -> Candidate:
     raise OSError("disk is gone")
 
 

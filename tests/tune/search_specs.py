@@ -6,8 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 from edgequant.evaluation.settings import EvaluationSettings
-from edgequant.quantization.settings import QuantizationSettings
+from edgequant.quantization.calibration import CalibrationSettings
+from edgequant.quantization.settings import QatSettings
 from edgequant.training.settings import LoraSettings, TrainingSettings
+from edgequant.workflows.settings import RunSettings
 from edgequant_tune.search_spec import SearchSpec, TrainCandidate
 
 RATE = {"learning_rate": {"log_uniform": [1e-6, 1e-2]}}
@@ -20,12 +22,12 @@ def search_spec(train: TrainCandidate | None = None, **options: Any) -> SearchSp
         train: trains a candidate in the place of the method's own function.
     """
     usual: dict[str, Any] = {
-        "model": "tiny", "method": "qat", "scheme": "w4a8-g32+emb4", "text": "disaster", "space": RATE,
+        "model": "tiny", "method": "qat", "scheme": "w4a8-g32+emb4", "dataset": "disaster", "space": RATE,
         "objectives": ["domain/perplexity"], "trials": 5, "time_budget_minutes": None, "scheduler": "none",
         "concurrent_trials": None, "cpus_per_trial": 1.0, "gpus_per_trial": 0.0,
-        "training": TrainingSettings(steps=8, learning_rate=1e-3), "quantization": QuantizationSettings(),
-        "lora": LoraSettings(), "evaluation": EvaluationSettings(), "data_dir": None, "output": "outputs/tune",
-        "device": "cpu", "seed": 0,
+        "training": TrainingSettings(steps=8, learning_rate=1e-3), "qat": QatSettings(),
+        "calibration": CalibrationSettings(), "lora": LoraSettings(), "evaluation": EvaluationSettings(),
+        "output": "outputs/tune", "run": RunSettings(device="cpu"),
     }  # fmt: skip
     spec = SearchSpec.from_options(**(usual | options))
     return spec if train is None else replace(spec, trial=replace(spec.trial, train=train))

@@ -2,11 +2,11 @@ import pytest
 import yaml
 
 from edgequant.errors import UserError
-from edgequant.quantization.settings import QuantizationSettings
+from edgequant.quantization.settings import QatSettings
 from edgequant.training.settings import LoraSettings, TrainingSettings
 from edgequant_tune.search_space import bundled_spaces, read_space
 
-SETTINGS = (TrainingSettings, QuantizationSettings)
+SETTINGS = (TrainingSettings, QatSettings)
 
 
 def read(text: str):

@@ -8,6 +8,7 @@ from edgequant.errors import UserError
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.training.settings import TrainingSettings
 from edgequant_tune.workflow import tune
+from edgequant.workflows.settings import RunSettings
 
 SHORT = TrainingSettings(steps=4, batch_size=2, sequence_length=64, learning_rate=1e-3)
 QUICK = EvaluationSettings(measures=("domain_perplexity",), limit=20)
@@ -16,7 +17,7 @@ QUICK = EvaluationSettings(measures=("domain_perplexity",), limit=20)
 def test_tune_trains_measures_and_registers_the_best_trial_of_tiny(tmp_path, store, ray_here, capsys):
     from edgequant import models
 
-    tune(model="tiny", trials=2, training=SHORT, evaluation=QUICK, device="cpu", scheduler="asha")
+    tune(model="tiny", trials=2, training=SHORT, evaluation=QUICK, run=RunSettings(device="cpu"), scheduler="asha")
     (parent,) = [
         run
         for run in store.search_runs([store.get_experiment_by_name("edgequant").experiment_id])
@@ -40,7 +41,7 @@ def test_finetuning_is_searched_too_and_its_best_model_goes_on_to_qat(tmp_path, 
     from edgequant import models
 
     space = {"rank": {"choice": [2, 4]}, "learning_rate": {"log_uniform": [1e-4, 1e-2]}}
-    tune(model="tiny", method="finetune", space=space, trials=2, training=SHORT, evaluation=QUICK, device="cpu")
+    tune(model="tiny", method="finetune", space=space, trials=2, training=SHORT, evaluation=QUICK, run=RunSettings(device="cpu"))
     told = capsys.readouterr().out
     uri = told.rpartition("edgequant qat --model ")[2].split()[0]
     assert uri.startswith("runs:/") and models.load(uri, device="cpu").model.config.model_type == "qwen2"

@@ -11,6 +11,7 @@ import pytest
 from edgequant.errors import UserError
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.workflows.evaluate import evaluate, resolved_settings
+from edgequant.workflows.settings import RunSettings
 
 QUICK = EvaluationSettings(
     measures=("perplexity", "boolq", "squad", "latency"),
@@ -34,7 +35,7 @@ def _runs(client: Any) -> tuple[Any, Any]:
 
 
 def test_a_model_leaves_metrics_items_predictions_and_data_set_inputs(store, cache, data_dir, tiny_folder, capsys):
-    evaluate(model=str(tiny_folder), evaluation=QUICK, limit=8, data_dir=str(data_dir), device="cpu", dtype="float32")
+    evaluate(model=str(tiny_folder), evaluation=QUICK, limit=8, run=RunSettings(data_dir=str(data_dir), device="cpu", dtype="float32"))
     parent, child = _runs(store)
     assert parent.info.status == child.info.status == "FINISHED"
     assert child.data.tags["edgequant.variant"] == "baseline" and child.data.tags["edgequant.scheme"] == "none"
@@ -56,7 +57,7 @@ def test_a_model_leaves_metrics_items_predictions_and_data_set_inputs(store, cac
 def test_a_second_evaluation_reads_the_kept_scores(store, cache, data_dir, tiny_folder):
     settings = EvaluationSettings(measures=("boolq",), bootstrap_resamples=20)
     for _ in range(2):
-        evaluate(model=str(tiny_folder), evaluation=settings, limit=4, data_dir=str(data_dir), device="cpu")
+        evaluate(model=str(tiny_folder), evaluation=settings, limit=4, run=RunSettings(data_dir=str(data_dir), device="cpu"))
     notes = []
     for run in store.search_runs([e.experiment_id for e in store.search_experiments()]):
         if any(file.path == "notes.txt" for file in store.list_artifacts(run.info.run_id)):
@@ -66,7 +67,7 @@ def test_a_second_evaluation_reads_the_kept_scores(store, cache, data_dir, tiny_
 
 def test_an_official_prediction_file_is_scored_without_a_model(store, data_dir, capsys):
     path = data_dir / "squad" / "predictions" / "bert-ensemble.json"
-    evaluate(squad_predictions=str(path), evaluation=QUICK, data_dir=str(data_dir))
+    evaluate(squad_predictions=str(path), evaluation=QUICK, run=RunSettings(data_dir=str(data_dir)))
     printed = capsys.readouterr().out
     assert "squad/exact_match 86.206" in printed and "squad/f1 92.196" in printed
 

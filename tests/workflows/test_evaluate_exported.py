@@ -17,6 +17,7 @@ from edgequant.quantization import checkpoint, ptq
 from edgequant.quantization.integer import IntegerLinear
 from edgequant.quantization.scheme import parse_scheme
 from edgequant.workflows.evaluate import Target, evaluate, load_target
+from edgequant.workflows.settings import RunSettings
 
 IDS = torch.randint(0, 256, (2, 64), generator=torch.Generator().manual_seed(3))
 
@@ -105,7 +106,7 @@ def test_the_workflow_measures_it(exported, store):
         latency_repetitions=2,
         latency_warmup=0,
     )
-    evaluate(model=str(plain), evaluation=settings, device="cpu")
+    evaluate(model=str(plain), evaluation=settings, run=RunSettings(device="cpu"))
     (run,) = store.search_runs(["1"], "tags.`edgequant.variant` = 'quantized'")
     assert run.data.tags["edgequant.scheme"] == "w4a8-g32"
     assert run.data.metrics["size/checkpoint_gb"] == (plain / WEIGHTS).stat().st_size / 1e9

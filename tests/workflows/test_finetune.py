@@ -13,6 +13,7 @@ from edgequant import models, tracking
 from edgequant.errors import UserError
 from edgequant.training.settings import LoraSettings
 from edgequant.workflows.finetune import finetune
+from edgequant.workflows.settings import RunSettings
 
 TOKENS = torch.arange(40)[None]
 
@@ -29,7 +30,7 @@ def finished(open_store, tmp_path_factory, quick, short):
     with open_store(folder) as client:
         finetune(
             model="tiny", training=replace(short, steps=12, learning_rate=1e-2), lora=LoraSettings(rank=4, alpha=8),
-            evaluation=quick, device="cpu", dtype="float32", output=str(folder / "made"),
+            evaluation=quick, run=RunSettings(device="cpu", dtype="float32"), output=str(folder / "made"),
         )  # fmt: skip
         runs = tracking.find_runs(experiment="edgequant")
         (parent,) = [run for run in runs if run.workflow == "finetune"]
@@ -80,7 +81,7 @@ def test_qlora_trains_adapters_over_bitsandbytes_integers(store, tmp_path, quick
     settings = replace(quick, measures=("domain_perplexity",))
     finetune(
         model="tiny", base=base, training=replace(short, steps=3), lora=LoraSettings(rank=2), evaluation=settings,
-        device="cpu", dtype="float32", output=str(tmp_path / "made"),
+        run=RunSettings(device="cpu", dtype="float32"), output=str(tmp_path / "made"),
     )  # fmt: skip
     runs = {run.tags.get("edgequant.variant"): run for run in tracking.find_runs()}
     assert runs["finetuned"].tags["edgequant.scheme"] == base
@@ -91,6 +92,6 @@ def test_qlora_trains_adapters_over_bitsandbytes_integers(store, tmp_path, quick
 
 def test_targets_that_do_not_exist_end_the_run_as_failed_with_the_layers_there_are(store, quick, short):
     with pytest.raises(UserError, match=r"lora\.targets 'wq' does not fit.*q_proj"):
-        finetune(model="tiny", training=short, lora=LoraSettings(targets="wq"), evaluation=quick, device="cpu")
+        finetune(model="tiny", training=short, lora=LoraSettings(targets="wq"), evaluation=quick, run=RunSettings(device="cpu"))
     assert {run.status for run in tracking.find_runs()} <= {"FAILED", "FINISHED"}
     assert tracking.find_runs(workflow="finetune")[0].status == "FAILED"

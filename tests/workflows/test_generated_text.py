@@ -16,6 +16,7 @@ from edgequant.workflows import generated_text, inputs
 from edgequant.workflows.generated_text import GREEDY_TOKENS, generated_sequences
 from edgequant.workflows.inputs import check_text, evaluation_data, training_sequences
 from edgequant.workflows.qat import qat
+from edgequant.workflows.settings import RunSettings
 
 NOTHING = EvaluationData(**dict.fromkeys(EvaluationData.__dataclass_fields__))
 
@@ -126,7 +127,7 @@ def test_qat_trains_on_as_many_sequences_as_its_steps_draw(store, quick, cache, 
         steps=3, batch_size=2, sequence_length=32, precision="float32", distillation=1.0, teacher_top_k=16
     )
     evaluation = replace(quick, measures=("domain_perplexity",))
-    qat(model="tiny", text="generated", training=training, evaluation=evaluation, device="cpu", register=False)
+    qat(model="tiny", text="generated", training=training, evaluation=evaluation, run=RunSettings(device="cpu"), register=False)
     assert len(list((cache / "generated").iterdir())) == 1
     (kept,) = (cache / "teacher").iterdir()  # one for control and qat, over the six sequences drawn
     assert kept.stat().st_size < 6 * 32 * (17 * 2 + 16 * 4) + 1000

@@ -19,6 +19,7 @@ from edgequant.quantization.settings import QuantizationSettings
 from edgequant.workflows.inputs import evaluation_data
 from edgequant.workflows.qat import compare, qat
 from edgequant_tune.train_candidate import Candidate, qat_candidate
+from edgequant.workflows.settings import RunSettings
 
 VARIANTS = ("baseline", "ptq", "control", "control-ptq", "qat")
 
@@ -37,8 +38,8 @@ def finished(request, open_store, tmp_path_factory, quick, short):
     folder = tmp_path_factory.mktemp("qat")
     with open_store(folder) as client:
         qat(
-            model="tiny", scheme=request.param, training=short, evaluation=quick, device="cpu", dtype="float32",
-            output=str(folder / "delivered"), seed=3,
+            model="tiny", scheme=request.param, training=short, evaluation=quick, run=RunSettings(device="cpu", dtype="float32", seed=3),
+            output=str(folder / "delivered"),
         )  # fmt: skip
         runs = tracking.find_runs(experiment="edgequant")
         (parent,) = [run for run in runs if run.workflow == "qat"]
@@ -219,7 +220,7 @@ def test_a_quantised_model_cannot_be_trained(store, tmp_path, quick, short):
         evaluation=replace(quick, measures=("domain_perplexity",)),
     )  # fmt: skip
     with pytest.raises(UserError, match=r"is quantised already; start from the floating-point model"):
-        qat(model=str(made.checkpoint), training=short, evaluation=quick, device="cpu")
+        qat(model=str(made.checkpoint), training=short, evaluation=quick, run=RunSettings(device="cpu"))
     (run,) = tracking.find_runs(workflow="qat")
     assert run.status == "FAILED"
 

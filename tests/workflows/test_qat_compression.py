@@ -16,6 +16,7 @@ from edgequant.training.loop import train
 from edgequant.training.settings import TrainingSettings
 from edgequant.workflows import quantized_training
 from edgequant.workflows.qat import qat
+from edgequant.workflows.settings import RunSettings
 
 
 def variants_of(experiment: str = "edgequant") -> dict[str, tracking.FinishedRun]:
@@ -26,7 +27,7 @@ def variants_of(experiment: str = "edgequant") -> dict[str, tracking.FinishedRun
 def test_pruning_is_part_of_the_compressed_variants_and_adapters_of_qat(store, quick, short):
     settings = QuantizationSettings(lora_rank=4, sparsity=0.5, sparsity_pattern="2:4")
     quality = replace(quick, measures=("domain_perplexity",))
-    qat(model="tiny", training=short, quantization=settings, evaluation=quality, device="cpu", register=False)
+    qat(model="tiny", training=short, quantization=settings, evaluation=quality, run=RunSettings(device="cpu"), register=False)
     runs = variants_of()
     sparsity = {name: run.metrics.get("size/sparsity") for name, run in runs.items()}
     assert sparsity["baseline"] is None and sparsity["control"] is None
@@ -74,7 +75,7 @@ def test_the_control_teaches_qat_at_a_rate_of_its_own(store, quick, short, monke
     settings = QuantizationSettings(teacher="control", qat_learning_rate=5e-3)
     quality = replace(quick, measures=("domain_perplexity",))
     training = replace(short, distillation=1.0)
-    qat(model="tiny", training=training, quantization=settings, evaluation=quality, device="cpu", register=False)
+    qat(model="tiny", training=training, quantization=settings, evaluation=quality, run=RunSettings(device="cpu"), register=False)
     (control, untaught, weight), (taught, teacher, _) = seen["control"], seen["qat"]
     assert untaught is None and control == replace(training, distillation=0.0)
     assert taught == replace(training, learning_rate=5e-3)

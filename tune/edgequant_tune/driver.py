@@ -91,7 +91,7 @@ def _tune_config(spec: SearchSpec) -> tune.TuneConfig:
         num_samples=spec.trials,
         time_budget_s=None if spec.time_budget_minutes is None else 60 * spec.time_budget_minutes,
         max_concurrent_trials=spec.concurrent_trials,
-        search_alg=OptunaTpe(spec.space, spec.objectives, spec.trial.seed, spec.recipe),
+        search_alg=OptunaTpe(spec.space, spec.objectives, spec.trial.run.seed, spec.recipe),
         scheduler=_scheduler(spec),
         reuse_actors=True,
         trial_dirname_creator=lambda trial: trial.trial_id,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from edgequant import models, tracking
 from edgequant.workflows.closing import closing_console, print_closing, print_table
 from edgequant.workflows.inputs import evaluation_data
 from edgequant.workflows.measuring import measure
+from edgequant.workflows.steps.register import numbers, promote_command, register_version
 from edgequant_tune import figures, trial_records
 from edgequant_tune.search_spec import SearchSpec
 from edgequant_tune.trial_records import TrialRecord
@@ -53,22 +53,18 @@ def scheme_of(spec: SearchSpec, record: TrialRecord) -> str:
 
 def measure_best(spec: SearchSpec, best: TrialRecord) -> Rows:
     """Measure the winner and the model it came from as `qat` would; the winner's metrics go on the parent too."""
-    data = evaluation_data(spec.evaluation.measures, spec.trial.data_dir)
+    data = evaluation_data(spec.evaluation.measures, spec.trial.run.data_dir)
     assert best.checkpoint is not None
     sources = {"baseline": (spec.trial.model, None), BEST: (best.checkpoint, Path(best.checkpoint))}
     rows: Rows = {}
     for variant, (source, checkpoint) in sources.items():
         scheme = scheme_of(spec, best) if checkpoint else "none"
         with tracking.variant_run(variant, model=spec.model_name, scheme=scheme, phase="tune"):
-            loaded = models.load(source, dtype="auto", device=spec.trial.device)
+            loaded = models.load(source, dtype=spec.trial.run.dtype, device=spec.trial.run.device)
             metrics = measure(loaded.model, loaded.tokenizer, data, spec.evaluation, checkpoint=checkpoint)
         rows[variant] = {"variant": variant, "model": spec.model_name, "scheme": scheme, **metrics}
-    tracking.log_metrics(metrics_of(rows[BEST]))
+    tracking.log_metrics(numbers(rows[BEST]))
     return rows
-
-
-def metrics_of(row: Mapping[str, Any]) -> dict[str, float]:
-    return {key: value for key, value in row.items() if isinstance(value, int | float)}
 
 
 def file_checkpoint(spec: SearchSpec, best: TrialRecord, rows: Rows, run: tracking.Run, *, register: bool) -> str:
@@ -77,14 +73,8 @@ def file_checkpoint(spec: SearchSpec, best: TrialRecord, rows: Rows, run: tracki
     if not register:
         tracking.log_folder(folder, "checkpoint")
         return f"runs:/{run.id}/checkpoint"
-    tags = {
-        "edgequant.model": spec.model_name,
-        "edgequant.scheme": scheme_of(spec, best),
-        "edgequant.variant": BEST,
-        "edgequant.baseline": json.dumps(metrics_of(rows["baseline"])),
-    }
-    name = f"edgequant-{spec.model_name}"
-    return f"models:/{name}/{tracking.register_checkpoint(folder, name, metrics=metrics_of(rows[BEST]), tags=tags)}"
+    names = {"model": spec.model_name, "scheme": scheme_of(spec, best), "variant": BEST}
+    return register_version(folder, **names, metrics=rows[BEST], baseline=rows["baseline"])
 
 
 def full_table(spec: SearchSpec, records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
@@ -114,6 +104,5 @@ def print_results(
 def next_command(checkpoint: str, method: str) -> str:
     """What a user would do with the result."""
     if checkpoint.startswith("models:/"):
-        _, name, version = checkpoint.split("/")
-        return f"edgequant promote --model {name} --version {version}"
+        return promote_command(checkpoint)
     return f"edgequant {'qat' if method == 'finetune' else 'evaluate'} --model {checkpoint}"

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 import yaml
 
 from edgequant.errors import UserError
+from edgequant.quantization.calibration import CalibrationSettings
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 KINDS = ("uniform", "log_uniform", "integers", "log_integers", "choice")
 SCHEME = "scheme"
 FIXED = frozenset({"save_steps"})  # changes what a crash costs, never the result
+# Of calibration: its other fields are named as training's, and decide what it costs rather than what comes of it.
+CALIBRATION = frozenset({"num_calibration_samples", "observer"})
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ def read_space(source: str | Mapping[str, Any], settings: Sequence[type], *, wit
 
 def with_values(settings: Any, values: Mapping[str, Any]) -> Any:
     """A settings dataclass with those hyperparameters that are its fields."""
-    own = {item.name for item in fields(settings)}
+    own = searchable(type(settings))
     return replace(settings, **{name: value for name, value in values.items() if name in own})
 
 
@@ -109,13 +112,15 @@ def _checked(found: Any, where: str, settings: Sequence[type], with_scheme: bool
     if not isinstance(found, Mapping) or not found:
         raise UserError(f"{where} is empty; expected lines such as `learning_rate: {{log_uniform: [1.0e-5, 3.0e-4]}}`")
     types = {SCHEME: str} if with_scheme else {}
-    types |= {name: kind for each in settings for name, kind in _searchable(each).items()}
+    types |= {name: kind for each in settings for name, kind in searchable(each).items()}
     return tuple(_hyperparameter(str(name), spec, types) for name, spec in found.items())
 
 
-def _searchable(settings: type) -> dict[str, Any]:
+def searchable(settings: type) -> dict[str, Any]:
+    """The fields of a settings dataclass that may be searched, and their types."""
     hints = get_type_hints(settings)
-    return {item.name: hints[item.name] for item in fields(settings) if item.name not in FIXED}
+    names = [item.name for item in fields(settings) if item.name not in FIXED]
+    return {name: hints[name] for name in names if settings is not CalibrationSettings or name in CALIBRATION}
 
 
 def _hyperparameter(name: str, spec: Any, types: Mapping[str, Any]) -> Hyperparameter:

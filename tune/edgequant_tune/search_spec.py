@@ -10,11 +10,13 @@ from typing import Any, Literal
 
 from edgequant.errors import UserError
 from edgequant.evaluation.settings import EvaluationSettings
-from edgequant.quantization.settings import QuantizationSettings
+from edgequant.quantization.calibration import CalibrationSettings
+from edgequant.quantization.settings import QatSettings
 from edgequant.training.settings import LoraSettings, TrainingSettings
+from edgequant.workflows.settings import RunSettings
 from edgequant_tune.objective_tasks import check_objectives, trial_evaluation
 from edgequant_tune.objectives import Objective, read_objectives
-from edgequant_tune.search_space import SCHEME, Space, read_space, with_values
+from edgequant_tune.search_space import SCHEME, Space, read_space, searchable, with_values
 
 # Trials are compared at a quarter and at a half of the longest training, and the worse half is stopped: earlier, in the
 # warm-up of the learning rate, a comparison says little.
@@ -25,9 +27,13 @@ WORTH_HALVING = 8  # trials; with fewer, each one's result is worth more than th
 INCOMPARABLE = ("sequence_length",)
 DEVICES = ("auto", "cpu", "cuda")
 
+SEARCHED = ("calibration", "training", "qat", "lora")  # settings whose fields may be searched
+
 Method = Literal["qat", "finetune"]
-# (model, scheme, **the rest of a TrialSpec) to metrics and a checkpoint's folder; see train_candidate.qat_candidate.
-TrainCandidate = Callable[..., tuple[Mapping[str, float], Path]]
+OnReport = Callable[[int, dict[str, float]], None]
+# (a trial's spec, its folder, what to call with steps done and metrics) to metrics and a checkpoint's folder; see
+# train_candidate.qat_candidate.
+TrainCandidate = Callable[["TrialSpec", Path, OnReport], tuple[Mapping[str, float], Path]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +42,9 @@ class TrialSpec:
 
     Attributes:
         train: trains one candidate; a function of a module, since Ray pickles it by reference.
-        training, quantization, lora: a trial replaces the searched fields.
+        training, qat, calibration, lora: a trial replaces the searched fields.
         evaluation: what a trial is measured on.
+        run: data, by its absolute path; device; compute type while measuring; and seed.
         folder: the option `output`; of a search that runs (`SearchSpec.on`), its own folder therein.
         rungs: steps at which trials are compared in training; none: no trial is stopped.
     """
@@ -45,14 +52,13 @@ class TrialSpec:
     train: TrainCandidate
     model: str
     scheme: str
-    text: str
+    dataset: str
     training: TrainingSettings
-    quantization: QuantizationSettings
+    qat: QatSettings
+    calibration: CalibrationSettings
     lora: LoraSettings
     evaluation: EvaluationSettings
-    data_dir: str | None
-    device: str
-    seed: int
+    run: RunSettings
     folder: Path
     rungs: tuple[int, ...]
 
@@ -60,6 +66,11 @@ class TrialSpec:
     def trials_folder(self) -> Path:
         """Where the trials work, each in a folder named by its id."""
         return self.folder / "trials"
+
+    def with_values(self, values: Mapping[str, Any]) -> TrialSpec:
+        """The same trial with these hyperparameters."""
+        groups = {name: with_values(getattr(self, name), values) for name in SEARCHED}
+        return replace(self, scheme=values.get(SCHEME, self.scheme), **groups)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +106,7 @@ class SearchSpec:
         _check("time_budget_minutes", minutes, minutes is None or minutes > 0, "above 0, or none")
         _check("cpus_per_trial", self.cpus_per_trial, self.cpus_per_trial > 0, "above 0")
         _check("gpus_per_trial", self.gpus_per_trial, self.gpus_per_trial >= 0, "0 or more")
-        _check_device(self.trial.device)
+        _check_device(self.trial.run.device)
 
     @classmethod
     def from_options(
@@ -104,7 +115,7 @@ class SearchSpec:
         model: str,
         method: Method,
         scheme: str,
-        text: str,
+        dataset: str,
         space: str | Mapping[str, Any] | None,
         objectives: Sequence[str],
         trials: int,
@@ -114,13 +125,12 @@ class SearchSpec:
         cpus_per_trial: float,
         gpus_per_trial: float,
         training: TrainingSettings,
-        quantization: QuantizationSettings,
+        qat: QatSettings,
+        calibration: CalibrationSettings,
         lora: LoraSettings,
         evaluation: EvaluationSettings,
-        data_dir: str | None,
         output: str,
-        device: str,
-        seed: int,
+        run: RunSettings,
     ) -> SearchSpec:
         """The search that the options of `tune` describe; nothing is loaded, everything that can be is checked.
 
@@ -128,11 +138,9 @@ class SearchSpec:
             UserError: names the option, its value and what was expected.
         """
         from edgequant import models
-        from edgequant.workflows.inputs import check_text
 
-        check_text(text, generated=method == "qat")
-        own = QuantizationSettings if method == "qat" else LoraSettings
-        searched = read_space(space or method, (TrainingSettings, own), with_scheme=method == "qat")
+        own = (QatSettings, CalibrationSettings) if method == "qat" else (LoraSettings,)
+        searched = read_space(space or method, (TrainingSettings, *own), with_scheme=method == "qat")
         goals = read_objectives(objectives)
         check_objectives(goals)
         halving = _halving(scheduler, searched, goals, trials)
@@ -142,14 +150,13 @@ class SearchSpec:
                 train=_trainer(method),
                 model=source.location if source.kind in ("folder", "gguf") else model,
                 scheme=scheme if method == "qat" else "none",
-                text=_absolute_text(text),
+                dataset=_absolute_dataset(dataset),
                 training=training,
-                quantization=quantization,
+                qat=qat,
+                calibration=calibration,
                 lora=lora,
                 evaluation=trial_evaluation(evaluation, goals),
-                data_dir=_absolute_data_dir(data_dir),
-                device=device,
-                seed=seed,
+                run=replace(run, data_dir=_absolute_data_dir(run.data_dir)),
                 folder=_absolute(output),
                 rungs=_rungs(_longest(searched, training)) if halving else (),
             ),
@@ -181,8 +188,9 @@ class SearchSpec:
             raise UserError(
                 f"cpus_per_trial {self.cpus_per_trial:g} is more than the {cpus:g} CPUs there are; ask for less"
             )
-        gpus = _granted(self.gpus_per_trial, self.trial.device, resources.get("GPU", 0))
-        trial = replace(self.trial, device="cuda" if gpus else "cpu", folder=self.trial.folder / run_id)
+        gpus = _granted(self.gpus_per_trial, self.trial.run.device, resources.get("GPU", 0))
+        run = replace(self.trial.run, device="cuda" if gpus else "cpu")
+        trial = replace(self.trial, run=run, folder=self.trial.folder / run_id)
         return replace(self, trial=trial, gpus_per_trial=gpus)
 
     @property
@@ -196,8 +204,9 @@ class SearchSpec:
 
         None where the search could not come to them.
         """
-        trial = self.trial
-        given = {SCHEME: trial.scheme} | vars(trial.training) | vars(trial.quantization) | vars(trial.lora)
+        given: dict[str, Any] = {SCHEME: self.trial.scheme}
+        for group in (getattr(self.trial, name) for name in SEARCHED):
+            given |= {name: getattr(group, name) for name in searchable(type(group))}
         found = {item.name: given[item.name] for item in self.space if item.contains(given[item.name])}
         return found if len(found) == len(self.space) else None
 
@@ -234,20 +243,22 @@ def _halving(scheduler: str, space: Space, objectives: Sequence[Objective], tria
 
 def _check_ends(spec: SearchSpec) -> None:
     """The ends of every range must be possible settings, and every scheme must fit the model."""
-    from edgequant.workflows.qat import check_configuration
+    from edgequant.workflows.validate import validate
 
     trial = spec.trial
     for item in spec.space:
         for value in item.values:
-            for settings in (trial.training, trial.quantization, trial.lora):
-                with_values(settings, {item.name: value})  # checks itself
+            for name in SEARCHED:
+                with_values(getattr(trial, name), {item.name: value})  # checks itself
     if spec.method == "finetune":
+        validate(trial.model, trial.dataset, self_generated=False)
         return
-    if all(item.name != "distillation" for item in spec.space):
-        trial.quantization.check_distillation(trial.training.distillation)
-    searched = [item.values for item in spec.space if item.name == SCHEME]
-    for scheme in searched[0] if searched else [trial.scheme]:
-        trial.quantization.check_scheme(check_configuration(trial.model, scheme, trial.text))
+    names = {item.name: item.values for item in spec.space}
+    # What is searched is not what the settings say: a trial checks it.
+    checked = {} if {"distillation_weight", "sequence_length"} & {*names} else {"training": trial.training}
+    settings = {"qat": trial.qat, "calibration": trial.calibration, **checked}
+    for scheme in names.get(SCHEME, (trial.scheme,)):
+        validate(trial.model, trial.dataset, schemes=scheme, **settings)
 
 
 def _granted(wanted: float, device: str, available: float) -> float:
@@ -280,12 +291,12 @@ def _absolute(path: str) -> Path:
     return Path(path).expanduser().resolve()
 
 
-def _absolute_text(text: str) -> str:
-    from edgequant.workflows.inputs import GENERATED, TEXTS
+def _absolute_dataset(dataset: str) -> str:
+    from edgequant.workflows.inputs import SELF_GENERATED, TEXTS
     from edgequant.workflows.text_mix import with_parts
 
-    named = (*TEXTS, GENERATED)
-    return with_parts(text, lambda part: part if part in named else str(_absolute(part)))
+    named = (*TEXTS, SELF_GENERATED)
+    return with_parts(dataset, lambda part: part if part in named else str(_absolute(part)))
 
 
 def _absolute_data_dir(data_dir: str | None) -> str | None:

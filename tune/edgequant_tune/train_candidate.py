@@ -7,164 +7,121 @@ are (their public evaluation set otherwise); only the winner is measured on what
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from edgequant.workflows.quantized_training import QuantizedTraining
 from edgequant_tune.objectives import HELD_OUT
 
 if TYPE_CHECKING:
-    from edgequant.evaluation.settings import EvaluationSettings
-    from edgequant.evaluation.suite import EvaluationData
-    from edgequant.quantization.settings import QuantizationSettings
-    from edgequant.training.settings import LoraSettings, TrainingSettings
+    from torch import Tensor, nn
+
+    from edgequant.evaluation.tasks.task import EvaluationData
+    from edgequant_tune.search_spec import OnReport, TrialSpec
 
 HELD_OUT_ROWS = 16  # sequences of held-out text behind `validation/loss`
-OnReport = Callable[[int, dict[str, float]], None]
 
 
 class Candidate(NamedTuple):
-    """Metrics of the checkpoint reloaded from disk, under the contract's names, and the checkpoint's folder."""
+    """Metrics of the checkpoint reloaded from disk, under the project's names, and the checkpoint's folder."""
 
     metrics: Mapping[str, float]
     checkpoint: Path
 
 
-def qat_candidate(
-    model: str,
-    scheme: str,
-    *,
-    training: TrainingSettings,
-    quantization: QuantizationSettings,
-    evaluation: EvaluationSettings,
-    text: str,
-    data_dir: str | None,
-    device: str,
-    seed: int,
-    work_dir: Path,
-    rungs: Sequence[int],
-    on_evaluate: OnReport,
-    **_: Any,
-) -> Candidate:
+def qat_candidate(trial: TrialSpec, work_dir: Path, on_report: OnReport) -> Candidate:
     """Quantisation-aware training: train, convert, save, reload, measure.
 
     Args:
-        rungs: steps after which `validation/loss` is measured, so that a scheduler can compare trials.
-        on_evaluate: called with (step, metrics) after each step: the training loss, and on rungs the held-out loss.
+        trial: with this trial's hyperparameters; after the steps in `rungs`, `validation/loss` is measured, so that a
+            scheduler can compare trials.
+        work_dir: the trial's folder.
+        on_report: called with (step, metrics) after each step: the training loss, and on rungs the held-out loss.
+
+    Raises:
+        UserError: hyperparameters that do not go together.
     """
     from edgequant.evaluation.suite import evaluate_model
-    from edgequant.workflows.qat import check_configuration
+    from edgequant.workflows.inputs import evaluation_data
+    from edgequant.workflows.steps import qat_experiment, qat_variants
+    from edgequant.workflows.validate import validate
 
-    parsed = check_configuration(model, scheme, text)
-    quantization.check_scheme(parsed)
-    quantization.check_distillation(training.distillation)
-    job = _ObservedTraining(parsed, training, quantization, evaluation, work_dir, seed=seed)
-    job.rungs = frozenset(rungs)
-    job.load(model, text, data_dir, device=device)
-    job.data = validation_data(job.data, text, data_dir)
-    made = job.quantized(on_log=on_evaluate)
-    measured = evaluate_model(made.model, made.tokenizer, job.data, evaluation, checkpoint=made.checkpoint)
-    return Candidate(measured.metrics | dict(made.metrics), job.deliver(None))
+    settings = {"training": trial.training, "qat": trial.qat, "calibration": trial.calibration}
+    (scheme,) = validate(trial.model, trial.dataset, schemes=trial.scheme, **settings)
+    reported = evaluation_data(trial.evaluation.tasks, trial.run.data_dir)
+    experiment = qat_experiment.load(
+        trial.model, scheme, trial.dataset, **settings, evaluation=trial.evaluation, run=trial.run, folder=work_dir,
+        data=validation_data(reported, trial.dataset, trial.run.data_dir), guarded=reported,
+    )  # fmt: skip
+    observed = Observed(trial, experiment.tokenizer, on_report)
+    experiment = replace(experiment, on_step=observed.on_step)
+    made = qat_variants.quantized(experiment)
+    measured = evaluate_model(made.model, made.tokenizer, experiment.data, trial.evaluation, checkpoint=made.checkpoint)
+    return Candidate(measured.metrics | dict(made.metrics), qat_variants.save_result(experiment, None))
 
 
-def finetune_candidate(
-    model: str,
-    scheme: str,
-    *,
-    training: TrainingSettings,
-    lora: LoraSettings,
-    evaluation: EvaluationSettings,
-    text: str,
-    data_dir: str | None,
-    device: str,
-    seed: int,
-    work_dir: Path,
-    rungs: Sequence[int],
-    on_evaluate: OnReport,
-    **_: Any,
-) -> Candidate:
+def finetune_candidate(trial: TrialSpec, work_dir: Path, on_report: OnReport) -> Candidate:
     """LoRA on the text: train, merge, save, reload, measure. Arguments as `qat_candidate`."""
     from edgequant import models
     from edgequant.evaluation.suite import evaluate_model
     from edgequant.training.loop import train
     from edgequant.training.lora import attach
-    from edgequant.workflows.finetune import deliver
+    from edgequant.workflows.finetune import save_result
     from edgequant.workflows.inputs import evaluation_data, training_sequences
 
-    loaded = models.load(model, dtype="float32", device=device)
-    data = evaluation_data(evaluation.measures, data_dir)
-    rows = training_sequences(text, loaded.tokenizer, training.sequence_length, data, data_dir, seed=seed)
-    adapted = attach(loaded.model, lora, made_from=model)
-    log = _observed(adapted, loaded.tokenizer, training, device, rungs, on_evaluate)
-    result = train(adapted, rows, training, work_dir / "training", seed=seed, on_log=log, title=f"finetune {model}")
-    made = deliver(adapted.eval(), loaded.tokenizer, work_dir, "float", dtype="auto", device=device)
-    scored = validation_data(data, text, data_dir)
+    run, training = trial.run, trial.training
+    loaded = models.load(trial.model, dtype="float32", device=run.device)
+    reported = evaluation_data(trial.evaluation.tasks, run.data_dir)
+    rows = training_sequences(
+        trial.dataset, loaded.tokenizer, training.sequence_length, reported, run.data_dir, seed=run.seed
+    )
+    adapted = attach(loaded.model, trial.lora, made_from=trial.model)
+    observed = Observed(trial, loaded.tokenizer, on_report)
+    result = train(
+        adapted, rows, training, work_dir / "training", seed=run.seed, title=f"finetune {trial.model}",
+        on_log=lambda step, metrics: observed.report(adapted, step, metrics),
+    )  # fmt: skip
+    made = save_result(adapted.eval(), loaded.tokenizer, work_dir, "float", dtype=run.dtype, device=run.device)
+    scored = validation_data(reported, trial.dataset, run.data_dir)
     merged = work_dir / "merged"
-    metrics = evaluate_model(made, loaded.tokenizer, scored, evaluation, checkpoint=merged).metrics
+    metrics = evaluate_model(made, loaded.tokenizer, scored, trial.evaluation, checkpoint=merged).metrics
     return Candidate(metrics | {"train/loss": result.loss}, merged)
 
 
-def validation_data(data: EvaluationData, text: str, data_dir: str | None) -> EvaluationData:
-    """The same measures on data that the final evaluation does not use."""
-    from edgequant.corpora import benchmarks
-    from edgequant.corpora.disaster_corpus import bundled_documents
-    from edgequant.workflows.text_mix import parse_mix
+def validation_data(data: EvaluationData, dataset: str, data_dir: str | None) -> EvaluationData:
+    """The same tasks on data that the final evaluation does not use, where their data sets have such splits."""
+    from edgequant.workflows.inputs import selection_rows
 
-    def local(name: str, split: str) -> bool:
-        return benchmarks.find_local(name, split, data_dir) is not None
-
-    changed: dict[str, Any] = {}
-    if data.domain is not None:
-        changed["domain"] = [(d.domain, d.text) for d in bundled_documents("validation") if d.language == "en"]
-    if data.wikitext2 is not None:
-        trained_on = any(part.text == "wikitext-2" for part in parse_mix(text)) and not local("wikitext2", "train")
-        usable = local("wikitext2", "validation") and not trained_on
-        changed["wikitext2"] = list(benchmarks.load_wikitext2("validation", data_dir)) if usable else None
-    if data.boolq is not None and local("boolq", "train"):
-        changed["boolq"] = list(benchmarks.load_boolq("train", data_dir))
-    if data.squad is not None and local("squad", "train"):
-        changed["squad"] = list(benchmarks.load_squad("train", data_dir))
-    return replace(data, **changed)
+    given = {name: rows for name, rows in data.items() if rows is not None}
+    return {name: selection_rows(name, rows, dataset, data_dir) for name, rows in given.items()}
 
 
-class _ObservedTraining(QuantizedTraining):
-    """Training that also measures the held-out loss at given steps, of the model as it is simulated then."""
+class Observed:
+    """Reports a trial's training, with the held-out loss added on rungs, of the model as it is simulated then."""
 
-    rungs: frozenset[int] = frozenset()
+    def __init__(self, trial: TrialSpec, tokenizer: Any, on_report: OnReport) -> None:
+        self.trial, self.tokenizer, self.on_report = trial, tokenizer, on_report
 
-    def _train(
-        self, model: Any, name: str, settings: Any, teacher: Any, on_step: Any = None, on_log: Any = None
-    ) -> dict[str, float]:
-        if name == "qat":
-            on_log = _observed(model, self.tokenizer, settings, self.device, self.rungs, on_log)
-        return super()._train(model, name, settings, teacher, on_step, on_log or _unseen)
+    def on_step(self, variant: str, model: nn.Module, step: int, metrics: Mapping[str, float]) -> None:
+        """For `QatExperiment`: the control that teaches a trial is not part of its curves."""
+        if variant == "qat":
+            self.report(model, step, metrics)
 
+    def report(self, model: nn.Module, step: int, metrics: Mapping[str, float]) -> None:
+        """Report a step's metrics."""
+        held_out = {HELD_OUT: _loss(model, self._rows)} if step in self.trial.rungs else {}
+        self.on_report(step, dict(metrics) | held_out)
 
-def _unseen(step: int, metrics: Mapping[str, float]) -> None:
-    """The control that teaches a trial is not part of its curves."""
+    @cached_property
+    def _rows(self) -> Tensor:
+        from edgequant.corpora.disaster_corpus import bundled_documents
+        from edgequant.corpora.packing import pack
 
-
-def _observed(
-    model: Any, tokenizer: Any, training: TrainingSettings, device: str, rungs: Collection[int], on_log: OnReport
-) -> Callable[[int, Mapping[str, float]], None]:
-    """`on_log`, with the held-out loss added on rungs."""
-    rows = _held_out_rows(tokenizer, training.sequence_length).to(device) if rungs else None
-
-    def log(step: int, metrics: Mapping[str, float]) -> None:
-        held_out = {HELD_OUT: _loss(model, rows)} if step in rungs else {}
-        on_log(step, dict(metrics) | held_out)
-
-    return log
-
-
-def _held_out_rows(tokenizer: Any, length: int) -> Any:
-    from edgequant.corpora.disaster_corpus import bundled_documents
-    from edgequant.corpora.packing import pack
-
-    texts = [document.text for document in bundled_documents("validation") if document.language == "en"]
-    return pack(texts, tokenizer, length)[:HELD_OUT_ROWS]
+        texts = [document.text for document in bundled_documents("validation") if document.language == "en"]
+        rows = pack(texts, self.tokenizer, self.trial.training.sequence_length)
+        return rows[:HELD_OUT_ROWS].to(self.trial.run.device)
 
 
 def _loss(model: Any, rows: Any) -> float:

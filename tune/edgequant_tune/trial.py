@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from edgequant.files import write_atomically
-from edgequant_tune.search_space import SCHEME, with_values
 from edgequant_tune.search_spec import TrialSpec
 
 TRACEBACK = "traceback.txt"
@@ -37,29 +36,21 @@ def run_trial(
     work_dir = spec.trials_folder / trial_id
     shutil.rmtree(work_dir, ignore_errors=True)  # what an interrupted attempt at the same trial left
     work_dir.mkdir(parents=True)
-    training = with_values(spec.training, values)
+    candidate = spec.with_values(values)
     try:
         metrics, checkpoint = spec.train(
-            spec.model,
-            values.get(SCHEME, spec.scheme),
-            training=training,
-            quantization=with_values(spec.quantization, values),
-            lora=with_values(spec.lora, values),
-            evaluation=spec.evaluation,
-            text=spec.text,
-            data_dir=spec.data_dir,
-            device=spec.device,
-            seed=spec.seed,
-            work_dir=work_dir,
-            rungs=spec.rungs,
-            on_evaluate=lambda step, found: report({"step": step, "complete": False, "metrics": dict(found)}),
+            candidate,
+            work_dir,
+            lambda step, found: report({"step": step, "complete": False, "metrics": dict(found)}),
         )
     except Exception:
         write_atomically(work_dir / TRACEBACK, traceback.format_exc())
         raise
     finally:
         _release_memory()
-    report({"step": training.steps, "complete": True, "metrics": dict(metrics), "checkpoint": str(checkpoint)})
+    report(
+        {"step": candidate.training.steps, "complete": True, "metrics": dict(metrics), "checkpoint": str(checkpoint)}
+    )
 
 
 def _release_memory() -> None:

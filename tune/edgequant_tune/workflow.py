@@ -10,8 +10,10 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from edgequant.evaluation.settings import EvaluationSettings
-from edgequant.quantization.settings import QuantizationSettings
+from edgequant.quantization.calibration import CalibrationSettings
+from edgequant.quantization.settings import QatSettings
 from edgequant.training.settings import LoraSettings, TrainingSettings
+from edgequant.workflows.settings import RunSettings, WorkflowResult, configuration
 
 
 def tune(
@@ -19,7 +21,7 @@ def tune(
     model: str = "smollm2-135m",
     method: Literal["qat", "finetune"] = "qat",
     scheme: str = "w4a8-g32+emb4",
-    text: str = "disaster",
+    dataset: str = "disaster",
     space: str | dict[str, Any] | None = None,
     objectives: tuple[str, ...] = ("domain/perplexity",),
     trials: int = 5,
@@ -29,26 +31,23 @@ def tune(
     cpus_per_trial: float = 1.0,
     gpus_per_trial: float = 1.0,
     training: TrainingSettings = TrainingSettings(learning_rate=2e-4, save_steps=0),
-    quantization: QuantizationSettings = QuantizationSettings(),
+    qat: QatSettings = QatSettings(),
+    calibration: CalibrationSettings = CalibrationSettings(num_calibration_samples=32),
     lora: LoraSettings = LoraSettings(),
     evaluation: EvaluationSettings = EvaluationSettings(
         measures=("perplexity", "boolq", "squad", "domain_perplexity"), limit=200
     ),
-    data_dir: str | None = None,
     output: str = "outputs/tune",
     register: bool = True,
-    device: str = "auto",
-    seed: int = 0,
-    resume: bool = False,
-    experiment: str = "edgequant",
-) -> None:
+    run: RunSettings = RunSettings(),
+) -> WorkflowResult:
     """Hyperparameter search with Ray Tune and Optuna: trials nested under one run, the best one registered.
 
     Args:
         model: short name, hub id, folder, .gguf file or MLflow URI of a floating-point model.
         method: what a trial trains: qat, or finetune (LoRA, merged into a floating-point model).
         scheme: quantisation scheme of every qat trial, unless the space searches it.
-        text: what to train on: disaster, wikitext-2, a folder or file, or (qat) generated: by the model itself.
+        dataset: text to train on: disaster, wikitext-2, a folder or file, or (qat) self-generated: by the model.
         space: what is searched: a bundled space (qat, qat-schemes, finetune), a YAML file, or the space itself; None:
             the bundled one of the method.
         objectives: metrics to optimise. The first decides which trial is best; several are searched for trade-offs.
@@ -61,41 +60,42 @@ def tune(
         cpus_per_trial: CPU cores of a trial.
         gpus_per_trial: GPUs of a trial where there are any; 0.25 lets four trials share one.
         training: settings of every trial; the searched ones are replaced.
-        quantization: settings of every qat trial; the searched ones are replaced.
+        qat: settings of every qat trial; the searched ones are replaced.
+        calibration: how every qat trial looks at activations; the searched settings are replaced.
         lora: settings of every finetune trial; the searched ones are replaced.
         evaluation: what the best trial is measured on; the trials themselves only on what the objectives need.
-        data_dir: folder with WikiText-2, BoolQ and SQuAD in their official formats (default: $EDGEQUANT_DATA).
         output: folder that receives a folder per search: its state, and the checkpoints of its best trials.
-        register: register the best qat checkpoint as edgequant-<model>; a finetuned model is filed with the run.
-        device: auto, cpu, cuda.
-        seed: draws the hyperparameters; every trial trains with this seed, so that only hyperparameters differ.
-        resume: continue the newest interrupted search of this configuration; its finished trials are kept.
-        experiment: MLflow experiment, unless `mlflow run` names one.
+        register: register the best checkpoint as edgequant-<model>; else it is filed with the run.
+        run: data, device (auto, cpu or cuda: Ray gives each trial its own), experiment; the seed draws the
+            hyperparameters and trains every trial, so that only hyperparameters differ; resume continues the newest
+            interrupted search of this configuration, whose finished trials are kept.
 
     Raises:
         UserError: bad configuration, before Ray starts.
         RuntimeError: no trial finished; says how the first one failed.
     """
-    config = dict(locals())
+    config = configuration(locals())
 
     from edgequant_tune.search_spec import SearchSpec
 
     spec = SearchSpec.from_options(
-        model=model, method=method, scheme=scheme, text=text, space=space, objectives=objectives, trials=trials,
+        model=model, method=method, scheme=scheme, dataset=dataset, space=space, objectives=objectives, trials=trials,
         time_budget_minutes=time_budget_minutes, scheduler=scheduler, concurrent_trials=concurrent_trials,
-        cpus_per_trial=cpus_per_trial, gpus_per_trial=gpus_per_trial, training=training, quantization=quantization,
-        lora=lora, evaluation=evaluation, data_dir=data_dir, output=output, device=device, seed=seed,
+        cpus_per_trial=cpus_per_trial, gpus_per_trial=gpus_per_trial, training=training, qat=qat,
+        calibration=calibration, lora=lora, evaluation=evaluation, output=output, run=run,
     )  # fmt: skip
 
     from edgequant import tracking
+    from edgequant.workflows.steps.register import numbers
     from edgequant_tune import results
     from edgequant_tune.driver import ray_cluster, run_search
 
-    with tracking.workflow_run("tune", config, experiment=experiment, resume=resume) as run:
+    with tracking.workflow_run("tune", config, experiment=run.experiment, resume=run.resume) as tracked:
         with ray_cluster() as resources:
-            spec = spec.on(resources, run.id)
-            records = run_search(spec, run)
+            spec = spec.on(resources, tracked.id)
+            records = run_search(spec, tracked)
         best = results.log_search(spec, records)
         rows = results.measure_best(spec, best)
-        checkpoint = results.file_checkpoint(spec, best, rows, run, register=register and method == "qat")
-        results.print_results(spec, records, best, rows, run, checkpoint)
+        checkpoint = results.file_checkpoint(spec, best, rows, tracked, register=register)
+        results.print_results(spec, records, best, rows, tracked, checkpoint)
+    return WorkflowResult(tracked.id, numbers(rows[results.BEST]), checkpoint, list(rows.values()))
