@@ -40,7 +40,7 @@ from edgequant.corpora.packing import pack  # noqa: E402
 from edgequant.evaluation.settings import EvaluationSettings  # noqa: E402
 from edgequant.evaluation.suite import EvaluationData, evaluate_model  # noqa: E402
 from edgequant.quantization import ptq, qat  # noqa: E402
-from edgequant.quantization.ptq_settings import PtqSettings  # noqa: E402
+from edgequant.quantization.calibration import CalibrationSettings  # noqa: E402
 from edgequant.quantization.scheme import Scheme, parse_scheme  # noqa: E402
 from edgequant.quantization.training_start import prepare_from_ptq  # noqa: E402
 from edgequant.training.loop import train  # noqa: E402
@@ -75,7 +75,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--distillation", type=float, default=0.0)
     parser.add_argument("--teacher", choices=("base", "control"), default="base")
     parser.add_argument("--start", default="rtn", help="what QAT starts from: rtn, or a PTQ method")
-    parser.add_argument("--learned_scales", action="store_true", help="LSQ+; else scales follow the extremes")
+    parser.add_argument("--learnable_scales", action="store_true", help="LSQ+; else scales follow the extremes")
     parser.add_argument("--compile", choices=("auto", "true", "false"), default="auto")
     parser.add_argument("--observer", default="moving_average_minmax")
     parser.add_argument("--measures", nargs="+", default=["perplexity"], choices=["perplexity", "boolq", "squad"])
@@ -127,6 +127,7 @@ class Experiment:
             compile={"auto": None, "true": True, "false": False}[options.compile],
             save_steps=0,
         )
+        self.observing = CalibrationSettings(observer=options.observer)
         self.calibration = list(self.sequences[:64].to(next(self.base.parameters()).device).split(8))
 
     def rows(self, seed: int) -> Iterator[dict[str, Any]]:
@@ -143,7 +144,7 @@ class Experiment:
             scheme = parse_scheme(name)
             if "control-ptq" in wanted:
                 rounded = copy.deepcopy(control)
-                ptq.quantize(rounded, scheme, calibration=self.calibration, observer=self.options.observer)
+                ptq.quantize(rounded, scheme, calibration=self.calibration, calibration_settings=self.observing)
                 yield {"scheme": name, "variant": "control-ptq", **self.scores(rounded, name)}
                 del rounded
             if "qat" in wanted:
@@ -172,10 +173,9 @@ class Experiment:
         """Train through the quantiser; the integer model that results and what training cost."""
         options, model = self.options, copy.deepcopy(self.base)
         if options.start == "rtn":
-            qat.prepare(model, scheme, observer=options.observer, learned_scales=options.learned_scales)
+            qat.prepare(model, scheme, observer=options.observer, learnable_scales=options.learnable_scales)
         else:
-            settings = PtqSettings(observer=options.observer)
-            prepare_from_ptq(model, scheme, options.start, self.calibration, settings=settings)
+            prepare_from_ptq(model, scheme, options.start, self.calibration, calibration_settings=self.observing)
         if qat.has_static_ranges(model):
             qat.calibrate(model, self.calibration)
 
@@ -184,7 +184,7 @@ class Experiment:
 
         teacher = {"base": self.base, "control": control}[options.teacher] if options.distillation else None
         rate = options.qat_learning_rate or options.learning_rate
-        trained = replace(self.settings, learning_rate=rate, distillation=options.distillation)
+        trained = replace(self.settings, learning_rate=rate, distillation_weight=options.distillation)
         cost = self.trained(model, trained, seed, f"qat {scheme.name}", teacher=teacher, on_step=phases)
         qat.set_phase(model, quantize_inputs=True, observe=False)
         qat.convert(model)

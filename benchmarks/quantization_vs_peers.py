@@ -4,8 +4,8 @@
     python benchmarks/quantization_vs_peers.py --data_dir DATA --model tiny --quick      # a minute on a CPU
 
 Perplexity: WikiText-2 raw test as one string, windows of 2,048 tokens, in bfloat16 on a GPU. Linears only: embedding
-and head stay in floating point on every side. Calibration: `--text`, the same token sequences for everyone;
-WikiText-2's validation split flatters every calibrated method alike, `--text disaster` shows them out of domain.
+and head stay in floating point on every side. Calibration: `--dataset`, the same token sequences for everyone;
+WikiText-2's validation split flatters every calibrated method alike, `--dataset disaster` shows them out of domain.
 Peers, each optional: bitsandbytes, torchao, hqq, auto-round, llmcompressor. Runs without network: torch and
 transformers are enough, with the model's GGUF file in $EDGEQUANT_SMOLLM2_GGUF or installed.
 """
@@ -93,7 +93,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--schemes", nargs="+", default=SCHEMES)
     parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--peers", nargs="+", default=list(PEERS), help="'none' for none")
-    parser.add_argument("--text", default="wikitext-2", help="wikitext-2 (validation), disaster, or a text file")
+    parser.add_argument("--dataset", default="wikitext-2", help="wikitext-2 (validation), disaster, or a text file")
     parser.add_argument("--sequences", type=int, default=128)
     parser.add_argument("--sequence_length", type=int, default=2048)
     parser.add_argument("--steps", type=int, default=200, help="of block and of AutoRound")
@@ -186,7 +186,7 @@ def perplexity(model: Any, windows: Tensor) -> float:
 
 def ours(setting: Setting, scheme: str, method: str) -> Any:
     model = setting.copy(torch.float32)
-    settings = PtqSettings(block_steps=setting.options.steps)
+    settings = PtqSettings(signround_steps=setting.options.steps)
     batches = [setting.calibration.to(setting.device)]
     ptq.quantize(model, parse_scheme(scheme), calibration=batches, method=method, settings=settings)
     return cast(model, setting.dtype)

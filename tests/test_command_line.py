@@ -7,12 +7,15 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from edgequant.__main__ import WORKFLOWS, main, parse, workflow
+from edgequant.__main__ import WORKFLOWS, _known_keys, main, make_parser, parse, workflow
 from edgequant.errors import UserError
+from edgequant.workflows.renamed_options import RENAMED
+from edgequant.workflows.settings import RunSettings
 
 # arguments, and what the message has to say
 REFUSED = {
@@ -22,23 +25,40 @@ REFUSED = {
     "key without its group": (["qat", "--learning_rate", "1"], ["--learning_rate", "--training.learning_rate"]),
     "wrong type": (["qat", "--training.steps", "many"], ["training.steps", "many", "int"]),
     "float for int": (["qat", "--training.steps", "2.5"], ["training.steps", "2.5", "int"]),
-    "negative steps": (["qat", "--training.steps", "-5"], ["training.steps -5", "at least 1"]),
-    "share above one": (["qat", "--quantization.freeze_ranges", "3"], ["quantization.freeze_ranges 3", "0 to 1"]),
-    "unknown choice": (["qat", "--quantization.observer", "median"], ["median", "moving_average_minmax", "percentile"]),
+    "negative steps": (["qat", "--training.steps", "-5"], ["training.steps must be at least 1, got -5"]),
+    "share above one": (
+        ["qat", "--qat.freeze_observers_at", "3"],
+        ["qat.freeze_observers_at must be", "0 to 1, got 3"],
+    ),
+    "unknown choice": (["qat", "--calibration.observer", "median"], ["median", "moving_average_minmax", "percentile"]),
     "unknown scheme": (["qat", "--scheme", "w4a8-g23x"], ["scheme 'w4a8-g23x' is unknown", "w4a8-g32", "w8a8-static"]),
     "scheme not for training": (["qat", "--scheme", "bnb-nf4"], ["bnb-nf4", "ptq"]),
     "group that does not divide": (
         ["qat", "--model", "tiny", "--scheme", "w4-g96"],
         ["group_size 96", "128 input features of model.layers.0.self_attn.q_proj", "32, 64, 128"],
     ),
+    "old option": (["qat", "--text", "x"], ["option text is now called dataset"]),
+    "old nested option": (["qat", "--quantization.start", "x"], ["quantization.start is now called qat.init_from"]),
+    "old option of ptq": (["ptq", "--quantization.damping=1"], ["is now called ptq.dampening_frac"]),
+    "old name of a text": (["qat", "--model", "tiny", "--dataset", "generated"], ["is now called self-generated"]),
+    "old method": (["ptq", "--method", "gptq+block"], ["'block' is now called signround"]),
+    "no such device": (["evaluate", "--device", "gpu"], ["device must be auto, cpu, cuda or cuda:N, got 'gpu'"]),
+    "no such dtype": (["baseline", "--dtype", "bf16"], ["dtype must be one of", "bfloat16", "got 'bf16'"]),
+    "another length than training's": (
+        ["qat", "--model", "tiny", "--calibration.sequence_length", "512"],
+        ["calibration.sequence_length must be training.sequence_length (128)", "got 512"],
+    ),
     "unknown model": (["qat", "--model", "nope"], ["model 'nope' is unknown", "smollm2-135m", "hub id"]),
     "missing folder": (["qat", "--model", "./nope"], ["model './nope' does not exist"]),
-    "unknown text": (["qat", "--model", "tiny", "--text", "nope"], ["text 'nope'", "disaster", "wikitext-2"]),
+    "unknown text": (
+        ["qat", "--model", "tiny", "--dataset", "nope"],
+        ["got 'nope'", "dataset must be", "disaster", "wikitext-2"],
+    ),
     "ptq: one bad scheme of several": (["ptq", "--scheme", "w8,w99"], ["scheme 'w99' is unknown"]),
     "ptq: unknown method": (["ptq", "--method", "magic"], ["magic", "rtn"]),
     "ptq: unknown model": (["ptq", "--model", "nope"], ["model 'nope' is unknown"]),
     "finetune: unknown base": (["finetune", "--base", "int3"], ["int3", "bnb-nf4"]),
-    "finetune: impossible rank": (["finetune", "--lora.rank", "0"], ["lora.rank 0", "at least 1"]),
+    "finetune: impossible rank": (["finetune", "--lora.rank", "0"], ["lora.rank must be at least 1", "got 0"]),
     "finetune: unknown model": (["finetune", "--model", "nope"], ["model 'nope' is unknown"]),
     "pipeline: unknown phase": (["pipeline", "--phases", "[corpus,bake]"], ["'bake'", "finetune"]),
     "pipeline: unknown scheme": (["pipeline", "--scheme", "int4"], ["scheme 'int4' is unknown"]),
@@ -122,10 +142,16 @@ def test_help_shows_the_workflows_purpose_and_explains_every_option(name, capsys
     assert left.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     assert " ".join(workflow(name).__doc__.split("\n")[0].split()) in text
-    for key in inspect.signature(workflow(name)).parameters:
+    for key in options_of(workflow(name)):
         assert f"--{key}" in text, key
     bare = re.findall(r"--[\w.]+ \w+ \(type", text)  # an option without a word about it
     assert bare == []
+
+
+def options_of(function) -> list[str]:
+    """Its parameters; the run settings are options without a prefix."""
+    names = list(inspect.signature(function).parameters)
+    return [option for name in names for option in ([f.name for f in fields(RunSettings)] if name == "run" else [name])]
 
 
 def parsed(name: str, *arguments: str) -> dict:
@@ -133,7 +159,7 @@ def parsed(name: str, *arguments: str) -> dict:
 
 
 def test_nested_keys_reach_the_settings():
-    values = parsed("qat", "--training.steps", "7", "--quantization.observer", "mse", "--evaluation.limit", "null")
+    values = parsed("qat", "--training.steps", "7", "--calibration.observer", "mse", "--evaluation.limit", "null")
     assert values["training"].steps == 7
     assert values["quantization"].observer == "mse"
     assert values["evaluation"].limit is None
@@ -162,6 +188,22 @@ def test_a_recipes_mistakes_are_named(tmp_path, content, said):
     recipe.write_text(content)
     with pytest.raises(UserError, match=said):
         parsed("qat", "--config", str(recipe))
+
+
+def test_an_old_key_of_a_recipe_is_refused_with_its_new_name(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("scheme: w8\ntraining: {distillation: 0.5}\n")
+    with pytest.raises(
+        UserError, match=r"recipe.yaml: key training.distillation is now called training.distillation_w"
+    ):
+        parsed("qat", "--config", str(recipe))
+
+
+def test_every_new_name_is_an_option_and_no_old_one_is():
+    for name, renamed in RENAMED.items():
+        known = set(_known_keys(make_parser(name, workflow(name))))
+        assert set(renamed.values()) <= known, name
+        assert not set(renamed) & known, name
 
 
 def test_status_of_a_workflow_becomes_the_exit_status(monkeypatch):

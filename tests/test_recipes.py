@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from edgequant.__main__ import WORKFLOWS, parse, workflow
+from edgequant.workflows.settings import RunSettings
 
 NAMES = [name for name in WORKFLOWS if name != "doctor"]
 
@@ -34,8 +35,9 @@ def test_a_recipes_values_are_the_functions_defaults(root, name):
 def test_a_recipe_holds_every_key(root, name):
     """Of `evaluation` a recipe may show what matters there: evaluate.yaml holds them all."""
     given = yaml.safe_load(recipe_of(root, name).read_text())
-    parameters = inspect.signature(workflow(name)).parameters
-    assert set(given) == set(parameters)
+    parameters = dict(inspect.signature(workflow(name)).parameters)
+    flat = [item.name for item in fields(RunSettings)] if parameters.pop("run", None) else []
+    assert set(given) == {*parameters, *flat}
     for key, parameter in parameters.items():
         if is_dataclass(parameter.default) and (key != "evaluation" or name == "evaluate"):
             assert set(given[key]) == {field.name for field in fields(parameter.default)}, key

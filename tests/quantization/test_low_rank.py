@@ -29,7 +29,7 @@ def sequences() -> torch.Tensor:
 
 def adapted(floating, scheme: str, sequences, *, learned: bool = False, rank: int = 4):
     model, parsed = copy.deepcopy(floating).requires_grad_(True), parse_scheme(scheme)
-    qat.prepare(model, parsed, learned_scales=learned)
+    qat.prepare(model, parsed, learnable_scales=learned)
     low_rank.attach(model, parsed, rank, alpha=8.0, seed=3)
     if qat.has_static_ranges(model):
         qat.calibrate(model, [sequences[:4]])

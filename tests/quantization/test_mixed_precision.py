@@ -281,7 +281,7 @@ def test_a_budget_that_cannot_be_read_is_refused_with_an_example(text):
 def test_every_method_gives_each_layer_its_bits(trained, mixed, text, method):
     model = copy.deepcopy(trained)
     rows = ptq.quantize(
-        model, mixed, calibration=[text[:4]], method=method, settings=PtqSettings(block_steps=3, alphas=3)
+        model, mixed, calibration=[text[:4]], method=method, settings=PtqSettings(signround_steps=3, alphas=3)
     )
     given = {row["layer"]: row["bits"] for row in rows if "bits" in row}
     assert given == {name: bits for name, bits in mixed.layer_bits if name in given}
@@ -291,7 +291,7 @@ def test_every_method_gives_each_layer_its_bits(trained, mixed, text, method):
 
 def test_training_simulates_each_layers_own_bits(trained, mixed):
     model = copy.deepcopy(trained)
-    qat.prepare(model, mixed, learned_scales=True)
+    qat.prepare(model, mixed, learnable_scales=True)
     layers = {name: module for name, module in model.named_modules() if isinstance(module, FakeQuantizedLinear)}
     for name, layer in layers.items():
         assert layer.spec.bits == dict(mixed.layer_bits)[name]

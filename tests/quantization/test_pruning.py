@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from edgequant.errors import UserError
 from edgequant.quantization import pruning, ptq, qat
 from edgequant.quantization.scheme import parse_scheme
-from edgequant.quantization.settings import QuantizationSettings
+from edgequant.quantization.settings import QatSettings
 
 
 @given(rows=st.integers(1, 9), fours=st.integers(1, 9), sparsity=st.floats(0, 0.99), seed=st.integers(0, 99))
@@ -56,7 +56,7 @@ def test_zeros_stay_zero_through_training_and_rounding(tiny, tokens, scheme, pat
     """SGD with weight decay and a large rate: without the mask the entries would come back at once."""
     model, parsed = tiny.model.requires_grad_(True), parse_scheme(scheme)
     masks = pruning.prune(model, parsed, 0.5, pattern)
-    qat.prepare(model, parsed, learned_scales=learned)
+    qat.prepare(model, parsed, learnable_scales=learned)
     pruning.hold(model, masks)
     if qat.has_static_ranges(model):
         qat.calibrate(model, [tokens])
@@ -102,22 +102,22 @@ def test_sparsity_counts_what_is_exactly_zero_in_the_deployed_linears(tiny):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"sparsity": 1.0}, r"quantization.sparsity 1.0 is impossible; expected a share from 0 to below 1"),
-        ({"sparsity": -0.1}, r"quantization.sparsity -0.1 is impossible"),
+        ({"sparsity": 1.0}, r"qat.sparsity must be a share from 0 to below 1, got 1.0"),
+        ({"sparsity": -0.1}, r"qat.sparsity must be .* got -0.1"),
         ({"sparsity_pattern": "2:4"}, r"sparsity 0.0 does not fit sparsity_pattern 2:4.*use sparsity 0.5"),
-        ({"lora_rank": -1}, r"quantization.lora_rank -1 is impossible"),
-        ({"lora_alpha": 0.0}, r"quantization.lora_alpha 0.0 is impossible"),
+        ({"lora_rank": -1}, r"qat.lora_rank must be .* got -1"),
+        ({"lora_alpha": 0.0}, r"qat.lora_alpha must be above 0, got 0.0"),
     ],
 )
 def test_impossible_settings_are_refused(values, message):
     with pytest.raises(UserError, match=message):
-        QuantizationSettings(**values)
+        QatSettings(**values)
 
 
 def test_a_layout_without_an_exact_zero_cannot_be_pruned():
-    QuantizationSettings(sparsity=0.5).check_scheme(parse_scheme("q4_0"))
+    QatSettings(sparsity=0.5).check_scheme(parse_scheme("q4_0"))
     with pytest.raises(UserError, match=r"sparsity 0.5 does not fit scheme q4_1.*use q4_0"):
-        QuantizationSettings(sparsity=0.5).check_scheme(parse_scheme("q4_1"))
+        QatSettings(sparsity=0.5).check_scheme(parse_scheme("q4_1"))
 
 
 def test_fours_that_do_not_divide_are_refused_by_the_layers_name(tiny):

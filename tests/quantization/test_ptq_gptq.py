@@ -43,7 +43,7 @@ def optimal_brain_quantizer(weight: np.ndarray, hessian: np.ndarray, scale: floa
 def test_codes_are_those_of_solving_anew_after_every_column(act_order):
     weight, hessian = case()
     scale = torch.full_like(weight, 0.5)
-    found = round_columns(weight, hessian, scale, scale * 0, RANGE, damping=0.01, act_order=act_order)
+    found = round_columns(weight, hessian, scale, scale * 0, RANGE, dampening_frac=0.01, act_order=act_order)
     damped = hessian.double().numpy() + 0.01 * hessian.diagonal().double().mean().item() * np.eye(len(hessian))
     order = np.argsort(-hessian.diagonal().numpy(), kind="stable") if act_order else np.arange(len(hessian))
     expected = optimal_brain_quantizer(weight.double().numpy(), damped, 0.5, order)
@@ -76,8 +76,8 @@ def test_outputs_err_less_than_on_the_same_grid_rounded_to_nearest(scheme):
     spec = parse_scheme(scheme).weight
     grid = choose_grid(weight, spec, hessian.diagonal())
     nearest = grid.quantized(grid.codes(weight.view(*grid.scale.shape[:2], -1)))
-    (plain,) = quantize_sharing_input([weight], hessian, [grid], damping=0.01, act_order=True, refit=False)
-    (refitted,) = quantize_sharing_input([weight], hessian, [grid], damping=0.01, act_order=True, refit=True)
+    (plain,) = quantize_sharing_input([weight], hessian, [grid], dampening_frac=0.01, act_order=True, refit=False)
+    (refitted,) = quantize_sharing_input([weight], hessian, [grid], dampening_frac=0.01, act_order=True, refit=True)
     assert output_error(weight, plain.quantized, hessian) < output_error(weight, nearest, hessian)
     assert output_error(weight, refitted.quantized, hessian) <= output_error(weight, plain.quantized, hessian)
 

@@ -11,12 +11,14 @@ import torch
 from edgequant.errors import UserError
 from edgequant.quantization import block_rounding, ptq, qat
 from edgequant.quantization.calibrated_block import CalibratedBlock
+from edgequant.quantization.calibration import CalibrationSettings
 from edgequant.quantization.integer import IntegerEmbedding, IntegerLinear
 from edgequant.quantization.ptq_settings import PtqSettings
 from edgequant.quantization.scheme import parse_scheme
 from edgequant.quantization.streaming import BlockStream
 
-FAST = PtqSettings(block_steps=25, batch_size=2, alphas=5, precision="float32")
+FAST = PtqSettings(signround_steps=25, alphas=5)
+SMALL_BATCHES = CalibrationSettings(batch_size=2, precision="float32")
 METHODS = ["rtn", "mse_clip", "gptq", "awq", "smoothquant", "signround", "awq+gptq", "gptq+signround"]
 SCHEMES = ["w8a8-static", "w8a8", "w8", "w4-g32", "w3-g64", "w4a8-g32+emb4", "q8_0", "q4_0", "q4_1"]
 
@@ -28,7 +30,15 @@ def tokens() -> torch.Tensor:
 
 def quantized(tiny, tokens, scheme, method, **more):
     model = copy.deepcopy(tiny.model)
-    errors = ptq.quantize(model, parse_scheme(scheme), calibration=[tokens], method=method, settings=FAST, **more)
+    errors = ptq.quantize(
+        model,
+        parse_scheme(scheme),
+        calibration=[tokens],
+        method=method,
+        settings=FAST,
+        calibration_settings=SMALL_BATCHES,
+        **more,
+    )
     return model, errors
 
 
@@ -81,7 +91,7 @@ def test_smoothing_as_far_as_it_helps_beats_the_papers_half(tiny, tokens):
         alpha: last_block_error(
             ptq.quantize(
                 copy.deepcopy(tiny.model), parse_scheme("w8a8-static"), calibration=[tokens], method="smoothquant",
-                settings=replace(FAST, smoothing=alpha),
+                settings=replace(FAST, smoothing_strength=alpha),
             )
         )
         for alpha in (None, 0.0, 0.5)
@@ -153,9 +163,9 @@ def test_learned_codes_are_neighbours_of_the_start(_tiny, tokens):
 def test_batches_of_any_size_and_offloaded_inputs_give_the_same_integers(_tiny, tokens):
     whole, _ = quantized(_tiny, tokens, "w4-g32", "gptq")
     parts = copy.deepcopy(_tiny.model)
-    settings = PtqSettings(**{**FAST.__dict__, "offload": True})
+    how = {"settings": FAST, "calibration_settings": replace(SMALL_BATCHES, offload=True)}
     batches = list(tokens.split(3))
-    ptq.quantize(parts, parse_scheme("w4-g32"), calibration=batches, method="gptq", settings=settings)
+    ptq.quantize(parts, parse_scheme("w4-g32"), calibration=batches, method="gptq", **how)
     for (name, one), other in zip(whole.state_dict().items(), parts.state_dict().values(), strict=True):
         assert torch.equal(one, other), name
 

@@ -8,11 +8,15 @@ import pytest
 import torch
 
 from edgequant.quantization import ptq
+from edgequant.quantization.calibration import CalibrationSettings
 from edgequant.quantization.ptq_settings import PtqSettings
 from edgequant.quantization.rounding import Gptq
 from edgequant.quantization.scheme import parse_scheme
 
-SETTINGS = PtqSettings(batch_size=2, alphas=4, precision="float32")
+SETTINGS = {
+    "settings": PtqSettings(alphas=4),
+    "calibration_settings": CalibrationSettings(batch_size=2, precision="float32"),
+}
 
 
 class Crash(Exception):
@@ -39,7 +43,7 @@ def run(tiny, folder, *, seed=0, scheme="w8a8-static+emb8", method="awq+gptq"):
     tokens = torch.randint(0, 256, (4, 32), generator=torch.Generator().manual_seed(seed))
     model = copy.deepcopy(tiny.model)
     errors = ptq.quantize(
-        model, parse_scheme(scheme), calibration=[tokens], method=method, settings=SETTINGS, work_folder=folder
+        model, parse_scheme(scheme), calibration=[tokens], method=method, **SETTINGS, work_folder=folder
     )
     return model.state_dict(), errors
 

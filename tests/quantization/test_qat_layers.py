@@ -17,6 +17,7 @@ from edgequant.quantization.affine import (
     grouped,
     quantize_weight,
 )
+from edgequant.quantization.calibration import CalibrationSettings
 from edgequant.quantization.fake_quantization import FakeQuantizedLinear
 from edgequant.quantization.scheme import WeightSpec, parse_scheme
 
@@ -77,7 +78,7 @@ def test_clipping_by_least_error_beats_the_full_range_in_every_group(bits):
 @pytest.mark.parametrize("scheme", ["w4a8-g32+emb4", "w8a8-static+emb8", "w3-g64+emb3", "w2-g16"])
 def test_after_training_the_integers_are_what_was_simulated(tiny, tokens, scheme, learned):
     model = tiny.model
-    qat.prepare(model, parse_scheme(scheme), learned_scales=learned)
+    qat.prepare(model, parse_scheme(scheme), learnable_scales=learned)
     if qat.has_static_ranges(model):
         qat.calibrate(model, [tokens])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -96,7 +97,7 @@ def test_after_training_the_integers_are_what_was_simulated(tiny, tokens, scheme
 
 
 def test_learned_scales_receive_gradients_in_every_layer(tiny, tokens):
-    qat.prepare(tiny.model, parse_scheme("w4-g32+emb4"), learned_scales=True)
+    qat.prepare(tiny.model, parse_scheme("w4-g32+emb4"), learnable_scales=True)
     tiny.model(input_ids=tokens, labels=tokens).loss.backward()
     scales = {name: p for name, p in tiny.model.named_parameters() if "scale" in name}
     assert len(scales) == 15  # 14 linears and the embedding that the head shares
@@ -173,5 +174,10 @@ def test_ptq_of_a_static_scheme_asks_for_calibration_text(tiny):
 def test_every_observer_gives_a_static_model_that_follows_its_floating_one(tiny, tokens, observer):
     with torch.no_grad():
         floating = tiny.model(input_ids=tokens).logits
-        ptq.quantize(tiny.model, parse_scheme("w8a8-static"), calibration=[tokens], observer=observer)
+        ptq.quantize(
+            tiny.model,
+            parse_scheme("w8a8-static"),
+            calibration=[tokens],
+            calibration_settings=CalibrationSettings(observer=observer),
+        )
         assert (tiny.model(input_ids=tokens).logits - floating).std() < 0.1 * floating.std()

@@ -20,7 +20,7 @@ def test_adapters_on_a_pruned_model_end_in_its_integers(kind, tied, scheme, lear
     model, parsed = make(kind, tied).requires_grad_(True), parse_scheme(scheme)
     masks = pruning.prune(model, parsed, 0.5, "2:4")
     before = copy.deepcopy({name: p for name, p in model.named_parameters() if "norm" not in name})
-    qat.prepare(model, parsed, learned_scales=learned)
+    qat.prepare(model, parsed, learnable_scales=learned)
     low_rank.attach(model, parsed, 4, alpha=8.0)
     pruning.hold(model, masks)
     if qat.has_static_ranges(model):

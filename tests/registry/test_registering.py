@@ -14,9 +14,9 @@ from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.training.settings import TrainingSettings
 from edgequant.workflows.finetune import finetune
 from edgequant.workflows.ptq import ptq
+from edgequant.workflows.settings import RunSettings
 from edgequant.workflows.steps.register import BASELINE_TAG, promote_command, register_version
 from edgequant_registry.workflow import PromotionRefusedError, promote
-from edgequant.workflows.settings import RunSettings
 
 QUICK = EvaluationSettings(measures=("domain_perplexity",), limit=20, window=256, bootstrap_resamples=20)
 FEW_STEPS = TrainingSettings(steps=3, batch_size=2, sequence_length=64, precision="float32")
@@ -51,7 +51,13 @@ def test_a_version_that_ptq_registers_is_judged_by_every_gate_of_the_default_pol
 
 
 def test_a_fine_tuned_model_that_was_merged_is_promoted_where_the_policy_allows_it(store, tmp_path):
-    finetune(model="tiny", training=FEW_STEPS, evaluation=QUICK, register=True, run=RunSettings(device="cpu", dtype="float32"))
+    finetune(
+        model="tiny",
+        training=FEW_STEPS,
+        evaluation=QUICK,
+        register=True,
+        run=RunSettings(device="cpu", dtype="float32"),
+    )
     version = store.get_model_version(NAME, "1")
     assert version.tags["edgequant.variant"] == "finetuned" and version.tags["edgequant.scheme"] == "none"
     policy = tmp_path / "policy.yaml"

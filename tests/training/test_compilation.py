@@ -28,7 +28,7 @@ def trained(floating, sequences, folder, scheme: str | None, compiled: bool | No
     model = copy.deepcopy(floating).requires_grad_(True)
     phase = None
     if scheme:
-        qat.prepare(model, parse_scheme(scheme), learned_scales=scheme.startswith("w3"))
+        qat.prepare(model, parse_scheme(scheme), learnable_scales=scheme.startswith("w3"))
         if qat.has_static_ranges(model):
             qat.calibrate(model, [sequences[:8]])
 
@@ -37,7 +37,7 @@ def trained(floating, sequences, folder, scheme: str | None, compiled: bool | No
 
     settings = TrainingSettings(
         steps=3, batch_size=2, gradient_accumulation=2, sequence_length=32, learning_rate=3e-3, precision="float32",
-        save_steps=0, compile=compiled, distillation=distillation,
+        save_steps=0, compile=compiled, distillation_weight=distillation,
     )  # fmt: skip
     losses: list[float] = []
     teacher = floating if distillation else None

@@ -125,11 +125,15 @@ def test_distillation_alone_brings_the_student_to_its_teacher(tiny, sequences, t
         for parameter in student.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)) * 0.02)
     losses = losses_of(
-        student, sequences, replace(SHORT, steps=20, distillation=1.0, learning_rate=1e-3), tmp_path, teacher=tiny.model
+        student,
+        sequences,
+        replace(SHORT, steps=20, distillation_weight=1.0, learning_rate=1e-3),
+        tmp_path,
+        teacher=tiny.model,
     )
     assert losses[-1] < 0.3 * losses[0]
     teacher_itself = losses_of(
-        tiny.model, sequences, replace(SHORT, steps=1, distillation=1.0), tmp_path, teacher=tiny.model
+        tiny.model, sequences, replace(SHORT, steps=1, distillation_weight=1.0), tmp_path, teacher=tiny.model
     )
     assert teacher_itself == pytest.approx([0.0], abs=1e-5)
 
@@ -158,13 +162,13 @@ def test_the_seed_sets_the_order_of_the_text(tiny, sequences, tmp_path):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"steps": 0}, r"training\.steps 0 is impossible; expected at least 1"),
+        ({"steps": 0}, r"training\.steps must be at least 1, got 0"),
         ({"steps": -3}, r"training\.steps -3"),
         ({"batch_size": 0}, r"training\.batch_size 0"),
         ({"learning_rate": 0.0}, r"training\.learning_rate 0\.0 .* above 0"),
         ({"learning_rate": float("nan")}, r"training\.learning_rate nan"),
         ({"warmup_fraction": 1.5}, r"training\.warmup_fraction 1\.5 .* between 0 and 1"),
-        ({"distillation": -0.1}, r"training\.distillation -0\.1"),
+        ({"distillation_weight": -0.1}, r"training\.distillation_weight must be a share .* got -0\.1"),
         ({"save_steps": -1}, r"training\.save_steps -1"),
         ({"sequence_length": 1}, r"training\.sequence_length 1"),
     ],

@@ -39,7 +39,7 @@ def run(model, sequences, folder: Path, *, kill_at: int | None = None, resume: b
 def prepared(floating, scheme: str | None, sequences, learned: bool):
     model = copy.deepcopy(floating)
     if scheme is not None:
-        qat.prepare(model, parse_scheme(scheme), learned_scales=learned)
+        qat.prepare(model, parse_scheme(scheme), learnable_scales=learned)
         if qat.has_static_ranges(model):
             qat.calibrate(model, [sequences[:4]])
     return model
@@ -132,7 +132,7 @@ def test_distilled_training_resumes_to_the_same_loss(tiny, sequences, tmp_path):
     with torch.no_grad():
         teacher.model.norm.weight.mul_(3)
     settings = TrainingSettings(
-        steps=8, batch_size=2, sequence_length=32, distillation=0.7, precision="float32", save_steps=3
+        steps=8, batch_size=2, sequence_length=32, distillation_weight=0.7, precision="float32", save_steps=3
     )
     whole, cut = copy.deepcopy(tiny.model), copy.deepcopy(tiny.model)
     expected = train(whole, sequences, settings, tmp_path / "a", teacher=teacher)

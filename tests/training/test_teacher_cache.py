@@ -21,7 +21,7 @@ from edgequant.training.teacher_cache import CachedTeacher, cached_teacher, draw
 
 VOCABULARY = 264  # of `tiny`
 SETTINGS = TrainingSettings(
-    steps=6, batch_size=2, sequence_length=32, learning_rate=2e-2, precision="float32", distillation=0.7,
+    steps=6, batch_size=2, sequence_length=32, learning_rate=2e-2, precision="float32", distillation_weight=0.7,
     teacher_top_k=VOCABULARY, save_steps=0,
 )  # fmt: skip
 
@@ -171,7 +171,7 @@ def test_predictions_are_the_teachers_own(teacher, sequences, cache):
 
 @pytest.mark.parametrize("steps", [3, 20])
 def test_the_sequences_asked_about_are_the_ones_that_training_draws(tiny, sequences, tmp_path, monkeypatch, steps):
-    settings = replace(SETTINGS, steps=steps, gradient_accumulation=2, teacher_top_k=0, distillation=0.0)
+    settings = replace(SETTINGS, steps=steps, gradient_accumulation=2, teacher_top_k=0, distillation_weight=0.0)
     seen: set[int] = set()
     compute = loop._Trainer.compute_loss
 
@@ -197,7 +197,7 @@ def test_a_sequence_that_was_not_asked_about_is_an_error():
 def test_more_tokens_than_there_are_is_refused(teacher, sequences, cache):
     with pytest.raises(UserError, match=r"teacher_top_k 265 exceeds the model's vocabulary of 264; use 32 to 256"):
         cached_teacher(teacher, sequences, replace(SETTINGS, teacher_top_k=265), seed=0)
-    with pytest.raises(UserError, match=r"training.teacher_top_k -1 is impossible"):
+    with pytest.raises(UserError, match=r"training.teacher_top_k must be at least 0, got -1"):
         TrainingSettings(teacher_top_k=-1)
 
 

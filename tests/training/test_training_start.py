@@ -12,7 +12,7 @@ from edgequant.quantization import ptq, qat
 from edgequant.quantization.fake_quantization import FakeQuantizedEmbedding, FakeQuantizedLinear
 from edgequant.quantization.ptq_settings import PtqSettings
 from edgequant.quantization.scheme import parse_scheme
-from edgequant.quantization.settings import QuantizationSettings
+from edgequant.quantization.settings import QatSettings
 from edgequant.quantization.training_start import prepare_from_ptq
 from edgequant.training.loop import train
 from edgequant.training.settings import TrainingSettings
@@ -28,7 +28,7 @@ def logits(model, tokens):
     [("w4-g32+emb4", "mse_clip"), ("w4-g32+emb4", "awq+gptq"), ("w8a8-static", "gptq"), ("w4-g32", "signround")],
 )
 def test_the_start_is_exactly_what_ptq_deploys(tiny, sequences, scheme, method):
-    calibration, settings = [sequences[:8, :64]], PtqSettings(block_steps=4, alphas=4)
+    calibration, settings = [sequences[:8, :64]], PtqSettings(signround_steps=4, alphas=4)
     rounded, started = copy.deepcopy(tiny.model), copy.deepcopy(tiny.model)
     ptq.quantize(rounded, parse_scheme(scheme), calibration=calibration, method=method, settings=settings)
     prepare_from_ptq(started, parse_scheme(scheme), method, calibration, settings=settings)
@@ -55,11 +55,11 @@ def test_a_start_from_kept_blocks_is_the_same_start(tiny, sequences, tmp_path, m
     [
         ({}, "w8a8-static", "smoothquant"), ({}, "w4a8-g32+emb4", "rtn"), ({}, "w4-g64", "rtn"),
         ({"sparsity": 0.5}, "w8a8-static", "rtn"), ({"start": "rtn"}, "w8a8-static", "rtn"),
-        ({"start": "gptq", "learned_scales": True}, "w8a8-static", "gptq"),
+        ({"start": "gptq", "learnable_scales": True}, "w8a8-static", "gptq"),
     ],
 )  # fmt: skip
 def test_static_activations_start_from_smoothquant_unless_told_otherwise(settings, scheme, expected):
-    assert QuantizationSettings(**settings).start_for(parse_scheme(scheme)) == expected
+    assert QatSettings(**settings).start_for(parse_scheme(scheme)) == expected
 
 
 def test_weights_move_no_further_than_their_integers_demand(tiny, sequences):
@@ -96,10 +96,10 @@ def test_the_model_trains_and_converts_from_there(tiny, sequences, tmp_path):
     ("values", "message"),
     [
         ({"start": "gtpq"}, r"PTQ method 'gtpq' is unknown"),
-        ({"start": "gptq"}, r"quantization.start gptq sets scales .* set quantization.learned_scales to true"),
-        ({"start": "mse_clip", "learned_scales": True, "sparsity": 0.5}, r"does not keep pruned weights at 0"),
+        ({"start": "gptq"}, r"qat.init_from gptq sets scales .* set qat.learnable_scales to true"),
+        ({"start": "mse_clip", "learnable_scales": True, "sparsity": 0.5}, r"does not keep pruned weights at 0"),
     ],
 )
 def test_what_does_not_go_together_is_refused(values, message):
     with pytest.raises(UserError, match=message):
-        QuantizationSettings(**values)
+        QatSettings(**values)

@@ -7,8 +7,8 @@ import pytest
 from edgequant.errors import UserError
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.training.settings import TrainingSettings
-from edgequant_tune.workflow import tune
 from edgequant.workflows.settings import RunSettings
+from edgequant_tune.workflow import tune
 
 SHORT = TrainingSettings(steps=4, batch_size=2, sequence_length=64, learning_rate=1e-3)
 QUICK = EvaluationSettings(measures=("domain_perplexity",), limit=20)
@@ -41,7 +41,15 @@ def test_finetuning_is_searched_too_and_its_best_model_goes_on_to_qat(tmp_path, 
     from edgequant import models
 
     space = {"rank": {"choice": [2, 4]}, "learning_rate": {"log_uniform": [1e-4, 1e-2]}}
-    tune(model="tiny", method="finetune", space=space, trials=2, training=SHORT, evaluation=QUICK, run=RunSettings(device="cpu"))
+    tune(
+        model="tiny",
+        method="finetune",
+        space=space,
+        trials=2,
+        training=SHORT,
+        evaluation=QUICK,
+        run=RunSettings(device="cpu"),
+    )
     told = capsys.readouterr().out
     uri = told.rpartition("edgequant qat --model ")[2].split()[0]
     assert uri.startswith("runs:/") and models.load(uri, device="cpu").model.config.model_type == "qwen2"
@@ -63,7 +71,7 @@ def test_trials_are_scored_on_other_documents_than_the_winner():
     ("wrong", "said"),
     [
         ({"space": {"learnin_rate": {"uniform": [0, 1]}}}, "did you mean learning_rate"),
-        ({"space": {"learning_rate": {"uniform": [-1.0, 1.0]}}}, "learning_rate -1.0 is impossible"),
+        ({"space": {"learning_rate": {"uniform": [-1.0, 1.0]}}}, "learning_rate must be above 0, got -1.0"),
         ({"space": {"scheme": {"choice": ["w4-g32", "w4-g96"]}}}, "96"),
         ({"objectives": ("my/metric",)}, "my/metric"),
         ({"objectives": ("max:my/metric",)}, "measured by nothing"),
@@ -72,8 +80,8 @@ def test_trials_are_scored_on_other_documents_than_the_winner():
         ({"scheduler": "asha", "space": {"sequence_length": {"choice": [32, 64]}}}, "sequence_length"),
         ({"scheme": "w44"}, "w44"),
         ({"method": "finetune", "space": {"scheme": {"choice": ["w8"]}}}, "'scheme' is unknown"),
-        ({"method": "finetune", "space": {"rank": {"choice": [0, 8]}}}, "lora.rank 0"),
-        ({"text": "no-such-text"}, "no-such-text"),
+        ({"method": "finetune", "space": {"rank": {"choice": [0, 8]}}}, "lora.rank must be at least 1"),
+        ({"dataset": "no-such-text"}, "no-such-text"),
         ({"model": "no-such-model"}, "no-such-model"),
     ],
 )

@@ -41,7 +41,9 @@ def test_a_failed_model_is_noted_and_the_others_are_measured(
     store, cache, data_dir, tiny_folder, broken_folder, capsys
 ):
     models = f"{broken_folder},{tiny_folder},tiny"
-    baseline(model=models, evaluation=QUICK, limit=4, run=RunSettings(data_dir=str(data_dir), device="cpu", dtype="float32"))
+    baseline(
+        model=models, evaluation=QUICK, limit=4, run=RunSettings(data_dir=str(data_dir), device="cpu", dtype="float32")
+    )
     runs = _runs(store)
     (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     children = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
@@ -72,7 +74,9 @@ def test_a_failed_model_is_noted_and_the_others_are_measured(
 
 def test_no_model_at_all_is_the_runs_failure(store, cache, data_dir, broken_folder):
     with pytest.raises(UserError, match="no model could be measured"):
-        baseline(model=str(broken_folder), evaluation=QUICK, limit=2, run=RunSettings(data_dir=str(data_dir), device="cpu"))
+        baseline(
+            model=str(broken_folder), evaluation=QUICK, limit=2, run=RunSettings(data_dir=str(data_dir), device="cpu")
+        )
     assert {run.info.status for run in _runs(store)} == {"FAILED"}
 
 

@@ -35,7 +35,12 @@ def _runs(client: Any) -> tuple[Any, Any]:
 
 
 def test_a_model_leaves_metrics_items_predictions_and_data_set_inputs(store, cache, data_dir, tiny_folder, capsys):
-    evaluate(model=str(tiny_folder), evaluation=QUICK, limit=8, run=RunSettings(data_dir=str(data_dir), device="cpu", dtype="float32"))
+    evaluate(
+        model=str(tiny_folder),
+        evaluation=QUICK,
+        limit=8,
+        run=RunSettings(data_dir=str(data_dir), device="cpu", dtype="float32"),
+    )
     parent, child = _runs(store)
     assert parent.info.status == child.info.status == "FINISHED"
     assert child.data.tags["edgequant.variant"] == "baseline" and child.data.tags["edgequant.scheme"] == "none"
@@ -57,7 +62,9 @@ def test_a_model_leaves_metrics_items_predictions_and_data_set_inputs(store, cac
 def test_a_second_evaluation_reads_the_kept_scores(store, cache, data_dir, tiny_folder):
     settings = EvaluationSettings(measures=("boolq",), bootstrap_resamples=20)
     for _ in range(2):
-        evaluate(model=str(tiny_folder), evaluation=settings, limit=4, run=RunSettings(data_dir=str(data_dir), device="cpu"))
+        evaluate(
+            model=str(tiny_folder), evaluation=settings, limit=4, run=RunSettings(data_dir=str(data_dir), device="cpu")
+        )
     notes = []
     for run in store.search_runs([e.experiment_id for e in store.search_experiments()]):
         if any(file.path == "notes.txt" for file in store.list_artifacts(run.info.run_id)):

@@ -92,6 +92,12 @@ def test_qlora_trains_adapters_over_bitsandbytes_integers(store, tmp_path, quick
 
 def test_targets_that_do_not_exist_end_the_run_as_failed_with_the_layers_there_are(store, quick, short):
     with pytest.raises(UserError, match=r"lora\.targets 'wq' does not fit.*q_proj"):
-        finetune(model="tiny", training=short, lora=LoraSettings(targets="wq"), evaluation=quick, run=RunSettings(device="cpu"))
+        finetune(
+            model="tiny",
+            training=short,
+            lora=LoraSettings(targets="wq"),
+            evaluation=quick,
+            run=RunSettings(device="cpu"),
+        )
     assert {run.status for run in tracking.find_runs()} <= {"FAILED", "FINISHED"}
     assert tracking.find_runs(workflow="finetune")[0].status == "FAILED"

@@ -14,7 +14,7 @@ from edgequant.evaluation.suite import EvaluationData
 from edgequant.training.settings import TrainingSettings
 from edgequant.workflows import generated_text, inputs
 from edgequant.workflows.generated_text import GREEDY_TOKENS, generated_sequences
-from edgequant.workflows.inputs import check_text, evaluation_data, training_sequences
+from edgequant.workflows.inputs import check_dataset, evaluation_data, training_sequences
 from edgequant.workflows.qat import qat
 from edgequant.workflows.settings import RunSettings
 
@@ -78,7 +78,7 @@ def test_another_model_writes_another_text(sure, cache):
     with torch.no_grad():
         sure.model.model.norm.weight[0] += 1.0
     assert not torch.equal(written(sure), first)
-    assert len(list((cache / "generated").iterdir())) == 2
+    assert len(list((cache / "self-generated").iterdir())) == 2
 
 
 def test_rows_begin_as_the_tokenizer_begins_text(sure, cache):
@@ -103,32 +103,41 @@ def test_no_more_is_written_than_the_stated_number(sure, cache, monkeypatch):
 def test_generated_text_is_a_logged_input_and_guarded_like_any_other(sure, store, cache, monkeypatch):
     more = {"model": sure.model, "needed": 6}
     with tracking.workflow_run("qat", {}) as run:
-        rows = training_sequences("generated", sure.tokenizer, 16, NOTHING, None, **more)
+        rows = training_sequences("self-generated", sure.tokenizer, 16, NOTHING, None, **more)
     assert rows.shape == (6, 16)
     (given,) = store.get_run(run.id).inputs.dataset_inputs
-    assert given.dataset.name == "generated" and '"rows": "6"' in given.dataset.source
+    assert given.dataset.name == "self-generated" and '"rows": "6"' in given.dataset.source
     document = next(document for document in bundled_documents("test") if document.language == "en")
     remembered = sure.tokenizer(document.text, return_tensors="pt")["input_ids"]
     monkeypatch.setattr(generated_text, "generated_sequences", lambda *_, **__: remembered)
     with pytest.raises(UserError, match="domain/test"):
-        training_sequences("generated", sure.tokenizer, 16, evaluation_data(("domain_perplexity",), None), None, **more)
+        training_sequences(
+            "self-generated", sure.tokenizer, 16, evaluation_data(("domain_perplexity",), None), None, **more
+        )
 
 
 def test_fine_tuning_refuses_what_the_model_wrote_itself(edgequant):
-    check_text("generated", generated=True)
-    found = edgequant("finetune", "--model", "tiny", "--text", "generated")
+    check_dataset("self-generated", self_generated=True)
+    found = edgequant("finetune", "--model", "tiny", "--dataset", "self-generated")
     assert found.returncode == 2 and "fine-tuning would learn from it what the model knows" in found.stderr
     with pytest.raises(UserError, match=r"name one of disaster, disaster-multilingual, wikitext-2"):
-        inputs.training_texts("generated", None)
+        inputs.training_texts("self-generated", None)
 
 
 def test_qat_trains_on_as_many_sequences_as_its_steps_draw(store, quick, cache, capsys):
     training = TrainingSettings(
-        steps=3, batch_size=2, sequence_length=32, precision="float32", distillation=1.0, teacher_top_k=16
+        steps=3, batch_size=2, sequence_length=32, precision="float32", distillation_weight=1.0, teacher_top_k=16
     )
     evaluation = replace(quick, measures=("domain_perplexity",))
-    qat(model="tiny", text="generated", training=training, evaluation=evaluation, run=RunSettings(device="cpu"), register=False)
-    assert len(list((cache / "generated").iterdir())) == 1
+    qat(
+        model="tiny",
+        dataset="self-generated",
+        training=training,
+        evaluation=evaluation,
+        run=RunSettings(device="cpu"),
+        register=False,
+    )
+    assert len(list((cache / "self-generated").iterdir())) == 1
     (kept,) = (cache / "teacher").iterdir()  # one for control and qat, over the six sequences drawn
     assert kept.stat().st_size < 6 * 32 * (17 * 2 + 16 * 4) + 1000
     assert capsys.readouterr().out.count("teacher: reused its predictions on 6 sequences") == 1

@@ -12,7 +12,7 @@ from edgequant import tracking
 from edgequant.corpora.disaster_corpus import bundled_documents
 from edgequant.errors import UserError
 from edgequant.evaluation.suite import EvaluationData
-from edgequant.workflows.inputs import check_text, evaluation_data, training_sequences, training_texts
+from edgequant.workflows.inputs import check_dataset, evaluation_data, training_sequences, training_texts
 
 NOTHING = EvaluationData(**dict.fromkeys(EvaluationData.__dataclass_fields__))
 LONG = "The gauge at the bridge shows the level of the river every ten minutes, day and night. "
@@ -20,12 +20,15 @@ LONG = "The gauge at the bridge shows the level of the river every ten minutes, 
 
 @pytest.mark.parametrize("name", ["disaster", "disaster-multilingual", "wikitext-2"])
 def test_the_names_of_texts_are_accepted(name):
-    check_text(name)
+    check_dataset(name)
 
 
 def test_a_text_that_is_neither_name_nor_path_is_refused_with_the_names():
-    with pytest.raises(UserError, match=r"text 'wikitext2' is none of disaster, disaster-multilingual, wikitext-2 and"):
-        check_text("wikitext2")
+    with pytest.raises(
+        UserError,
+        match=r"dataset must be one of disaster, disaster-multilingual, wikitext-2, a file or a folder, got 'wikitext2'",
+    ):
+        check_dataset("wikitext2")
 
 
 def test_the_bundled_text_is_its_english_train_split():

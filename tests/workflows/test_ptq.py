@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 from edgequant import models, tracking
 from edgequant.errors import UserError
 from edgequant.quantization import checkpoint
-from edgequant.quantization.ptq_settings import PtqSettings
+from edgequant.quantization.calibration import CalibrationSettings
 from edgequant.workflows.ptq import ptq
 from edgequant.workflows.settings import RunSettings
 
-SMALL = PtqSettings(sequences=4, sequence_length=32)
+SMALL = CalibrationSettings(num_calibration_samples=4, sequence_length=32)
 SCHEMES = ("w4a8-g32+emb4", "w8a8-static", "q8_0", "bnb-int8", "bnb-nf4")
 
 
@@ -27,7 +27,7 @@ def finished(open_store, tmp_path_factory, quick):
     folder = tmp_path_factory.mktemp("ptq")
     with open_store(folder) as client:
         ptq(
-            model="tiny", scheme=",".join(SCHEMES), quantization=SMALL, evaluation=quick, run=RunSettings(device="cpu", dtype="float32"), output=str(folder / "made"), register=True,
+            model="tiny", scheme=",".join(SCHEMES), calibration=SMALL, evaluation=quick, run=RunSettings(device="cpu", dtype="float32"), output=str(folder / "made"), register=True,
         )  # fmt: skip
         runs = tracking.find_runs(experiment="edgequant")
         (parent,) = [run for run in runs if run.workflow == "ptq"]
@@ -87,7 +87,7 @@ def test_each_checkpoint_is_registered_under_the_models_name(finished):
 
 def test_one_scheme_goes_straight_into_the_output_folder(store, tmp_path, quick):
     ptq(
-        model="tiny", scheme="w8", quantization=SMALL, evaluation=replace(quick, measures=("domain_perplexity",)),
+        model="tiny", scheme="w8", calibration=SMALL, evaluation=replace(quick, measures=("domain_perplexity",)),
         run=RunSettings(device="cpu"), output=str(tmp_path / "only"),
     )  # fmt: skip
     assert checkpoint.open_checkpoint(tmp_path / "only").scheme.name == "w8"

@@ -12,10 +12,11 @@ from edgequant import models
 from edgequant.errors import UserError
 from edgequant.extensions import extensions
 from edgequant.quantization import ptq
+from edgequant.quantization.calibration import CalibrationSettings
 from edgequant.quantization.ptq_methods import parse_method
 from edgequant.quantization.ptq_settings import PtqSettings
 from edgequant.quantization.scheme import parse_scheme
-from edgequant.quantization.settings import QuantizationSettings
+from edgequant.quantization.settings import QatSettings
 from edgequant.quantization.training_start import prepare_from_ptq
 
 METHODS = '''
@@ -106,7 +107,7 @@ def half_a_step(layer) -> torch.Tensor:
 def test_ptq_writes_a_checkpoint_with_the_integers_of_the_packages_method(command, tmp_path, tiny):
     done = command(
         "ptq", "--model", "tiny", "--scheme", "w4-g32", "--method", "two_sigma", "--output", "made", "--device", "cpu",
-        "--quantization.sequences", "4", "--quantization.sequence_length", "32",
+        "--calibration.num_calibration_samples", "4", "--calibration.sequence_length", "32",
         "--evaluation.measures", "[domain_perplexity]", "--evaluation.limit", "4",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -131,10 +132,10 @@ def test_help_describes_the_packages_method(command, workflow):
     [
         (["ptq", "--method", "two_sigmas"], "Did you mean two_sigma? Use rtn, mse_clip"),
         (["ptq", "--method", "two_sigma+gptq"], "round: rtn or mse_clip or gptq or two_sigma, then learn"),
-        (["qat", "--quantization.start", "two_sigmas"], "Did you mean two_sigma?"),
-        (["qat", "--quantization.start", "two_sigma"], "set quantization.learned_scales to true"),
+        (["qat", "--qat.init_from", "two_sigmas"], "Did you mean two_sigma?"),
+        (["qat", "--qat.init_from", "two_sigma"], "set qat.learnable_scales to true"),
         (
-            ["tune", "--space", "{start: {choice: [rtn, two_sigmas]}}", "--quantization.learned_scales", "true"],
+            ["tune", "--space", "{start: {choice: [rtn, two_sigmas]}}", "--qat.learnable_scales", "true"],
             "Did you mean two_sigma?",
         ),
     ],
@@ -147,7 +148,7 @@ def test_messages_name_the_packages_method(command, arguments, said):
 
 def test_qat_starts_from_the_packages_method(packages, tiny, tokens):
     packages("TWO_SIGMA")
-    assert QuantizationSettings(start="two_sigma", learned_scales=True).start == "two_sigma"
+    assert QatSettings(init_from="two_sigma", learnable_scales=True).start == "two_sigma"
     rounded = copy.deepcopy(tiny.model)
     ptq.quantize(rounded, parse_scheme("w4-g32"), method="two_sigma")
     prepare_from_ptq(tiny.model, parse_scheme("w4-g32"), "two_sigma", [tokens])
@@ -161,8 +162,8 @@ def test_a_package_method_of_another_stage_works_on_blocks_behind_its_own_roundi
     assert parse_method("awq+undone").round.name == "two_sigma"
     with pytest.raises(UserError, match="undone decides by activations; give calibration text"):
         ptq.quantize(copy.deepcopy(tiny.model), parse_scheme("w4-g32"), method="undone")
-    settings = PtqSettings(alphas=2, precision="float32")
-    ptq.quantize(tiny.model, parse_scheme("w4-g32"), method="awq+undone", calibration=[tokens], settings=settings)
+    how = {"settings": PtqSettings(alphas=2), "calibration_settings": CalibrationSettings(precision="float32")}
+    ptq.quantize(tiny.model, parse_scheme("w4-g32"), method="awq+undone", calibration=[tokens], **how)
     import sigma_methods
 
     assert sigma_methods.Undone.seen[-2:] == ["model.layers.0", "model.layers.1"]

@@ -7,18 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import mlflow
 import pytest
 from safetensors import safe_open
 
-from edgequant import models, tracking
+from edgequant import api, models, tracking
 from edgequant.errors import UserError
 from edgequant.evaluation.suite import evaluate_model
 from edgequant.quantization import checkpoint
-from edgequant.quantization.settings import QuantizationSettings
 from edgequant.workflows.inputs import evaluation_data
 from edgequant.workflows.qat import compare, qat
-from edgequant_tune.train_candidate import Candidate, qat_candidate
 from edgequant.workflows.settings import RunSettings
 
 VARIANTS = ("baseline", "ptq", "control", "control-ptq", "qat")
@@ -168,59 +165,12 @@ def test_what_only_the_comparison_needed_is_gone(finished):
     assert left == {"checkpoint", *(f"{variant}.json" for variant in VARIANTS)}
 
 
-# ------------------------------------------------------------------------------------------------------ without a store
-
-
-def candidate_of(scheme: str, **settings: Any) -> Candidate:
-    """A trial's training of `tiny`, with what these tests do not vary."""
-    fixed = {"text": "disaster", "data_dir": None, "rungs": (), "seed": 0, "on_evaluate": lambda _step, _metrics: None}
-    return qat_candidate("tiny", scheme, **({"quantization": QuantizationSettings()} | fixed | settings))
-
-
-def test_a_candidate_for_the_search_is_measured_without_tracking(tmp_path, quick, short, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    seen: list[tuple[int, dict[str, float]]] = []
-    candidate = candidate_of(
-        "w8a8", training=short, device="cpu", seed=1, work_dir=tmp_path / "trial", evaluation=quick,
-        on_evaluate=lambda step, metrics: seen.append((step, metrics)),
-    )  # fmt: skip
-    assert [step for step, _ in seen] == list(range(1, 7)) and "train/loss" in seen[0][1]
-    assert candidate.checkpoint == tmp_path / "trial" / "checkpoint"
-    assert {"domain/perplexity", "size/bits_per_parameter", "parity/max_logit_error"} <= set(candidate.metrics)
-    assert checkpoint.open_checkpoint(candidate.checkpoint).scheme.name == "w8a8"
-    assert not (tmp_path / "mlflow.db").exists()
-
-
-def test_the_control_that_teaches_a_candidate_is_not_in_its_curve(tmp_path, quick, short, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    seen: list[int] = []
-    evaluation, training = replace(quick, measures=("domain_perplexity",)), replace(short, steps=2, distillation=1.0)
-    candidate_of(
-        "w8a8", training=training, quantization=QuantizationSettings(teacher="control"), device="cpu",
-        work_dir=tmp_path / "trial", evaluation=evaluation, on_evaluate=lambda step, _: seen.append(step),
-    )  # fmt: skip
-    assert seen == [1, 2]
-
-
-def test_the_same_seed_gives_the_same_candidate(tmp_path, quick, short):
-    evaluation = replace(quick, measures=("domain_perplexity",))
-    settings = {"training": replace(short, steps=2), "device": "cpu", "evaluation": evaluation}
-    found = [
-        candidate_of("w8a8-static", seed=seed, work_dir=tmp_path / str(number), **settings).metrics
-        for number, seed in enumerate((5, 5, 6))
-    ]
-    assert mlflow.active_run() is None  # nothing was logged, so nothing was started
-    perplexity = [metrics["domain/perplexity"] for metrics in found]
-    assert perplexity[0] == perplexity[1] != perplexity[2]
-
-
 def test_a_quantised_model_cannot_be_trained(store, tmp_path, quick, short):
-    made = candidate_of(
-        "w8", training=replace(short, steps=1), device="cpu", work_dir=tmp_path / "a",
-        evaluation=replace(quick, measures=("domain_perplexity",)),
-    )  # fmt: skip
-    with pytest.raises(UserError, match=r"is quantised already; start from the floating-point model"):
-        qat(model=str(made.checkpoint), training=short, evaluation=quick, run=RunSettings(device="cpu"))
+    loaded = models.load("tiny", dtype="float32", device="cpu")
+    api.quantize(loaded.model, "w8")
+    made = api.save(loaded.model, loaded.tokenizer, tmp_path / "made", "w8")
+    with pytest.raises(UserError, match=r"must be a floating-point model, got .* which is quantised already"):
+        qat(model=str(made.folder), training=short, evaluation=quick, run=RunSettings(device="cpu"))
     (run,) = tracking.find_runs(workflow="qat")
     assert run.status == "FAILED"
 

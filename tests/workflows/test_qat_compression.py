@@ -11,12 +11,12 @@ import torch
 
 from edgequant import tracking
 from edgequant.errors import UserError
-from edgequant.quantization.settings import QuantizationSettings
+from edgequant.quantization.settings import QatSettings
 from edgequant.training.loop import train
 from edgequant.training.settings import TrainingSettings
-from edgequant.workflows import quantized_training
 from edgequant.workflows.qat import qat
 from edgequant.workflows.settings import RunSettings
+from edgequant.workflows.steps import qat_experiment
 
 
 def variants_of(experiment: str = "edgequant") -> dict[str, tracking.FinishedRun]:
@@ -25,9 +25,9 @@ def variants_of(experiment: str = "edgequant") -> dict[str, tracking.FinishedRun
 
 
 def test_pruning_is_part_of_the_compressed_variants_and_adapters_of_qat(store, quick, short):
-    settings = QuantizationSettings(lora_rank=4, sparsity=0.5, sparsity_pattern="2:4")
+    settings = QatSettings(lora_rank=4, sparsity=0.5, sparsity_pattern="2:4")
     quality = replace(quick, measures=("domain_perplexity",))
-    qat(model="tiny", training=short, quantization=settings, evaluation=quality, run=RunSettings(device="cpu"), register=False)
+    qat(model="tiny", training=short, qat=settings, evaluation=quality, run=RunSettings(device="cpu"), register=False)
     runs = variants_of()
     sparsity = {name: run.metrics.get("size/sparsity") for name, run in runs.items()}
     assert sparsity["baseline"] is None and sparsity["control"] is None
@@ -42,21 +42,21 @@ def test_pruning_is_part_of_the_compressed_variants_and_adapters_of_qat(store, q
 
 
 def test_what_does_not_fit_the_model_is_refused_before_anything_is_measured(store, quick, short):
-    with pytest.raises(UserError, match=r"quantization.lora_rank 65 is more than layer \S+k_proj"):
-        qat(model="tiny", training=short, quantization=QuantizationSettings(lora_rank=65), evaluation=quick)
+    with pytest.raises(UserError, match=r"qat.lora_rank 65 is more than layer \S+k_proj"):
+        qat(model="tiny", training=short, qat=QatSettings(lora_rank=65), evaluation=quick)
     assert not variants_of()
 
 
 def test_what_does_not_fit_the_scheme_is_refused_before_a_run_starts(store, quick, short):
     with pytest.raises(UserError, match=r"does not fit scheme q4_1"):
-        qat(model="tiny", scheme="q4_1", training=short, quantization=QuantizationSettings(sparsity=0.5))
+        qat(model="tiny", scheme="q4_1", training=short, qat=QatSettings(sparsity=0.5))
     assert not tracking.find_runs(workflow="qat")
 
 
 def test_training_starts_from_a_ptq_methods_result_with_adapters_on_top(store, quick, short):
-    settings = QuantizationSettings(start="gptq", learned_scales=True, lora_rank=4, calibration_sequences=4)
+    settings = QatSettings(init_from="gptq", learnable_scales=True, lora_rank=4)
     quality = replace(quick, measures=("domain_perplexity",))
-    qat(model="tiny", control=False, training=short, quantization=settings, evaluation=quality, register=False)
+    qat(model="tiny", control=False, training=short, qat=settings, evaluation=quality, register=False)
     runs = variants_of()
     assert runs["qat"].metrics["parity/max_logit_error"] < 0.05
     assert runs["qat"].metrics["domain/perplexity"] < runs["baseline"].metrics["domain/perplexity"] * 1.02
@@ -71,20 +71,24 @@ def test_the_control_teaches_qat_at_a_rate_of_its_own(store, quick, short, monke
         seen[title.split()[0]] = settings, teacher, model.model.layers[0].mlp.up_proj.weight.detach().clone()
         return result
 
-    monkeypatch.setattr(quantized_training, "train", recorded)
-    settings = QuantizationSettings(teacher="control", qat_learning_rate=5e-3)
+    monkeypatch.setattr(qat_experiment, "train", recorded)
+    settings = QatSettings(distill_from="control", student_learning_rate=5e-3)
     quality = replace(quick, measures=("domain_perplexity",))
-    training = replace(short, distillation=1.0)
-    qat(model="tiny", training=training, quantization=settings, evaluation=quality, run=RunSettings(device="cpu"), register=False)
+    training = replace(short, distillation_weight=1.0)
+    qat(
+        model="tiny", training=training, qat=settings, evaluation=quality, run=RunSettings(device="cpu"), register=False
+    )
     (control, untaught, weight), (taught, teacher, _) = seen["control"], seen["qat"]
-    assert untaught is None and control == replace(training, distillation=0.0)
+    assert untaught is None and control == replace(training, distillation_weight=0.0)
     assert taught == replace(training, learning_rate=5e-3)
     assert teacher is not None and torch.equal(teacher.model.layers[0].mlp.up_proj.weight, weight)
 
 
 def test_a_teacher_that_nothing_is_learned_from_is_refused(store, short):
-    with pytest.raises(UserError, match=r"quantization.teacher control has no effect with training.distillation 0.0"):
-        qat(model="tiny", training=short, quantization=QuantizationSettings(teacher="control"))
-    with pytest.raises(UserError, match=r"quantization.qat_learning_rate -1.0 is impossible"):
-        QuantizationSettings(qat_learning_rate=-1.0)
+    with pytest.raises(
+        UserError, match=r"qat.distill_from control has no effect with training.distillation_weight 0.0"
+    ):
+        qat(model="tiny", training=short, qat=QatSettings(distill_from="control"))
+    with pytest.raises(UserError, match=r"qat.student_learning_rate must be above 0, .* got -1.0"):
+        QatSettings(student_learning_rate=-1.0)
     assert not tracking.find_runs(workflow="qat")

@@ -12,7 +12,7 @@ import torch
 from edgequant import tracking
 from edgequant.errors import UserError
 from edgequant.quantization import checkpoint
-from edgequant.quantization.ptq_settings import PtqSettings
+from edgequant.quantization.calibration import CalibrationSettings
 from edgequant.quantization.scheme import parse_scheme
 from edgequant.workflows import layer_bits
 from edgequant.workflows.ptq import ptq
@@ -34,7 +34,7 @@ def rounded(open_store, tmp_path_factory, perplexity_only):
     folder = tmp_path_factory.mktemp("ptq")
     with open_store(folder) as client:
         ptq(
-            **COMMON, scheme="w4-g32+emb4,q8_0", quantization=PtqSettings(sequences=4, sequence_length=32),
+            **COMMON, scheme="w4-g32+emb4,q8_0", calibration=CalibrationSettings(num_calibration_samples=4, sequence_length=32),
             evaluation=perplexity_only, output=str(folder / "made"), register=True,
         )  # fmt: skip
         yield client, {run.tags.get("edgequant.scheme"): run for run in tracking.find_runs()}, folder

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from edgequant import tracking
 from edgequant.errors import UserError
 from edgequant.evaluation.suite import EvaluationData
-from edgequant.workflows.inputs import check_text, training_sequences
+from edgequant.workflows.inputs import check_dataset, training_sequences
 from edgequant.workflows.text_mix import Part, parse_mix, rows_of_each, with_parts
 
 NOTHING = EvaluationData(**dict.fromkeys(EvaluationData.__dataclass_fields__))
@@ -33,23 +33,26 @@ def test_one_text_is_all_of_it_and_a_path_is_one_text_whatever_it_contains(tmp_p
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("disaster,wikitext-2:much", r"'much' is no share; expected a number between 0 and 1"),
-        ("disaster,wikitext-2:1.5", r"'1.5' is no share"),
+        ("disaster,wikitext-2:much", r"a share must be a number from 0 to 1 behind the colon, got 'much'"),
+        ("disaster,wikitext-2:1.5", r"got '1.5'"),
         ("disaster:0.2,wikitext-2:0.3", r"the given shares make 0.5; expected 1, or a part without a share"),
-        ("disaster:0.7,wikitext-2:0.3,generated", r"the given shares make 1; expected less than 1"),
-        ("disaster,disaster:0.3", r"is no mix of different texts"),
-        ("disaster,", r"is no mix of different texts"),
-        ("disaster,wikitext", r"text 'wikitext' is none of disaster, disaster-multilingual, wikitext-2 and"),
-        ("disaster,generated:0.5", r"text 'generated' is what the model itself writes"),
+        ("disaster:0.7,wikitext-2:0.3,self-generated", r"the given shares make 1; expected less than 1"),
+        ("disaster,disaster:0.3", r"must be a mix of different texts"),
+        ("disaster,", r"must be a mix of different texts"),
+        (
+            "disaster,wikitext",
+            r"dataset must be one of disaster, disaster-multilingual, wikitext-2, a file or a folder, got 'wikitext'",
+        ),
+        ("disaster,self-generated:0.5", r"dataset self-generated is what the model itself writes"),
     ],
 )
 def test_what_is_no_mix_is_refused(text, message):
     with pytest.raises(UserError, match=message):
-        check_text(text)
+        check_dataset(text)
 
 
 def test_a_mix_with_generated_text_is_for_those_who_take_it():
-    check_text("disaster,generated:0.5", generated=True)
+    check_dataset("disaster,self-generated:0.5", self_generated=True)
 
 
 @given(st.lists(st.tuples(st.integers(50, 5000), st.floats(0.05, 1)), min_size=2, max_size=4))

@@ -46,7 +46,7 @@ def check_rank(model: nn.Module, scheme: Scheme, rank: int) -> None:
         rows, features = cast(nn.Linear, model.get_submodule(name)).weight.shape
         if rank > min(rows, features):
             raise UserError(
-                f"quantization.lora_rank {rank} is more than layer {name} [{rows}, {features}] can have; "
+                f"qat.lora_rank {rank} is more than layer {name} [{rows}, {features}] can have; "
                 f"expected at most {min(rows, features)}, usually 8 to 64"
             )
 

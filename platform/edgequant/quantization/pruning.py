@@ -47,7 +47,7 @@ def check_pattern(model: nn.Module, scheme: Scheme, pattern: SparsityPattern) ->
         features = cast(nn.Linear, model.get_submodule(name)).in_features
         if features % 4:
             raise UserError(
-                f"quantization.sparsity_pattern 2:4 does not fit layer {name}, whose {features} inputs do not divide "
+                f"qat.sparsity_pattern 2:4 does not fit layer {name}, whose {features} inputs do not divide "
                 "into fours; use unstructured"
             )
 

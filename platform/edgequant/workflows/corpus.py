@@ -141,4 +141,4 @@ def closing_title(unchanged: bool) -> str:
 
 def next_command(output: str) -> str:
     """What a user does with a data set."""
-    return f"edgequant finetune --text {output}"
+    return f"edgequant finetune --dataset {output}"

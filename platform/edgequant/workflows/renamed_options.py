@@ -9,12 +9,12 @@ from typing import Any
 from edgequant.errors import UserError
 
 EVALUATION = {
-    "text": "dataset",
     "evaluation.measures": "evaluation.tasks",
     "evaluation.squad_shots": "evaluation.num_fewshot",
     "evaluation.join": "evaluation.wikitext_protocol",
-    "training.distillation": "training.distillation_weight",
 }
+DATASET = {"text": "dataset"}
+TRAINING = {"training.distillation": "training.distillation_weight"}
 QAT = {
     "quantization.start": "qat.init_from",
     "quantization.learned_scales": "qat.learnable_scales",
@@ -50,11 +50,11 @@ RENAMED = {
     "corpus": CORPUS,
     "baseline": EVALUATION,
     "evaluate": EVALUATION,
-    "pipeline": EVALUATION,
-    "finetune": EVALUATION,
-    "qat": EVALUATION | QAT,
-    "tune": EVALUATION | QAT,
-    "ptq": EVALUATION | PTQ,
+    "pipeline": EVALUATION | TRAINING,
+    "finetune": EVALUATION | DATASET | TRAINING,
+    "qat": EVALUATION | DATASET | TRAINING | QAT,
+    "tune": EVALUATION | DATASET | TRAINING | QAT,
+    "ptq": EVALUATION | DATASET | PTQ,
 }
 
 
