@@ -185,6 +185,17 @@ def test_comparing_draws_nothing_from_the_random_state_and_leaves_it_as_it_was()
     assert torch.equal(before, torch.random.get_rng_state())
 
 
+@pytest.mark.parametrize("lies", [False, True])
+@pytest.mark.parametrize(("scheme", "dtype"), [("w8a8", torch.float32), ("w4-g32", torch.bfloat16)])
+def test_a_compiled_layer_is_one_graph_that_compares_nothing(scheme, dtype, lies, monkeypatch):
+    monkeypatch.setattr(trusted_kernels, "_verdict", lambda *_: not lies)
+    layer, values = layer_of(scheme).to(dtype), torch.randn(2, 96).to(dtype)
+    with torch.no_grad():
+        expected = layer(values)
+        torch._dynamo.reset()
+        assert torch.equal(torch.compile(layer, backend="eager", fullgraph=True)(values), expected)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("kernel", [INT8, INT4_WEIGHT], ids=lambda kernel: kernel.name)
 def test_cudas_kernels_are_trusted(kernel):

@@ -66,7 +66,7 @@ def without_rounding(target: Target) -> Target:
 
 @pytest.mark.parametrize("scheme", ["w4-g32+emb4", "q8_0", "w8a8+emb8"])
 def test_it_is_scored_as_the_checkpoint_is(scheme, exported):
-    """Near-ties that fall the other way do less than all rounding of activations (tests/edge/near_ties.py)."""
+    """Near-ties that fall the other way do less than all rounding of activations (tests/near_ties.py)."""
     ours, plain = (target_of(folder) for folder in exported(scheme))
     expected, found = scored(ours), scored(plain)
     noise = (scored(without_rounding(ours)) - expected).std()

@@ -169,6 +169,7 @@ INT8_WEIGHT = Kernel("int8 weights (torch._weight_int8pack_mm)", "dequantised we
 KERNELS = (INT8, INT4_WEIGHT, INT8_WEIGHT)
 
 
+@torch.compiler.assume_constant_result  # a graph that asks would break, and compare anew
 def is_trusted(kernel: Kernel, device: torch.device) -> bool:
     """Whether a kernel computes right on a device; compared at the first question (milliseconds), then remembered.
 

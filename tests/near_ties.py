@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from edgequant.quantization.integer import IntegerLinear
 
@@ -18,34 +19,54 @@ def integer_linears(model: Any) -> dict[str, IntegerLinear]:
     return {name: module for name, module in model.named_modules() if isinstance(module, IntegerLinear)}
 
 
-def assert_same_layer_by_layer(ours: Any, theirs: Any, ids: torch.Tensor) -> None:
-    """Linears agree on the same input but for near-ties and float32 rounding; everything between them, bit for bit.
+class Pass(NamedTuple):
+    """One forward pass: the logits, and input and output of each linear."""
 
-    Each of theirs is given ours' output to pass on: what one near-tie does to a whole network differs by CPU and has no
-    bound, what it does to one product has.
-    """
-    layers = integer_linears(ours)
+    logits: torch.Tensor
+    linears: dict[str, tuple[torch.Tensor, torch.Tensor]]
+
+
+def linear_by_linear(model: Any, ids: torch.Tensor) -> Pass:
+    """What goes in and out of every linear, floating, simulated or integer."""
     seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
+    def remember(name: str) -> Any:
+        return lambda _, inputs, output: seen.update({name: (inputs[0], output)})
+
+    linears = [(n, module) for n, module in model.named_modules() if isinstance(module, nn.Linear | IntegerLinear)]
+    hooks = [module.register_forward_hook(remember(name)) for name, module in linears]
+    try:
+        return Pass(logits(model, ids), seen)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def assert_same_linear_by_linear(
+    passed: Pass, other: Any, ids: torch.Tensor, layers: dict[str, IntegerLinear] | None = None
+) -> None:
+    """Linears agree on the same input but for near-ties and float32 rounding; everything between them, bit for bit.
+
+    `layers` are those in integers (default: `other`'s). Each of `other` is made to pass on what the first model's gave:
+    what one near-tie does to a whole network differs by CPU and has no bound, what it does to one product has.
+    """
+    layers = layers or integer_linears(other)
+    left = set(layers)
+
     def check(name: str, given: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-        input, expected = seen.pop(name)
+        left.discard(name)
+        input, expected = passed.linears[name]
         assert torch.equal(given, input), f"{name}: something before it computes otherwise"
         excess = (output - expected).abs() - largest_difference(layers[name], input)
         assert excess.max() <= 0, f"{name}: {excess.max():.3g} beyond near-ties and rounding"
         return expected
 
-    def remember(name: str) -> Any:
-        return lambda _, inputs, output: seen.update({name: (inputs[0], output)})
-
-    hooks = [layer.register_forward_hook(remember(name)) for name, layer in layers.items()]
-    hooks += [
-        theirs.get_submodule(name).register_forward_hook(lambda _, i, out, name=name: check(name, i[0], out))
+    hooks = [
+        other.get_submodule(name).register_forward_hook(lambda _, i, out, name=name: check(name, i[0], out))
         for name in layers
     ]
     try:
-        expected = logits(ours, ids)
-        assert set(seen) == set(layers)
-        assert torch.equal(logits(theirs, ids), expected) and not seen
+        assert torch.equal(logits(other, ids), passed.logits) and layers and not left
     finally:
         for hook in hooks:
             hook.remove()
