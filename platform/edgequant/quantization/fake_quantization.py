@@ -75,7 +75,8 @@ class FakeQuantizedLayer(nn.Module):
     def packed(self) -> PackedWeight:
         """The integers that are simulated at present."""
         weight = self.real_weight
-        return PackedWeight.of(self.quantizer.quantized(weight), *weight.shape, self.spec)
+        rows, features = weight.shape
+        return PackedWeight.of(self.quantizer.quantized(weight), rows, features, self.spec)
 
     @abstractmethod
     def to_integer(self, packed: PackedWeight, *, tied: bool = False) -> IntegerLayer:
