@@ -8,7 +8,7 @@ import pytest
 
 from edgequant.errors import UserError
 from edgequant.evaluation.intervals import Bootstrap
-from edgequant.evaluation.perplexity import (
+from edgequant.evaluation.tasks.perplexity import (
     document_perplexity,
     domain_metrics,
     perplexity_metrics,
@@ -17,7 +17,7 @@ from edgequant.evaluation.perplexity import (
     windows_of,
 )
 from edgequant.evaluation.transformers_model import TransformersModel
-from edgequant.evaluation.wikitext import detokenize, join_rows, wikitext_pages
+from edgequant.evaluation.tasks.wikitext import detokenize, join_rows, wikitext_pages
 
 
 def _scored_positions(windows, tokens):

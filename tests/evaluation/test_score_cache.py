@@ -9,7 +9,7 @@ import torch
 
 from edgequant.evaluation.score_cache import RememberingModel
 from edgequant.evaluation.settings import EvaluationSettings
-from edgequant.evaluation.squad import squad_items
+from edgequant.evaluation.tasks.squad import squad_items
 from edgequant.evaluation.suite import EvaluationData, evaluate_model
 from edgequant.evaluation.transformers_model import TransformersModel
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from edgequant.errors import UserError
-from edgequant.evaluation.boolq import boolq_items, boolq_metrics
+from edgequant.evaluation.tasks.boolq import boolq_items, boolq_metrics
 from edgequant.evaluation.intervals import Bootstrap
 from edgequant.evaluation.settings import EvaluationSettings
-from edgequant.evaluation.squad import squad_items, squad_metrics
+from edgequant.evaluation.tasks.squad import squad_items, squad_metrics
 from edgequant.evaluation.suite import EvaluationData, evaluate_model
 from edgequant.evaluation.transformers_model import TransformersModel
 

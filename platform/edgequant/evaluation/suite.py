@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from edgequant.errors import UserError
-from edgequant.evaluation.boolq import boolq_items, boolq_metrics
+from edgequant.evaluation.tasks.boolq import boolq_items, boolq_metrics
 from edgequant.evaluation.energy import energy_metrics
 from edgequant.evaluation.footprint import PeakMemory
 from edgequant.evaluation.intervals import Bootstrap
 from edgequant.evaluation.language_model import LanguageModel
 from edgequant.evaluation.latency import LatencyProtocol, latency_metrics, latency_protocol
-from edgequant.evaluation.perplexity import (
+from edgequant.evaluation.tasks.perplexity import (
     document_perplexity,
     domain_metrics,
     perplexity_metrics,
@@ -24,7 +24,7 @@ from edgequant.evaluation.perplexity import (
 from edgequant.evaluation.sampling import draw, draw_evenly
 from edgequant.evaluation.score_cache import RememberingModel
 from edgequant.evaluation.settings import EvaluationSettings
-from edgequant.evaluation.squad import one_shot_examples, squad_items, squad_metrics
+from edgequant.evaluation.tasks.squad import one_shot_examples, squad_items, squad_metrics
 
 
 @dataclass(frozen=True, kw_only=True)

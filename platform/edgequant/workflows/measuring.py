@@ -44,7 +44,7 @@ def measure(
 ) -> dict[str, float]:
     """Measure a model and log metrics, per-item tables and notes on the active run; returns the metrics."""
     from edgequant import tracking
-    from edgequant.evaluation.squad import predictions_of
+    from edgequant.evaluation.tasks.squad import predictions_of
     from edgequant.evaluation.suite import evaluate_model
 
     evaluation = evaluate_model(model, tokenizer, data, settings, checkpoint=checkpoint)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from edgequant.errors import UserError
-from edgequant.evaluation.answers import score_predictions
+from edgequant.evaluation.tasks.squad_scoring import score_predictions
 from edgequant.evaluation.intervals import Bootstrap
 from edgequant.evaluation.language_model import LanguageModel
 from edgequant.evaluation.progress import progress

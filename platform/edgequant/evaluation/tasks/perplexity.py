@@ -14,7 +14,7 @@ from edgequant.evaluation.intervals import Bootstrap, exponential_ratio, ratio
 from edgequant.evaluation.language_model import LanguageModel, Window
 from edgequant.evaluation.progress import progress
 from edgequant.evaluation.sampling import draw
-from edgequant.evaluation.wikitext import detokenize, join_rows, wikitext_pages
+from edgequant.evaluation.tasks.wikitext import detokenize, join_rows, wikitext_pages
 
 DEFAULT_WINDOW = 2048
 
