@@ -83,7 +83,15 @@ def make_parser(name: str, function: Callable[..., Any]) -> Any:
         "--config", action="config", help="a recipe: YAML with the keys below, e.g. experiments/qat.yaml"
     )
     parser.add_function_arguments(function, as_group=False)
+    options = parser.format_help
+    parser.format_help = lambda: options() + _epilogue(function)
     return parser
+
+
+def _epilogue(function: Callable[..., Any]) -> str:
+    """What settings with open lists of values (tasks, which other packages add to) have to say below the options."""
+    told = [kind.help_epilogue() for kind in function.__annotations__.values() if hasattr(kind, "help_epilogue")]
+    return "".join(f"\n{text}\n" for text in told)
 
 
 def _known_keys(parser: Any) -> list[str]:

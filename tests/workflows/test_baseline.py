@@ -14,7 +14,7 @@ from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.workflows.baseline import baseline, model_names
 
 QUICK = EvaluationSettings(
-    measures=("perplexity", "boolq", "squad", "latency"),
+    tasks=("perplexity", "boolq", "squad", "latency"),
     window=256,
     max_new_tokens=4,
     latency_prompt_lengths=(16,),

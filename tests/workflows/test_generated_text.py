@@ -10,14 +10,13 @@ import torch
 from edgequant import tracking
 from edgequant.corpora.disaster_corpus import bundled_documents
 from edgequant.errors import UserError
-from edgequant.evaluation.suite import EvaluationData
 from edgequant.training.settings import TrainingSettings
 from edgequant.workflows import generated_text, inputs
 from edgequant.workflows.generated_text import GREEDY_TOKENS, generated_sequences
 from edgequant.workflows.inputs import check_text, evaluation_data, training_sequences
 from edgequant.workflows.qat import qat
 
-NOTHING = EvaluationData(**dict.fromkeys(EvaluationData.__dataclass_fields__))
+NOTHING: dict = {}
 
 
 @pytest.fixture
@@ -125,7 +124,7 @@ def test_qat_trains_on_as_many_sequences_as_its_steps_draw(store, quick, cache, 
     training = TrainingSettings(
         steps=3, batch_size=2, sequence_length=32, precision="float32", distillation=1.0, teacher_top_k=16
     )
-    evaluation = replace(quick, measures=("domain_perplexity",))
+    evaluation = replace(quick, tasks=("domain_perplexity",))
     qat(model="tiny", text="generated", training=training, evaluation=evaluation, device="cpu", register=False)
     assert len(list((cache / "generated").iterdir())) == 1
     (kept,) = (cache / "teacher").iterdir()  # one for control and qat, over the six sequences drawn

@@ -75,7 +75,7 @@ def test_the_checkpoint_is_registered(finished):
 
 
 def test_only_the_phases_asked_for_run(store, tmp_path, quick, short):
-    settings = {"training": replace(short, steps=1), "evaluation": replace(quick, measures=("domain_perplexity",))}
+    settings = {"training": replace(short, steps=1), "evaluation": replace(quick, tasks=("domain_perplexity",))}
     pipeline(model="tiny", phases=("evaluate", "corpus"), device="cpu", output=str(tmp_path / "out"), **settings)
     (parent,) = tracking.find_runs(workflow="pipeline")
     ran = [run.workflow for run in reversed(tracking.find_runs(parent=parent.id)) if run.workflow]

@@ -124,9 +124,7 @@ def test_training_curves_of_control_and_qat_are_logged_step_by_step(finished):
 def test_the_reloaded_checkpoint_measures_what_was_logged(finished, quick):
     loaded = models.load(str(finished.folder / "delivered"), device="cpu")
     data = evaluation_data(("domain_perplexity",), None)
-    metrics = evaluate_model(
-        loaded.model, loaded.tokenizer, data, replace(quick, measures=("domain_perplexity",))
-    ).metrics
+    metrics = evaluate_model(loaded.model, loaded.tokenizer, data, replace(quick, tasks=("domain_perplexity",))).metrics
     assert metrics["domain/perplexity"] == pytest.approx(finished.parent.metrics["domain/perplexity"], rel=1e-4)
 
 
@@ -193,7 +191,7 @@ def test_a_candidate_for_the_search_is_measured_without_tracking(tmp_path, quick
 def test_the_control_that_teaches_a_candidate_is_not_in_its_curve(tmp_path, quick, short, monkeypatch):
     monkeypatch.chdir(tmp_path)
     seen: list[int] = []
-    evaluation, training = replace(quick, measures=("domain_perplexity",)), replace(short, steps=2, distillation=1.0)
+    evaluation, training = replace(quick, tasks=("domain_perplexity",)), replace(short, steps=2, distillation=1.0)
     candidate_of(
         "w8a8", training=training, quantization=QuantizationSettings(teacher="control"), device="cpu",
         work_dir=tmp_path / "trial", evaluation=evaluation, on_evaluate=lambda step, _: seen.append(step),
@@ -202,7 +200,7 @@ def test_the_control_that_teaches_a_candidate_is_not_in_its_curve(tmp_path, quic
 
 
 def test_the_same_seed_gives_the_same_candidate(tmp_path, quick, short):
-    evaluation = replace(quick, measures=("domain_perplexity",))
+    evaluation = replace(quick, tasks=("domain_perplexity",))
     settings = {"training": replace(short, steps=2), "device": "cpu", "evaluation": evaluation}
     found = [
         candidate_of("w8a8-static", seed=seed, work_dir=tmp_path / str(number), **settings).metrics
@@ -216,7 +214,7 @@ def test_the_same_seed_gives_the_same_candidate(tmp_path, quick, short):
 def test_a_quantised_model_cannot_be_trained(store, tmp_path, quick, short):
     made = candidate_of(
         "w8", training=replace(short, steps=1), device="cpu", work_dir=tmp_path / "a",
-        evaluation=replace(quick, measures=("domain_perplexity",)),
+        evaluation=replace(quick, tasks=("domain_perplexity",)),
     )  # fmt: skip
     with pytest.raises(UserError, match=r"is quantised already; start from the floating-point model"):
         qat(model=str(made.checkpoint), training=short, evaluation=quick, device="cpu")

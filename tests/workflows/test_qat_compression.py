@@ -25,7 +25,7 @@ def variants_of(experiment: str = "edgequant") -> dict[str, tracking.FinishedRun
 
 def test_pruning_is_part_of_the_compressed_variants_and_adapters_of_qat(store, quick, short):
     settings = QuantizationSettings(lora_rank=4, sparsity=0.5, sparsity_pattern="2:4")
-    quality = replace(quick, measures=("domain_perplexity",))
+    quality = replace(quick, tasks=("domain_perplexity",))
     qat(model="tiny", training=short, quantization=settings, evaluation=quality, device="cpu", register=False)
     runs = variants_of()
     sparsity = {name: run.metrics.get("size/sparsity") for name, run in runs.items()}
@@ -54,7 +54,7 @@ def test_what_does_not_fit_the_scheme_is_refused_before_a_run_starts(store, quic
 
 def test_training_starts_from_a_ptq_methods_result_with_adapters_on_top(store, quick, short):
     settings = QuantizationSettings(start="gptq", learned_scales=True, lora_rank=4, calibration_sequences=4)
-    quality = replace(quick, measures=("domain_perplexity",))
+    quality = replace(quick, tasks=("domain_perplexity",))
     qat(model="tiny", control=False, training=short, quantization=settings, evaluation=quality, register=False)
     runs = variants_of()
     assert runs["qat"].metrics["parity/max_logit_error"] < 0.05
@@ -72,7 +72,7 @@ def test_the_control_teaches_qat_at_a_rate_of_its_own(store, quick, short, monke
 
     monkeypatch.setattr(quantized_training, "train", recorded)
     settings = QuantizationSettings(teacher="control", qat_learning_rate=5e-3)
-    quality = replace(quick, measures=("domain_perplexity",))
+    quality = replace(quick, tasks=("domain_perplexity",))
     training = replace(short, distillation=1.0)
     qat(model="tiny", training=training, quantization=settings, evaluation=quality, device="cpu", register=False)
     (control, untaught, weight), (taught, teacher, _) = seen["control"], seen["qat"]

@@ -25,7 +25,7 @@ COMMON = {"model": "tiny", "device": "cpu", "dtype": "bfloat16", "size_budget": 
 
 @pytest.fixture(scope="module")
 def perplexity_only(quick):
-    return replace(quick, measures=("domain_perplexity",))
+    return replace(quick, tasks=("domain_perplexity",))
 
 
 @pytest.fixture(scope="module")

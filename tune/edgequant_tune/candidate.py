@@ -8,7 +8,6 @@ are (their public evaluation set otherwise); only the winner is measured on what
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,7 +16,7 @@ from edgequant_tune.trial import HELD_OUT
 
 if TYPE_CHECKING:
     from edgequant.evaluation.settings import EvaluationSettings
-    from edgequant.evaluation.suite import EvaluationData
+    from edgequant.evaluation.tasks.task import EvaluationData
     from edgequant.quantization.settings import QuantizationSettings
     from edgequant.training.settings import LoraSettings, TrainingSettings
 
@@ -94,7 +93,7 @@ def finetune_candidate(
     from edgequant.workflows.inputs import evaluation_data, training_sequences
 
     loaded = models.load(model, dtype="float32", device=device)
-    data = evaluation_data(evaluation.measures, data_dir)
+    data = evaluation_data(evaluation.tasks, data_dir)
     rows = training_sequences(text, loaded.tokenizer, training.sequence_length, data, data_dir, seed=seed)
     adapted = attach(loaded.model, lora, made_from=model)
     log = _observed(adapted, loaded.tokenizer, training, device, rungs, on_evaluate)
@@ -107,26 +106,11 @@ def finetune_candidate(
 
 
 def validation_data(data: EvaluationData, text: str, data_dir: str | None) -> EvaluationData:
-    """The same measures on data that the final evaluation does not use."""
-    from edgequant.corpora import benchmarks
-    from edgequant.corpora.disaster_corpus import bundled_documents
-    from edgequant.workflows.text_mix import parse_mix
+    """The same tasks on data that the final evaluation does not use, where their data sets have such splits."""
+    from edgequant.workflows.inputs import selection_rows
 
-    def local(name: str, split: str) -> bool:
-        return benchmarks.find_local(name, split, data_dir) is not None
-
-    changed: dict[str, Any] = {}
-    if data.domain is not None:
-        changed["domain"] = [(d.domain, d.text) for d in bundled_documents("validation") if d.language == "en"]
-    if data.wikitext2 is not None:
-        trained_on = any(part.text == "wikitext-2" for part in parse_mix(text)) and not local("wikitext2", "train")
-        usable = local("wikitext2", "validation") and not trained_on
-        changed["wikitext2"] = list(benchmarks.load_wikitext2("validation", data_dir)) if usable else None
-    if data.boolq is not None and local("boolq", "train"):
-        changed["boolq"] = list(benchmarks.load_boolq("train", data_dir))
-    if data.squad is not None and local("squad", "train"):
-        changed["squad"] = list(benchmarks.load_squad("train", data_dir))
-    return replace(data, **changed)
+    given = {name: rows for name, rows in data.items() if rows is not None}
+    return {name: selection_rows(name, rows, text, data_dir) for name, rows in given.items()}
 
 
 class _ObservedTraining(QuantizedTraining):

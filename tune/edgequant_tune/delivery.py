@@ -103,7 +103,7 @@ def scheme_of(search: Search, outcome: Outcome) -> str:
 
 def measure_best(search: Search, best: Outcome, evaluation: EvaluationSettings) -> Rows:
     """Measure the winner and the model it came from as `qat` would; the winner's metrics go on the parent too."""
-    data = evaluation_data(evaluation.measures, search.job.data_dir)
+    data = evaluation_data(evaluation.tasks, search.job.data_dir)
     assert best.checkpoint is not None
     sources = {"baseline": (search.job.model, None), BEST: (best.checkpoint, Path(best.checkpoint))}
     rows: Rows = {}

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from edgequant.errors import UserError
 from edgequant.evaluation.settings import EvaluationSettings
+from edgequant.evaluation.tasks.domain_perplexity import DOMAIN_PERPLEXITY
+from edgequant.evaluation.tasks.registry import known_tasks, owner_of
 from edgequant.quantization.settings import QuantizationSettings
 from edgequant.training.settings import LoraSettings, TrainingSettings
 from edgequant_tune.objectives import Objective, read_objectives
@@ -26,15 +28,6 @@ RUNGS = 2
 WORTH_HALVING = 8  # trials; with fewer, each one's result is worth more than the time it takes
 # What changes the meaning of a loss, so that trials cannot be compared by the loss in the middle of training.
 INCOMPARABLE = ("sequence_length",)
-MEASURE_OF = {
-    "domain": "domain_perplexity",
-    "wikitext2": "perplexity",
-    "boolq": "boolq",
-    "squad": "squad",
-    "domain_qa": "domain_qa",
-    "latency": "latency",
-    "energy": "energy",
-}
 ALWAYS_MEASURED = ("size", "train", "parity")
 
 
@@ -116,8 +109,9 @@ def _halving(scheduler: str, space: Space, objectives: Sequence[Objective], tria
 def _check_objectives(objectives: Sequence[Objective]) -> None:
     for objective in objectives:
         group = objective.metric.partition("/")[0]
-        if group not in MEASURE_OF and group not in ALWAYS_MEASURED:
-            known = ", ".join(f"{name}/..." for name in (*MEASURE_OF, *ALWAYS_MEASURED))
+        if group not in ALWAYS_MEASURED and owner_of(objective.metric) is None:
+            groups = [*(task.group for task in known_tasks()), *ALWAYS_MEASURED]
+            known = ", ".join(f"{name}/..." for name in groups)
             raise UserError(f"objective {objective.metric!r} is measured by nothing; expected one of {known}")
 
 
@@ -187,9 +181,9 @@ def make_search(
 
 def trial_evaluation(evaluation: EvaluationSettings, objectives: Sequence[Objective]) -> EvaluationSettings:
     """What a trial is measured on: what its objectives need, and domain perplexity always."""
-    groups = ["domain", *(objective.metric.partition("/")[0] for objective in objectives)]
-    measures = dict.fromkeys(MEASURE_OF[group] for group in groups if group in MEASURE_OF)
-    return replace(evaluation, measures=tuple(measures))
+    metrics = [o.metric for o in objectives if o.metric.partition("/")[0] not in ALWAYS_MEASURED]
+    owners = [DOMAIN_PERPLEXITY, *map(owner_of, metrics)]
+    return replace(evaluation, tasks=tuple(dict.fromkeys(task.name for task in owners if task is not None)))
 
 
 def _gpus(wanted: float, device: str, available: float) -> float:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from edgequant.evaluation.settings import EvaluationSettings
+from edgequant.evaluation.tasks.registry import QUALITY_TASKS
 from edgequant.quantization.settings import QuantizationSettings
 from edgequant.training.settings import LoraSettings, TrainingSettings
 
@@ -31,9 +32,7 @@ def tune(
     training: TrainingSettings = TrainingSettings(learning_rate=2e-4, save_steps=0),
     quantization: QuantizationSettings = QuantizationSettings(),
     lora: LoraSettings = LoraSettings(),
-    evaluation: EvaluationSettings = EvaluationSettings(
-        measures=("perplexity", "boolq", "squad", "domain_perplexity"), limit=200
-    ),
+    evaluation: EvaluationSettings = EvaluationSettings(tasks=QUALITY_TASKS, limit=200),
     data_dir: str | None = None,
     output: str = "outputs/tune",
     register: bool = True,

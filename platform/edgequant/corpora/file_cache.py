@@ -53,7 +53,7 @@ def _content_hash(file: SourceFile) -> str:
 
 @cache
 def _code_hash() -> str:
-    """Of all of the corpora's code, the libraries it rests on, and the bundled texts that the classifier is fitted on."""
+    """Of the package's code, the libraries it rests on, and the bundled texts that the classifier is fitted on."""
     versions = [metadata.version(package) for package in _DECIDING_PACKAGES]
     code = source_digest("edgequant.corpora", "disaster/*.txt", "disaster/*.yaml", "disaster/documents/*")
     return sha256_of_bytes("".join([*versions, code]))

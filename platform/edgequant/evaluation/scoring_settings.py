@@ -81,7 +81,9 @@ class ScoringSettings:
 
     def _check_choices(self) -> None:
         if self.wikitext_protocol not in ("raw", "paragraphs", "documents"):
-            raise UserError(f"wikitext_protocol {self.wikitext_protocol!r} is unknown; expected raw, paragraphs or documents")
+            raise UserError(
+                f"wikitext_protocol {self.wikitext_protocol!r} is unknown; expected raw, paragraphs or documents"
+            )
         if self.bos not in ("auto", "always", "never"):
             raise UserError(f"bos {self.bos!r} is unknown; expected auto, always or never")
         if self.num_fewshot not in (0, 1):
@@ -108,4 +110,6 @@ class ScoringSettings:
         if self.stride is not None and not 0 < self.stride <= (self.window or self.stride):
             raise UserError(f"stride {self.stride} does not fit window {self.window}; expected 1 to the window")
         if self.stride is not None and self.wikitext_protocol == "documents":
-            raise UserError("stride has no meaning with wikitext_protocol documents, whose windows never overlap; leave it out")
+            raise UserError(
+                "stride has no meaning with wikitext_protocol documents, whose windows never overlap; leave it out"
+            )

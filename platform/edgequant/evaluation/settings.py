@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from textwrap import fill
+from typing import Any
 
 from edgequant.evaluation.scoring_settings import ScoringSettings
 from edgequant.evaluation.tasks.registry import DEFAULT_TASKS, find_task, known_tasks
@@ -30,5 +32,6 @@ class EvaluationSettings(ScoringSettings):
     @staticmethod
     def help_epilogue() -> str:
         """Every known task with its protocol, as `--help` shows it below the options."""
-        lines = [f"  {task.name}: {task.protocol}" for task in known_tasks()]
+        indented: dict[str, Any] = {"initial_indent": "  ", "subsequent_indent": " " * 6, "break_on_hyphens": False}
+        lines = [fill(f"{task.name}: {task.protocol}", 100, **indented) for task in known_tasks()]
         return "\n".join(["evaluation.tasks:", *lines])

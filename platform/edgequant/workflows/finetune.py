@@ -67,7 +67,7 @@ def finetune(
         folder = Path(output).expanduser().resolve() if output else run_folder("finetune", run.id)
         loaded = load_base(model, base, device=device, dtype=dtype)
         name, tokenizer, scheme = loaded.source.name, loaded.tokenizer, "none" if base == "float" else base
-        data = evaluation_data(evaluation.measures, data_dir)
+        data = evaluation_data(evaluation.tasks, data_dir)
         sequences = training_sequences(text, tokenizer, training.sequence_length, data, data_dir, seed=seed)
         with tracking.variant_run("baseline", model=name, scheme=scheme, phase="finetune"):
             before = models.load(model, dtype=dtype, device=device) if base == "float" else loaded

@@ -75,7 +75,7 @@ def ptq(
     with tracking.workflow_run("ptq", config, experiment=experiment, resume=resume) as run:
         loaded = models.load(model, dtype="float32", device=device)
         dtype = models.pick_dtype(dtype, str(loaded.model.device))
-        data = evaluation_data(evaluation.measures, data_dir)
+        data = evaluation_data(evaluation.tasks, data_dir)
         length = quantization.sequence_length
         sequences = training_sequences(
             text, loaded.tokenizer, length, data, data_dir, seed=seed, model=loaded.model, needed=quantization.sequences

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from edgequant import models, tracking
 from edgequant.errors import UserError
 from edgequant.evaluation.settings import EvaluationSettings
-from edgequant.evaluation.suite import EvaluationData
+from edgequant.evaluation.tasks.task import EvaluationData
 from edgequant.files import write_atomically
 from edgequant.quantization import checkpoint, low_rank, pruning, ptq, qat
 from edgequant.quantization.ptq_settings import PtqSettings
@@ -98,7 +98,7 @@ class QuantizedTraining:
         pruning.check_pattern(self.floating, self.scheme, self.quantization.sparsity_pattern)
         if self.training.distillation:
             check_top_k(self.floating, self.training.teacher_top_k)
-        self.data: EvaluationData = evaluation_data(self.evaluation.measures, data_dir)
+        self.data: EvaluationData = evaluation_data(self.evaluation.tasks, data_dir)
         length = self.training.sequence_length
         self.sequences = training_sequences(
             text, self.tokenizer, length, self.data, data_dir, seed=self.seed, model=self.floating, needed=self._needed

@@ -177,7 +177,7 @@ def _score_pages(model: LanguageModel, rows: Sequence[str], size: int, limit: in
 
 
 def score_documents(model: LanguageModel, documents: list[dict], size: int) -> list[dict]:
-    """Nats and tokens of each document with its other columns; its `text` is replaced by its length in bytes unless that is given."""
+    """Nats and tokens of each document beside its columns; its `text` becomes its `bytes` where those are absent."""
     windows: list[Window] = []
     owners: list[int] = []
     for owner, tokens in enumerate(_bodies(model, [document["text"] for document in documents])):

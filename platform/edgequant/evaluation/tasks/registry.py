@@ -41,7 +41,9 @@ def _refuse_taken_names(task: Task, others: Sequence[Task]) -> None:
     sets = {data_set.name: data_set for other in others for data_set in other.data}
     for other in others:
         if other.name == task.name or other.group == task.group:
-            raise UserError(f"task {task.name} (metrics {task.group}/...) must have names of its own, got {other.name}'s")
+            raise UserError(
+                f"task {task.name} (metrics {task.group}/...) must have names of its own, got {other.name}'s"
+            )
     for data_set in task.data:
         if sets.get(data_set.name, data_set) != data_set:
             raise UserError(f"task {task.name}: data set {data_set.name!r} must have a name of its own, got another's")
