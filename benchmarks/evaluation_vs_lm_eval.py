@@ -34,12 +34,12 @@ from rich.table import Table
 
 from edgequant import models
 from edgequant.corpora.benchmarks import load_boolq, load_squad, load_wikitext2
-from edgequant.evaluation.answers import score_predictions
-from edgequant.evaluation.boolq import boolq_items
-from edgequant.evaluation.perplexity import Scored, wikitext_perplexity
-from edgequant.evaluation.squad import squad_items, squad_prompt
+from edgequant.evaluation.tasks.boolq import boolq_items
+from edgequant.evaluation.tasks.perplexity import Scored, wikitext_perplexity
+from edgequant.evaluation.tasks.squad import squad_items, squad_prompt
+from edgequant.evaluation.tasks.squad_scoring import score_predictions
+from edgequant.evaluation.tasks.wikitext import join_rows, wikitext_pages
 from edgequant.evaluation.transformers_model import TransformersModel
-from edgequant.evaluation.wikitext import join_rows, wikitext_pages
 
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 WINDOW = 2048
@@ -134,7 +134,9 @@ def wikitext_task(loaded: Any, arguments: argparse.Namespace, harness: Harness |
     task = harness and harness.wikitext(pages)
 
     def ours(count: int, batch: int) -> tuple[str, Any]:
-        scored = wikitext_perplexity(scorer(loaded, batch), ["\n".join(pages[:count])], window=WINDOW, join="documents")
+        scored = wikitext_perplexity(
+            scorer(loaded, batch), ["\n".join(pages[:count])], window=WINDOW, protocol="documents"
+        )
         value = word_perplexity(scored)
         return f"{value:.4f}", value
 

@@ -4,7 +4,7 @@
     python benchmarks/qat_vs_control.py --data_dir DATA --model tiny --steps 20 --sequence 64 --limit 100   # on a CPU
     python benchmarks/qat_vs_control.py --rows seed0.json seed1.json         # the table of several runs' --output
 
-Text: WikiText-2 validation; perplexity: WikiText-2 test, windows of 2,048 tokens; `--measures` adds BoolQ and SQuAD.
+Text: WikiText-2 validation; perplexity: WikiText-2 test, windows of 2,048 tokens; `--tasks` adds BoolQ and SQuAD.
 Runs that share a GPU, one for each seed or scheme, share their controls in `--keep FOLDER`, made by a first run with
 `--variants control`; each then names its `--variants`, and `--rows` puts all of them beside each other.
 tokens/s: the median over the second half of the steps, so that neither warming up nor compiling is in it. torchao's QAT
@@ -38,7 +38,7 @@ from edgequant import models  # noqa: E402
 from edgequant.corpora.benchmarks import load_boolq, load_squad, load_wikitext2  # noqa: E402
 from edgequant.corpora.packing import pack  # noqa: E402
 from edgequant.evaluation.settings import EvaluationSettings  # noqa: E402
-from edgequant.evaluation.suite import EvaluationData, evaluate_model  # noqa: E402
+from edgequant.evaluation.suite import evaluate_model  # noqa: E402
 from edgequant.quantization import ptq, qat  # noqa: E402
 from edgequant.quantization.calibration import CalibrationSettings  # noqa: E402
 from edgequant.quantization.scheme import Scheme, parse_scheme  # noqa: E402
@@ -78,7 +78,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--learnable_scales", action="store_true", help="LSQ+; else scales follow the extremes")
     parser.add_argument("--compile", choices=("auto", "true", "false"), default="auto")
     parser.add_argument("--observer", default="moving_average_minmax")
-    parser.add_argument("--measures", nargs="+", default=["perplexity"], choices=["perplexity", "boolq", "squad"])
+    parser.add_argument("--tasks", nargs="+", default=["perplexity"], choices=["perplexity", "boolq", "squad"])
     parser.add_argument("--asked", nargs="*", default=["w4a8-g32+emb4"], help="schemes that answer BoolQ and SQuAD too")
     parser.add_argument("--variants", nargs="+", default=VARIANTS, choices=VARIANTS, help="torchao: where installed")
     parser.add_argument("--keep", type=Path, help="folder for controls: one that lies there is not trained again")
@@ -90,7 +90,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rows", nargs="+", help="print the table of these JSON files instead of running")
     options = parser.parse_args()
     if not options.rows and not options.data_dir:
-        parser.error("--data_dir is needed: a folder with wikitext-2/ (and boolq/, squad/ for --measures)")
+        parser.error("--data_dir is needed: a folder with wikitext-2/ (and boolq/, squad/ for --tasks)")
     return options
 
 
@@ -235,23 +235,23 @@ class Experiment:
         } | ({"peak GB": torch.cuda.max_memory_allocated() / 1e9} if on_gpu else {})
 
     def scores(self, model: nn.Module, scheme: str | None = None) -> dict[str, float]:
-        """What `--measures` names, in the type that the device computes in; questions only where `--asked`."""
+        """What `--tasks` names, in the type that the device computes in; questions only where `--asked`."""
         dtype = models.pick_dtype("auto", str(next(self.base.parameters()).device))
         copied = models.cast(copy.deepcopy(model), dtype)
         asked = scheme is None or scheme in self.options.asked
-        measures = tuple(measure for measure in self.options.measures if asked or measure == "perplexity")
-        settings = EvaluationSettings(measures=measures, limit=self.options.limit)
+        tasks = tuple(task for task in self.options.tasks if asked or task == "perplexity")
+        settings = EvaluationSettings(tasks=tasks, limit=self.options.limit)
         metrics = evaluate_model(copied, self.tokenizer, self.data, settings).metrics
         return {key: metrics[key] for key, _ in COLUMNS.values() if key in metrics}
 
 
-def evaluation_data(options: argparse.Namespace) -> EvaluationData:
-    folder, wanted = options.data_dir, options.measures
-    return EvaluationData(
-        wikitext2=load_wikitext2("test", folder) if "perplexity" in wanted else None,
-        boolq=load_boolq("validation", folder) if "boolq" in wanted else None,
-        squad=load_squad("validation", folder) if "squad" in wanted else None,
-    )
+def evaluation_data(options: argparse.Namespace) -> dict[str, list | None]:
+    folder, wanted = options.data_dir, options.tasks
+    return {
+        "wikitext2": load_wikitext2("test", folder) if "perplexity" in wanted else None,
+        "boolq": load_boolq("validation", folder) if "boolq" in wanted else None,
+        "squad": load_squad("validation", folder) if "squad" in wanted else None,
+    }
 
 
 def torchao_config(scheme: Scheme) -> Any:

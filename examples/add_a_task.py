@@ -8,7 +8,3 @@ it (`edgequant evaluate --evaluation.tasks '[cloze]'`, tune's objectives, report
     [project.entry-points."edgequant.tasks"]
     cloze = "my_package.cloze:CLOZE"
 """
-
-import argparse
-
-import edgequant

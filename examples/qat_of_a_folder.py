@@ -1,7 +1,7 @@
 """QAT of a model folder on a folder of texts, tracked in MLflow, from Python: what `edgequant qat` does.
 
-    python examples/qat_of_a_folder.py --model FOLDER --dataset FOLDER_OF_TEXTS
-    python examples/qat_of_a_folder.py --model tiny --steps 8          # seconds, on the bundled text
+python examples/qat_of_a_folder.py --model FOLDER --dataset FOLDER_OF_TEXTS
+python examples/qat_of_a_folder.py --model tiny --steps 8          # seconds, on the bundled text
 """
 
 import argparse

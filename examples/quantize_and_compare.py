@@ -1,7 +1,7 @@
 """Quantise a model with three PTQ methods, compare them, and save the best one.
 
-    python examples/quantize_and_compare.py                  # SmolLM2-135M, some minutes on 2 cores
-    python examples/quantize_and_compare.py --model tiny     # seconds
+python examples/quantize_and_compare.py                  # SmolLM2-135M, some minutes on 2 cores
+python examples/quantize_and_compare.py --model tiny     # seconds
 """
 
 import argparse

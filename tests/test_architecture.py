@@ -29,7 +29,7 @@ ALLOWED = {
     "training": BELOW,
     "evaluation": BELOW,
     "edge": BELOW | {"quantization"},
-    "reporting": BELOW,
+    "reporting": BELOW | {"evaluation"},  # of which the tasks alone, which say how their metrics are shown
     "workflows": {*ROOMS, *BELOW},
     "__main__": {*BASE, "workflows"},
     "api": {*ROOMS, *BELOW, "workflows"},
@@ -78,6 +78,12 @@ def rooms_imported(path: Path) -> set[str]:
 def test_a_module_imports_only_what_its_room_may_look_at(path):
     room = room_of(path)
     assert rooms_imported(path) - ALLOWED[room] - {room} == set()
+
+
+@pytest.mark.parametrize("path", modules("platform/edgequant/reporting"), ids=lambda path: path.name)
+def test_reporting_knows_of_evaluation_only_what_a_task_says(path):
+    names = {name for name in imported(path) if name.startswith("edgequant.evaluation")}
+    assert not [name for name in names if not name.startswith("edgequant.evaluation.tasks.")]
 
 
 def test_nothing_in_the_platform_imports_the_search_or_the_registry():

@@ -70,7 +70,7 @@ def the_run(project: Path, workflow: str = "qat"):
 def test_parameters_pass_through_plain_and_nested(project):
     done = mlflow_run(
         project, "-e", "qat", "-P", "model=tiny", "-P", "training.steps=3", "-P", "training.batch_size=2",
-        "-P", "control=false", "-P", "evaluation.limit=20", "-P", "evaluation.measures=[domain_perplexity]",
+        "-P", "control=false", "-P", "evaluation.limit=20", "-P", "evaluation.tasks=[domain_perplexity]",
         "--env-manager", "local", **clean_environment(),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

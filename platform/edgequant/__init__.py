@@ -1,6 +1,6 @@
 """edgequant: make small language models small enough for edge devices, and prove that they still work.
 
-After `import edgequant`, `transformers.AutoModelForCausalLM.from_pretrained` loads edgequant checkpoints. `edgequant.load`,
+After `import edgequant`, `transformers.AutoModelForCausalLM.from_pretrained` loads edgequant checkpoints. `load`,
 `parse_scheme`, `quantize`, `prepare`, `convert`, `evaluate` and `save` are imported when they are first used: see
 `edgequant.api`.
 """

@@ -103,6 +103,8 @@ def make_parser(name: str, function: Callable[..., Any]) -> Any:
     parser.add_function_arguments(function, as_group=False, skip={*flat})
     for _ in flat:
         parser.add_class_arguments(RunSettings, as_group=False)
+    options = parser.format_help
+    parser.format_help = lambda: options() + _epilogue(function)
     return parser
 
 
@@ -118,6 +120,12 @@ def _help_formatter() -> type[Any]:
             return filled(str(super()._get_help_string(action)))
 
     return Filled
+
+
+def _epilogue(function: Callable[..., Any]) -> str:
+    """What settings with open lists of values (tasks, which other packages add to) have to say below the options."""
+    told = [kind.help_epilogue() for kind in function.__annotations__.values() if hasattr(kind, "help_epilogue")]
+    return "".join(f"\n{text}\n" for text in told)
 
 
 def _known_keys(parser: Any) -> list[str]:

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 
@@ -71,6 +72,21 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
 def sha256_of_bytes(content: bytes | str) -> str:
     """Hexadecimal SHA-256 of bytes, or of a text's UTF-8 bytes."""
     return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
+
+
+def source_digest(package: str, *others: str) -> str:
+    """Hexadecimal SHA-256 over a package's source: every `.py` file in it and in its subpackages, names and contents.
+
+    Args:
+        package: importable name, such as `edgequant.evaluation`; wherever the code that asks stands.
+        others: patterns of further files that decide what the code does, such as `disaster/*.yaml`.
+    """
+    spec = find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError(f"{package!r} must be the name of a package")
+    root = Path(spec.submodule_search_locations[0])
+    files = sorted({path for pattern in ("**/*.py", *others) for path in root.glob(pattern)})
+    return sha256_of_bytes("".join(f"{path.relative_to(root).as_posix()}:{sha256_of(path)}\n" for path in files))
 
 
 def cache_dir() -> Path:

@@ -9,7 +9,7 @@ import shutil
 import pytest
 
 from edgequant.errors import UserError
-from edgequant.evaluation.perplexity import windows_of
+from edgequant.evaluation.tasks.perplexity import windows_of
 from edgequant.evaluation.transformers_model import TransformersModel
 
 # Whether the family's published tokenizer begins a text with BOS itself.

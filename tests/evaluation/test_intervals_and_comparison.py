@@ -7,9 +7,9 @@ import pytest
 from scipy import stats
 
 from edgequant.errors import UserError
-from edgequant.evaluation.boolq import boolq_metrics
 from edgequant.evaluation.comparison import compare, mcnemar
 from edgequant.evaluation.intervals import Bootstrap
+from edgequant.evaluation.tasks.boolq import boolq_metrics
 
 
 def _items(values, name="correct"):

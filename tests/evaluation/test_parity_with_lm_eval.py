@@ -6,10 +6,10 @@ import math
 
 import pytest
 
-from edgequant.evaluation.boolq import boolq_items, boolq_prompt
-from edgequant.evaluation.perplexity import rolling_windows, wikitext_perplexity
+from edgequant.evaluation.tasks.boolq import boolq_items, boolq_prompt
+from edgequant.evaluation.tasks.perplexity import rolling_windows, wikitext_perplexity
+from edgequant.evaluation.tasks.wikitext import detokenize
 from edgequant.evaluation.transformers_model import TransformersModel
-from edgequant.evaluation.wikitext import detokenize
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm_eval is not installed")
 PAGE = " = Title = \n\n The bridge ( built in 1 @,@ 905 ) was closed , he said . \n" + " The river rose . \n" * 30
@@ -63,7 +63,7 @@ def test_word_perplexity_is_theirs(harness, small_model, byte_tokenizer):
     (score,) = harness.loglikelihood_rolling([request], disable_tqdm=True)
     nats, words = process_results({"page": PAGE}, (score,))["word_perplexity"]
     scored = wikitext_perplexity(
-        TransformersModel(small_model("llama"), byte_tokenizer), [PAGE], window=64, join="documents"
+        TransformersModel(small_model("llama"), byte_tokenizer), [PAGE], window=64, protocol="documents"
     )
     total = scored.columns("nats", "words").sum(axis=0)
     assert len(scored.rows) == 1

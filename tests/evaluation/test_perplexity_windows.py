@@ -8,16 +8,15 @@ import pytest
 
 from edgequant.errors import UserError
 from edgequant.evaluation.intervals import Bootstrap
-from edgequant.evaluation.perplexity import (
-    document_perplexity,
-    domain_metrics,
+from edgequant.evaluation.tasks.domain_perplexity import document_perplexity, domain_metrics
+from edgequant.evaluation.tasks.perplexity import (
     perplexity_metrics,
     rolling_windows,
     wikitext_perplexity,
     windows_of,
 )
+from edgequant.evaluation.tasks.wikitext import detokenize, join_rows, wikitext_pages
 from edgequant.evaluation.transformers_model import TransformersModel
-from edgequant.evaluation.wikitext import detokenize, join_rows, wikitext_pages
 
 
 def _scored_positions(windows, tokens):

@@ -7,21 +7,21 @@ import copy
 import pytest
 import torch
 
-from edgequant.evaluation.score_cache import RememberingModel
+from edgequant.evaluation.score_cache import CachedModel
 from edgequant.evaluation.settings import EvaluationSettings
-from edgequant.evaluation.squad import squad_items
-from edgequant.evaluation.suite import EvaluationData, evaluate_model
+from edgequant.evaluation.suite import evaluate_model
+from edgequant.evaluation.tasks.squad import squad_items
 from edgequant.evaluation.transformers_model import TransformersModel
 
 
 def _settings(folder, **changes):
-    defaults = {"measures": ("perplexity", "boolq", "squad"), "bootstrap_resamples": 20, "window": 128}
+    defaults = {"tasks": ("perplexity", "boolq", "squad"), "bootstrap_resamples": 20, "window": 128}
     return EvaluationSettings(**{**defaults, "cache_dir": str(folder), **changes})
 
 
 @pytest.fixture
 def data(questions):
-    return EvaluationData(wikitext2=["the river rose and fell " * 40], boolq=questions, squad=questions)
+    return {"wikitext2": ["the river rose and fell " * 40], "boolq": questions, "squad": questions}
 
 
 def _reused(evaluation):
@@ -46,8 +46,8 @@ def test_a_second_evaluation_reads_every_score_and_gives_the_same_metrics(small_
     [
         {"window": 64},
         {"bos": "always"},
-        {"squad_shots": 1, "measures": ("squad",)},
-        {"max_new_tokens": 5, "measures": ("squad",)},
+        {"num_fewshot": 1, "tasks": ("squad",)},
+        {"max_new_tokens": 5, "tasks": ("squad",)},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -61,7 +61,7 @@ def test_a_changed_protocol_never_returns_an_old_score(small_model, byte_tokeniz
 
 def test_other_weights_another_dtype_and_another_window_are_other_models(small_model, byte_tokenizer, tmp_path):
     def key(model):
-        return RememberingModel(TransformersModel(model, byte_tokenizer), tmp_path).key
+        return CachedModel(TransformersModel(model, byte_tokenizer), tmp_path).key
 
     model = small_model("llama")
     moved = copy.deepcopy(model)
@@ -78,7 +78,7 @@ def test_library_versions_and_this_rooms_code_are_part_of_the_key(small_model, b
     from edgequant.evaluation import score_cache
 
     def key():
-        return RememberingModel(TransformersModel(small_model("llama"), byte_tokenizer), tmp_path).key
+        return CachedModel(TransformersModel(small_model("llama"), byte_tokenizer), tmp_path).key
 
     before = key()
     monkeypatch.setattr(torch, "__version__", "99.0")
@@ -89,8 +89,8 @@ def test_library_versions_and_this_rooms_code_are_part_of_the_key(small_model, b
 
 
 def test_a_larger_limit_only_computes_what_is_new(small_model, byte_tokenizer, data, tmp_path):
-    evaluate_model(small_model("llama"), byte_tokenizer, data, _settings(tmp_path, measures=("boolq",), limit=5))
-    more = evaluate_model(small_model("llama"), byte_tokenizer, data, _settings(tmp_path, measures=("boolq",), limit=9))
+    evaluate_model(small_model("llama"), byte_tokenizer, data, _settings(tmp_path, tasks=("boolq",), limit=5))
+    more = evaluate_model(small_model("llama"), byte_tokenizer, data, _settings(tmp_path, tasks=("boolq",), limit=9))
     assert _reused(more) == 5 and more.metrics["boolq/items"] == 9
 
 
@@ -98,7 +98,7 @@ def test_an_interrupted_evaluation_keeps_what_it_had_and_goes_on(
     small_model, byte_tokenizer, questions, tmp_path, monkeypatch
 ):
     def scorer():
-        return RememberingModel(TransformersModel(small_model("phi"), byte_tokenizer, max_batch_tokens=900), tmp_path)
+        return CachedModel(TransformersModel(small_model("phi"), byte_tokenizer, max_batch_tokens=900), tmp_path)
 
     expected = squad_items(TransformersModel(small_model("phi"), byte_tokenizer), questions)
     interrupted, batches = scorer(), []
@@ -120,10 +120,10 @@ def test_an_interrupted_evaluation_keeps_what_it_had_and_goes_on(
 
 
 def test_a_half_written_line_is_computed_again(small_model, byte_tokenizer, questions, tmp_path):
-    scorer = RememberingModel(TransformersModel(small_model("llama"), byte_tokenizer), tmp_path)
+    scorer = CachedModel(TransformersModel(small_model("llama"), byte_tokenizer), tmp_path)
     expected = squad_items(scorer, questions)
     file = tmp_path / scorer.key / "generate.jsonl"
     file.write_bytes(file.read_bytes()[:-20])
-    again = RememberingModel(TransformersModel(small_model("llama"), byte_tokenizer), tmp_path)
+    again = CachedModel(TransformersModel(small_model("llama"), byte_tokenizer), tmp_path)
     assert squad_items(again, questions) == expected
     assert again.reused == len(questions) - 1

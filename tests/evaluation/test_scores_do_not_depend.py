@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from edgequant.evaluation.boolq import boolq_items, boolq_prompt
 from edgequant.evaluation.language_model import Choice
-from edgequant.evaluation.perplexity import wikitext_perplexity
-from edgequant.evaluation.squad import squad_items, squad_prompt
+from edgequant.evaluation.tasks.boolq import boolq_items, boolq_prompt
+from edgequant.evaluation.tasks.perplexity import wikitext_perplexity
+from edgequant.evaluation.tasks.squad import squad_items, squad_prompt
 from edgequant.evaluation.transformers_model import TransformersModel
 
 ARCHITECTURES = ("qwen2", "llama", "phi", "gemma3")

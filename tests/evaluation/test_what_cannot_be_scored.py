@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from edgequant.errors import UserError
-from edgequant.evaluation.boolq import boolq_items, boolq_metrics
 from edgequant.evaluation.intervals import Bootstrap
 from edgequant.evaluation.settings import EvaluationSettings
-from edgequant.evaluation.squad import squad_items, squad_metrics
-from edgequant.evaluation.suite import EvaluationData, evaluate_model
+from edgequant.evaluation.suite import evaluate_model
+from edgequant.evaluation.tasks.boolq import boolq_items, boolq_metrics
+from edgequant.evaluation.tasks.squad import squad_items, squad_metrics
 from edgequant.evaluation.transformers_model import TransformersModel
 
 QUICK = {"bootstrap_resamples": 20}
@@ -39,9 +39,9 @@ def test_questions_beyond_the_context_count_as_wrong_and_are_counted(
 
 
 def test_over_long_questions_are_reported_in_the_notes(small_model, byte_tokenizer, questions, long_question):
-    data = EvaluationData(boolq=[*questions, long_question])
+    data = {"boolq": [*questions, long_question]}
     evaluation = evaluate_model(
-        small_model("llama"), byte_tokenizer, data, EvaluationSettings(measures=("boolq",), **QUICK)
+        small_model("llama"), byte_tokenizer, data, EvaluationSettings(tasks=("boolq",), **QUICK)
     )
     assert any("boolq: 1 of 13 are longer" in note for note in evaluation.notes)
 
@@ -57,14 +57,14 @@ def test_no_log_likelihood_is_cut_short_by_the_context(small_model, byte_tokeniz
 
 @pytest.mark.parametrize("measure", ["boolq", "squad", "domain_perplexity"])
 def test_empty_data_say_so(small_model, byte_tokenizer, measure):
-    data = EvaluationData(boolq=[], squad=[], domain=[])
+    data = {"boolq": [], "squad": [], "domain": []}
     with pytest.raises(UserError, match=r"empty|no documents"):
-        evaluate_model(small_model("llama"), byte_tokenizer, data, EvaluationSettings(measures=(measure,)))
+        evaluate_model(small_model("llama"), byte_tokenizer, data, EvaluationSettings(tasks=(measure,)))
 
 
 def test_absent_data_leave_a_note_and_the_other_measures(small_model, byte_tokenizer, questions):
-    settings = EvaluationSettings(measures=("perplexity", "boolq"), **QUICK)
-    evaluation = evaluate_model(small_model("llama"), byte_tokenizer, EvaluationData(boolq=questions), settings)
+    settings = EvaluationSettings(tasks=("perplexity", "boolq"), **QUICK)
+    evaluation = evaluate_model(small_model("llama"), byte_tokenizer, {"boolq": questions}, settings)
     assert "boolq/accuracy" in evaluation.metrics and "wikitext2/perplexity" not in evaluation.metrics
     assert any(note.startswith("perplexity was left out") for note in evaluation.notes)
 
@@ -74,15 +74,15 @@ def test_nan_logits_are_an_error_that_names_the_model(small_model, byte_tokenize
     broken = copy.deepcopy(small_model("llama"))
     with torch.no_grad():
         broken.model.norm.weight.fill_(math.nan)
-    data = EvaluationData(wikitext2=["x" * 3000], boolq=questions, squad=questions)
+    data = {"wikitext2": ["x" * 3000], "boolq": questions, "squad": questions}
     with pytest.raises(UserError, match="LlamaForCausalLM gives NaN logits"):
-        evaluate_model(broken, byte_tokenizer, data, EvaluationSettings(measures=(measure,)))
+        evaluate_model(broken, byte_tokenizer, data, EvaluationSettings(tasks=(measure,)))
 
 
 def test_a_model_without_chat_template_says_so(small_model, byte_tokenizer, questions):
-    settings = EvaluationSettings(measures=("boolq",), chat_template=True)
+    settings = EvaluationSettings(tasks=("boolq",), chat_template=True)
     with pytest.raises(UserError, match="no chat template"):
-        evaluate_model(small_model("llama"), byte_tokenizer, EvaluationData(boolq=questions), settings)
+        evaluate_model(small_model("llama"), byte_tokenizer, {"boolq": questions}, settings)
 
 
 def test_the_chat_template_frames_the_question(small_model, byte_tokenizer, questions):
@@ -91,28 +91,26 @@ def test_the_chat_template_frames_the_question(small_model, byte_tokenizer, ques
     scorer = TransformersModel(small_model("llama"), chatty)
     choice = scorer.encode_choices([scorer.render_chat("wet?")], ("no", "yes"))[0]
     assert scorer.decode(choice.context + choice.continuations[1]) == "<u>wet?</u>\n<a>\nyes"
-    settings = EvaluationSettings(measures=("boolq", "squad"), chat_template=True, **QUICK)
-    data = EvaluationData(boolq=questions, squad=questions)
+    settings = EvaluationSettings(tasks=("boolq", "squad"), chat_template=True, **QUICK)
+    data = {"boolq": questions, "squad": questions}
     assert evaluate_model(small_model("llama"), chatty, data, settings).metrics["squad/items"] == len(questions)
 
 
 def test_a_model_in_training_is_handed_back_in_training(small_model, byte_tokenizer, questions):
     model = copy.deepcopy(small_model("llama")).train()
-    evaluate_model(
-        model, byte_tokenizer, EvaluationData(boolq=questions), EvaluationSettings(measures=("boolq",), **QUICK)
-    )
+    evaluate_model(model, byte_tokenizer, {"boolq": questions}, EvaluationSettings(tasks=("boolq",), **QUICK))
     assert model.training
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"measures": ("speed",)}, "'speed' is unknown"),
+        ({"tasks": ("speed",)}, "'speed' is unknown"),
         ({"limit": 0}, "limit 0"),
         ({"window": 1}, "window 1"),
         ({"window": 10, "stride": 11}, "stride 11"),
-        ({"join": "lines"}, "join 'lines'"),
-        ({"squad_shots": 2}, "squad_shots 2"),
+        ({"wikitext_protocol": "lines"}, "wikitext_protocol 'lines'"),
+        ({"num_fewshot": 2}, "num_fewshot 2"),
         ({"confidence": 95}, "confidence 95"),
         ({"latency_prompt_lengths": ()}, "latency_prompt_lengths"),
         ({"bos": "yes"}, "bos 'yes'"),

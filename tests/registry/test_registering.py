@@ -18,7 +18,7 @@ from edgequant.workflows.settings import RunSettings
 from edgequant.workflows.steps.register import BASELINE_TAG, promote_command, register_version
 from edgequant_registry.workflow import PromotionRefusedError, promote
 
-QUICK = EvaluationSettings(measures=("domain_perplexity",), limit=20, window=256, bootstrap_resamples=20)
+QUICK = EvaluationSettings(tasks=("domain_perplexity",), limit=20, window=256, bootstrap_resamples=20)
 FEW_STEPS = TrainingSettings(steps=3, batch_size=2, sequence_length=64, precision="float32")
 NAME = "edgequant-tiny"
 SIZE_ALONE = (

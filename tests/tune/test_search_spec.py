@@ -68,8 +68,8 @@ def test_workers_in_other_folders_get_absolute_paths(tmp_path, monkeypatch, tiny
 
 def test_trials_are_measured_on_what_the_objectives_need_and_the_winner_on_what_was_asked():
     spec = search_spec(objectives=["boolq/accuracy", "size/checkpoint_gb"])
-    assert set(spec.trial.evaluation.measures) == {"domain_perplexity", "boolq"}
-    assert spec.evaluation.measures != spec.trial.evaluation.measures
+    assert set(spec.trial.evaluation.tasks) == {"domain_perplexity", "boolq"}
+    assert spec.evaluation.tasks != spec.trial.evaluation.tasks
 
 
 def test_the_first_trial_takes_the_recipe_only_where_the_search_could_come_to_it():

@@ -10,7 +10,7 @@ from edgequant.training.settings import TrainingSettings
 def quick() -> EvaluationSettings:
     """Domain perplexity on one window and a short latency measurement."""
     return EvaluationSettings(
-        measures=("domain_perplexity", "latency"),
+        tasks=("domain_perplexity", "latency"),
         limit=20,
         window=256,
         latency_prompt_lengths=(8,),

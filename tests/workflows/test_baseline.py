@@ -15,7 +15,7 @@ from edgequant.workflows.baseline import baseline, model_names
 from edgequant.workflows.settings import RunSettings
 
 QUICK = EvaluationSettings(
-    measures=("perplexity", "boolq", "squad", "latency"),
+    tasks=("perplexity", "boolq", "squad", "latency"),
     window=256,
     max_new_tokens=4,
     latency_prompt_lengths=(16,),

@@ -14,7 +14,7 @@ from edgequant.workflows.evaluate import evaluate, resolved_settings
 from edgequant.workflows.settings import RunSettings
 
 QUICK = EvaluationSettings(
-    measures=("perplexity", "boolq", "squad", "latency"),
+    tasks=("perplexity", "boolq", "squad", "latency"),
     window=256,
     max_new_tokens=4,
     latency_prompt_lengths=(16,),
@@ -60,7 +60,7 @@ def test_a_model_leaves_metrics_items_predictions_and_data_set_inputs(store, cac
 
 
 def test_a_second_evaluation_reads_the_kept_scores(store, cache, data_dir, tiny_folder):
-    settings = EvaluationSettings(measures=("boolq",), bootstrap_resamples=20)
+    settings = EvaluationSettings(tasks=("boolq",), bootstrap_resamples=20)
     for _ in range(2):
         evaluate(
             model=str(tiny_folder), evaluation=settings, limit=4, run=RunSettings(data_dir=str(data_dir), device="cpu")
@@ -98,6 +98,6 @@ def test_the_command_lines_limit_and_seed_win_and_no_cache_means_none(cache):
 
 
 def test_a_wrong_setting_on_the_command_line_is_one_line_and_status_two(edgequant):
-    done = edgequant("evaluate", "--model", "tiny", "--evaluation.join", "lines")
+    done = edgequant("evaluate", "--model", "tiny", "--evaluation.wikitext_protocol", "lines")
     assert done.returncode == 2
-    assert "join" in done.stderr and "Traceback" not in done.stderr
+    assert "wikitext_protocol" in done.stderr and "Traceback" not in done.stderr

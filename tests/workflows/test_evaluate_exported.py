@@ -100,7 +100,7 @@ def test_its_size_is_what_lies_on_disk_over_the_parameters_of_the_architecture(e
 def test_the_workflow_measures_it(exported, store):
     _, plain = exported("w4a8-g32")
     settings = EvaluationSettings(
-        measures=("latency",),
+        tasks=("latency",),
         latency_prompt_lengths=(16,),
         latency_new_tokens=2,
         latency_repetitions=2,

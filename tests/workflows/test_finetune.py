@@ -78,7 +78,7 @@ def test_the_summary_is_data(finished):
 
 @pytest.mark.parametrize("base", ["bnb-nf4", "bnb-int8"])
 def test_qlora_trains_adapters_over_bitsandbytes_integers(store, tmp_path, quick, short, base):
-    settings = replace(quick, measures=("domain_perplexity",))
+    settings = replace(quick, tasks=("domain_perplexity",))
     finetune(
         model="tiny", base=base, training=replace(short, steps=3), lora=LoraSettings(rank=2), evaluation=settings,
         run=RunSettings(device="cpu", dtype="float32"), output=str(tmp_path / "made"),

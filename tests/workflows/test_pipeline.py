@@ -21,7 +21,8 @@ def finished(open_store, tmp_path_factory, quick, short):
     folder = tmp_path_factory.mktemp("pipeline")
     with open_store(folder) as client:
         pipeline(
-            model="tiny", training=replace(short, steps=3), evaluation=quick, run=RunSettings(device="cpu"), output=str(folder / "made"),
+            model="tiny", training=replace(short, steps=3), evaluation=quick, run=RunSettings(device="cpu"),
+            output=str(folder / "made"),
         )  # fmt: skip
         (parent,) = tracking.find_runs(workflow="pipeline")
         phases = {run.workflow: run for run in tracking.find_runs(parent=parent.id) if run.workflow}
@@ -76,7 +77,7 @@ def test_the_checkpoint_is_registered(finished):
 
 
 def test_only_the_phases_asked_for_run(store, tmp_path, quick, short):
-    settings = {"training": replace(short, steps=1), "evaluation": replace(quick, measures=("domain_perplexity",))}
+    settings = {"training": replace(short, steps=1), "evaluation": replace(quick, tasks=("domain_perplexity",))}
     pipeline(
         model="tiny",
         phases=("evaluate", "corpus"),

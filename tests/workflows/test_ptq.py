@@ -27,7 +27,8 @@ def finished(open_store, tmp_path_factory, quick):
     folder = tmp_path_factory.mktemp("ptq")
     with open_store(folder) as client:
         ptq(
-            model="tiny", scheme=",".join(SCHEMES), calibration=SMALL, evaluation=quick, run=RunSettings(device="cpu", dtype="float32"), output=str(folder / "made"), register=True,
+            model="tiny", scheme=",".join(SCHEMES), calibration=SMALL, evaluation=quick,
+            run=RunSettings(device="cpu", dtype="float32"), output=str(folder / "made"), register=True,
         )  # fmt: skip
         runs = tracking.find_runs(experiment="edgequant")
         (parent,) = [run for run in runs if run.workflow == "ptq"]
@@ -87,7 +88,7 @@ def test_each_checkpoint_is_registered_under_the_models_name(finished):
 
 def test_one_scheme_goes_straight_into_the_output_folder(store, tmp_path, quick):
     ptq(
-        model="tiny", scheme="w8", calibration=SMALL, evaluation=replace(quick, measures=("domain_perplexity",)),
+        model="tiny", scheme="w8", calibration=SMALL, evaluation=replace(quick, tasks=("domain_perplexity",)),
         run=RunSettings(device="cpu"), output=str(tmp_path / "only"),
     )  # fmt: skip
     assert checkpoint.open_checkpoint(tmp_path / "only").scheme.name == "w8"
@@ -96,7 +97,7 @@ def test_one_scheme_goes_straight_into_the_output_folder(store, tmp_path, quick)
 @pytest.mark.parametrize("method", ["gptq", "awq"])
 def test_a_scheme_is_quantised_the_same_alone_and_after_another(store, tmp_path, quick, method):
     """What one scheme leaves in the work folder must not reach the next."""
-    settings = {"quantization": SMALL, "evaluation": replace(quick, measures=("domain_perplexity",)), "device": "cpu"}
+    settings = {"quantization": SMALL, "evaluation": replace(quick, tasks=("domain_perplexity",)), "device": "cpu"}
     ptq(model="tiny", scheme="w3-g64", method=method, output=str(tmp_path / "alone"), **settings)
     ptq(model="tiny", scheme="w4-g32,w3-g64", method=method, output=str(tmp_path / "both"), **settings)
     alone, after = (load_file(tmp_path / path / "model.safetensors") for path in ("alone", "both/w3-g64"))

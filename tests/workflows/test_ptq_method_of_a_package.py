@@ -108,7 +108,7 @@ def test_ptq_writes_a_checkpoint_with_the_integers_of_the_packages_method(comman
     done = command(
         "ptq", "--model", "tiny", "--scheme", "w4-g32", "--method", "two_sigma", "--output", "made", "--device", "cpu",
         "--calibration.num_calibration_samples", "4", "--calibration.sequence_length", "32",
-        "--evaluation.measures", "[domain_perplexity]", "--evaluation.limit", "4",
+        "--evaluation.tasks", "[domain_perplexity]", "--evaluation.limit", "4",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     layer = models.load(str(tmp_path / "made"), device="cpu").model.get_submodule(LAYER)  # the package is not needed

@@ -35,7 +35,8 @@ def finished(request, open_store, tmp_path_factory, quick, short):
     folder = tmp_path_factory.mktemp("qat")
     with open_store(folder) as client:
         qat(
-            model="tiny", scheme=request.param, training=short, evaluation=quick, run=RunSettings(device="cpu", dtype="float32", seed=3),
+            model="tiny", scheme=request.param, training=short, evaluation=quick, run=RunSettings(device="cpu",
+            dtype="float32", seed=3),
             output=str(folder / "delivered"),
         )  # fmt: skip
         runs = tracking.find_runs(experiment="edgequant")
@@ -122,9 +123,7 @@ def test_training_curves_of_control_and_qat_are_logged_step_by_step(finished):
 def test_the_reloaded_checkpoint_measures_what_was_logged(finished, quick):
     loaded = models.load(str(finished.folder / "delivered"), device="cpu")
     data = evaluation_data(("domain_perplexity",), None)
-    metrics = evaluate_model(
-        loaded.model, loaded.tokenizer, data, replace(quick, measures=("domain_perplexity",))
-    ).metrics
+    metrics = evaluate_model(loaded.model, loaded.tokenizer, data, replace(quick, tasks=("domain_perplexity",))).metrics
     assert metrics["domain/perplexity"] == pytest.approx(finished.parent.metrics["domain/perplexity"], rel=1e-4)
 
 

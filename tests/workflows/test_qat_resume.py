@@ -23,7 +23,7 @@ ARGUMENTS = {
     "training.batch_size": "2",
     "training.sequence_length": "64",
     "training.precision": "float32",
-    "evaluation.measures": "[domain_perplexity]",
+    "evaluation.tasks": "[domain_perplexity]",
     "evaluation.limit": "20",
     "evaluation.window": "256",
     "evaluation.bootstrap_resamples": "20",

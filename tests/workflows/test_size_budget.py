@@ -25,7 +25,7 @@ COMMON = {"model": "tiny", "device": "cpu", "dtype": "bfloat16", "size_budget": 
 
 @pytest.fixture(scope="module")
 def perplexity_only(quick):
-    return replace(quick, measures=("domain_perplexity",))
+    return replace(quick, tasks=("domain_perplexity",))
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,8 @@ def rounded(open_store, tmp_path_factory, perplexity_only):
     folder = tmp_path_factory.mktemp("ptq")
     with open_store(folder) as client:
         ptq(
-            **COMMON, scheme="w4-g32+emb4,q8_0", calibration=CalibrationSettings(num_calibration_samples=4, sequence_length=32),
+            **COMMON, scheme="w4-g32+emb4,q8_0", calibration=CalibrationSettings(num_calibration_samples=4,
+            sequence_length=32),
             evaluation=perplexity_only, output=str(folder / "made"), register=True,
         )  # fmt: skip
         yield client, {run.tags.get("edgequant.scheme"): run for run in tracking.find_runs()}, folder

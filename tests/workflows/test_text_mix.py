@@ -9,11 +9,10 @@ from hypothesis import strategies as st
 
 from edgequant import tracking
 from edgequant.errors import UserError
-from edgequant.evaluation.suite import EvaluationData
 from edgequant.workflows.inputs import check_dataset, training_sequences
 from edgequant.workflows.text_mix import Part, parse_mix, rows_of_each, with_parts
 
-NOTHING = EvaluationData(**dict.fromkeys(EvaluationData.__dataclass_fields__))
+NOTHING: dict = {}
 
 
 def test_parts_without_a_share_divide_what_the_others_leave():

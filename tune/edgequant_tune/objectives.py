@@ -43,14 +43,14 @@ def read_objectives(names: Sequence[str]) -> tuple[Objective, ...]:
 
 
 def _objective(name: str) -> Objective:
-    from edgequant.reporting.columns import METRICS, metric
+    from edgequant.reporting.columns import described_metrics, metric
 
     mode, _, rest = name.partition(":")
     if rest and mode in ("min", "max"):
         return Objective(rest, "min" if mode == "min" else "max")
     better = metric(name).better
     if better is None:
-        known = ", ".join(key for key, shown in METRICS.items() if shown.better)
+        known = ", ".join(key for key, shown in described_metrics().items() if shown.better)
         raise UserError(
             f"objective {name!r} has no known direction; write min:{name} or max:{name}, or use one of {known}"
         )

@@ -53,7 +53,7 @@ def scheme_of(spec: SearchSpec, record: TrialRecord) -> str:
 
 def measure_best(spec: SearchSpec, best: TrialRecord) -> Rows:
     """Measure the winner and the model it came from as `qat` would; the winner's metrics go on the parent too."""
-    data = evaluation_data(spec.evaluation.measures, spec.trial.run.data_dir)
+    data = evaluation_data(spec.evaluation.tasks, spec.trial.run.data_dir)
     assert best.checkpoint is not None
     sources = {"baseline": (spec.trial.model, None), BEST: (best.checkpoint, Path(best.checkpoint))}
     rows: Rows = {}

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from edgequant_tune.objectives import HELD_OUT
 
 if TYPE_CHECKING:
-    from edgequant.evaluation.tasks.task import EvaluationData
     from torch import Tensor, nn
 
+    from edgequant.evaluation.tasks.task import EvaluationData
     from edgequant_tune.search_spec import OnReport, TrialSpec
 
 HELD_OUT_ROWS = 16  # sequences of held-out text behind `validation/loss`

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from edgequant.evaluation.settings import EvaluationSettings
+from edgequant.evaluation.tasks.registry import QUALITY_TASKS
 from edgequant.quantization.calibration import CalibrationSettings
 from edgequant.quantization.settings import QatSettings
 from edgequant.training.settings import LoraSettings, TrainingSettings
@@ -34,9 +35,7 @@ def tune(
     qat: QatSettings = QatSettings(),
     calibration: CalibrationSettings = CalibrationSettings(num_calibration_samples=32),
     lora: LoraSettings = LoraSettings(),
-    evaluation: EvaluationSettings = EvaluationSettings(
-        measures=("perplexity", "boolq", "squad", "domain_perplexity"), limit=200
-    ),
+    evaluation: EvaluationSettings = EvaluationSettings(tasks=QUALITY_TASKS, limit=200),
     output: str = "outputs/tune",
     register: bool = True,
     run: RunSettings = RunSettings(),

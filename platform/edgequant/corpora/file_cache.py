@@ -16,7 +16,7 @@ from edgequant.corpora.annotation import Row
 from edgequant.corpora.file_processing import ProcessedFile
 from edgequant.corpora.settings import CorpusSettings
 from edgequant.corpora.sources import SourceFile
-from edgequant.files import cache_dir, sha256_of, sha256_of_bytes, write_atomically
+from edgequant.files import cache_dir, sha256_of, sha256_of_bytes, source_digest, write_atomically
 
 # What changes the data set but not the chunks of a file, or how fast they come.
 _NOT_PER_FILE = ("dedup_threshold", "validation_share", "test_share", "augment_below", "engine", "workers")
@@ -53,16 +53,10 @@ def _content_hash(file: SourceFile) -> str:
 
 @cache
 def _code_hash() -> str:
-    """Of this room's code, the libraries it rests on, and the bundled texts that the classifier is fitted on."""
-    room = Path(__file__).parent
-    texts = [
-        *room.glob("*.py"),
-        *room.glob("disaster/*.txt"),
-        *room.glob("disaster/*.yaml"),
-        *room.glob("disaster/documents/*"),
-    ]
+    """Of the package's code, the libraries it rests on, and the bundled texts that the classifier is fitted on."""
     versions = [metadata.version(package) for package in _DECIDING_PACKAGES]
-    return sha256_of_bytes("".join([*versions, *(sha256_of(path) for path in sorted(texts))]))
+    code = source_digest("edgequant.corpora", "disaster/*.txt", "disaster/*.yaml", "disaster/documents/*")
+    return sha256_of_bytes("".join([*versions, code]))
 
 
 def read_results(key: str) -> list[Result] | None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from edgequant.evaluation.scoring_settings import ScoringSettings
+
 Statistic = Callable[[np.ndarray], np.ndarray]
 _CELLS_AT_ONCE = 20_000_000
 
@@ -19,6 +21,11 @@ class Bootstrap:
     resamples: int = 1000
     confidence: float = 0.95
     seed: int = 0
+
+    @classmethod
+    def of(cls, settings: ScoringSettings) -> Bootstrap:
+        """As an evaluation's settings have it."""
+        return cls(settings.bootstrap_resamples, settings.confidence, settings.seed)
 
     def sums(self, columns: np.ndarray) -> np.ndarray:
         """Column sums of resampled rows: [items, columns] -> [resamples, columns]. Items are drawn with replacement."""

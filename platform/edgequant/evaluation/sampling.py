@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TypeVar
 
+from edgequant.errors import UserError
+
 Text = TypeVar("Text")
 
 
@@ -21,6 +23,17 @@ def draw(count: int, limit: int | None, seed: int) -> list[int]:
     shuffled = list(range(count))
     random.Random(seed).shuffle(shuffled)
     return sorted(shuffled[:limit])
+
+
+def draw_questions(rows: Sequence[dict], name: str, limit: int | None, seed: int) -> list[dict]:
+    """The questions to ask, each with an `id` that stays its own whatever the limit (its own, or `name-<index>`).
+
+    Raises:
+        UserError: there are none.
+    """
+    if not rows:
+        raise UserError(f"{name}: the data set is empty; give at least one question or leave the task out")
+    return [{"id": f"{name}-{index}", **rows[index]} for index in draw(len(rows), limit, seed)]
 
 
 def draw_evenly(pairs: Sequence[tuple[str, Text]], limit: int | None, seed: int) -> list[tuple[str, Text]]:

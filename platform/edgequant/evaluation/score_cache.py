@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from edgequant.evaluation.language_model import Choice, Generated, LanguageModel, Window
+from edgequant.files import source_digest
 
 _ARITHMETIC = ("model", "dtype", "device", "torch", "transformers", "llama_cpp")
 
 
-class RememberingModel:
+class CachedModel:
     """A language model whose losses, log-likelihoods and answers are kept in a folder; timings never are.
 
     Every batch is on disk before the next one starts. Two processes may share the folder.
@@ -29,7 +30,7 @@ class RememberingModel:
         folder: where they are kept, one file per model and kind of score.
 
     Example:
-        model = RememberingModel(TransformersModel(model, tokenizer), files.cache_dir() / "scores")
+        model = CachedModel(TransformersModel(model, tokenizer), files.cache_dir() / "scores")
     """
 
     def __init__(self, model: LanguageModel, folder: str | Path) -> None:
@@ -99,11 +100,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _code_digest() -> str:
-    """SHA-256 over this room's own source: other code may give other scores."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    """Of all of the evaluation's source: other code may give other scores."""
+    return source_digest("edgequant.evaluation")
 
 
 def _sha256(text: str) -> str:

@@ -2,122 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Literal
+from dataclasses import dataclass
+from textwrap import fill
+from typing import Any
 
-from edgequant.errors import UserError
-
-MEASURES = ("perplexity", "boolq", "squad", "domain_perplexity", "domain_qa", "latency", "energy")
-MEASURES_WITHOUT_ENERGY = tuple(measure for measure in MEASURES if measure != "energy")
+from edgequant.evaluation.scoring_settings import ScoringSettings
+from edgequant.evaluation.tasks.registry import DEFAULT_TASKS, find_task, known_tasks
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationSettings:
-    """Protocols and budgets of one evaluation; two evaluations with equal settings are comparable.
+class EvaluationSettings(ScoringSettings):
+    """What is measured, and how; two evaluations with equal settings are comparable.
 
     Raises:
-        UserError: a value that no measure can work with, before anything is loaded.
+        UserError: a task that nobody knows, or a value that none can work with, before anything is loaded.
     """
 
-    measures: tuple[str, ...] = MEASURES_WITHOUT_ENERGY
-    """What to measure; a measure whose data set is absent is left out with a note. Footprint is always measured."""
-
-    limit: int | None = None
-    """Draw this many questions of each set and limit/20 perplexity windows (at least one); None takes all."""
-
-    seed: int = 0
-    """Draws the subset, the bootstrap resamples and the latency prompts."""
-
-    window: int | None = None
-    """Perplexity window in tokens; None takes 2,048, or the model's context where that is shorter."""
-
-    stride: int | None = None
-    """Distance between window starts; None is the window itself. Smaller gives every token more context."""
-
-    join: Literal["raw", "paragraphs", "documents"] = "raw"
-    """raw: the file's own line ends. paragraphs: '\\n\\n'.join(rows), as in the GPTQ papers. documents: page by page,
-    detokenised, per word, as lm-evaluation-harness does (adds wikitext2/word_perplexity)."""
-
-    bos: Literal["auto", "always", "never"] = "auto"
-    """Begin every sequence with BOS: auto does so where the tokenizer itself does, and for Gemma."""
-
-    chat_template: bool = False
-    """Put BoolQ, SQuAD and domain questions through the tokenizer's chat template, for instruct models."""
-
-    squad_shots: Literal[0, 1] = 0
-    """Worked examples before each SQuAD question: the one-shot example is always another paragraph's."""
-
-    max_new_tokens: int = 32
-    """Longest generated answer, in tokens; it ends earlier at the first line end."""
-
-    max_batch_tokens: int | None = None
-    """Tokens per forward pass, padding included; None finds it by memory. Results do not depend on it."""
-
-    latency_prompt_lengths: tuple[int, ...] | None = None
-    """Prompt lengths in tokens, the first is the headline; None: (512, 128) on a GPU, (128,) on a CPU."""
-
-    latency_batch_sizes: tuple[int, ...] | None = None
-    """Batch sizes, the first is the headline; None: (1, 8) on a GPU, (1,) on a CPU."""
-
-    latency_methods: tuple[Literal["generate", "static"], ...] = ("generate", "static")
-    """Plain `generate`, and decoding through a static cache (on a GPU as a CUDA graph) where the model allows it."""
-
-    latency_new_tokens: int | None = None
-    """Decoded tokens per repetition; None: 128 on a GPU, 32 on a CPU."""
-
-    latency_repetitions: int = 5
-    """Timed repetitions after the warm-up; medians and 90th percentiles are taken over them."""
-
-    latency_warmup: int = 2
-    """Untimed repetitions first."""
-
-    bootstrap_resamples: int = 1000
-    """Resamples behind every confidence interval."""
-
-    confidence: float = 0.95
-    """Coverage of the intervals."""
+    tasks: tuple[str, ...] = DEFAULT_TASKS
+    """What to measure, listed below; a task whose data are absent is left out with a note. Size is always measured."""
 
     cache_dir: str | None = None
     """Folder of scored items, so that an interrupted evaluation resumes and a repeated one is read; None keeps none."""
 
     def __post_init__(self) -> None:
-        for item in fields(self):  # YAML and the command line give lists
-            if isinstance(getattr(self, item.name), list):
-                object.__setattr__(self, item.name, tuple(getattr(self, item.name)))
-        self._check_measures()
-        self._check_positive()
-        self._check_perplexity()
+        super().__post_init__()
+        for name in self.tasks:
+            find_task(name)
 
-    def _check_measures(self) -> None:
-        for measure in self.measures:
-            if measure not in MEASURES:
-                raise UserError(f"measures: {measure!r} is unknown; expected some of {', '.join(MEASURES)}")
-        if self.join not in ("raw", "paragraphs", "documents"):
-            raise UserError(f"join {self.join!r} is unknown; expected raw, paragraphs or documents")
-        if self.bos not in ("auto", "always", "never"):
-            raise UserError(f"bos {self.bos!r} is unknown; expected auto, always or never")
-        if self.squad_shots not in (0, 1):
-            raise UserError(f"squad_shots {self.squad_shots} is not supported; expected 0 or 1")
-
-    def _check_positive(self) -> None:
-        counts = ("limit", "max_new_tokens", "max_batch_tokens", "latency_new_tokens", "latency_repetitions")
-        for name in (*counts, "bootstrap_resamples"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name} {value} is too small; expected at least 1")
-        for name in ("latency_prompt_lengths", "latency_batch_sizes"):
-            values = getattr(self, name)
-            if values is not None and (not values or min(values) < 1):
-                raise UserError(f"{name} {values} is not usable; expected one or more numbers, each at least 1")
-        if self.latency_warmup < 0:
-            raise UserError(f"latency_warmup {self.latency_warmup} is negative; expected 0 or more")
-        if not 0 < self.confidence < 1:
-            raise UserError(f"confidence {self.confidence} is no coverage; expected between 0 and 1, such as 0.95")
-
-    def _check_perplexity(self) -> None:
-        if self.window is not None and self.window < 2:
-            raise UserError(f"window {self.window} leaves no token to predict; expected at least 2, such as 2048")
-        if self.stride is not None and not 0 < self.stride <= (self.window or self.stride):
-            raise UserError(f"stride {self.stride} does not fit window {self.window}; expected 1 to the window")
-        if self.stride is not None and self.join == "documents":
-            raise UserError("stride has no meaning with join=documents, whose windows never overlap; leave it out")
+    @staticmethod
+    def help_epilogue() -> str:
+        """Every known task with its protocol, as `--help` shows it below the options."""
+        indented: dict[str, Any] = {"initial_indent": "  ", "subsequent_indent": " " * 6, "break_on_hyphens": False}
+        lines = [fill(f"{task.name}: {task.protocol}", 100, **indented) for task in known_tasks()]
+        return "\n".join(["evaluation.tasks:", *lines])

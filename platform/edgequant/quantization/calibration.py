@@ -34,7 +34,7 @@ class CalibrationSettings:
     """Keep the inputs of the current block in main memory instead of on the device."""
 
     observer: ObserverName = "moving_average_minmax"
-    """How static activation ranges are found: `moving_average_minmax` (of each batch), `minmax`, `percentile` or `mse`."""
+    """How static activation ranges are found: moving_average_minmax (of each batch), minmax, percentile or mse."""
 
     def __post_init__(self) -> None:
         for name in ("num_calibration_samples", "sequence_length", "batch_size"):

@@ -39,7 +39,8 @@ class PtqSettings:
     """Of `signround`: optimiser steps per decoder block."""
 
     signround_learning_rate: float | None = None
-    """Of `signround`: first step of sign-SGD, in integer steps; it falls linearly to 0 (default: 1 / signround_steps)."""
+    """Of `signround`: first step of sign-SGD, in integer steps, from which it falls linearly to 0 (default:
+    1 / signround_steps)."""
 
     def __post_init__(self) -> None:
         for name in ("alphas", "signround_steps"):

@@ -24,9 +24,9 @@ class QatSettings:
     """
 
     init_from: str = "auto"
-    """PTQ method whose integers, scales and zero points training starts from (with learnable_scales), and which makes the
-    PTQ that QAT is compared with; rtn starts from the floating-point weights. auto takes smoothquant, and learns its
-    scales, where activations have static ranges, else rtn. Methods: {ptq_methods}."""
+    """PTQ method whose integers, scales and zero points training starts from (with learnable_scales), and which makes
+    the PTQ that QAT is compared with; rtn starts from the floating-point weights. auto takes smoothquant, and learns
+    its scales, where activations have static ranges, else rtn. Methods: {ptq_methods}."""
 
     learnable_scales: bool = False
     """Weights' scales and zero points are trained too (LSQ+, arXiv 2004.09576) instead of following each group's

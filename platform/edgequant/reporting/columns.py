@@ -9,29 +9,16 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, SupportsFloat, TypeGuard
+from functools import cache
+from typing import Any, SupportsFloat, TypeGuard
+
+from edgequant.errors import UserError
+from edgequant.evaluation.tasks.registry import TASKS, known_tasks
+from edgequant.evaluation.tasks.task import Metric, Task
 
 Row = Mapping[str, Any]
 MISSING = "–"
 LOW, HIGH = "_ci_low", "_ci_high"
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One metric's presentation.
-
-    `scale` turns the stored number into the shown one (a fraction of 0.72 is 72 %); `digits` are significant digits.
-    """
-
-    heading: str
-    unit: str = ""
-    better: Literal["lower", "higher"] | None = None
-    scale: float = 1.0
-    digits: int = 3
-
-    @property
-    def label(self) -> str:
-        return f"{self.heading} {self.unit}".strip()
 
 
 @dataclass(frozen=True)
@@ -45,44 +32,57 @@ class Column:
     is_number: bool
 
 
-# In the order in which people compare: quality, size, speed, honesty of the conversion, training.
-METRICS: dict[str, Metric] = {
-    "domain/perplexity": Metric("perplexity (domain)", "", "lower", digits=4),
-    "wikitext2/perplexity": Metric("perplexity (WikiText-2)", "", "lower", digits=4),
-    "wikitext2/bits_per_byte": Metric("bits/byte (WikiText-2)", "", "lower", digits=4),
-    "boolq/accuracy": Metric("BoolQ accuracy", "%", "higher"),
-    "boolq/balanced_accuracy": Metric("BoolQ balanced accuracy", "%", "higher"),
-    "squad/exact_match": Metric("SQuAD exact match", "%", "higher"),
-    "squad/f1": Metric("SQuAD F1", "%", "higher"),
+# What no task measures; the tasks describe their own metrics.
+_SIZE = {
     "size/checkpoint_gb": Metric("size", "GB", "lower"),
-    "size/reduction_vs_fp16": Metric("smaller than fp16", "%", "higher"),
-    "size/reduction_vs_fp32": Metric("smaller than fp32", "%", "higher"),
-    "size/bits_per_parameter": Metric("bits/parameter", "", "lower"),
-    "size/resident_gb": Metric("resident", "GB", "lower"),
-    "latency/decode_ms_per_token": Metric("decode ms/token", "", "lower"),
-    "latency/decode_ms_per_token_p90": Metric("decode ms/token p90", "", "lower"),
-    "latency/prefill_ms_per_token": Metric("prefill ms/token", "", "lower"),
-    "latency/prefill_ms_per_token_p90": Metric("prefill ms/token p90", "", "lower"),
-    "latency/time_to_first_token_ms": Metric("first token", "ms", "lower"),
-    "latency/time_to_first_token_ms_p90": Metric("first token p90", "ms", "lower"),
-    "qat/recovered_fraction": Metric("PTQ loss recovered", "%", "higher", scale=100.0),
-    "parity/max_logit_error": Metric("largest logit error", "", "lower"),
-    "parity/argmax_agreement": Metric("same next token", "%", "higher", scale=100.0),
-    "parity/perplexity_delta": Metric("perplexity drift", "", None),
-    "train/tokens_per_second": Metric("training tokens/s", "", "higher"),
+    "size/reduction_vs_fp16": Metric("smaller than fp16", "%", "higher", prominence="summary"),
+    "size/reduction_vs_fp32": Metric("smaller than fp32", "%", "higher", prominence="detail"),
+    "size/bits_per_parameter": Metric("bits/parameter", "", "lower", prominence="summary"),
+    "size/resident_gb": Metric("resident", "GB", "lower", prominence="detail"),
 }
-FURTHER = ("_p90", "vs_fp32", "bits_per_byte", "resident_gb")  # described above, but not what people compare first
-HEADLINE = (
-    *(key for key in METRICS if not key.endswith(FURTHER)),
-    *("domain_qa/boolean_accuracy", "domain_qa/span_f1"),
-)
-CORE = (
-    *("domain/perplexity", "wikitext2/perplexity", "boolq/accuracy", "squad/exact_match", "squad/f1"),
-    *("size/checkpoint_gb", "size/reduction_vs_fp16", "size/bits_per_parameter"),
-    *("latency/decode_ms_per_token", "qat/recovered_fraction"),
-)
+_CONVERSION_AND_TRAINING = {
+    "qat/recovered_fraction": Metric("PTQ loss recovered", "%", "higher", scale=100.0, prominence="summary"),
+    "parity/max_logit_error": Metric("largest logit error", "", "lower", prominence="table"),
+    "parity/argmax_agreement": Metric("same next token", "%", "higher", scale=100.0, prominence="table"),
+    "parity/perplexity_delta": Metric("perplexity drift", "", None, prominence="table"),
+    "train/tokens_per_second": Metric("training tokens/s", "", "higher", prominence="table"),
+}
 IDENTITY = ("model", "variant", "scheme")  # what names a row
 _GIGABYTES_AS_MEGABYTES = 1000.0
+
+
+@cache
+def described_metrics() -> Mapping[str, Metric]:
+    """All metrics that somebody described, in the order in which people compare: quality, size, speed, honesty of the
+    conversion, training."""
+    tasks = shown_tasks()
+    quality, efficiency = (
+        {name: shown for task in tasks if task.kind == kind for name, shown in task.display.items()}
+        for kind in ("quality", "efficiency")
+    )
+    return quality | _SIZE | efficiency | _CONVERSION_AND_TRAINING
+
+
+def shown_tasks() -> tuple[Task, ...]:
+    """The known tasks. A package that cannot be loaded costs its metrics' headings, not a finished run its table."""
+    try:
+        return known_tasks()
+    except UserError:
+        return TASKS
+
+
+def figure_metrics() -> tuple[str, ...]:
+    """Metrics with plots of their own."""
+    return _of_prominence("figure")
+
+
+def summary_metrics() -> tuple[str, ...]:
+    """The few metrics that a decision rests on."""
+    return _of_prominence("figure", "summary")
+
+
+def _of_prominence(*wanted: str) -> tuple[str, ...]:
+    return tuple(name for name, shown in described_metrics().items() if shown.prominence in wanted)
 
 
 def is_metric(key: str) -> bool:
@@ -97,12 +97,10 @@ def is_bound(key: str) -> bool:
 
 def metric(key: str) -> Metric:
     """The presentation of a metric; one that nobody described keeps its own name and takes sides for nothing."""
-    if key in METRICS:
-        return METRICS[key]
+    if key in (described := described_metrics()):
+        return described[key]
     if matched := re.fullmatch(r"(.+)/perplexity", key):
         return Metric(f"perplexity ({_words(matched[1])})", "", "lower", digits=4)
-    if matched := re.fullmatch(r"domain_qa/(.*(accuracy|f1|exact_match))", key):
-        return Metric(f"domain QA {_words(matched[1])}", "%", "higher")
     return Metric(_words(key), digits=4)
 
 
@@ -142,12 +140,14 @@ def headline(shown: list[Column], most: int) -> list[Column]:
     """All columns where at most `most` hold metrics; else names, texts and the metrics that people compare first."""
     if sum(is_metric(column.key) for column in shown) <= most:
         return shown
-    return [column for column in shown if not is_metric(column.key) or column.key in HEADLINE]
+    kept = _of_prominence("figure", "summary", "table")
+    return [column for column in shown if not is_metric(column.key) or column.key in kept]
 
 
 def core(shown: list[Column]) -> list[Column]:
     """Names, texts and the few metrics that a decision rests on; everything where none of those is there."""
-    kept = [column for column in shown if not is_metric(column.key) or column.key in CORE]
+    summary = summary_metrics()
+    kept = [column for column in shown if not is_metric(column.key) or column.key in summary]
     return kept if any(is_metric(column.key) for column in kept) else shown
 
 
@@ -172,7 +172,7 @@ def _position(key: str) -> tuple[int, int]:
         return 0, IDENTITY.index(key)
     if not is_metric(key):
         return 1, 0  # sorted() is stable: these keep the order in which the rows gave them
-    known = list(METRICS)
+    known = list(described_metrics())
     return (2, known.index(key)) if key in known else (3, 0)
 
 

@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from edgequant.reporting.columns import Column, Row, columns, headline, is_bound, is_finite, is_metric, metric
+from edgequant.reporting.columns import (
+    Column,
+    Row,
+    columns,
+    figure_metrics,
+    headline,
+    is_bound,
+    is_finite,
+    is_metric,
+    metric,
+)
 from edgequant.reporting.comparison import Comparison
 from edgequant.reporting.plots import bars, scatter
 from edgequant.reporting.protocols import protocols_for
@@ -23,9 +33,7 @@ if TYPE_CHECKING:
     from edgequant.tracking import FinishedRun
 
 SIZE, DECODE = "size/checkpoint_gb", "latency/decode_ms_per_token"
-QUALITY = ("domain/perplexity", "wikitext2/perplexity", "boolq/accuracy", "squad/f1")
-BARS = (*QUALITY, SIZE, DECODE)
-MAIN_PAIRS = (*((SIZE, quality) for quality in QUALITY), (SIZE, DECODE), ("domain/perplexity", "squad/f1"))
+MORE_PAIRS = ((SIZE, DECODE), ("domain/perplexity", "squad/f1"))
 
 
 def html_report(comparison: Comparison, title: str = "edgequant report") -> str:
@@ -70,13 +78,17 @@ def markdown_report(comparison: Comparison, title: str = "edgequant report") -> 
 def figures(rows: Sequence[Row]) -> dict[str, Figure]:
     """Plots for the metrics that at least two rows have: trade-offs first, then bars; by a name fit for a file."""
     found = {}
-    for x, y in MAIN_PAIRS:
+    for x, y in (*((SIZE, quality) for quality in _quality()), *MORE_PAIRS):
         if sum(is_finite(row.get(x)) and is_finite(row.get(y)) for row in rows) > 1:
             found[f"{_file_name(y)}-against-{_file_name(x)}"] = scatter(rows, x, y)
-    for name in BARS:
+    for name in figure_metrics():
         if sum(is_finite(row.get(name)) for row in rows) > 1:
             found[_file_name(name)] = bars(rows, name)
     return found
+
+
+def _quality() -> list[str]:
+    return [name for name in figure_metrics() if name not in (SIZE, DECODE)]
 
 
 def summary(comparison: Comparison) -> str:
@@ -89,7 +101,7 @@ def summary(comparison: Comparison) -> str:
 
 def _finding(rows: Sequence[Row]) -> list[str]:
     """How the best quantised model stands against the baseline that it was made of, if both are there."""
-    quality = next((name for name in QUALITY if sum(is_finite(row.get(name)) for row in rows) > 1), None)
+    quality = next((name for name in _quality() if sum(is_finite(row.get(name)) for row in rows) > 1), None)
     candidates = [row for row in rows if not str(row.get("variant")).startswith(("baseline", "control"))]
     small = [row for row in candidates if is_finite(row.get(SIZE)) and row.get("scheme") not in (None, "", "none")]
     if quality is None or not small:

@@ -10,7 +10,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from edgequant.reporting.columns import HIGH, IDENTITY, LOW, Metric, Row, is_finite, metric, shown_metric, significant
+from edgequant.evaluation.tasks.task import Metric
+from edgequant.reporting.columns import HIGH, IDENTITY, LOW, Row, is_finite, metric, shown_metric, significant
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

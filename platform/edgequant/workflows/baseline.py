@@ -10,13 +10,10 @@ from typing import Any
 
 from edgequant.errors import UserError
 from edgequant.evaluation.settings import EvaluationSettings
+from edgequant.evaluation.tasks.squad import SQUAD
 from edgequant.workflows.evaluate import measure_model, resolved_settings
 from edgequant.workflows.settings import RunSettings, WorkflowResult, configuration
 
-BARS = (
-    "wikitext2/perplexity", "domain/perplexity", "boolq/accuracy", "squad/f1", "squad/exact_match",
-    "latency/decode_ms_per_token", "size/checkpoint_gb",
-)  # fmt: skip
 SCATTERS = (
     ("size/checkpoint_gb", "latency/decode_ms_per_token"),
     ("size/checkpoint_gb", "squad/f1"),
@@ -84,8 +81,9 @@ def log_plots(rows: list[dict[str, Any]]) -> None:
     """Bars per metric and one metric against another, with the intervals as error bars; of what was measured."""
     from edgequant import tracking
     from edgequant.reporting import plots
+    from edgequant.reporting.columns import figure_metrics
 
-    for metric in BARS:
+    for metric in dict.fromkeys([*figure_metrics(), *SQUAD.display]):
         if any(metric in row for row in rows):
             tracking.log_figure(plots.bars(rows, metric), f"plots/{_file(metric)}.html")
     for x, y in SCATTERS:

@@ -15,8 +15,11 @@ import tomllib
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlparse
+
+if TYPE_CHECKING:
+    from edgequant.evaluation.tasks.task import DataSet
 
 SECONDS_TO_ANSWER = 3.0
 MINIMUM_DISK_GB, MINIMUM_MEMORY_GB = 5.0, 6.0
@@ -24,7 +27,6 @@ OPTIONAL_TOOLS = {
     "llama-cpp-python": "pip install llama-cpp-python (evaluates GGUF files by llama.cpp itself)",
     "llama-cli": "build or install llama.cpp (runs exported files): https://github.com/ggml-org/llama.cpp",
 }
-BENCHMARK_SPLITS = (("wikitext2", "test"), ("boolq", "validation"), ("squad", "validation"))
 MARKS = {"ok": "[green]ok[/green]", "missing": "[bold red]MISSING[/bold red]", "note": "[yellow]note[/yellow]"}
 
 
@@ -188,8 +190,6 @@ def tracking_store() -> list[Finding]:
 
 def benchmark_files(data_dir: str | None) -> list[Finding]:
     """The data folder and which benchmark files are in it."""
-    from edgequant.corpora.benchmarks import find_local
-
     folder = data_dir or os.environ.get("EDGEQUANT_DATA")
     if not folder:
         fix = "pass --data_dir or set EDGEQUANT_DATA; without, benchmarks come from the hub or are left out"
@@ -197,12 +197,32 @@ def benchmark_files(data_dir: str | None) -> list[Finding]:
     if not Path(folder).is_dir():
         return [Finding("data folder", "note", f"{folder} does not exist", "name a folder that does")]
     findings = [Finding("data folder", "ok", str(Path(folder).resolve()))]
-    for name, split in BENCHMARK_SPLITS:
-        file = find_local(name, split, folder)
-        fix = f"put the official file under {folder}: docs/data.md says where each comes from"
-        state = "ok" if file else "note"
-        findings.append(Finding(f"{name} {split}", state, str(file or "not there"), "" if file else fix))
-    return findings
+    return findings + [_data_set(data_set, folder) for data_set in _looked_for()]
+
+
+def _looked_for() -> list[DataSet]:
+    """The tasks' data sets that may be absent, which those that edgequant brings cannot."""
+    from edgequant.corpora.benchmarks import BENCHMARKS
+    from edgequant.evaluation.tasks.registry import known_tasks
+
+    data_sets = {data_set.name: data_set for task in known_tasks() for data_set in task.data}
+    return [data_set for name, data_set in data_sets.items() if data_set.load or name in BENCHMARKS]
+
+
+def _data_set(data_set: DataSet, folder: str) -> Finding:
+    from edgequant.corpora.benchmarks import find_local
+
+    what = f"{data_set.name} {data_set.report}"
+    if data_set.load is not None:
+        rows, package = data_set.load(data_set.report, folder), data_set.load.__module__.partition(".")[0]
+        return (
+            Finding(what, "note", "not there", f"see {package}")
+            if rows is None
+            else Finding(what, "ok", f"{len(rows):,} rows, by {package}")
+        )
+    file = find_local(data_set.name, data_set.report, folder)
+    fix = f"put the official file under {folder}: docs/data.md says where each comes from"
+    return Finding(what, "ok", str(file)) if file else Finding(what, "note", "not there", fix)
 
 
 def embedded_model() -> list[Finding]:

@@ -18,7 +18,7 @@ from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.workflows.settings import RunSettings, WorkflowResult, configuration
 
 if TYPE_CHECKING:
-    from edgequant.evaluation.suite import EvaluationData
+    from edgequant.evaluation.tasks.task import EvaluationData
 
 
 def evaluate(
@@ -123,7 +123,7 @@ def measure_model(
     target = load_target(model, runtime=runtime, device=run.device, dtype=run.dtype)
     variant = "baseline" if target.scheme == "none" else "quantized"
     with tracking.variant_run(variant, model=target.name, scheme=target.scheme, phase=phase):
-        data = evaluation_data(settings.measures, run.data_dir)
+        data = evaluation_data(settings.tasks, run.data_dir)
         log_draws(data, settings)
         metrics = measure(target.model, target.tokenizer, data, settings, checkpoint=target.checkpoint)
     return {"model": target.name, "variant": variant, "scheme": target.scheme, **metrics}
@@ -180,11 +180,13 @@ def log_draws(data: EvaluationData, settings: EvaluationSettings) -> None:
     """File the questions that a limit leaves as data sets of their own, which is what the run's figures stand on."""
     from edgequant import tracking
     from edgequant.evaluation.sampling import draw
+    from edgequant.evaluation.tasks.registry import find_data_set
     from edgequant.files import sha256_of_bytes
 
-    for name in ("boolq", "squad", "domain_boolean", "domain_span"):
-        rows = getattr(data, name)
-        if rows is not None and settings.limit is not None and settings.limit < len(rows):
+    for name, rows in data.items():
+        if rows is None or not find_data_set(name).drawn:
+            continue
+        if settings.limit is not None and settings.limit < len(rows):
             chosen = draw(len(rows), settings.limit, settings.seed)
             digest = sha256_of_bytes(json.dumps([rows[index] for index in chosen], sort_keys=True))
             drawn = f"{name}: {len(chosen)} of {len(rows)}, seed {settings.seed}"
@@ -200,12 +202,11 @@ def score_predictions(path: str, settings: EvaluationSettings, data_dir: str | N
     """Score a prediction file over the whole development set, as the official script does."""
     from edgequant import tracking
     from edgequant.corpora.benchmarks import load_squad
-    from edgequant.evaluation import answers, squad
-    from edgequant.evaluation.intervals import Bootstrap
+    from edgequant.evaluation.tasks.squad import SQUAD, score_prediction_file
 
-    items = answers.score_predictions(load_squad("validation", data_dir), squad.read_predictions(path))
-    bootstrap = Bootstrap(settings.bootstrap_resamples, settings.confidence, settings.seed)
-    metrics = squad.squad_metrics("squad/", items, bootstrap)
-    tracking.log_table(items, "items/squad.json")
-    print(f"squad/exact_match {metrics['squad/exact_match']:.3f}\nsquad/f1 {metrics['squad/f1']:.3f}")
-    return {"model": Path(path).stem, "variant": "predictions", "scheme": "none", **metrics}
+    scored = score_prediction_file(path, load_squad(SQUAD.data[0].report, data_dir), settings)
+    for name, items in scored.items.items():
+        tracking.log_table(items, f"items/{name}.json")
+    for name in SQUAD.display:
+        print(f"{name} {scored.metrics[name]:.3f}")
+    return {"model": Path(path).stem, "variant": "predictions", "scheme": "none", **scored.metrics}

@@ -58,7 +58,7 @@ def finetune(
         folder = Path(output).expanduser().resolve() if output else tracking.run_folder("finetune", tracked.id)
         loaded = load_base(model, base, device=run.device, dtype=run.dtype)
         name, tokenizer, scheme = loaded.source.name, loaded.tokenizer, "none" if base == "float" else base
-        data = evaluation_data(evaluation.measures, run.data_dir)
+        data = evaluation_data(evaluation.tasks, run.data_dir)
         sequences = training_sequences(dataset, tokenizer, training.sequence_length, data, run.data_dir, seed=run.seed)
         with tracking.variant_run("baseline", model=name, scheme=scheme, phase="finetune"):
             before = models.load(model, dtype=run.dtype, device=run.device) if base == "float" else loaded

@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgequant.evaluation.settings import EvaluationSettings
+from edgequant.evaluation.tasks.registry import COMPARISON_TASKS, find_task
 from edgequant.files import write_atomically
-from edgequant.reporting.columns import CORE
+from edgequant.reporting.columns import summary_metrics
 
 if TYPE_CHECKING:
-    from edgequant.evaluation.suite import EvaluationData
+    from edgequant.evaluation.tasks.task import EvaluationData
     from edgequant.workflows.steps.qat_experiment import QatExperiment
 
-QAT_MEASURES = ("perplexity", "boolq", "squad", "domain_perplexity", "latency")
 # Enough to compare variants within one run, and short: `evaluate` measures a single model at length.
 COMPARISON = EvaluationSettings(
-    measures=QAT_MEASURES,
+    tasks=COMPARISON_TASKS,
     limit=200,
     latency_prompt_lengths=(128,),
     latency_batch_sizes=(1,),
@@ -27,13 +27,11 @@ COMPARISON = EvaluationSettings(
     latency_new_tokens=32,
     latency_warmup=1,
 )
-# What a model is measured on for comparison's sake alone: its size and speed are those of the model it stands beside.
-QUALITY_MEASURES = ("perplexity", "boolq", "squad", "domain_perplexity")
 
 
 def headline(metrics: Mapping[str, float]) -> dict[str, float]:
     """The metrics on which variants of a model are compared, each with its interval's bounds where it has them."""
-    names = [f"{name}{bound}" for name in CORE for bound in ("", "_ci_low", "_ci_high")]
+    names = [f"{name}{bound}" for name in summary_metrics() for bound in ("", "_ci_low", "_ci_high")]
     return {name: metrics[name] for name in names if name in metrics}
 
 
@@ -47,15 +45,14 @@ def measure(
 ) -> dict[str, float]:
     """Measure a model and log metrics, per-item tables and notes on the active run; returns the metrics."""
     from edgequant import tracking
-    from edgequant.evaluation.squad import predictions_of
     from edgequant.evaluation.suite import evaluate_model
 
     evaluation = evaluate_model(model, tokenizer, data, settings, checkpoint=checkpoint)
     tracking.log_metrics(evaluation.metrics)
     for name, rows in evaluation.items.items():
         tracking.log_table(rows, f"items/{name}.json")
-    if "squad" in evaluation.items:
-        tracking.log_text(predictions_of(evaluation.items["squad"]), "squad_predictions.json")
+    for file, text in evaluation.files.items():
+        tracking.log_text(text, file)
     if evaluation.notes:
         tracking.log_text("\n".join(evaluation.notes) + "\n", "notes.txt")
     return evaluation.metrics
@@ -73,13 +70,17 @@ def log_layer_errors(errors: Sequence[Mapping[str, Any]]) -> None:
 
 
 def quality_only(settings: EvaluationSettings) -> EvaluationSettings:
-    """The same settings without speed, energy and the longer question sets."""
-    return replace(settings, measures=tuple(name for name in settings.measures if name in QUALITY_MEASURES))
+    """The same settings without speed, energy and the longer question sets.
+
+    For what is measured for comparison's sake alone: its size and speed are those of the model it stands beside.
+    """
+    tasks = [find_task(name) for name in settings.tasks]
+    return replace(settings, tasks=tuple(task.name for task in tasks if task.comparison and task.kind == "quality"))
 
 
 def log_variant(variant: str, metrics: Mapping[str, float]) -> None:
     """One line as soon as a variant is measured, so that a long run shows that it moves."""
-    shown = [f"{name} {metrics[name]:.4g}" for name in CORE if name in metrics]
+    shown = [f"{name} {metrics[name]:.4g}" for name in summary_metrics() if name in metrics]
     print(f"measured {variant:12} {', '.join(shown[:5])}", flush=True)
 
 

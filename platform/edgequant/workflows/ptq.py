@@ -1,7 +1,7 @@
 """`ptq`: round a model to one or several schemes without training, and measure what that costs.
 
 mlflow run . -e ptq
-edgequant ptq --model FOLDER --scheme w4-g64 --method awq+gptq --dataset wikitext-2 --calibration.num_calibration_samples 128
+edgequant ptq --model FOLDER --scheme w4-g64 --method awq+gptq --dataset wikitext-2
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def ptq(
     with tracking.workflow_run("ptq", config, experiment=run.experiment, resume=run.resume) as tracked:
         loaded = models.load(model, dtype="float32", device=run.device)
         name, dtype = loaded.source.name, models.pick_dtype(run.dtype, str(loaded.model.device))
-        data = evaluation_data(evaluation.measures, run.data_dir)
+        data = evaluation_data(evaluation.tasks, run.data_dir)
         wanted = calibration.num_calibration_samples
         sequences = training_sequences(
             dataset, loaded.tokenizer, calibration.sequence_length or SEQUENCE_LENGTH, data, run.data_dir,

@@ -71,7 +71,7 @@ def qat(
     with tracking.workflow_run("qat", config, experiment=run.experiment, resume=run.resume) as tracked:
         experiment = qat_experiment.load(
             model, parsed, dataset, training=training, qat=qat, calibration=calibration, evaluation=evaluation,
-            data=evaluation_data(evaluation.measures, run.data_dir), folder=tracking.run_folder("qat", tracked.id),
+            data=evaluation_data(evaluation.tasks, run.data_dir), folder=tracking.run_folder("qat", tracked.id),
             run=run, resume=tracked.resumed,
         )  # fmt: skip
         log_layer_bits(experiment.layer_bits)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from edgequant import models, tracking
 from edgequant.errors import UserError
 from edgequant.evaluation.settings import EvaluationSettings
-from edgequant.evaluation.suite import EvaluationData
+from edgequant.evaluation.tasks.task import EvaluationData
 from edgequant.quantization import low_rank, pruning
 from edgequant.quantization.calibration import CalibrationSettings
 from edgequant.quantization.scheme import Scheme

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import numpy as np
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from edgequant.errors import UserError
-from edgequant.evaluation.intervals import Bootstrap
 from edgequant.evaluation.language_model import LanguageModel
 from edgequant.evaluation.progress import progress
+from edgequant.evaluation.sampling import draw_questions
+from edgequant.evaluation.scoring_settings import ScoringSettings
+from edgequant.evaluation.tasks.task import DataSet, Evaluation, Metric, Rows, Task
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from edgequant.evaluation.intervals import Bootstrap
 
 
 def boolq_prompt(row: dict) -> str:
@@ -55,6 +61,8 @@ def boolq_metrics(prefix: str, items: Sequence[dict], bootstrap: Bootstrap) -> d
 
     Balanced accuracy is the mean of the recall of yes and of no: always answering yes scores 50, whatever the mix.
     """
+    import numpy as np
+
     gold = np.array([item["gold"] for item in items], dtype=bool)
     correct = np.array([item["correct"] for item in items], dtype=float)
     margins = np.array([item["margin"] for item in items], dtype=float)
@@ -70,6 +78,8 @@ def boolq_metrics(prefix: str, items: Sequence[dict], bootstrap: Bootstrap) -> d
 
 
 def _balanced(sums: np.ndarray) -> np.ndarray:
+    import numpy as np
+
     with np.errstate(invalid="ignore", divide="ignore"):
         return 50 * (sums[..., 0] / sums[..., 1] + sums[..., 2] / sums[..., 3])
 
@@ -92,3 +102,31 @@ def _item(at: int, row: dict, tokens: int, scores: tuple[float, ...]) -> dict:
         "tokens": tokens,
         "over_long": over_long,
     }
+
+
+def score_yes_or_no(
+    model: LanguageModel, rows: Rows, settings: ScoringSettings, *, name: str, prefix: str
+) -> Evaluation:
+    """Items under `name` and metrics under `prefix` of yes-or-no questions."""
+    from edgequant.evaluation.intervals import Bootstrap
+
+    items = boolq_items(model, rows, chat=settings.chat_template)
+    return Evaluation.of_items(name, items, boolq_metrics(prefix, items, Bootstrap.of(settings)))
+
+
+def _score(model: LanguageModel, data: Mapping[str, Rows], settings: ScoringSettings) -> Evaluation:
+    rows = draw_questions(data["boolq"], "boolq", settings.limit, settings.seed)
+    return score_yes_or_no(model, rows, settings, name="boolq", prefix="boolq/")
+
+
+BOOLQ = Task(
+    name="boolq",
+    score=_score,
+    data=(DataSet(name="boolq", report="validation", select=("train", "validation")),),
+    protocol="BoolQ validation: the likelier of ' yes' and ' no' after passage and question, as lm-evaluation-harness "
+    "does. Always answering yes scores 62.17 %.",
+    display={
+        "boolq/accuracy": Metric("BoolQ accuracy", "%", "higher"),
+        "boolq/balanced_accuracy": Metric("BoolQ balanced accuracy", "%", "higher", prominence="table"),
+    },
+)

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgequant.errors import UserError
-from edgequant.evaluation.answers import score_predictions
-from edgequant.evaluation.intervals import Bootstrap
 from edgequant.evaluation.language_model import LanguageModel
 from edgequant.evaluation.progress import progress
+from edgequant.evaluation.sampling import draw_questions
+from edgequant.evaluation.scoring_settings import ScoringSettings
+from edgequant.evaluation.tasks.squad_scoring import score_predictions
+from edgequant.evaluation.tasks.task import DataSet, Evaluation, Metric, Rows, Task
+
+if TYPE_CHECKING:
+    from edgequant.evaluation.intervals import Bootstrap
 
 
 def squad_prompt(row: dict) -> str:
@@ -84,7 +90,7 @@ def one_shot_examples(rows: Sequence[dict], seed: int) -> list[dict]:
     for index in order[1:]:
         if rows[index]["context"] != rows[order[0]]["context"]:
             return [rows[order[0]], rows[index]]
-    raise UserError("one-shot SQuAD needs questions on at least two paragraphs; use squad_shots=0")
+    raise UserError("one-shot SQuAD needs questions on at least two paragraphs; use num_fewshot 0")
 
 
 def read_predictions(path: str | Path) -> dict[str, str]:
@@ -122,3 +128,46 @@ def _shot(row: dict, examples: Sequence[dict], template: Callable[[dict], str]) 
         if example["context"] != row["context"]:
             return f"{template(example)} {example['answers']['text'][0]}\n\n"
     return ""
+
+
+def score_prediction_file(path: str | Path, rows: Rows, settings: ScoringSettings) -> Evaluation:
+    """Score an official prediction file over all rows, as the official script does.
+
+    Raises:
+        UserError: as `read_predictions`.
+    """
+    from edgequant.evaluation.intervals import Bootstrap
+
+    items = score_predictions(rows, read_predictions(path))
+    return Evaluation(squad_metrics("squad/", items, Bootstrap.of(settings)), {"squad": items})
+
+
+def score_spans(
+    model: LanguageModel, rows: Rows, pool: Rows, settings: ScoringSettings, *, name: str, prefix: str
+) -> Evaluation:
+    """Items under `name` and metrics under `prefix` of span questions; worked examples are drawn from the pool."""
+    from edgequant.evaluation.intervals import Bootstrap
+
+    examples = one_shot_examples(pool, settings.seed) if settings.num_fewshot else []
+    items = squad_items(
+        model, rows, examples=examples, max_new_tokens=settings.max_new_tokens, chat=settings.chat_template
+    )
+    return Evaluation.of_items(name, items, squad_metrics(prefix, items, Bootstrap.of(settings)))
+
+
+def _score(model: LanguageModel, data: Mapping[str, Rows], settings: ScoringSettings) -> Evaluation:
+    rows = draw_questions(data["squad"], "squad", settings.limit, settings.seed)
+    scored = score_spans(model, rows, data["squad"], settings, name="squad", prefix="squad/")
+    return scored + Evaluation(files={"squad_predictions.json": predictions_of(scored.items["squad"])})
+
+
+SQUAD = Task(
+    name="squad",
+    score=_score,
+    data=(DataSet(name="squad", report="validation", select=("train", "validation")),),
+    protocol="SQuAD v1.1 development set, greedy answers, official normalisation; exact match and F1 in per cent.",
+    display={
+        "squad/exact_match": Metric("SQuAD exact match", "%", "higher", prominence="summary"),
+        "squad/f1": Metric("SQuAD F1", "%", "higher"),
+    },
+)

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from edgequant.errors import UserError
-from edgequant.evaluation.intervals import Bootstrap, exponential_ratio, ratio
 from edgequant.evaluation.language_model import LanguageModel, Window
 from edgequant.evaluation.progress import progress
 from edgequant.evaluation.sampling import draw
-from edgequant.evaluation.wikitext import detokenize, join_rows, wikitext_pages
+from edgequant.evaluation.scoring_settings import ScoringSettings
+from edgequant.evaluation.tasks.task import DataSet, Evaluation, Metric, Rows, Task
+from edgequant.evaluation.tasks.wikitext import detokenize, join_rows, wikitext_pages
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from edgequant.evaluation.intervals import Bootstrap
 
 DEFAULT_WINDOW = 2048
 
@@ -28,6 +33,8 @@ class Scored:
 
     def columns(self, *names: str) -> np.ndarray:
         """[windows, names] as floats."""
+        import numpy as np
+
         return np.array([[row[name] for name in names] for row in self.rows], dtype=np.float64).reshape(-1, len(names))
 
 
@@ -80,7 +87,7 @@ def wikitext_perplexity(
     *,
     window: int | None = None,
     stride: int | None = None,
-    join: str = "raw",
+    protocol: str = "raw",
     limit: int | None = None,
     seed: int = 0,
 ) -> Scored:
@@ -95,10 +102,10 @@ def wikitext_perplexity(
     Raises:
         UserError: no text, a text shorter than one window, a window beyond the model's context, NaN logits.
     """
-    if join == "documents":
-        return _score_pages(model, rows, _window_for(model, window or model.context_length), limit, seed)
-    size = _window_for(model, window)
-    text = join_rows(rows, join)
+    if protocol == "documents":
+        return _score_pages(model, rows, window_for(model, window or model.context_length), limit, seed)
+    size = window_for(model, window)
+    text = join_rows(rows, protocol)
     tokens = _bodies(model, [text])[0]
     windows = windows_of(tokens, size, stride, model.bos)
     if not windows:
@@ -113,28 +120,15 @@ def wikitext_perplexity(
     return Scored(scored, size)
 
 
-def document_perplexity(
-    model: LanguageModel, documents: Sequence[tuple[str, str]], *, window: int | None = None
-) -> Scored:
-    """Score each document on its own, every token once; long documents in disjoint pieces.
-
-    Args:
-        documents: (domain, text) pairs.
-
-    Returns:
-        One row per document: `domain`, `nats`, `tokens`, `bytes`.
-    """
-    size = _window_for(model, window)
-    if not documents:
-        raise UserError("there are no documents to score; the domain split is empty")
-    return Scored(_score_documents(model, [{"domain": domain, "text": text} for domain, text in documents], size), size)
-
-
 def perplexity_metrics(prefix: str, scored: Scored, bootstrap: Bootstrap) -> dict[str, float]:
     """`prefix/perplexity` and `prefix/bits_per_byte` with bounds; word perplexity where words were counted.
 
     Perplexity is exp(sum of nats / scored tokens); windows (documents) are what the bootstrap resamples.
     """
+    import numpy as np
+
+    from edgequant.evaluation.intervals import exponential_ratio, ratio
+
     nats_bytes = scored.columns("nats", "bytes") / np.array([math.log(2), 1])
     metrics = bootstrap.measured(f"{prefix}/perplexity", scored.columns("nats", "tokens"), exponential_ratio)
     metrics |= bootstrap.measured(f"{prefix}/bits_per_byte", nats_bytes, ratio)
@@ -144,17 +138,12 @@ def perplexity_metrics(prefix: str, scored: Scored, bootstrap: Bootstrap) -> dic
     return metrics
 
 
-def domain_metrics(scored: Scored, bootstrap: Bootstrap) -> dict[str, float]:
-    """`domain/perplexity` over all documents and `domain/perplexity_<domain>` for each domain, with bounds."""
-    metrics = perplexity_metrics("domain", scored, bootstrap)
-    for domain in sorted({row["domain"] for row in scored.rows}):
-        rows = Scored([row for row in scored.rows if row["domain"] == domain], scored.window)
-        name = "domain/perplexity_" + re.sub(r"[^a-z0-9]+", "_", domain.lower()).strip("_")
-        metrics |= bootstrap.measured(name, rows.columns("nats", "tokens"), exponential_ratio)
-    return metrics
+def window_for(model: LanguageModel, window: int | None) -> int:
+    """The window in tokens: the one asked for, or the default where the model can read so much.
 
-
-def _window_for(model: LanguageModel, window: int | None) -> int:
+    Raises:
+        UserError: it is beyond the model's context.
+    """
     if window is None:
         return min(DEFAULT_WINDOW, model.context_length)
     if window > model.context_length:
@@ -184,11 +173,11 @@ def _score_pages(model: LanguageModel, rows: Sequence[str], size: int, limit: in
         | {"bytes": len(pages[index].encode())}
         for index in draw(len(pages), limit, seed)
     ]
-    return Scored(_score_documents(model, documents, size), size)
+    return Scored(score_documents(model, documents, size), size)
 
 
-def _score_documents(model: LanguageModel, documents: list[dict], size: int) -> list[dict]:
-    """Nats and tokens of each document; its text is replaced by its length in bytes unless that is given."""
+def score_documents(model: LanguageModel, documents: list[dict], size: int) -> list[dict]:
+    """Nats and tokens of each document beside its columns; its `text` becomes its `bytes` where those are absent."""
     windows: list[Window] = []
     owners: list[int] = []
     for owner, tokens in enumerate(_bodies(model, [document["text"] for document in documents])):
@@ -208,3 +197,40 @@ def _score_documents(model: LanguageModel, documents: list[dict], size: int) -> 
         {key: value for key, value in row.items() if key != "text"} | {"nats": nats[at], "tokens": counts[at]}
         for at, row in enumerate(named)
     ]
+
+
+def drawn_windows(limit: int | None) -> int | None:
+    """How many windows, pages or documents stand for `limit` questions: a twentieth, at least one; None for all."""
+    return None if limit is None else max(1, limit // 20)
+
+
+def _score(model: LanguageModel, data: Mapping[str, Rows], settings: ScoringSettings) -> Evaluation:
+    from edgequant.evaluation.intervals import Bootstrap
+
+    protocol = settings.wikitext_protocol
+    scored = wikitext_perplexity(
+        model, data["wikitext2"], window=settings.window, stride=settings.stride, protocol=protocol,
+        limit=drawn_windows(settings.limit), seed=settings.seed,
+    )  # fmt: skip
+    metrics = perplexity_metrics("wikitext2", scored, Bootstrap.of(settings))
+    metrics["wikitext2/windows"] = float(len(scored.rows))
+    note = f"wikitext2: {len(scored.rows)} windows of {scored.window} tokens, protocol {protocol}"
+    return Evaluation(metrics, {"wikitext2": scored.rows}, [note])
+
+
+def _texts(rows: Rows) -> list[str]:
+    return ["".join(rows)] if rows else []
+
+
+PERPLEXITY = Task(
+    name="perplexity",
+    group="wikitext2",
+    score=_score,
+    data=(DataSet(name="wikitext2", report="test", select=("validation",), drawn=False, texts=_texts),),
+    protocol="WikiText-2 raw test split as one string, tokenised once, cut into non-overlapping windows; "
+    "perplexity is exp(summed negative log-likelihood / tokens). Bits per byte compares across tokenizers.",
+    display={
+        "wikitext2/perplexity": Metric("perplexity (WikiText-2)", "", "lower", digits=4),
+        "wikitext2/bits_per_byte": Metric("bits/byte (WikiText-2)", "", "lower", digits=4, prominence="detail"),
+    },
+)

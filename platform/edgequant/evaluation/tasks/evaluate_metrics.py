@@ -8,7 +8,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from edgequant.evaluation.answers import exact_match, token_f1
+from edgequant.evaluation.tasks.squad_scoring import exact_match, token_f1
 
 _SQUAD_CITATION = "Rajpurkar et al. 2016, SQuAD: 100,000+ Questions for Machine Comprehension of Text, arXiv:1606.05250"
 _BOOLQ_CITATION = "Clark et al. 2019, BoolQ: Exploring the Surprising Difficulty of Natural Yes/No Questions, NAACL"

@@ -1,0 +1,41 @@
+"""Questions on the project's own documents: yes or no as BoolQ, spans as SQuAD."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from edgequant.evaluation.language_model import LanguageModel
+from edgequant.evaluation.sampling import draw_questions
+from edgequant.evaluation.scoring_settings import ScoringSettings
+from edgequant.evaluation.tasks.boolq import score_yes_or_no
+from edgequant.evaluation.tasks.squad import score_spans
+from edgequant.evaluation.tasks.task import DataSet, Evaluation, Metric, Rows, Task
+
+
+def _score(model: LanguageModel, data: Mapping[str, Rows], settings: ScoringSettings) -> Evaluation:
+    scored = Evaluation()
+    if "domain_boolean" in data:
+        rows = draw_questions(data["domain_boolean"], "domain_qa", settings.limit, settings.seed)
+        scored += score_yes_or_no(model, rows, settings, name="domain_boolean", prefix="domain_qa/boolean_")
+    if "domain_span" in data:
+        pool = data["domain_span"]
+        rows = draw_questions(pool, "domain_qa", settings.limit, settings.seed)
+        scored += score_spans(model, rows, pool, settings, name="domain_span", prefix="domain_qa/span_")
+    return scored
+
+
+DOMAIN_QA = Task(
+    name="domain_qa",
+    score=_score,
+    data=(DataSet(name="domain_boolean"), DataSet(name="domain_span")),
+    protocol="Questions on the project's own documents, yes/no by likelihood and spans by greedy answers.",
+    display={
+        "domain_qa/boolean_accuracy": Metric("domain QA boolean accuracy", "%", "higher", prominence="table"),
+        "domain_qa/boolean_balanced_accuracy": Metric(
+            "domain QA boolean balanced accuracy", "%", "higher", prominence="detail"
+        ),
+        "domain_qa/span_exact_match": Metric("domain QA span exact match", "%", "higher", prominence="detail"),
+        "domain_qa/span_f1": Metric("domain QA span f1", "%", "higher", prominence="table"),
+    },
+    comparison=False,
+)

@@ -1,0 +1,48 @@
+"""The task `latency`: how long greedy decoding takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from edgequant.evaluation.language_model import LanguageModel
+from edgequant.evaluation.scoring_settings import ScoringSettings
+from edgequant.evaluation.tasks.task import Evaluation, Metric, Rows, Task
+
+if TYPE_CHECKING:
+    from edgequant.evaluation.latency import LatencyProtocol
+
+
+def timing_protocol(model: LanguageModel, settings: ScoringSettings) -> LatencyProtocol:
+    """What the settings ask to time, with what they leave open filled in for the model's device."""
+    from edgequant.evaluation.latency import latency_protocol
+
+    return latency_protocol(
+        model, settings.latency_prompt_lengths, settings.latency_batch_sizes, settings.latency_new_tokens,
+        settings.latency_repetitions, settings.latency_warmup, settings.seed, settings.latency_methods,
+    )  # fmt: skip
+
+
+def _score(model: LanguageModel, data: Mapping[str, Rows], settings: ScoringSettings) -> Evaluation:
+    from edgequant.evaluation.latency import latency_metrics
+
+    protocol = timing_protocol(model, settings)
+    metrics, rows = latency_metrics(model, protocol)
+    return Evaluation(metrics, {"latency": rows}, [f"latency: {protocol}"])
+
+
+LATENCY = Task(
+    name="latency",
+    kind="efficiency",
+    score=_score,
+    protocol="Median over timed repetitions after warm-up, fixed prompt and output lengths; p90 is the 90th "
+    "percentile. Decode is (end to end - first token) / (tokens - 1).",
+    display={
+        "latency/decode_ms_per_token": Metric("decode ms/token", "", "lower"),
+        "latency/decode_ms_per_token_p90": Metric("decode ms/token p90", "", "lower", prominence="detail"),
+        "latency/prefill_ms_per_token": Metric("prefill ms/token", "", "lower", prominence="table"),
+        "latency/prefill_ms_per_token_p90": Metric("prefill ms/token p90", "", "lower", prominence="detail"),
+        "latency/time_to_first_token_ms": Metric("first token", "ms", "lower", prominence="table"),
+        "latency/time_to_first_token_ms_p90": Metric("first token p90", "ms", "lower", prominence="detail"),
+    },
+)

@@ -1,0 +1,149 @@
+"""What a benchmark is: a `Task` names its data, how they are scored, what that measures and how the metrics are shown.
+
+Light: imports neither torch nor numpy, and a task's file should not either; its scoring function may. A new task is
+one file and one line in `registry.py`, or an entry point `edgequant.tasks` of another package:
+
+    ROWS = [{"sentence": "The river rose because of the", "right": " rain", "wrong": " spoon"}]
+
+    def score(model, data, settings):
+        choices = [model.encode_choices([row["sentence"]], (row["right"], row["wrong"]))[0] for row in data["cloze"]]
+        right = [100.0 * (first > second) for _, (first, second) in sorted(model.log_likelihoods(choices))]
+        return Evaluation({"cloze/accuracy": sum(right) / len(right)})
+
+    CLOZE = Task(
+        name="cloze", score=score, data=(DataSet(name="cloze", load=lambda split, data_dir: ROWS),),
+        protocol="The likelier of two endings.", display={"cloze/accuracy": Metric("cloze accuracy", "%", "higher")},
+    )
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from edgequant.errors import UserError
+from edgequant.evaluation.language_model import LanguageModel
+from edgequant.evaluation.scoring_settings import ScoringSettings
+
+Rows = Sequence[Any]
+EvaluationData = Mapping[str, Rows | None]
+"""Rows by the name of their data set; one that is None or absent leaves out the tasks that need it."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How one metric is shown to people.
+
+    `scale` turns the stored number into the shown one (a fraction of 0.72 is 72 %); `digits` are significant digits.
+    """
+
+    heading: str
+    unit: str = ""
+    better: Literal["lower", "higher"] | None = None
+    scale: float = 1.0
+    digits: int = 3
+    prominence: Literal["figure", "summary", "table", "detail"] = "figure"
+    """figure: has plots of its own, and stands in every table. summary: in every table. table: in tables with room for
+    more than what a decision rests on. detail: only in tables of everything."""
+
+    @property
+    def label(self) -> str:
+        return f"{self.heading} {self.unit}".strip()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSet:
+    """Rows that a task is scored on."""
+
+    name: str
+    """Its name as an input of a run and in `EvaluationData`."""
+
+    report: str = "test"
+    """The split that results are reported on."""
+
+    select: tuple[str, ...] = ()
+    """Splits that a search may score its trials on: the first one that is there and not trained on. Empty: the reported
+    split, for want of another."""
+
+    load: Callable[[str, str | None], Rows | None] | None = None
+    """(split, data_dir) -> rows, or None where they are not there; it neither waits for a network nor downloads. None:
+    a data set that edgequant brings or reads from its official files."""
+
+    drawn: bool = True
+    """Whether `limit` draws single rows of it, as `sampling.draw_questions` does."""
+
+    texts: Callable[[Rows], list[str]] | None = None
+    """The running text in the rows, which text that is trained on must not repeat; None: it holds none."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured: flat metrics, a table per data set with one row per item, remarks for the reader, and texts
+    to file with the run by their file names."""
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    items: dict[str, list[dict]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    files: dict[str, str] = field(default_factory=dict)
+
+    def __add__(self, other: Evaluation) -> Evaluation:
+        return Evaluation(
+            self.metrics | other.metrics, self.items | other.items, self.notes + other.notes, self.files | other.files
+        )
+
+    @classmethod
+    def of_items(cls, name: str, items: list[dict], metrics: dict[str, float]) -> Evaluation:
+        """Metrics of one item table, with a note where items have `over_long` set."""
+        over_long = sum(bool(item.get("over_long")) for item in items)
+        note = f"{name}: {over_long} of {len(items)} are longer than the model's context and count as wrong"
+        return cls(metrics, {name: items}, [note] if over_long else [])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One benchmark, everything about it.
+
+    Raises:
+        UserError: a name that cannot be one, or a displayed metric outside the task's group.
+    """
+
+    name: str
+    """What `evaluation.tasks` calls it: lower-case letters, digits and underscores."""
+
+    score: Callable[[LanguageModel, Mapping[str, Rows], ScoringSettings], Evaluation]
+    """(model, rows by data set, settings) -> what was measured. Gets those of its data sets that are there."""
+
+    protocol: str
+    """How it is measured, in a sentence or two: shown by `--help`, in reports and model cards."""
+
+    display: Mapping[str, Metric]
+    """How its metrics are shown, by full name, in reading order; others are shown under their own names."""
+
+    data: tuple[DataSet, ...] = ()
+    """What it is scored on; left out where none of them is there. Empty for a task that needs no data."""
+
+    group: str = ""
+    """Its metrics' names up to the slash; empty: the task's name."""
+
+    kind: Literal["quality", "efficiency"] = "quality"
+    """Whether it asks what a model knows, or what it takes to run."""
+
+    by_default: bool = True
+    """Whether `evaluate` measures it unasked, if edgequant brings it; other packages' tasks wait to be asked for."""
+
+    comparison: bool = True
+    """Whether it is short enough for the variants of one model to be compared by it, as ptq, qat and finetune do."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "group", self.group or self.name)
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
+            raise UserError(f"task name {self.name!r} must be lower-case letters, digits and underscores, as in boolq")
+        for metric in self.display:
+            if not self.owns(metric):
+                raise UserError(f"task {self.name}: metric {metric!r} must begin with {self.group + '/'!r}")
+
+    def owns(self, metric: str) -> bool:
+        """Whether a metric is of this task, by its name."""
+        return metric.startswith(f"{self.group}/")
