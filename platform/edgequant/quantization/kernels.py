@@ -46,7 +46,7 @@ def exact_int8_product(left: Tensor, right: Tensor) -> Tensor:
     """The same without an integer kernel: float32 products of at most 1,024 inputs, summed as int32.
 
     Each partial sum, in whatever order, is an integer of at most 1,024 x 128 x 128 = 2^24, which float32 holds. Where
-    a setting has float32 products computed in bfloat16 or TF32, these hold int8 too. k may reach 2^17.
+    a setting has float32 products computed in bfloat16 or TF32, these hold int8 too. int32 asks for k below 2^17.
 
     512 outputs at a time stay in the cache as floats. On an AMD EPYC under ONEDNN_MAX_CPU_ISA=AVX2, one thread, 1, 16,
     256 rows times 49,152 x 576 take 9, 17, 189 ms; by `torch._int_mm` on 7-bit halves of `right`, also exact, 20, 33,
@@ -99,7 +99,7 @@ def _int4_product(input: Tensor, packed: PackedWeight, cache: dict[str, Any]) ->
         cache[kind] = _int4_operands(packed)
     weight, scale_and_zero = cache[kind]
     flat = input.reshape(-1, packed.features)
-    product = int4_kernel(flat, weight, packed.spec.group_size, scale_and_zero)
+    product = int4_kernel(flat, weight, packed.features // packed.groups, scale_and_zero)
     return product.view(*input.shape[:-1], packed.rows)
 
 
