@@ -74,17 +74,19 @@ def make_parser(name: str, function: Callable[..., Any]) -> Any:
     """A jsonargparse parser made of the function's signature and docstring."""
     from jsonargparse import ArgumentParser, set_parsing_settings
 
+    class Parser(ArgumentParser):
+        def format_help(self, formatter: Any = None) -> str:
+            return super().format_help(formatter) + _epilogue(function)
+
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     # Types, not their names: for names, jsonargparse runs the module's `if TYPE_CHECKING:` imports, torch and all.
     function.__annotations__ = get_type_hints(function)
     summary = (function.__doc__ or name).split("\n", 1)[0]
-    parser = ArgumentParser(prog=f"edgequant {name}", description=summary, exit_on_error=False)
+    parser = Parser(prog=f"edgequant {name}", description=summary, exit_on_error=False)
     parser.add_argument(
         "--config", action="config", help="a recipe: YAML with the keys below, e.g. experiments/qat.yaml"
     )
     parser.add_function_arguments(function, as_group=False)
-    options = parser.format_help
-    parser.format_help = lambda: options() + _epilogue(function)
     return parser
 
 
