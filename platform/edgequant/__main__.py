@@ -89,11 +89,15 @@ def make_parser(name: str, function: Callable[..., Any]) -> Any:
     """A jsonargparse parser made of the function's signature and docstring."""
     from jsonargparse import ArgumentParser, set_parsing_settings
 
+    class Parser(ArgumentParser):
+        def format_help(self, formatter: Any = None) -> str:
+            return super().format_help(formatter) + _epilogue(function)
+
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     # Types, not their names: for names, jsonargparse runs the module's `if TYPE_CHECKING:` imports, torch and all.
     function.__annotations__ = get_type_hints(function)
     summary = (function.__doc__ or name).split("\n", 1)[0]
-    parser = ArgumentParser(
+    parser = Parser(
         prog=f"edgequant {name}", description=summary, exit_on_error=False, formatter_class=_help_formatter()
     )
     parser.add_argument(
@@ -103,8 +107,6 @@ def make_parser(name: str, function: Callable[..., Any]) -> Any:
     parser.add_function_arguments(function, as_group=False, skip={*flat})
     for _ in flat:
         parser.add_class_arguments(RunSettings, as_group=False)
-    options = parser.format_help
-    parser.format_help = lambda: options() + _epilogue(function)
     return parser
 
 

@@ -213,16 +213,14 @@ def _data_set(data_set: DataSet, folder: str) -> Finding:
     from edgequant.corpora.benchmarks import find_local
 
     what = f"{data_set.name} {data_set.report}"
-    if data_set.load is not None:
+    found: object
+    if data_set.load is None:
+        found = find_local(data_set.name, data_set.report, folder)
+        fix = f"put the official file under {folder}: docs/data.md says where each comes from"
+    else:
         rows, package = data_set.load(data_set.report, folder), data_set.load.__module__.partition(".")[0]
-        return (
-            Finding(what, "note", "not there", f"see {package}")
-            if rows is None
-            else Finding(what, "ok", f"{len(rows):,} rows, by {package}")
-        )
-    file = find_local(data_set.name, data_set.report, folder)
-    fix = f"put the official file under {folder}: docs/data.md says where each comes from"
-    return Finding(what, "ok", str(file)) if file else Finding(what, "note", "not there", fix)
+        found, fix = rows and f"{len(rows):,} rows, by {package}", f"{package} says where they come from"
+    return Finding(what, "ok", str(found)) if found else Finding(what, "note", "not there", fix)
 
 
 def embedded_model() -> list[Finding]:
