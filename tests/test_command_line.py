@@ -161,7 +161,7 @@ def parsed(name: str, *arguments: str) -> dict:
 def test_nested_keys_reach_the_settings():
     values = parsed("qat", "--training.steps", "7", "--calibration.observer", "mse", "--evaluation.limit", "null")
     assert values["training"].steps == 7
-    assert values["quantization"].observer == "mse"
+    assert values["calibration"].observer == "mse"
     assert values["evaluation"].limit is None
 
 

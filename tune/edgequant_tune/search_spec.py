@@ -17,6 +17,7 @@ from edgequant.workflows.settings import RunSettings
 from edgequant_tune.objective_tasks import check_objectives, trial_evaluation
 from edgequant_tune.objectives import Objective, read_objectives
 from edgequant_tune.search_space import SCHEME, Space, read_space, searchable, with_values
+from edgequant_tune.train_candidate import finetune_candidate, qat_candidate
 
 # Trials are compared at a quarter and at a half of the longest training, and the worse half is stopped: earlier, in the
 # warm-up of the learning rate, a comparison says little.
@@ -147,7 +148,7 @@ class SearchSpec:
         source = models.check_available(model)
         spec = cls(
             trial=TrialSpec(
-                train=_trainer(method),
+                train=qat_candidate if method == "qat" else finetune_candidate,
                 model=source.location if source.kind in ("folder", "gguf") else model,
                 scheme=scheme if method == "qat" else "none",
                 dataset=_absolute_dataset(dataset),
@@ -209,12 +210,6 @@ class SearchSpec:
             given |= {name: getattr(group, name) for name in searchable(type(group))}
         found = {item.name: given[item.name] for item in self.space if item.contains(given[item.name])}
         return found if len(found) == len(self.space) else None
-
-
-def _trainer(method: Method) -> TrainCandidate:
-    from edgequant_tune.train_candidate import finetune_candidate, qat_candidate
-
-    return qat_candidate if method == "qat" else finetune_candidate
 
 
 # -------------------------------------------------------------------------------------------------------------- checks
