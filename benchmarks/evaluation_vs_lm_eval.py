@@ -34,12 +34,12 @@ from rich.table import Table
 
 from edgequant import models
 from edgequant.corpora.benchmarks import load_boolq, load_squad, load_wikitext2
+from edgequant.evaluation.backends.transformers_model import TransformersModel
 from edgequant.evaluation.tasks.boolq import boolq_items
 from edgequant.evaluation.tasks.perplexity import Scored, wikitext_perplexity
 from edgequant.evaluation.tasks.squad import squad_items, squad_prompt
 from edgequant.evaluation.tasks.squad_scoring import score_predictions
 from edgequant.evaluation.tasks.wikitext import join_rows, wikitext_pages
-from edgequant.evaluation.transformers_model import TransformersModel
 
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 WINDOW = 2048

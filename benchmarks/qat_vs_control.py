@@ -39,10 +39,11 @@ from edgequant.corpora.benchmarks import load_boolq, load_squad, load_wikitext2 
 from edgequant.corpora.packing import pack  # noqa: E402
 from edgequant.evaluation.settings import EvaluationSettings  # noqa: E402
 from edgequant.evaluation.suite import evaluate_model  # noqa: E402
-from edgequant.quantization import ptq, qat  # noqa: E402
 from edgequant.quantization.calibration import CalibrationSettings  # noqa: E402
+from edgequant.quantization.layers.convert import calibrate, convert, has_static_ranges, prepare, set_phase  # noqa: E402
+from edgequant.quantization.ptq.quantize import quantize  # noqa: E402
+from edgequant.quantization.qat.ptq_initialization import prepare_from_ptq  # noqa: E402
 from edgequant.quantization.scheme import Scheme, parse_scheme  # noqa: E402
-from edgequant.quantization.training_start import prepare_from_ptq  # noqa: E402
 from edgequant.training.loop import train  # noqa: E402
 from edgequant.training.settings import TrainingSettings  # noqa: E402
 
@@ -144,7 +145,7 @@ class Experiment:
             scheme = parse_scheme(name)
             if "control-ptq" in wanted:
                 rounded = copy.deepcopy(control)
-                ptq.quantize(rounded, scheme, calibration=self.calibration, calibration_settings=self.observing)
+                quantize(rounded, scheme, calibration=self.calibration, calibration_settings=self.observing)
                 yield {"scheme": name, "variant": "control-ptq", **self.scores(rounded, name)}
                 del rounded
             if "qat" in wanted:
@@ -173,21 +174,21 @@ class Experiment:
         """Train through the quantiser; the integer model that results and what training cost."""
         options, model = self.options, copy.deepcopy(self.base)
         if options.start == "rtn":
-            qat.prepare(model, scheme, observer=options.observer, learnable_scales=options.learnable_scales)
+            prepare(model, scheme, observer=options.observer, learnable_scales=options.learnable_scales)
         else:
             prepare_from_ptq(model, scheme, options.start, self.calibration, calibration_settings=self.observing)
-        if qat.has_static_ranges(model):
-            qat.calibrate(model, self.calibration)
+        if has_static_ranges(model):
+            calibrate(model, self.calibration)
 
         def phases(done: int, steps: int) -> None:
-            qat.set_phase(model, quantize_inputs=done >= 0.1 * steps, observe=done < 0.8 * steps)
+            set_phase(model, quantize_inputs=done >= 0.1 * steps, observe=done < 0.8 * steps)
 
         teacher = {"base": self.base, "control": control}[options.teacher] if options.distillation else None
         rate = options.qat_learning_rate or options.learning_rate
         trained = replace(self.settings, learning_rate=rate, distillation_weight=options.distillation)
         cost = self.trained(model, trained, seed, f"qat {scheme.name}", teacher=teacher, on_step=phases)
-        qat.set_phase(model, quantize_inputs=True, observe=False)
-        qat.convert(model)
+        set_phase(model, quantize_inputs=True, observe=False)
+        convert(model)
         return model, cost
 
     def torchao(self, scheme: Scheme, seed: int) -> tuple[nn.Module, dict[str, float]]:

@@ -36,8 +36,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from edgequant import models  # noqa: E402
 from edgequant.corpora.benchmarks import load_wikitext2  # noqa: E402
 from edgequant.corpora.packing import pack  # noqa: E402
-from edgequant.quantization import ptq  # noqa: E402
-from edgequant.quantization.ptq_settings import PtqSettings  # noqa: E402
+from edgequant.quantization.ptq.quantize import quantize  # noqa: E402
+from edgequant.quantization.ptq.settings import PtqSettings  # noqa: E402
 from edgequant.quantization.scheme import parse_scheme  # noqa: E402
 
 WINDOW = 2048
@@ -144,7 +144,7 @@ def calibration_texts(options: argparse.Namespace) -> list[str]:
     if options.text == "wikitext-2":
         return ["".join(load_wikitext2("validation", options.data_dir)).replace("<unk>", "")]
     if options.text == "disaster":
-        from edgequant.corpora.disaster_corpus import bundled_documents
+        from edgequant.corpora.disaster.corpus import bundled_documents
 
         return [document.text for document in bundled_documents("train") if document.language == "en"]
     return [Path(options.text).read_text(encoding="utf-8")]
@@ -188,7 +188,7 @@ def ours(setting: Setting, scheme: str, method: str) -> Any:
     model = setting.copy(torch.float32)
     settings = PtqSettings(signround_steps=setting.options.steps)
     batches = [setting.calibration.to(setting.device)]
-    ptq.quantize(model, parse_scheme(scheme), calibration=batches, method=method, settings=settings)
+    quantize(model, parse_scheme(scheme), calibration=batches, method=method, settings=settings)
     return cast(model, setting.dtype)
 
 

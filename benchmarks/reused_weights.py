@@ -19,7 +19,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "platform"))
 
 from edgequant import models
-from edgequant.quantization import qat
+from edgequant.quantization.layers.convert import prepare, set_phase
 from edgequant.quantization.scheme import parse_scheme
 from edgequant.training.loop import TrainingResult, train
 from edgequant.training.settings import TrainingSettings
@@ -52,10 +52,10 @@ def trained(
 ) -> TrainingResult:
     model = copy.deepcopy(floating).requires_grad_(True)
     if scheme is not None:
-        qat.prepare(model, parse_scheme(scheme))
+        prepare(model, parse_scheme(scheme))
 
     def begin_step(_done: int, _steps: int) -> None:
-        qat.set_phase(model, quantize_inputs=True, observe=False, reuse_weights=reuse)
+        set_phase(model, quantize_inputs=True, observe=False, reuse_weights=reuse)
 
     with tempfile.TemporaryDirectory() as folder:
         return train(model, tokens, settings, Path(folder), on_step=begin_step)

@@ -6,7 +6,7 @@ python examples/qat_of_a_folder.py --model tiny --steps 8          # seconds, on
 
 import argparse
 
-from edgequant.quantization.settings import QatSettings
+from edgequant.quantization.qat.settings import QatSettings
 from edgequant.training.settings import TrainingSettings
 from edgequant.workflows.qat import qat
 from edgequant.workflows.settings import RunSettings

@@ -10,7 +10,7 @@ import copy
 import torch
 
 import edgequant
-from edgequant.corpora.disaster_corpus import bundled_documents
+from edgequant.corpora.disaster.corpus import bundled_documents
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--model", default="smollm2-135m")

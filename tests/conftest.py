@@ -33,7 +33,7 @@ for name in [name for name in os.environ if name.startswith("MLFLOW_") and name.
     del os.environ[name]
 
 if TYPE_CHECKING:
-    from edgequant.models import LoadedModel
+    from edgequant.models.loading import LoadedModel
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = [str(ROOT / folder) for folder in ("platform", "tune", "registry")]

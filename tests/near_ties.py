@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from edgequant.quantization.integer import IntegerLinear
+from edgequant.quantization.layers.integer import IntegerLinear
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from edgequant import models
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.evaluation.suite import evaluate_model
 from edgequant.quantization import checkpoint
-from edgequant.workflows.inputs import evaluation_data
+from edgequant.workflows.steps.data import evaluation_data
 from edgequant_registry.workflow import promote
 
 CHECKPOINTS = ("w8a8-static", "q4_0", "w3-g64")

@@ -14,7 +14,7 @@ import pytest
 from edgequant.files import source_digest
 
 KEYS = {
-    "edgequant.evaluation": "from edgequant.evaluation.score_cache import _code_digest as key",
+    "edgequant.evaluation": "from edgequant.evaluation.backends.cached_model import _code_digest as key",
     "edgequant.corpora": "from edgequant.corpora.file_cache import _code_hash as key",
 }
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgequant.errors import UserError
-from edgequant.models import load
+from edgequant.models.loading import load
 from edgequant.quantization.scheme import Scheme, parse_scheme
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from edgequant.evaluation.tasks.task import Evaluation
     from edgequant.quantization.checkpoint import QuantizedCheckpoint
-    from edgequant.quantization.structure import Targets
+    from edgequant.quantization.layers.targets import Targets
 
 __all__ = ["convert", "evaluate", "load", "parse_scheme", "prepare", "quantize", "save"]
 
@@ -48,7 +48,7 @@ def quantize(
         calibration: token batches [batch, length], int64, without padding; most methods and static activations need
             them.
         method: rtn, or others in a row such as "awq+gptq"; `edgequant ptq --help` lists them.
-        options: further arguments of `edgequant.quantization.ptq.quantize`.
+        options: further arguments of `edgequant.quantization.ptq.quantize.quantize`.
 
     Returns:
         One row per layer: `layer`, `bits`, relative squared `weight_error` and, where the method sees activations,
@@ -57,7 +57,7 @@ def quantize(
     Raises:
         UserError: unknown scheme or method, missing calibration, or a layer that cannot be quantised as asked, by name.
     """
-    from edgequant.quantization import ptq
+    from edgequant.quantization.ptq import quantize as ptq
 
     _remember_parameters(model)
     return ptq.quantize(model, _scheme(scheme), calibration=calibration, method=method, **options)
@@ -72,12 +72,12 @@ def prepare(model: nn.Module, scheme: Scheme | str, **options: Any) -> Targets:
         edgequant.convert(model)
 
     Args:
-        options: `observer` and `learnable_scales` of `edgequant.quantization.qat.prepare`.
+        options: `observer` and `learnable_scales` of `edgequant.quantization.layers.convert.prepare`.
 
     Raises:
         UserError: a scheme of bitsandbytes, or one that does not fit a layer, by name.
     """
-    from edgequant.quantization import qat
+    from edgequant.quantization.layers import convert as qat
 
     _remember_parameters(model)
     return qat.prepare(model, _scheme(scheme), **options)
@@ -89,7 +89,7 @@ def convert(model: nn.Module) -> None:
     Raises:
         UserError: static activation ranges were never observed.
     """
-    from edgequant.quantization import qat
+    from edgequant.quantization.layers import convert as qat
 
     qat.convert(model)
 
@@ -118,7 +118,7 @@ def evaluate(
     """
     from edgequant.evaluation.settings import EvaluationSettings
     from edgequant.evaluation.suite import evaluate_model
-    from edgequant.workflows.inputs import evaluation_data
+    from edgequant.workflows.steps.data import evaluation_data
 
     chosen = EvaluationSettings(**settings) if tasks is None else EvaluationSettings(tasks=tuple(tasks), **settings)
     data = evaluation_data(chosen.tasks, data_dir)

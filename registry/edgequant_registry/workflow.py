@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from edgequant.errors import UserError
 
 if TYPE_CHECKING:
-    from edgequant.tracking import Run
+    from edgequant.tracking.runs import Run
     from edgequant_registry.gates import Verdict
     from edgequant_registry.policy import Policy
     from edgequant_registry.versions import Registered
@@ -133,7 +133,7 @@ def _report(
     dry_run: bool,
     run: Run,
 ) -> None:
-    from edgequant.workflows.closing import print_closing
+    from edgequant.workflows.steps.summary import print_closing
 
     failed = sum(not verdict.passed for verdict in verdicts)
     outcome = _outcome(not failed, dry_run)
@@ -153,7 +153,7 @@ def _next(candidate: Registered, alias: str, failed: int, dry_run: bool) -> str:
 
 def _report_rollback(restored: Registered, lost: Registered, alias: str, run: Run) -> None:
     from edgequant import tracking
-    from edgequant.workflows.closing import print_closing
+    from edgequant.workflows.steps.summary import print_closing
 
     tracking.set_tags({"edgequant.promotion": "rolled back"})
     rows: list[dict[str, Any]] = [

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgequant.corpora.chunking import Block, chunk_blocks, split_overlong
-from edgequant.corpora.sentences import split_sentences
+from edgequant.corpora.text.chunking import Block, chunk_blocks, split_overlong
+from edgequant.corpora.text.sentences import split_sentences
 
 
 def count_words(texts: Sequence[str]) -> list[int]:

@@ -49,7 +49,7 @@ def test_sinhala_and_tamil_words_stay_whole() -> None:
 
 
 def test_bundled_training_documents_do_not_overlap_the_held_out_ones() -> None:
-    from edgequant.corpora.disaster_corpus import bundled_documents
+    from edgequant.corpora.disaster.corpus import bundled_documents
 
     held_out = [document.text for split in ("validation", "test") for document in bundled_documents(split)]
     refuse_overlap([document.text for document in bundled_documents("train")], {"held out": held_out}, max_share=0.0)

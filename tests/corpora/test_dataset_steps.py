@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import pytest
 
-from edgequant.corpora.annotation import Row, _minhash
-from edgequant.corpora.augmentation import augment, shifted_window, with_synonyms
-from edgequant.corpora.deduplication import find_near_duplicates
-from edgequant.corpora.metadata import describe, language_of
-from edgequant.corpora.splits import assign_splits
+from edgequant.corpora.curation.annotation import Row, _minhash
+from edgequant.corpora.curation.augmentation import augment, shifted_window, with_synonyms
+from edgequant.corpora.curation.deduplication import find_near_duplicates
+from edgequant.corpora.curation.metadata import describe, language_of
+from edgequant.corpora.curation.splits import assign_splits
 from edgequant.files import sha256_of_bytes
 
 WORDS = "river boat rope crew camp rain road food tent pump well lamp dose ward rice salt mat net gate hill".split()  # noqa: SIM905

@@ -8,12 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from edgequant.corpora.chunking import Chunk
-from edgequant.corpora.data_card import most_repeated
-from edgequant.corpora.disaster_corpus import DOCUMENTS, boolean_questions, bundled_documents, span_questions
-from edgequant.corpora.documents import DOMAINS, read_document
-from edgequant.corpora.domain_classifier import classify, held_out_report
-from edgequant.corpora.questions import (
+from edgequant.corpora.disaster.corpus import DOCUMENTS, boolean_questions, bundled_documents, span_questions
+from edgequant.corpora.disaster.domain_classifier import classify, held_out_report
+from edgequant.corpora.disaster.questions import (
     bundled_faults,
     check_boolean,
     check_spans,
@@ -21,6 +18,9 @@ from edgequant.corpora.questions import (
     overlap_accuracy,
     window_answer,
 )
+from edgequant.corpora.documents import DOMAINS, read_document
+from edgequant.corpora.output.data_card import most_repeated
+from edgequant.corpora.text.chunking import Chunk
 from edgequant.errors import UserError
 
 TYPES = {"sop", "guideline", "field_report", "directive", "checklist", "situation_report"}
@@ -30,7 +30,7 @@ HAZARDS = {"flood", "cyclone", "landslide", "tsunami", "drought", "epidemic"}
 @pytest.fixture(scope="module")
 def chunks() -> list[tuple[str, str, Chunk]]:
     """(domain, language, chunk) of all bundled documents, cut by words: 1.3 tokens per English word, roughly."""
-    from edgequant.corpora.file_processing import process_file
+    from edgequant.corpora.processing.file_processing import process_file
     from edgequant.corpora.settings import CorpusSettings
 
     def count(texts: Sequence[str]) -> list[int]:
@@ -64,9 +64,9 @@ def test_no_8_gram_in_more_than_2_percent_of_chunks(chunks: list[tuple[str, str,
 
 
 def test_30_chunks_each_in_sinhala_and_tamil_with_a_real_tokenizer(data_dir: Path) -> None:
-    from edgequant.corpora.file_processing import process_file
+    from edgequant.corpora.processing.file_processing import process_file
     from edgequant.corpora.settings import CorpusSettings
-    from edgequant.corpora.tokens import TokenCounter
+    from edgequant.corpora.text.tokens import TokenCounter
 
     count = TokenCounter(data_dir / "tokenizers" / "qwen2.5-0.5b" / "tokenizer.json")
     numbers: Counter[str] = Counter()

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from edgequant.corpora.extraction import Unreadable, extract, kind_of
-from edgequant.corpora.file_processing import list_members, process_content, process_file
+from edgequant.corpora.extraction.extract import Unreadable, extract, kind_of
+from edgequant.corpora.processing.file_processing import list_members, process_content, process_file
 from edgequant.corpora.settings import CorpusSettings
 from edgequant.corpora.sources import list_files
 
@@ -104,7 +104,7 @@ def test_an_owner_encrypted_pdf_is_read(data_dir: Path) -> None:
 
 
 def test_every_word_of_a_pdf_is_in_a_chunk_removed_or_joined(data_dir: Path) -> None:
-    from edgequant.corpora.normalisation import count_words
+    from edgequant.corpora.text.normalisation import count_words
 
     path = data_dir / "disaster" / "fema-pdf" / "fema-ics-form-201.pdf"
     result = process_file(str(path), path.name, None, CorpusSettings(), words)

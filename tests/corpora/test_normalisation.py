@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgequant.corpora.normalisation import count_words, normalise
+from edgequant.corpora.text.normalisation import count_words, normalise
 
 # Sinhala, Tamil, Latin with accents, Greek, Cyrillic, Devanagari; joiners, spaces and punctuation in between.
 LETTERS = st.characters(

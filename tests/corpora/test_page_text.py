@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from edgequant.corpora.boilerplate import Page, remove_boilerplate
-from edgequant.corpora.paragraphs import blocks_of_pages
+from edgequant.corpora.text.boilerplate import Page, remove_boilerplate
+from edgequant.corpora.text.paragraphs import blocks_of_pages
 
 
 def pages_with(bodies: list[list[str]]) -> list[Page]:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from edgequant.corpora.file_processing import ProcessedFile
-from edgequant.corpora.sandbox import process_in_workers
+from edgequant.corpora.processing.file_processing import ProcessedFile
+from edgequant.corpora.processing.sandbox import process_in_workers
 from edgequant.corpora.settings import CorpusSettings
 from edgequant.corpora.sources import list_files
-from edgequant.corpora.tokens import tokenizer_file
+from edgequant.corpora.text.tokens import tokenizer_file
 from edgequant.errors import UserError
 
 GOOD = "The boats left the jetty at dawn and came back with nine people. " * 30
@@ -68,7 +68,9 @@ def test_workers_leave_no_process_behind(tmp_path: Path) -> None:
 
     (tmp_path / "good.txt").write_text(GOOD)
     run(tmp_path)
-    assert not [p for p in psutil.Process().children() if "edgequant.corpora.worker" in " ".join(p.cmdline())]
+    assert not [
+        p for p in psutil.Process().children() if "edgequant.corpora.processing.worker" in " ".join(p.cmdline())
+    ]
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ import pytest
 PACKAGE = "flood_cloze"
 # The one file.
 SOURCE = """
-from edgequant.evaluation.intervals import Bootstrap
-from edgequant.evaluation.sampling import draw_questions
+from edgequant.evaluation.statistics.intervals import Bootstrap
+from edgequant.evaluation.statistics.sampling import draw_questions
 from edgequant.evaluation.tasks.task import DataSet, Evaluation, Metric, Task
 
 ROWS = [
@@ -117,8 +117,8 @@ from edgequant.reporting.columns import columns
 from edgequant.reporting.html_report import figures
 from edgequant.reporting.plots import bars
 from edgequant.reporting.protocols import protocols_for
-from edgequant.workflows.inputs import evaluation_data
-from edgequant.workflows.measuring import headline, quality_only
+from edgequant.workflows.steps.data import evaluation_data
+from edgequant.workflows.steps.measure import headline, quality_only
 from edgequant_tune.candidate import validation_data
 from edgequant_tune.objectives import read_objectives
 from edgequant_tune.plan import _check_objectives, trial_evaluation

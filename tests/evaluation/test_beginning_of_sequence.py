@@ -9,8 +9,8 @@ import shutil
 import pytest
 
 from edgequant.errors import UserError
+from edgequant.evaluation.backends.transformers_model import TransformersModel
 from edgequant.evaluation.tasks.perplexity import windows_of
-from edgequant.evaluation.transformers_model import TransformersModel
 
 # Whether the family's published tokenizer begins a text with BOS itself.
 ADDS_BOS = {"qwen2.5-0.5b": False, "phi-1.5": False, "tinyllama-1.1b": True, "gemma-3-1b-it": True}

@@ -8,18 +8,18 @@ import pytest
 import torch
 
 from edgequant.errors import UserError
-from edgequant.evaluation import energy
-from edgequant.evaluation.decoding import StaticDecoder
-from edgequant.evaluation.footprint import (
+from edgequant.evaluation.backends.decoding import StaticDecoder
+from edgequant.evaluation.backends.footprint import (
     PeakMemory,
     checkpoint_bytes,
     footprint_metrics,
     resident_parameter_bytes,
     unquantized_parameters,
 )
-from edgequant.evaluation.language_model import DecodeTiming
-from edgequant.evaluation.latency import decode_milliseconds, latency_metrics, latency_protocol
-from edgequant.evaluation.transformers_model import TransformersModel
+from edgequant.evaluation.backends.language_model import DecodeTiming
+from edgequant.evaluation.backends.transformers_model import TransformersModel
+from edgequant.evaluation.efficiency import energy
+from edgequant.evaluation.efficiency.latency import decode_milliseconds, latency_metrics, latency_protocol
 
 
 def test_half_precision_is_sixteen_bits_and_saves_nothing_against_itself(small_model):

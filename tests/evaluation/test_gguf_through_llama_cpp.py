@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from edgequant.errors import UserError
-from edgequant.evaluation.language_model import LanguageModel
-from edgequant.evaluation.llama_cpp_model import LlamaCppModel
+from edgequant.evaluation.backends.language_model import LanguageModel
+from edgequant.evaluation.backends.llama_cpp_model import LlamaCppModel
 
 HAS_LLAMA_CPP = importlib.util.find_spec("llama_cpp") is not None
 PARIS = ("The capital of France is", (" Paris", " banana"))
@@ -53,7 +53,7 @@ def test_it_has_the_evaluations_interface_and_knows_its_size(model, smollm2):
 
 def test_log_likelihoods_agree_with_the_dequantised_model_in_torch(model, smollm2):
     from edgequant import models
-    from edgequant.evaluation.transformers_model import TransformersModel
+    from edgequant.evaluation.backends.transformers_model import TransformersModel
 
     loaded = models.load(str(smollm2), device="cpu")
     torch_model = TransformersModel(loaded.model, loaded.tokenizer)

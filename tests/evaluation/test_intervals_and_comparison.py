@@ -7,8 +7,8 @@ import pytest
 from scipy import stats
 
 from edgequant.errors import UserError
-from edgequant.evaluation.comparison import compare, mcnemar
-from edgequant.evaluation.intervals import Bootstrap
+from edgequant.evaluation.statistics.comparison import compare, mcnemar
+from edgequant.evaluation.statistics.intervals import Bootstrap
 from edgequant.evaluation.tasks.boolq import boolq_metrics
 
 

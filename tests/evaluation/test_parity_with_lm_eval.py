@@ -6,10 +6,10 @@ import math
 
 import pytest
 
+from edgequant.evaluation.backends.transformers_model import TransformersModel
 from edgequant.evaluation.tasks.boolq import boolq_items, boolq_prompt
 from edgequant.evaluation.tasks.perplexity import rolling_windows, wikitext_perplexity
 from edgequant.evaluation.tasks.wikitext import detokenize
-from edgequant.evaluation.transformers_model import TransformersModel
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm_eval is not installed")
 PAGE = " = Title = \n\n The bridge ( built in 1 @,@ 905 ) was closed , he said . \n" + " The river rose . \n" * 30

@@ -7,7 +7,8 @@ import math
 import pytest
 
 from edgequant.errors import UserError
-from edgequant.evaluation.intervals import Bootstrap
+from edgequant.evaluation.backends.transformers_model import TransformersModel
+from edgequant.evaluation.statistics.intervals import Bootstrap
 from edgequant.evaluation.tasks.domain_perplexity import document_perplexity, domain_metrics
 from edgequant.evaluation.tasks.perplexity import (
     perplexity_metrics,
@@ -16,7 +17,6 @@ from edgequant.evaluation.tasks.perplexity import (
     windows_of,
 )
 from edgequant.evaluation.tasks.wikitext import detokenize, join_rows, wikitext_pages
-from edgequant.evaluation.transformers_model import TransformersModel
 
 
 def _scored_positions(windows, tokens):

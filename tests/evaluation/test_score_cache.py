@@ -7,11 +7,11 @@ import copy
 import pytest
 import torch
 
-from edgequant.evaluation.score_cache import CachedModel
+from edgequant.evaluation.backends.cached_model import CachedModel
+from edgequant.evaluation.backends.transformers_model import TransformersModel
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.evaluation.suite import evaluate_model
 from edgequant.evaluation.tasks.squad import squad_items
-from edgequant.evaluation.transformers_model import TransformersModel
 
 
 def _settings(folder, **changes):
@@ -75,7 +75,7 @@ def test_other_weights_another_dtype_and_another_window_are_other_models(small_m
 
 
 def test_library_versions_and_this_rooms_code_are_part_of_the_key(small_model, byte_tokenizer, tmp_path, monkeypatch):
-    from edgequant.evaluation import score_cache
+    from edgequant.evaluation.backends import cached_model
 
     def key():
         return CachedModel(TransformersModel(small_model("llama"), byte_tokenizer), tmp_path).key
@@ -84,7 +84,7 @@ def test_library_versions_and_this_rooms_code_are_part_of_the_key(small_model, b
     monkeypatch.setattr(torch, "__version__", "99.0")
     other_library = key()
     monkeypatch.undo()
-    monkeypatch.setattr(score_cache, "_code_digest", lambda: "another")
+    monkeypatch.setattr(cached_model, "_code_digest", lambda: "another")
     assert len({before, other_library, key()}) == 3
 
 

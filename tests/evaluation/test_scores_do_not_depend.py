@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from edgequant.evaluation.language_model import Choice
+from edgequant.evaluation.backends.language_model import Choice
+from edgequant.evaluation.backends.transformers_model import TransformersModel
 from edgequant.evaluation.tasks.boolq import boolq_items, boolq_prompt
 from edgequant.evaluation.tasks.perplexity import wikitext_perplexity
 from edgequant.evaluation.tasks.squad import squad_items, squad_prompt
-from edgequant.evaluation.transformers_model import TransformersModel
 
 ARCHITECTURES = ("qwen2", "llama", "phi", "gemma3")
 
@@ -96,14 +96,14 @@ def test_a_model_that_cannot_be_taken_apart_scores_the_same(small_model, byte_to
 
 
 def test_no_logits_are_made_for_every_position_of_a_window(small_model, byte_tokenizer, monkeypatch):
-    from edgequant.evaluation import scoring
+    from edgequant.evaluation.backends import token_losses
 
     scorer = TransformersModel(small_model("llama"), byte_tokenizer)
-    monkeypatch.setattr(scoring, "_rows_at_once", lambda device, vocabulary: 10)
+    monkeypatch.setattr(token_losses, "_rows_at_once", lambda device, vocabulary: 10)
     rows = []
-    original = scoring.LMHead.logits
+    original = token_losses.LMHead.logits
     monkeypatch.setattr(
-        scoring.LMHead, "logits", lambda self, hidden: rows.append(len(hidden)) or original(self, hidden)
+        token_losses.LMHead, "logits", lambda self, hidden: rows.append(len(hidden)) or original(self, hidden)
     )
     wikitext_perplexity(scorer, ["x" * 512], window=256)
     assert max(rows) == 10

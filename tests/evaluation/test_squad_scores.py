@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edgequant.errors import UserError
-from edgequant.evaluation.intervals import Bootstrap
+from edgequant.evaluation.statistics.intervals import Bootstrap
 from edgequant.evaluation.tasks import squad
 from edgequant.evaluation.tasks.evaluate_metrics import Squad, YesNo
 from edgequant.evaluation.tasks.squad_scoring import exact_match, normalize, score_predictions, token_f1

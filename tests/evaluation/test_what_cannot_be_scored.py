@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from edgequant.errors import UserError
-from edgequant.evaluation.intervals import Bootstrap
+from edgequant.evaluation.backends.transformers_model import TransformersModel
 from edgequant.evaluation.settings import EvaluationSettings
+from edgequant.evaluation.statistics.intervals import Bootstrap
 from edgequant.evaluation.suite import evaluate_model
 from edgequant.evaluation.tasks.boolq import boolq_items, boolq_metrics
 from edgequant.evaluation.tasks.squad import squad_items, squad_metrics
-from edgequant.evaluation.transformers_model import TransformersModel
 
 QUICK = {"bootstrap_resamples": 20}
 

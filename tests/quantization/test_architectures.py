@@ -2,49 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from near_ties import assert_same_linear_by_linear, linear_by_linear
+from random_architectures import KINDS, LINEARS_PER_LAYER, make
 from transformers import (
     AutoModelForCausalLM,
-    Gemma3ForCausalLM,
-    Gemma3TextConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PhiConfig,
-    PhiForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
 )
 
 from edgequant.errors import UserError
-from edgequant.quantization import checkpoint, ptq, qat
-from edgequant.quantization.fake_quantization import output_scale_of
-from edgequant.quantization.integer import IntegerLinear
+from edgequant.quantization import checkpoint
+from edgequant.quantization.layers.convert import calibrate, convert, has_static_ranges, prepare
+from edgequant.quantization.layers.fake_quantized import output_scale_of
+from edgequant.quantization.layers.integer import IntegerLinear
+from edgequant.quantization.ptq.quantize import quantize
 from edgequant.quantization.scheme import parse_scheme
-
-SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 264}
-HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
-ENDS = {"bos_token_id": None, "eos_token_id": 256, "pad_token_id": 257}
-GEMMA = {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 16}
-KINDS: dict[str, Any] = {
-    "qwen2": lambda **more: Qwen2ForCausalLM(Qwen2Config(**SIZES, **HEADS, **ENDS, **more)),
-    "llama": lambda **more: LlamaForCausalLM(LlamaConfig(**SIZES, **HEADS, **ENDS, **more)),
-    "phi": lambda **more: PhiForCausalLM(PhiConfig(**SIZES, num_attention_heads=4, **ENDS, **more)),
-    "gemma3": lambda **more: Gemma3ForCausalLM(Gemma3TextConfig(**SIZES, **HEADS, **ENDS, **GEMMA, **more)),
-}
-LINEARS_PER_LAYER = {"qwen2": 7, "llama": 7, "phi": 6, "gemma3": 7}
-
-
-def make(kind: str, tied: bool) -> Any:
-    torch.manual_seed(0)
-    model = KINDS[kind](tie_word_embeddings=tied).eval()
-    with torch.no_grad():  # norms and biases too, so that a lost one shows
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    return model
 
 
 @pytest.fixture(scope="module")
@@ -57,12 +29,12 @@ def tokens() -> torch.Tensor:
 @pytest.mark.parametrize("scheme", ["w8a8-static+emb8", "w4a8-g32+emb4", "w4-g32"])
 def test_what_is_simulated_is_what_is_loaded_back(kind, tied, scheme, _tiny, tokens, tmp_path):
     model, parsed = make(kind, tied), parse_scheme(scheme)
-    targets = qat.prepare(model, parsed)
+    targets = prepare(model, parsed)
     assert len(targets.linears) == 2 * LINEARS_PER_LAYER[kind]
-    if qat.has_static_ranges(model):
-        qat.calibrate(model, [tokens])
+    if has_static_ranges(model):
+        calibrate(model, [tokens])
     simulated = linear_by_linear(model, tokens)
-    qat.convert(model)
+    convert(model)
     assert_same_linear_by_linear(simulated, model, tokens)
     with torch.no_grad():
         integer = model(input_ids=tokens).logits
@@ -82,14 +54,14 @@ def test_eight_bits_cost_an_architecture_next_to_nothing(kind, tied, tokens):
     model = make(kind, tied)
     with torch.no_grad():
         floating = model(input_ids=tokens).logits
-        ptq.quantize(model, parse_scheme("w8+emb8"))
+        quantize(model, parse_scheme("w8+emb8"))
         assert (model(input_ids=tokens).logits - floating).std() < 0.03 * floating.std()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_generation_runs_on_integers(kind, tokens):
     model = make(kind, True)
-    ptq.quantize(model, parse_scheme("w4a8-g32+emb4"))
+    quantize(model, parse_scheme("w4a8-g32+emb4"))
     generated = model.generate(tokens[:, :8], max_new_tokens=4, min_new_tokens=4, do_sample=False)
     with torch.no_grad():
         greedy = model(input_ids=generated[:, :-1]).logits[:, 7:].argmax(-1)
@@ -102,7 +74,7 @@ def test_gemmas_embedding_scale_is_applied_after_quantisation():
     ids = torch.tensor([[5, 9]])
     expected = model.get_input_embeddings()(ids)
     assert output_scale_of(model.get_input_embeddings()) == pytest.approx(64**0.5)
-    ptq.quantize(model, parse_scheme("w8+emb8"))
+    quantize(model, parse_scheme("w8+emb8"))
     found = model.get_input_embeddings()(ids)
     assert (found - expected).abs().max() <= 0.51 * expected.abs().max() * 2 / 255
 
@@ -118,14 +90,14 @@ def test_an_embedding_that_does_more_than_scale_is_refused():
 
 def test_a_model_without_linears_is_refused_by_name():
     with pytest.raises(UserError, match=r"Sequential has no nn\.Linear"):
-        qat.prepare(torch.nn.Sequential(torch.nn.ReLU()), parse_scheme("w8"))
+        prepare(torch.nn.Sequential(torch.nn.ReLU()), parse_scheme("w8"))
 
 
 def test_bitsandbytes_schemes_cannot_be_prepared(tiny):
     with pytest.raises(UserError, match=r"bnb-nf4 is bitsandbytes' own"):
-        qat.prepare(tiny.model, parse_scheme("bnb-nf4"))
+        prepare(tiny.model, parse_scheme("bnb-nf4"))
 
 
 def test_a_group_that_does_not_fit_names_the_layer_of_the_model():
     with pytest.raises(UserError, match=r"group_size 48 .*64 input features of model\.layers\.0\.self_attn\.q_proj"):
-        qat.prepare(make("llama", True), parse_scheme("w4-g48"))
+        prepare(make("llama", True), parse_scheme("w4-g48"))

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from edgequant.errors import UserError
-from edgequant.quantization import checkpoint, ptq
+from edgequant.quantization import checkpoint
+from edgequant.quantization.ptq.quantize import quantize
 from edgequant.quantization.scheme import parse_scheme
 
 TOKENS = list(range(0, 250, 5))
@@ -26,7 +27,7 @@ def original(request, _tiny, tmp_path_factory) -> tuple[Path, torch.Tensor]:
     import copy
 
     scheme, model = parse_scheme(request.param), copy.deepcopy(_tiny.model)
-    ptq.quantize(model, scheme, calibration=[torch.tensor([TOKENS])])
+    quantize(model, scheme, calibration=[torch.tensor([TOKENS])])
     folder = tmp_path_factory.mktemp("original") / "model"
     parameters = sum(p.numel() for p in _tiny.model.parameters())
     checkpoint.save(model, _tiny.tokenizer, folder, scheme, parameters=parameters, made_from="tiny")

@@ -16,7 +16,8 @@ from near_ties import assert_same_linear_by_linear, linear_by_linear, rounding_n
 from transformers import AutoModelForCausalLM
 
 from edgequant import models
-from edgequant.quantization import checkpoint, qat
+from edgequant.quantization import checkpoint
+from edgequant.quantization.layers.convert import calibrate, convert, has_static_ranges, prepare
 from edgequant.quantization.scheme import parse_scheme
 
 NAMES = ("w8a8-static", "w8a8", "w8", "w4-g32", "w4-g64", "w4-g128", "w3-g64", "w4a8-g32", "q8_0", "q4_0", "q4_1")
@@ -51,12 +52,12 @@ def tokens() -> torch.Tensor:
 def made(request, _tiny, tokens, tmp_path_factory) -> Made:
     scheme = parse_scheme(request.param)
     model = copy.deepcopy(_tiny.model)
-    targets = qat.prepare(model, scheme)
-    if qat.has_static_ranges(model):
-        qat.calibrate(model, [tokens])
+    targets = prepare(model, scheme)
+    if has_static_ranges(model):
+        calibrate(model, [tokens])
     with torch.no_grad():
         simulated = model(input_ids=tokens).logits
-        qat.convert(model)
+        convert(model)
         integer = model(input_ids=tokens).logits
     folder = tmp_path_factory.mktemp("checkpoints") / "model"
     parameters = sum(p.numel() for p in _tiny.model.parameters())
@@ -84,11 +85,11 @@ def test_simulated_and_integer_model_agree(made: Made) -> None:
 def test_each_layer_agrees_to_rounding_on_the_inputs_that_the_simulation_saw(name, _tiny, tokens) -> None:
     """Layer by layer no moved code of an earlier layer can hide behind the whole model's bound, or excuse it."""
     model = copy.deepcopy(_tiny.model)
-    qat.prepare(model, parse_scheme(name))
-    if qat.has_static_ranges(model):
-        qat.calibrate(model, [tokens])
+    prepare(model, parse_scheme(name))
+    if has_static_ranges(model):
+        calibrate(model, [tokens])
     simulated = linear_by_linear(model, tokens)
-    qat.convert(model)
+    convert(model)
     assert_same_linear_by_linear(simulated, model, tokens)
 
 
@@ -162,10 +163,10 @@ def test_parameters_count_tied_weights_once(made: Made) -> None:
 @pytest.mark.parametrize("name", ["w8a8-static+emb8", "w4a8-g32+emb4", "q4_1", "w3-g64+emb4"])
 def test_a_bfloat16_checkpoint_keeps_its_scales_and_its_logits(name, tiny, tokens, tmp_path) -> None:
     scheme = parse_scheme(name)
-    qat.prepare(tiny.model, scheme)
-    if qat.has_static_ranges(tiny.model):
-        qat.calibrate(tiny.model, [tokens])
-    qat.convert(tiny.model)
+    prepare(tiny.model, scheme)
+    if has_static_ranges(tiny.model):
+        calibrate(tiny.model, [tokens])
+    convert(tiny.model)
     names = re.compile(r"packed_weight|input_(scale|zero_point)$")
     wanted = {key: tensor.clone() for key, tensor in tiny.model.state_dict().items() if names.search(key)}
     models.cast(tiny.model, "bfloat16")

@@ -7,9 +7,10 @@ import copy
 import pytest
 import torch
 from near_ties import assert_same_linear_by_linear, linear_by_linear
-from test_architectures import KINDS, LINEARS_PER_LAYER, make
+from random_architectures import KINDS, LINEARS_PER_LAYER, make
 
-from edgequant.quantization import low_rank, pruning, qat
+from edgequant.quantization.layers.convert import calibrate, convert, has_static_ranges, prepare
+from edgequant.quantization.qat import low_rank, pruning
 from edgequant.quantization.scheme import parse_scheme
 
 
@@ -21,11 +22,11 @@ def test_adapters_on_a_pruned_model_end_in_its_integers(kind, tied, scheme, lear
     model, parsed = make(kind, tied).requires_grad_(True), parse_scheme(scheme)
     masks = pruning.prune(model, parsed, 0.5, "2:4")
     before = copy.deepcopy({name: p for name, p in model.named_parameters() if "norm" not in name})
-    qat.prepare(model, parsed, learnable_scales=learned)
+    prepare(model, parsed, learnable_scales=learned)
     low_rank.attach(model, parsed, 4, alpha=8.0)
     pruning.hold(model, masks)
-    if qat.has_static_ranges(model):
-        qat.calibrate(model, [tokens])
+    if has_static_ranges(model):
+        calibrate(model, [tokens])
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=1e-2)
     for _ in range(3):
@@ -37,6 +38,6 @@ def test_adapters_on_a_pruned_model_end_in_its_integers(kind, tied, scheme, lear
     updates = [module for module in model.modules() if isinstance(module, low_rank.LowRankUpdate)]
     assert len(updates) == len(masks) == 2 * LINEARS_PER_LAYER[kind] and all(update.b.any() for update in updates)
     simulated = linear_by_linear(model, tokens)
-    qat.convert(model)
+    convert(model)
     assert_same_linear_by_linear(simulated, model, tokens)
     assert all((model.get_submodule(n).dequantized_weight()[~keep] == 0).all() for n, keep in masks.items())

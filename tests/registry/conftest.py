@@ -7,12 +7,12 @@ def checkpoint(_tiny, tmp_path_factory):
     import copy
 
     from edgequant.quantization import checkpoint as checkpoints
-    from edgequant.quantization import ptq
+    from edgequant.quantization.ptq.quantize import quantize
     from edgequant.quantization.scheme import parse_scheme
 
     model, scheme = copy.deepcopy(_tiny.model), parse_scheme("w4a8-g32+emb4")
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    ptq.quantize(model, scheme)
+    quantize(model, scheme)
     folder = tmp_path_factory.mktemp("checkpoint") / "checkpoint"
     checkpoints.save(model, _tiny.tokenizer, folder, scheme, parameters=parameters, made_from="tiny")
     return folder

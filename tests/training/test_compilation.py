@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from edgequant.quantization import qat
+from edgequant.quantization.layers.convert import calibrate, has_static_ranges, prepare, set_phase
 from edgequant.quantization.scheme import parse_scheme
 from edgequant.training import compilation
 from edgequant.training.compilation import compiled_blocks, repeated_blocks, should_compile
@@ -28,12 +28,12 @@ def trained(floating, sequences, folder, scheme: str | None, compiled: bool | No
     model = copy.deepcopy(floating).requires_grad_(True)
     phase = None
     if scheme:
-        qat.prepare(model, parse_scheme(scheme), learnable_scales=scheme.startswith("w3"))
-        if qat.has_static_ranges(model):
-            qat.calibrate(model, [sequences[:8]])
+        prepare(model, parse_scheme(scheme), learnable_scales=scheme.startswith("w3"))
+        if has_static_ranges(model):
+            calibrate(model, [sequences[:8]])
 
         def phase(done, steps):
-            qat.set_phase(model, quantize_inputs=done > 0, observe=done < 2, reuse_weights=True)
+            set_phase(model, quantize_inputs=done > 0, observe=done < 2, reuse_weights=True)
 
     settings = TrainingSettings(
         steps=3, batch_size=2, gradient_accumulation=2, sequence_length=32, learning_rate=3e-3, precision="float32",
@@ -113,7 +113,7 @@ def test_compiled_scales_are_those_that_a_checkpoint_can_store():
     scheme = parse_scheme("w4-g32")
     block = nn.Sequential(nn.Linear(64, 32, bias=False))
     model = nn.ModuleDict({"layers": nn.ModuleList([block, copy.deepcopy(block)])})
-    qat.prepare(model, scheme)
+    prepare(model, scheme)
     values = torch.randn(4, 64)
     with torch.no_grad():
         expected = model["layers"][0](values)

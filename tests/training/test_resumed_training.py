@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from edgequant.quantization import qat
+from edgequant.quantization.layers.convert import calibrate, has_static_ranges, prepare, set_phase
 from edgequant.quantization.scheme import parse_scheme
 from edgequant.training.loop import train
 from edgequant.training.settings import TrainingSettings
@@ -23,7 +23,7 @@ class Killed(Exception):
 
 
 def phases(model):
-    return lambda done, steps: qat.set_phase(model, quantize_inputs=done >= 2, observe=done < 0.8 * steps)
+    return lambda done, steps: set_phase(model, quantize_inputs=done >= 2, observe=done < 0.8 * steps)
 
 
 def run(model, sequences, folder: Path, *, kill_at: int | None = None, resume: bool = False, teacher=None):
@@ -39,9 +39,9 @@ def run(model, sequences, folder: Path, *, kill_at: int | None = None, resume: b
 def prepared(floating, scheme: str | None, sequences, learned: bool):
     model = copy.deepcopy(floating)
     if scheme is not None:
-        qat.prepare(model, parse_scheme(scheme), learnable_scales=learned)
-        if qat.has_static_ranges(model):
-            qat.calibrate(model, [sequences[:4]])
+        prepare(model, parse_scheme(scheme), learnable_scales=learned)
+        if has_static_ranges(model):
+            calibrate(model, [sequences[:4]])
     return model
 
 

@@ -8,7 +8,10 @@ import pytest
 import torch
 from near_ties import assert_same_linear_by_linear, linear_by_linear
 
-from edgequant.quantization import affine, fake_quantization, low_rank, qat
+from edgequant.quantization.arithmetic import affine
+from edgequant.quantization.layers import fake_quantized
+from edgequant.quantization.layers.convert import convert, prepare, set_phase
+from edgequant.quantization.qat import low_rank
 from edgequant.quantization.scheme import parse_scheme
 from edgequant.training.loop import train
 from edgequant.training.settings import TrainingSettings
@@ -25,25 +28,25 @@ def simulations(monkeypatch):
 
     affine_simulated = affine.simulated_weight
     monkeypatch.setattr(affine, "simulated_weight", counting)
-    monkeypatch.setattr(fake_quantization, "simulated_weight", counting)
+    monkeypatch.setattr(fake_quantized, "simulated_weight", counting)
     return counted
 
 
 def trained(floating, sequences, folder, *, reuse: bool, precision: str = "float32", rank: int = 0):
     scheme = parse_scheme("w4a8-g32+emb4")
     model = copy.deepcopy(floating).requires_grad_(True)
-    qat.prepare(model, scheme)
+    prepare(model, scheme)
     if rank:
         low_rank.attach(model, scheme, rank, 16.0)
 
     def phase(done, steps):
-        qat.set_phase(model, quantize_inputs=done > 0, observe=False, reuse_weights=reuse)
+        set_phase(model, quantize_inputs=done > 0, observe=False, reuse_weights=reuse)
 
     settings = TrainingSettings(
         steps=3, batch_size=2, gradient_accumulation=4, sequence_length=32, learning_rate=3e-3, precision=precision
     )
     result = train(model, sequences, settings, folder, on_step=phase)
-    qat.set_phase(model, quantize_inputs=True, observe=False)
+    set_phase(model, quantize_inputs=True, observe=False)
     return model, result.loss
 
 
@@ -70,5 +73,5 @@ def test_a_step_simulates_each_whole_weight_once(tiny, sequences, tmp_path, simu
 def test_after_training_the_weights_as_they_are_count(tiny, sequences, tmp_path):
     model, _ = trained(tiny.model, sequences, tmp_path, reuse=True)
     simulated = linear_by_linear(model, sequences[:1])
-    qat.convert(model)
+    convert(model)
     assert_same_linear_by_linear(simulated, model, sequences[:1])

@@ -7,7 +7,7 @@ from typing import Any
 
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.quantization.calibration import CalibrationSettings
-from edgequant.quantization.settings import QatSettings
+from edgequant.quantization.qat.settings import QatSettings
 from edgequant.training.settings import LoraSettings, TrainingSettings
 from edgequant.workflows.settings import RunSettings
 from edgequant_tune.search_spec import SearchSpec, TrainCandidate

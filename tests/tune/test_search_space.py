@@ -3,7 +3,7 @@ import yaml
 
 from edgequant.errors import UserError
 from edgequant.quantization.calibration import CalibrationSettings
-from edgequant.quantization.settings import QatSettings
+from edgequant.quantization.qat.settings import QatSettings
 from edgequant.training.settings import LoraSettings, TrainingSettings
 from edgequant_tune.search_space import bundled_spaces, read_space
 

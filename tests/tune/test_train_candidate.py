@@ -11,7 +11,7 @@ from search_specs import search_spec
 
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.quantization import checkpoint
-from edgequant.quantization.settings import QatSettings
+from edgequant.quantization.qat.settings import QatSettings
 from edgequant.training.settings import TrainingSettings
 from edgequant.workflows.settings import RunSettings
 from edgequant_tune.train_candidate import Candidate, qat_candidate

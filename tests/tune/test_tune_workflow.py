@@ -57,7 +57,7 @@ def test_finetuning_is_searched_too_and_its_best_model_goes_on_to_qat(tmp_path, 
 
 
 def test_trials_are_scored_on_other_documents_than_the_winner():
-    from edgequant.corpora.disaster_corpus import bundled_documents
+    from edgequant.corpora.disaster.corpus import bundled_documents
     from edgequant_tune.train_candidate import validation_data
 
     final = [(document.domain, document.text) for document in bundled_documents("test")]

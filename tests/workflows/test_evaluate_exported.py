@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from edgequant import models
-from edgequant.edge.compressed_tensors_export import WEIGHTS, write_compressed_tensors
-from edgequant.evaluation.footprint import footprint_metrics
-from edgequant.evaluation.scoring import LMHead
+from edgequant.evaluation.backends.footprint import footprint_metrics
+from edgequant.evaluation.backends.token_losses import LMHead
 from edgequant.evaluation.settings import EvaluationSettings
-from edgequant.quantization import checkpoint, ptq
-from edgequant.quantization.integer import IntegerLinear
+from edgequant.export.compressed_tensors.write import WEIGHTS, write_compressed_tensors
+from edgequant.models import loading
+from edgequant.quantization import checkpoint
+from edgequant.quantization.layers.integer import IntegerLinear
+from edgequant.quantization.ptq.quantize import quantize
 from edgequant.quantization.scheme import parse_scheme
 from edgequant.workflows.evaluate import Target, evaluate, load_target
 from edgequant.workflows.settings import RunSettings
@@ -28,7 +30,7 @@ def exported(tiny, tmp_path) -> Callable[[str], tuple[Path, Path]]:
 
     def made(scheme: str) -> tuple[Path, Path]:
         parameters = tiny.model.num_parameters()
-        ptq.quantize(tiny.model, parse_scheme(scheme))
+        quantize(tiny.model, parse_scheme(scheme))
         ours, plain = tmp_path / "checkpoint", tmp_path / "plain"
         parsed = parse_scheme(scheme)
         checkpoint.save(tiny.model, tiny.tokenizer, ours, parsed, parameters=parameters, made_from="tiny")
@@ -81,7 +83,7 @@ def test_the_decoder_may_be_called_before_the_model(exported):
 
 
 def test_auto_computes_in_float32_wherever_bfloat16_is_native(exported, monkeypatch):
-    monkeypatch.setattr(models, "computes_bfloat16", lambda _: True)
+    monkeypatch.setattr(loading, "computes_bfloat16", lambda _: True)
     _, plain = exported("w8a8")
     assert target_of(plain).model.dtype == torch.float32
 

@@ -11,7 +11,8 @@ import pytest
 
 from edgequant import models, tracking
 from edgequant.errors import UserError
-from edgequant.quantization import checkpoint, ptq
+from edgequant.quantization import checkpoint
+from edgequant.quantization.ptq.quantize import quantize
 from edgequant.quantization.scheme import parse_scheme
 from edgequant.workflows.export import check_configuration, default_model, export
 
@@ -71,7 +72,7 @@ def test_bad_configuration_is_refused_by_name(arguments, message: str) -> None:
 def quantized(tiny, tmp_path) -> Callable[[str], Path]:
     def made(scheme: str) -> Path:
         parameters = tiny.model.num_parameters()
-        ptq.quantize(tiny.model, parse_scheme(scheme))
+        quantize(tiny.model, parse_scheme(scheme))
         folder = tmp_path / scheme
         checkpoint.save(
             tiny.model, tiny.tokenizer, folder, parse_scheme(scheme), parameters=parameters, made_from="tiny"

@@ -14,9 +14,10 @@ from edgequant import api, models, tracking
 from edgequant.errors import UserError
 from edgequant.evaluation.suite import evaluate_model
 from edgequant.quantization import checkpoint
-from edgequant.workflows.inputs import evaluation_data
+from edgequant.tracking import runs
 from edgequant.workflows.qat import compare, qat
 from edgequant.workflows.settings import RunSettings
+from edgequant.workflows.steps.data import evaluation_data
 
 VARIANTS = ("baseline", "ptq", "control", "control-ptq", "qat")
 
@@ -180,7 +181,7 @@ def test_a_quantised_model_cannot_be_trained(store, tmp_path, quick, short):
 @pytest.fixture
 def tagged(monkeypatch) -> dict[str, str]:
     tags: dict[str, str] = {}
-    monkeypatch.setattr(tracking, "set_tags", tags.update)
+    monkeypatch.setattr(runs, "set_tags", tags.update)
     return tags
 
 

@@ -11,7 +11,7 @@ import torch
 
 from edgequant import tracking
 from edgequant.errors import UserError
-from edgequant.quantization.settings import QatSettings
+from edgequant.quantization.qat.settings import QatSettings
 from edgequant.training.loop import train
 from edgequant.training.settings import TrainingSettings
 from edgequant.workflows.qat import qat

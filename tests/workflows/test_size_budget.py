@@ -14,9 +14,9 @@ from edgequant.errors import UserError
 from edgequant.quantization import checkpoint
 from edgequant.quantization.calibration import CalibrationSettings
 from edgequant.quantization.scheme import parse_scheme
-from edgequant.workflows import layer_bits
 from edgequant.workflows.ptq import ptq
 from edgequant.workflows.qat import qat
+from edgequant.workflows.steps import layer_bits
 
 MIXED = "w4-g32+emb4@4.6bpp"
 BUDGET = "bits_per_parameter=4.6"

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from edgequant.errors import UserError
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.quantization.calibration import CalibrationSettings
-from edgequant.quantization.settings import QatSettings
+from edgequant.quantization.qat.settings import QatSettings
 from edgequant.training.settings import LoraSettings, TrainingSettings
 from edgequant.workflows.settings import RunSettings
 from edgequant_tune.objective_tasks import check_objectives, trial_evaluation
@@ -287,8 +287,8 @@ def _absolute(path: str) -> Path:
 
 
 def _absolute_dataset(dataset: str) -> str:
-    from edgequant.workflows.inputs import SELF_GENERATED, TEXTS
-    from edgequant.workflows.text_mix import with_parts
+    from edgequant.workflows.steps.data import SELF_GENERATED, TEXTS
+    from edgequant.workflows.steps.text_mix import with_parts
 
     named = (*TEXTS, SELF_GENERATED)
     return with_parts(dataset, lambda part: part if part in named else str(_absolute(part)))

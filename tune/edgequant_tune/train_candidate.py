@@ -44,8 +44,8 @@ def qat_candidate(trial: TrialSpec, work_dir: Path, on_report: OnReport) -> Cand
         UserError: hyperparameters that do not go together.
     """
     from edgequant.evaluation.suite import evaluate_model
-    from edgequant.workflows.inputs import evaluation_data
     from edgequant.workflows.steps import qat_experiment, qat_variants
+    from edgequant.workflows.steps.data import evaluation_data
     from edgequant.workflows.validate import validate
 
     settings = {"training": trial.training, "qat": trial.qat, "calibration": trial.calibration}
@@ -69,7 +69,7 @@ def finetune_candidate(trial: TrialSpec, work_dir: Path, on_report: OnReport) ->
     from edgequant.training.loop import train
     from edgequant.training.lora import attach
     from edgequant.workflows.finetune import save_result
-    from edgequant.workflows.inputs import evaluation_data, training_sequences
+    from edgequant.workflows.steps.data import evaluation_data, training_sequences
 
     run, training = trial.run, trial.training
     loaded = models.load(trial.model, dtype="float32", device=run.device)
@@ -92,7 +92,7 @@ def finetune_candidate(trial: TrialSpec, work_dir: Path, on_report: OnReport) ->
 
 def validation_data(data: EvaluationData, dataset: str, data_dir: str | None) -> EvaluationData:
     """The same tasks on data that the final evaluation does not use, where their data sets have such splits."""
-    from edgequant.workflows.inputs import selection_rows
+    from edgequant.workflows.steps.data import selection_rows
 
     given = {name: rows for name, rows in data.items() if rows is not None}
     return {name: selection_rows(name, rows, dataset, data_dir) for name, rows in given.items()}
@@ -116,7 +116,7 @@ class Observed:
 
     @cached_property
     def _rows(self) -> Tensor:
-        from edgequant.corpora.disaster_corpus import bundled_documents
+        from edgequant.corpora.disaster.corpus import bundled_documents
         from edgequant.corpora.packing import pack
 
         texts = [document.text for document in bundled_documents("validation") if document.language == "en"]
@@ -128,13 +128,13 @@ def _loss(model: Any, rows: Any) -> float:
     """Mean next-token loss in nats; leaves the model, its observers included, as it was."""
     import torch
 
-    from edgequant.quantization import qat
+    from edgequant.quantization.layers.convert import set_phase
     from edgequant.training.distillation import next_token_loss
 
     was_training = model.training
     model.eval()
     # every step sets the phase anew before it begins
-    qat.set_phase(model, quantize_inputs=True, observe=False)
+    set_phase(model, quantize_inputs=True, observe=False)
     with torch.no_grad():
         losses = [float(next_token_loss(model(input_ids=row, use_cache=False).logits, row)) for row in rows.split(4)]
     model.train(was_training)

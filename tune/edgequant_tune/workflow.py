@@ -12,7 +12,7 @@ from typing import Any, Literal
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.evaluation.tasks.registry import QUALITY_TASKS
 from edgequant.quantization.calibration import CalibrationSettings
-from edgequant.quantization.settings import QatSettings
+from edgequant.quantization.qat.settings import QatSettings
 from edgequant.training.settings import LoraSettings, TrainingSettings
 from edgequant.workflows.settings import RunSettings, WorkflowResult, configuration
 

@@ -12,8 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from edgequant.corpora.annotation import Row
-from edgequant.corpora.file_processing import ProcessedFile
+from edgequant.corpora.curation.annotation import Row
+from edgequant.corpora.processing.file_processing import ProcessedFile
 from edgequant.corpora.settings import CorpusSettings
 from edgequant.corpora.sources import SourceFile
 from edgequant.files import cache_dir, sha256_of, sha256_of_bytes, source_digest, write_atomically

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from edgequant.corpora import file_cache
-from edgequant.corpora.annotation import Row, annotate
-from edgequant.corpora.disaster_corpus import DOCUMENTS
+from edgequant.corpora.curation.annotation import Row, annotate
+from edgequant.corpora.disaster.corpus import DOCUMENTS
 from edgequant.corpora.documents import SPLITS
-from edgequant.corpora.file_processing import ProcessedFile
-from edgequant.corpora.normalisation import count_words
+from edgequant.corpora.processing.file_processing import ProcessedFile
 from edgequant.corpora.settings import CorpusSettings
 from edgequant.corpora.sources import SourceFile, list_files
-from edgequant.corpora.tokens import TokenCounter
+from edgequant.corpora.text.normalisation import count_words
+from edgequant.corpora.text.tokens import TokenCounter
 from edgequant.errors import UserError
 from edgequant.files import sha256_of_bytes
 
@@ -103,9 +103,9 @@ def _process(
     if not readable:
         return
     if settings.engine == "ray":
-        from edgequant.corpora.ray_engine import process_on_ray as process
+        from edgequant.corpora.processing.ray_engine import process_on_ray as process
     else:
-        from edgequant.corpora.sandbox import process_in_workers as process
+        from edgequant.corpora.processing.sandbox import process_in_workers as process
     process([file for _, file in readable], tokenizer, settings, take_readable)
 
 
@@ -118,9 +118,9 @@ def _annotate_and_keep(fresh: dict[int, list[ProcessedFile]], keys: Sequence[str
 
 def assemble(results: Sequence[file_cache.Result], count: TokenCounter, settings: CorpusSettings) -> Corpus:
     """Splits by document, near-duplicates out, scarce domains augmented; a line per file."""
-    from edgequant.corpora.augmentation import augment
-    from edgequant.corpora.deduplication import find_near_duplicates
-    from edgequant.corpora.splits import assign_splits
+    from edgequant.corpora.curation.augmentation import augment
+    from edgequant.corpora.curation.deduplication import find_near_duplicates
+    from edgequant.corpora.curation.splits import assign_splits
 
     rows = [row for _, found in results for row in found]
     assigned = assign_splits(

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from edgequant.errors import UserError
-from edgequant.evaluation.footprint import PeakMemory
-from edgequant.evaluation.language_model import LanguageModel
-from edgequant.evaluation.score_cache import CachedModel
+from edgequant.evaluation.backends.cached_model import CachedModel
+from edgequant.evaluation.backends.footprint import PeakMemory
+from edgequant.evaluation.backends.language_model import LanguageModel
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.evaluation.tasks.registry import find_task
 from edgequant.evaluation.tasks.task import Evaluation, EvaluationData, Task
@@ -60,7 +60,7 @@ def evaluate_model(
 def language_model(model: Any, tokenizer: Any, settings: EvaluationSettings) -> LanguageModel:
     """The model behind the evaluation's interface, with its scores remembered where a cache folder is set."""
     if not isinstance(model, LanguageModel | CachedModel):
-        from edgequant.evaluation.transformers_model import TransformersModel
+        from edgequant.evaluation.backends.transformers_model import TransformersModel
 
         model = TransformersModel(model, tokenizer, bos=settings.bos, max_batch_tokens=settings.max_batch_tokens)
     return CachedModel(model, settings.cache_dir) if settings.cache_dir else model

@@ -12,7 +12,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from edgequant.errors import UserError
 from edgequant.quantization.checkpoint import MANIFEST, QUANT_METHOD, verify
-from edgequant.quantization.qat import build_integer_layers
+from edgequant.quantization.layers.convert import build_integer_layers
 from edgequant.quantization.scheme import Scheme
 
 

@@ -44,7 +44,7 @@ def baseline(
     settings = resolved_settings(evaluation, limit=limit, seed=run.seed, cache=cache)
 
     from edgequant import tracking
-    from edgequant.workflows.closing import print_closing
+    from edgequant.workflows.steps.summary import print_closing
 
     with tracking.workflow_run("baseline", config, experiment=run.experiment, resume=run.resume) as tracked:
         rows, failures = [], {}
@@ -67,7 +67,7 @@ def model_names(models: str) -> list[str]:
     Raises:
         UserError: the list is empty, or a source is neither a known name nor there.
     """
-    from edgequant.models import resolve
+    from edgequant.models.loading import resolve
 
     names = list(dict.fromkeys(name.strip() for name in models.split(",") if name.strip()))
     if not names:

@@ -45,11 +45,11 @@ def corpus(
     check_source(source, folder)
 
     from edgequant import tracking
-    from edgequant.corpora.manifest import read_manifest
-    from edgequant.corpora.output import write_corpus
+    from edgequant.corpora.output.manifest import read_manifest
+    from edgequant.corpora.output.write import write_corpus
     from edgequant.corpora.pipeline import build, files_of, source_fingerprint
-    from edgequant.corpora.tokens import tokenizer_file
-    from edgequant.workflows.closing import print_closing
+    from edgequant.corpora.text.tokens import tokenizer_file
+    from edgequant.workflows.steps.summary import print_closing
 
     files = files_of(source)
     with tracking.workflow_run("corpus", config, experiment=experiment) as run:
@@ -76,7 +76,7 @@ def check_source(source: str | None, output: Path) -> None:
     Raises:
         UserError: the source does not exist, or the output is a file, holds other files, or lies in the source.
     """
-    from edgequant.corpora.manifest import check_output
+    from edgequant.corpora.output.manifest import check_output
     from edgequant.corpora.sources import list_files
 
     if source is not None:
@@ -119,7 +119,7 @@ def print_files(files: list[dict[str, Any]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from edgequant.workflows.closing import closing_console
+    from edgequant.workflows.steps.summary import closing_console
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), header_style="bold")
     table.add_column("file", overflow="fold")

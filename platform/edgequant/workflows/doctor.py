@@ -140,7 +140,7 @@ def integer_kernels() -> list[Finding]:
     """Which of PyTorch's integer kernels compute right on each device, and what takes the others' place."""
     import torch
 
-    from edgequant.quantization.trusted_kernels import KERNELS, is_trusted
+    from edgequant.quantization.layers.trusted_kernels import KERNELS, is_trusted
 
     names = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
     pairs = [(kernel, name) for name in names for kernel in KERNELS if name.partition(":")[0] in kernel.devices]
@@ -304,7 +304,7 @@ def _print(findings: list[Finding]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from edgequant.workflows.closing import closing_console
+    from edgequant.workflows.steps.summary import closing_console
 
     table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
     for finding in findings:

@@ -47,7 +47,7 @@ def evaluate(
     check_source(model, runtime, squad_predictions)
 
     from edgequant import tracking
-    from edgequant.workflows.closing import print_closing
+    from edgequant.workflows.steps.summary import print_closing
 
     with tracking.workflow_run("evaluate", config, experiment=run.experiment, resume=run.resume) as tracked:
         if squad_predictions is not None:
@@ -117,8 +117,8 @@ def measure_model(
 ) -> dict[str, Any]:
     """Load and measure one model in a nested run; its row for a table: names and every metric."""
     from edgequant import tracking
-    from edgequant.workflows.inputs import evaluation_data
-    from edgequant.workflows.measuring import measure
+    from edgequant.workflows.steps.data import evaluation_data
+    from edgequant.workflows.steps.measure import measure
 
     target = load_target(model, runtime=runtime, device=run.device, dtype=run.dtype)
     variant = "baseline" if target.scheme == "none" else "quantized"
@@ -139,7 +139,7 @@ def load_target(model: str, *, runtime: str, device: str, dtype: str) -> Target:
 
     source = models.resolve(model)
     if runtime == "llama.cpp":
-        from edgequant.evaluation.llama_cpp_model import LlamaCppModel
+        from edgequant.evaluation.backends.llama_cpp_model import LlamaCppModel
 
         layers = -1 if models.pick_device(device).startswith("cuda") else 0
         gguf = LlamaCppModel(source.location, gpu_layers=layers)
@@ -179,7 +179,7 @@ def _checkpoint_of(source: Any, model: Any) -> Path | None:
 def log_draws(data: EvaluationData, settings: EvaluationSettings) -> None:
     """File the questions that a limit leaves as data sets of their own, which is what the run's figures stand on."""
     from edgequant import tracking
-    from edgequant.evaluation.sampling import draw
+    from edgequant.evaluation.statistics.sampling import draw
     from edgequant.evaluation.tasks.registry import find_data_set
     from edgequant.files import sha256_of_bytes
 

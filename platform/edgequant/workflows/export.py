@@ -12,13 +12,13 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgequant.edge.formats import COMPRESSED_TENSORS, FORMATS, check_expressible, check_format, needs_checkpoint
 from edgequant.errors import UserError
+from edgequant.export.formats import COMPRESSED_TENSORS, FORMATS, check_expressible, check_format, needs_checkpoint
 from edgequant.quantization.scheme import Scheme
 
 if TYPE_CHECKING:
-    from edgequant.edge.formats import Exported
-    from edgequant.models import LoadedModel, ModelSource
+    from edgequant.export.formats import Exported
+    from edgequant.models.loading import LoadedModel, ModelSource
 
 GB = 1e9
 
@@ -54,7 +54,7 @@ def export(
     check_configuration(format, embedding_format, upload_limit_mb, output)
 
     from edgequant import models, tracking
-    from edgequant.workflows.closing import print_closing
+    from edgequant.workflows.steps.summary import print_closing
 
     source = model or default_model()
     check_source(models.check_available(source), format)
@@ -73,10 +73,10 @@ def export(
 def write(loaded: LoadedModel, folder: Path, format: str, embedding_format: str | None) -> Exported:
     """Write the model into a folder as one file, or as the folder itself."""
     if format == COMPRESSED_TENSORS:
-        from edgequant.edge.compressed_tensors_export import write_compressed_tensors
+        from edgequant.export.compressed_tensors.write import write_compressed_tensors
 
         return write_compressed_tensors(loaded, folder)
-    from edgequant.edge.gguf_export import write_gguf
+    from edgequant.export.gguf.write import write_gguf
 
     return write_gguf(loaded, folder / f"{loaded.source.name}-{format}.gguf", format, embedding_format=embedding_format)
 
@@ -165,8 +165,8 @@ def size_metrics(written: Exported) -> dict[str, float]:
 def parity_metrics(loaded: LoadedModel, written: Exported, notes: list[str]) -> dict[str, float]:
     """What was written against the model on held-out text; where that cannot be measured, a note says why."""
     from edgequant import models
-    from edgequant.corpora.disaster_corpus import bundled_documents
-    from edgequant.edge.parity import export_parity
+    from edgequant.corpora.disaster.corpus import bundled_documents
+    from edgequant.export.parity import export_parity
 
     text = "\n\n".join(document.text for document in bundled_documents("test") if document.language == "en")
     model = models.cast(loaded.model, "float32")  # what was written is read back in it, whatever a checkpoint names

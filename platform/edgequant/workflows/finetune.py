@@ -12,8 +12,8 @@ from typing import Any, Literal
 from edgequant.errors import UserError
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.training.settings import LoraSettings, TrainingSettings
-from edgequant.workflows.measuring import COMPARISON, headline
 from edgequant.workflows.settings import RunSettings, WorkflowResult, configuration
+from edgequant.workflows.steps.measure import COMPARISON, headline
 from edgequant.workflows.validate import validate
 
 
@@ -49,10 +49,10 @@ def finetune(
     validate(model, dataset, self_generated=False)
 
     from edgequant import models, tracking
-    from edgequant.workflows.closing import print_closing
-    from edgequant.workflows.inputs import evaluation_data, training_sequences
-    from edgequant.workflows.measuring import measure
+    from edgequant.workflows.steps.data import evaluation_data, training_sequences
+    from edgequant.workflows.steps.measure import measure
     from edgequant.workflows.steps.register import promote_command, register_version
+    from edgequant.workflows.steps.summary import print_closing
 
     with tracking.workflow_run("finetune", config, experiment=run.experiment, resume=run.resume) as tracked:
         folder = Path(output).expanduser().resolve() if output else tracking.run_folder("finetune", tracked.id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from edgequant.quantization.ptq_methods import describe_methods
+from edgequant.quantization.ptq.methods import describe_methods
 
 PLACEHOLDERS: dict[str, Callable[[], str]] = {"{ptq_methods}": describe_methods}
 

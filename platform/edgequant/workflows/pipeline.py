@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 from edgequant.errors import UserError
 from edgequant.evaluation.settings import EvaluationSettings
-from edgequant.quantization.settings import QatSettings
+from edgequant.quantization.qat.settings import QatSettings
 from edgequant.training.settings import TrainingSettings
-from edgequant.workflows.measuring import COMPARISON
 from edgequant.workflows.settings import RunSettings, WorkflowResult, configuration
+from edgequant.workflows.steps.measure import COMPARISON
 from edgequant.workflows.validate import validate
 
 PHASES = ("corpus", "baseline", "ptq", "qat", "finetune", "evaluate", "report")
@@ -52,8 +52,8 @@ def pipeline(
     validate(model, "disaster", schemes=scheme, training=training, qat=QatSettings())
 
     from edgequant import tracking
-    from edgequant.workflows.closing import print_closing
     from edgequant.workflows.evaluate import resolved_settings
+    from edgequant.workflows.steps.summary import print_closing
 
     folder = Path(output).expanduser().resolve()
     # Three phases measure the same floating-point model: score it once.

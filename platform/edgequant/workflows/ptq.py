@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.quantization.calibration import CalibrationSettings
-from edgequant.quantization.ptq_settings import PtqSettings
-from edgequant.workflows.layer_bits import choose, log_layer_bits
-from edgequant.workflows.measuring import COMPARISON, headline
+from edgequant.quantization.ptq.settings import PtqSettings
 from edgequant.workflows.settings import RunSettings, WorkflowResult, configuration
+from edgequant.workflows.steps.layer_bits import choose, log_layer_bits
+from edgequant.workflows.steps.measure import COMPARISON, headline
 from edgequant.workflows.validate import validate
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from edgequant.models import LoadedModel
+    from edgequant.models.loading import LoadedModel
     from edgequant.quantization.scheme import Scheme
 
 SEQUENCE_LENGTH = 512  # tokens of a calibration sequence
@@ -63,10 +63,10 @@ def ptq(
     schemes = validate(model, dataset, schemes=scheme, size_budget=size_budget, method=method)
 
     from edgequant import models, tracking
-    from edgequant.workflows.closing import print_closing
-    from edgequant.workflows.inputs import evaluation_data, training_sequences
-    from edgequant.workflows.measuring import log_layer_errors, measure
+    from edgequant.workflows.steps.data import evaluation_data, training_sequences
+    from edgequant.workflows.steps.measure import log_layer_errors, measure
     from edgequant.workflows.steps.register import promote_command, register_version
+    from edgequant.workflows.steps.summary import print_closing
 
     with tracking.workflow_run("ptq", config, experiment=run.experiment, resume=run.resume) as tracked:
         loaded = models.load(model, dtype="float32", device=run.device)
@@ -131,7 +131,7 @@ def write_quantized(
         return []
     from edgequant import models
     from edgequant.quantization import checkpoint
-    from edgequant.quantization import ptq as methods
+    from edgequant.quantization.ptq import quantize as methods
 
     model: Any = copy.deepcopy(loaded.model)
     errors = methods.quantize(

@@ -11,10 +11,10 @@ from typing import Any
 
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.quantization.calibration import CalibrationSettings
-from edgequant.quantization.settings import QatSettings
+from edgequant.quantization.qat.settings import QatSettings
 from edgequant.training.settings import TrainingSettings
-from edgequant.workflows.measuring import COMPARISON, headline, measure_variant
 from edgequant.workflows.settings import RunSettings, WorkflowResult, configuration
+from edgequant.workflows.steps.measure import COMPARISON, headline, measure_variant
 from edgequant.workflows.validate import validate
 
 Metrics = dict[str, float]
@@ -61,12 +61,12 @@ def qat(
     )
 
     from edgequant import tracking
-    from edgequant.workflows.closing import print_closing
-    from edgequant.workflows.inputs import evaluation_data
-    from edgequant.workflows.layer_bits import log_layer_bits
     from edgequant.workflows.steps import qat_experiment
+    from edgequant.workflows.steps.data import evaluation_data
+    from edgequant.workflows.steps.layer_bits import log_layer_bits
     from edgequant.workflows.steps.qat_variants import VARIANTS, save_result
     from edgequant.workflows.steps.register import promote_command, register_version
+    from edgequant.workflows.steps.summary import print_closing
 
     with tracking.workflow_run("qat", config, experiment=run.experiment, resume=run.resume) as tracked:
         experiment = qat_experiment.load(

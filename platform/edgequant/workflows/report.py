@@ -35,7 +35,7 @@ def report(
 
     from edgequant import tracking
     from edgequant.reporting.comparison import compare
-    from edgequant.workflows.closing import print_closing
+    from edgequant.workflows.steps.summary import print_closing
 
     compared = compare(ids)
     with tracking.workflow_run("report", config, experiment=experiment) as run:

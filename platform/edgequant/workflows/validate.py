@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from edgequant.errors import UserError
-from edgequant.workflows.inputs import check_dataset
-from edgequant.workflows.layer_bits import with_size_budget
+from edgequant.workflows.steps.data import check_dataset
+from edgequant.workflows.steps.layer_bits import with_size_budget
 
 if TYPE_CHECKING:
     from edgequant.quantization.calibration import CalibrationSettings
+    from edgequant.quantization.qat.settings import QatSettings
     from edgequant.quantization.scheme import Scheme
-    from edgequant.quantization.settings import QatSettings
     from edgequant.training.settings import TrainingSettings
 
 
@@ -45,7 +45,7 @@ def validate(
         UserError: names the value and what was expected.
     """
     from edgequant import models
-    from edgequant.quantization.ptq_methods import parse_method
+    from edgequant.quantization.ptq.methods import parse_method
     from edgequant.quantization.scheme import check_group_sizes, parse_scheme
 
     if method is not None:

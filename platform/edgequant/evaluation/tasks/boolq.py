@@ -6,16 +6,16 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from edgequant.errors import UserError
-from edgequant.evaluation.language_model import LanguageModel
+from edgequant.evaluation.backends.language_model import LanguageModel
 from edgequant.evaluation.progress import progress
-from edgequant.evaluation.sampling import draw_questions
 from edgequant.evaluation.scoring_settings import ScoringSettings
+from edgequant.evaluation.statistics.sampling import draw_questions
 from edgequant.evaluation.tasks.task import DataSet, Evaluation, Metric, Rows, Task
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from edgequant.evaluation.intervals import Bootstrap
+    from edgequant.evaluation.statistics.intervals import Bootstrap
 
 
 def boolq_prompt(row: dict) -> str:
@@ -108,7 +108,7 @@ def score_yes_or_no(
     model: LanguageModel, rows: Rows, settings: ScoringSettings, *, name: str, prefix: str
 ) -> Evaluation:
     """Items under `name` and metrics under `prefix` of yes-or-no questions."""
-    from edgequant.evaluation.intervals import Bootstrap
+    from edgequant.evaluation.statistics.intervals import Bootstrap
 
     items = boolq_items(model, rows, chat=settings.chat_template)
     return Evaluation.of_items(name, items, boolq_metrics(prefix, items, Bootstrap.of(settings)))

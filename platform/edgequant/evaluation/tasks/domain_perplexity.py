@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from edgequant.errors import UserError
-from edgequant.evaluation.language_model import LanguageModel
-from edgequant.evaluation.sampling import draw_evenly
+from edgequant.evaluation.backends.language_model import LanguageModel
 from edgequant.evaluation.scoring_settings import ScoringSettings
+from edgequant.evaluation.statistics.sampling import draw_evenly
 from edgequant.evaluation.tasks.perplexity import (
     Scored,
     drawn_windows,
@@ -20,7 +20,7 @@ from edgequant.evaluation.tasks.perplexity import (
 from edgequant.evaluation.tasks.task import DataSet, Evaluation, Metric, Rows, Task
 
 if TYPE_CHECKING:
-    from edgequant.evaluation.intervals import Bootstrap
+    from edgequant.evaluation.statistics.intervals import Bootstrap
 
 
 def document_perplexity(
@@ -42,7 +42,7 @@ def document_perplexity(
 
 def domain_metrics(scored: Scored, bootstrap: Bootstrap) -> dict[str, float]:
     """`domain/perplexity` over all documents and `domain/perplexity_<domain>` for each domain, with bounds."""
-    from edgequant.evaluation.intervals import exponential_ratio
+    from edgequant.evaluation.statistics.intervals import exponential_ratio
 
     metrics = perplexity_metrics("domain", scored, bootstrap)
     for domain in sorted({row["domain"] for row in scored.rows}):
@@ -53,7 +53,7 @@ def domain_metrics(scored: Scored, bootstrap: Bootstrap) -> dict[str, float]:
 
 
 def _score(model: LanguageModel, data: Mapping[str, Rows], settings: ScoringSettings) -> Evaluation:
-    from edgequant.evaluation.intervals import Bootstrap
+    from edgequant.evaluation.statistics.intervals import Bootstrap
 
     documents = draw_evenly(data["domain"], drawn_windows(settings.limit), settings.seed)
     scored = document_perplexity(model, documents, window=settings.window)

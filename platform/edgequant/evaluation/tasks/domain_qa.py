@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from edgequant.evaluation.language_model import LanguageModel
-from edgequant.evaluation.sampling import draw_questions
+from edgequant.evaluation.backends.language_model import LanguageModel
 from edgequant.evaluation.scoring_settings import ScoringSettings
+from edgequant.evaluation.statistics.sampling import draw_questions
 from edgequant.evaluation.tasks.boolq import score_yes_or_no
 from edgequant.evaluation.tasks.squad import score_spans
 from edgequant.evaluation.tasks.task import DataSet, Evaluation, Metric, Rows, Task

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from edgequant.evaluation.language_model import LanguageModel
+from edgequant.evaluation.backends.language_model import LanguageModel
 from edgequant.evaluation.scoring_settings import ScoringSettings
 from edgequant.evaluation.tasks.latency import timing_protocol
 from edgequant.evaluation.tasks.task import Evaluation, Metric, Rows, Task
@@ -13,7 +13,7 @@ UNMEASURED = "energy was left out: neither RAPL nor NVML tells, or codecarbon is
 
 
 def _score(model: LanguageModel, data: Mapping[str, Rows], settings: ScoringSettings) -> Evaluation:
-    from edgequant.evaluation.energy import energy_metrics
+    from edgequant.evaluation.efficiency.energy import energy_metrics
 
     protocol = timing_protocol(model, settings)
     metrics = energy_metrics(

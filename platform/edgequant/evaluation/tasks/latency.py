@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from edgequant.evaluation.language_model import LanguageModel
+from edgequant.evaluation.backends.language_model import LanguageModel
 from edgequant.evaluation.scoring_settings import ScoringSettings
 from edgequant.evaluation.tasks.task import Evaluation, Metric, Rows, Task
 
 if TYPE_CHECKING:
-    from edgequant.evaluation.latency import LatencyProtocol
+    from edgequant.evaluation.efficiency.latency import LatencyProtocol
 
 
 def timing_protocol(model: LanguageModel, settings: ScoringSettings) -> LatencyProtocol:
     """What the settings ask to time, with what they leave open filled in for the model's device."""
-    from edgequant.evaluation.latency import latency_protocol
+    from edgequant.evaluation.efficiency.latency import latency_protocol
 
     return latency_protocol(
         model, settings.latency_prompt_lengths, settings.latency_batch_sizes, settings.latency_new_tokens,
@@ -24,7 +24,7 @@ def timing_protocol(model: LanguageModel, settings: ScoringSettings) -> LatencyP
 
 
 def _score(model: LanguageModel, data: Mapping[str, Rows], settings: ScoringSettings) -> Evaluation:
-    from edgequant.evaluation.latency import latency_metrics
+    from edgequant.evaluation.efficiency.latency import latency_metrics
 
     protocol = timing_protocol(model, settings)
     metrics, rows = latency_metrics(model, protocol)

@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgequant.errors import UserError
-from edgequant.evaluation.language_model import LanguageModel, Window
+from edgequant.evaluation.backends.language_model import LanguageModel, Window
 from edgequant.evaluation.progress import progress
-from edgequant.evaluation.sampling import draw
 from edgequant.evaluation.scoring_settings import ScoringSettings
+from edgequant.evaluation.statistics.sampling import draw
 from edgequant.evaluation.tasks.task import DataSet, Evaluation, Metric, Rows, Task
 from edgequant.evaluation.tasks.wikitext import detokenize, join_rows, wikitext_pages
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from edgequant.evaluation.intervals import Bootstrap
+    from edgequant.evaluation.statistics.intervals import Bootstrap
 
 DEFAULT_WINDOW = 2048
 
@@ -127,7 +127,7 @@ def perplexity_metrics(prefix: str, scored: Scored, bootstrap: Bootstrap) -> dic
     """
     import numpy as np
 
-    from edgequant.evaluation.intervals import exponential_ratio, ratio
+    from edgequant.evaluation.statistics.intervals import exponential_ratio, ratio
 
     nats_bytes = scored.columns("nats", "bytes") / np.array([math.log(2), 1])
     metrics = bootstrap.measured(f"{prefix}/perplexity", scored.columns("nats", "tokens"), exponential_ratio)
@@ -205,7 +205,7 @@ def drawn_windows(limit: int | None) -> int | None:
 
 
 def _score(model: LanguageModel, data: Mapping[str, Rows], settings: ScoringSettings) -> Evaluation:
-    from edgequant.evaluation.intervals import Bootstrap
+    from edgequant.evaluation.statistics.intervals import Bootstrap
 
     protocol = settings.wikitext_protocol
     scored = wikitext_perplexity(

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgequant.errors import UserError
-from edgequant.evaluation.language_model import LanguageModel
+from edgequant.evaluation.backends.language_model import LanguageModel
 from edgequant.evaluation.progress import progress
-from edgequant.evaluation.sampling import draw_questions
 from edgequant.evaluation.scoring_settings import ScoringSettings
+from edgequant.evaluation.statistics.sampling import draw_questions
 from edgequant.evaluation.tasks.squad_scoring import score_predictions
 from edgequant.evaluation.tasks.task import DataSet, Evaluation, Metric, Rows, Task
 
 if TYPE_CHECKING:
-    from edgequant.evaluation.intervals import Bootstrap
+    from edgequant.evaluation.statistics.intervals import Bootstrap
 
 
 def squad_prompt(row: dict) -> str:
@@ -136,7 +136,7 @@ def score_prediction_file(path: str | Path, rows: Rows, settings: ScoringSetting
     Raises:
         UserError: as `read_predictions`.
     """
-    from edgequant.evaluation.intervals import Bootstrap
+    from edgequant.evaluation.statistics.intervals import Bootstrap
 
     items = score_predictions(rows, read_predictions(path))
     return Evaluation(squad_metrics("squad/", items, Bootstrap.of(settings)), {"squad": items})
@@ -146,7 +146,7 @@ def score_spans(
     model: LanguageModel, rows: Rows, pool: Rows, settings: ScoringSettings, *, name: str, prefix: str
 ) -> Evaluation:
     """Items under `name` and metrics under `prefix` of span questions; worked examples are drawn from the pool."""
-    from edgequant.evaluation.intervals import Bootstrap
+    from edgequant.evaluation.statistics.intervals import Bootstrap
 
     examples = one_shot_examples(pool, settings.seed) if settings.num_fewshot else []
     items = squad_items(

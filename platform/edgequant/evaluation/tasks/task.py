@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from edgequant.errors import UserError
-from edgequant.evaluation.language_model import LanguageModel
+from edgequant.evaluation.backends.language_model import LanguageModel
 from edgequant.evaluation.scoring_settings import ScoringSettings
 
 Rows = Sequence[Any]

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from edgequant.errors import UserError
-from edgequant.quantization.affine import affine_parameters, fake_quantize, fake_quantize_tokens
+from edgequant.quantization.arithmetic.affine import affine_parameters, fake_quantize, fake_quantize_tokens
 from edgequant.quantization.calibration import ObserverName
-from edgequant.quantization.observers import make_observer
+from edgequant.quantization.layers.observers import make_observer
 from edgequant.quantization.scheme import ActivationSpec
 
 INT8 = (-128, 127)

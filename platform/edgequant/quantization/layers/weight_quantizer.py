@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from edgequant.quantization.affine import (
+from edgequant.quantization.arithmetic.affine import (
     QuantizedWeight,
     best_shrink,
     fake_quantize_learned,

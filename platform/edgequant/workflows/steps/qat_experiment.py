@@ -16,16 +16,16 @@ from edgequant import models, tracking
 from edgequant.errors import UserError
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.evaluation.tasks.task import EvaluationData
-from edgequant.quantization import low_rank, pruning
 from edgequant.quantization.calibration import CalibrationSettings
+from edgequant.quantization.qat import low_rank, pruning
+from edgequant.quantization.qat.settings import QatSettings
 from edgequant.quantization.scheme import Scheme
-from edgequant.quantization.settings import QatSettings
 from edgequant.training.loop import train
 from edgequant.training.settings import TrainingSettings
 from edgequant.training.teacher_cache import check_top_k
-from edgequant.workflows.inputs import training_sequences
-from edgequant.workflows.layer_bits import choose
 from edgequant.workflows.settings import RunSettings
+from edgequant.workflows.steps.data import training_sequences
+from edgequant.workflows.steps.layer_bits import choose
 
 Metrics = dict[str, float]
 OnStep = Callable[[str, nn.Module, int, Mapping[str, float]], None]

@@ -15,10 +15,13 @@ from torch import Tensor, nn
 
 from edgequant import models
 from edgequant.evaluation.settings import EvaluationSettings
-from edgequant.quantization import checkpoint, low_rank, pruning, ptq, qat
-from edgequant.quantization.training_start import prepare_from_ptq
+from edgequant.quantization import checkpoint
+from edgequant.quantization.layers import convert
+from edgequant.quantization.ptq.quantize import quantize, weight_errors
+from edgequant.quantization.qat import low_rank, pruning
+from edgequant.quantization.qat.ptq_initialization import prepare_from_ptq
 from edgequant.training.distillation import next_token_loss
-from edgequant.workflows.measuring import Variant, quality_only
+from edgequant.workflows.steps.measure import Variant, quality_only
 from edgequant.workflows.steps.qat_experiment import Metrics, QatExperiment
 
 PARITY_TOKENS = 256  # positions on which simulated and integer logits are compared
@@ -51,14 +54,14 @@ def rounded_control(experiment: QatExperiment) -> Variant:
 def quantized(experiment: QatExperiment) -> Variant:
     """QAT: train through the quantiser, convert to integers, write the checkpoint, load it back."""
     model = _prepared(experiment)
-    if qat.has_static_ranges(model):
-        qat.calibrate(model, experiment.calibration_batches)
+    if convert.has_static_ranges(model):
+        convert.calibrate(model, experiment.calibration_batches)
     rate = experiment.qat.student_learning_rate or experiment.training.learning_rate
     settings = replace(experiment.training, learning_rate=rate)
     result = experiment.train(model, "qat", settings, experiment.teacher, _phases(experiment, model))
-    qat.set_phase(model, quantize_inputs=True, observe=False)
-    simulated, errors = _logits(experiment, model), ptq.weight_errors(model)
-    qat.convert(model)
+    convert.set_phase(model, quantize_inputs=True, observe=False)
+    simulated, errors = _logits(experiment, model), weight_errors(model)
+    convert.convert(model)
     parity = _parity(experiment, simulated, _logits(experiment, model))
     return _saved_and_reloaded(experiment, model, CHECKPOINT, parity | result)._replace(layer_errors=errors)
 
@@ -91,7 +94,7 @@ def _prepared(experiment: QatExperiment) -> nn.Module:
     masks = _pruned(experiment, model)
     if by_method["method"] == "rtn":
         observer = experiment.calibration.observer
-        qat.prepare(model, experiment.scheme, observer=observer, learnable_scales=settings.learnable_scales)
+        convert.prepare(model, experiment.scheme, observer=observer, learnable_scales=settings.learnable_scales)
     else:
         prepare_from_ptq(model, experiment.scheme, **by_method)
     model.requires_grad_(True)
@@ -126,7 +129,7 @@ def _phases(experiment: QatExperiment, model: nn.Module) -> Callable[[int, int],
     def set_phase(done: int, steps: int) -> None:
         quantizes = done >= settings.activation_quant_start * steps
         observes = done < settings.freeze_observers_at * steps
-        qat.set_phase(model, quantize_inputs=quantizes, observe=observes, reuse_weights=accumulates)
+        convert.set_phase(model, quantize_inputs=quantizes, observe=observes, reuse_weights=accumulates)
 
     return set_phase
 
@@ -134,7 +137,7 @@ def _phases(experiment: QatExperiment, model: nn.Module) -> Callable[[int, int],
 def _rounded(experiment: QatExperiment, floating: Any, name: str, settings: EvaluationSettings | None) -> Variant:
     model = copy.deepcopy(floating)
     _pruned(experiment, model)
-    errors = ptq.quantize(model, experiment.scheme, **_by_method(experiment))
+    errors = quantize(model, experiment.scheme, **_by_method(experiment))
     return _saved_and_reloaded(experiment, model, name, {})._replace(settings=settings, layer_errors=errors)
 
 

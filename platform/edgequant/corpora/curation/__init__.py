@@ -1,0 +1,1 @@
+"""What makes rows of documents: annotation, deduplication, splits, augmentation."""

@@ -1,0 +1,1 @@
+"""Files of any kind to text with pages, sections and stated metadata."""

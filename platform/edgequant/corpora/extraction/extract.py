@@ -1,0 +1,195 @@
+"""Bytes to text, by what a file is and not by what its name says."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import re
+import zipfile
+from dataclasses import dataclass, field
+
+from edgequant.corpora.text.boilerplate import Page, Removed
+from edgequant.corpora.text.chunking import Block
+
+
+class Unreadable(Exception):
+    """A file that gives no text; the message says what it is and what would help."""
+
+
+@dataclass
+class Part:
+    """One document of a file: most files hold one, JSON and JSONL one per record.
+
+    Line-oriented sources fill `pages`, structured ones `blocks`. `fields` holds stated metadata.
+    """
+
+    pages: list[Page] = field(default_factory=list)
+    blocks: list[Block] = field(default_factory=list)
+    fields: dict[str, str] = field(default_factory=dict)
+    removed: list[Removed] = field(default_factory=list)
+
+
+@dataclass
+class Extraction:
+    """All parts of a file, how many pages it has (0: has none), and what went wrong on the way."""
+
+    kind: str
+    parts: list[Part]
+    pages: int = 0
+    warnings: list[str] = field(default_factory=list)
+
+
+_IMAGES = {b"\x89PNG": "PNG image", b"\xff\xd8\xff": "JPEG image", b"GIF8": "GIF image", b"II*\x00": "TIFF image"}
+_OTHERS = {
+    b"\x1f\x8b": "gzip archive",
+    b"7z\xbc\xaf": "7-Zip archive",
+    b"Rar!": "RAR archive",
+    b"\x7fELF": "program",
+    b"MZ": "program",
+    b"\xd0\xcf\x11\xe0": "old Office file; save it as .docx",
+}
+_EXTENSIONS = {
+    "pdf": "pdf",
+    "html": "html",
+    "htm": "html",
+    "xhtml": "html",
+    "md": "markdown",
+    "markdown": "markdown",
+    "docx": "docx",
+    "json": "json",
+    "jsonl": "jsonl",
+    "ndjson": "jsonl",
+    "zip": "zip",
+    "txt": "text",
+    "text": "text",
+}
+_HTML = re.compile(rb"^\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)?<(?:!doctype html|html)\b", re.IGNORECASE | re.DOTALL)
+
+
+def kind_of(content: bytes, name: str) -> str:
+    """pdf, docx, zip, html, markdown, json, jsonl or text, from the content where it tells, else from the name.
+
+    Raises:
+        Unreadable: empty, or known to be something without text.
+    """
+    if not content.strip(b"\x00\t\n\r "):
+        raise Unreadable("empty file" if not content else "only blanks or null bytes")
+    if content[:1024].find(b"%PDF-") >= 0:
+        return "pdf"
+    if content.startswith(b"PK\x03\x04"):
+        return _kind_of_zip(content)
+    for magic, what in {**_IMAGES, **_OTHERS}.items():
+        if content.startswith(magic):
+            raise Unreadable(f"not a document: {what}")
+    if _HTML.match(content[:4096]):
+        return "html"
+    kind = _EXTENSIONS.get(name.rsplit(".", 1)[-1].lower() if "." in name else "", "text")
+    if kind in ("pdf", "docx", "zip"):
+        _text_of(content)  # binary rubbish is refused here, text goes on as text
+        return "text"
+    return kind
+
+
+def _kind_of_zip(content: bytes) -> str:
+    try:
+        names = zipfile.ZipFile(io.BytesIO(content)).namelist()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+        raise Unreadable(f"damaged zip or docx: {error}") from None
+    if "word/document.xml" in names:
+        return "docx"
+    if any(name.startswith(("xl/", "ppt/")) for name in names) or "mimetype" in names:
+        raise Unreadable("not a document: spreadsheet, slides or e-book; export it as PDF or text")
+    return "zip"
+
+
+def extract(content: bytes, name: str, max_bytes: int) -> Extraction:
+    """Extract text with its pages and sections.
+
+    Args:
+        content: The file.
+        name: Its name, for the extension and for the warning when that is wrong.
+        max_bytes: Limit on unpacked size.
+
+    Raises:
+        Unreadable: no text can be had; the message says why.
+    """
+    from edgequant.corpora.extraction import markup, pdf, records
+
+    kind = kind_of(content, name)
+    match kind:
+        case "pdf":
+            extraction = pdf.extract_pdf(content)
+        case "docx":
+            extraction = markup.extract_docx(content, max_bytes)
+        case "html":
+            extraction = markup.extract_html(*decode(content))
+        case "markdown":
+            extraction = markup.extract_markdown(*decode(content))
+        case "json" | "jsonl":
+            extraction = records.extract_records(*decode(content), kind)
+        case "zip":
+            raise Unreadable("archive in an archive; unpack it")
+        case _:
+            extraction = _extract_text(*decode(content))
+    expected = _EXTENSIONS.get(name.rsplit(".", 1)[-1].lower()) if "." in name else None
+    if expected and expected != extraction.kind:
+        extraction.warnings.append(f"named .{name.rsplit('.', 1)[-1]} but is {extraction.kind}")
+    return extraction
+
+
+def decode(content: bytes) -> tuple[str, list[str]]:
+    """Return (text, warnings). UTF-8, UTF-16 and UTF-32 are recognised; anything else is read as Windows-1252.
+
+    Raises:
+        Unreadable: the bytes are no text.
+    """
+    text, warning = _text_of(content)
+    return text, [warning] if warning else []
+
+
+def _text_of(content: bytes) -> tuple[str, str | None]:
+    for mark, encoding in (
+        (codecs.BOM_UTF8, "utf-8-sig"),
+        (codecs.BOM_UTF32_LE, "utf-32"),
+        (codecs.BOM_UTF32_BE, "utf-32"),
+        (codecs.BOM_UTF16_LE, "utf-16"),
+        (codecs.BOM_UTF16_BE, "utf-16"),
+    ):
+        if content.startswith(mark):
+            text = content.decode(encoding, errors="replace")
+            warning = "characters that are no valid " + encoding if "\ufffd" in text else None
+            return text, warning or (None if encoding == "utf-8-sig" else f"decoded from {encoding.upper()}")
+    try:
+        return _checked_text(content.decode("utf-8")), None
+    except UnicodeDecodeError:
+        pass
+    except Unreadable:
+        if b"\x00" not in content:
+            raise
+    return _guess(content)
+
+
+def _guess(content: bytes) -> tuple[str, str]:
+    sample = content[:4096]
+    odd, even = sample[1::2].count(0), sample[::2].count(0)
+    for encoding, zeros in (("utf-16-le", odd), ("utf-16-be", even)):
+        if zeros > 0.3 * max(len(sample) // 2, 1):
+            whole = content[: len(content) // 2 * 2]
+            return _checked_text(whole.decode(encoding, errors="replace")), f"decoded from {encoding.upper()}"
+    return _checked_text(content.decode("cp1252", errors="replace")), "not UTF-8; read as Windows-1252 (latin-1)"
+
+
+def _checked_text(text: str) -> str:
+    sample = text[:20_000]
+    controls = sum(1 for character in sample if ord(character) < 32 and character not in "\t\n\r\f\x0b\x1b")
+    if controls > 0.02 * len(sample):
+        raise Unreadable("binary data, not text")
+    return text
+
+
+def _extract_text(text: str, warnings: list[str]) -> Extraction:
+    """Form feeds part pages; without them there are none."""
+    sheets = text.replace("\r\n", "\n").replace("\r", "\n").split("\f")
+    numbered = len(sheets) > 1
+    pages = [Page(number if numbered else 0, sheet.split("\n")) for number, sheet in enumerate(sheets, 1)]
+    return Extraction("text", [Part(pages=pages)], len(sheets) if numbered else 0, warnings)

@@ -1,0 +1,71 @@
+"""PDF to lines, page by page, with pypdf."""
+
+from __future__ import annotations
+
+import io
+import logging
+from typing import Any
+
+from edgequant.corpora.extraction.extract import Extraction, Part, Unreadable
+from edgequant.corpora.text.boilerplate import Page
+
+logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # its warnings are counted per file instead
+
+
+def extract_pdf(content: bytes) -> Extraction:
+    """Extract the text of every page; a page that cannot be read is a warning, not the end of the file.
+
+    Raises:
+        Unreadable: damaged beyond reading, locked with a password, or without any text (scanned images).
+    """
+    reader = _open(content)
+    pages, broken, without_text = [], [], []
+    for number in range(1, len(reader.pages) + 1):
+        try:
+            text = reader.pages[number - 1].extract_text() or ""
+        except (MemoryError, KeyboardInterrupt):
+            raise
+        except Exception as error:  # pypdf raises whatever a malformed object trips over
+            broken.append(f"page {number} unreadable: {type(error).__name__}: {str(error)[:80]}")
+            continue
+        if not text.strip():
+            without_text.append(number)
+        pages.append(Page(number, text.split("\n")))
+    if len(without_text) + len(broken) == len(reader.pages):
+        raise Unreadable(_why_no_text(len(reader.pages), broken))
+    warnings = broken[:3] + ([f"{len(broken) - 3} more pages unreadable"] if len(broken) > 3 else [])
+    if without_text:
+        warnings.append(f"{len(without_text)} pages without text (blank or image)")
+    return Extraction("pdf", [Part(pages=pages, fields=_stated_fields(reader))], len(reader.pages), warnings)
+
+
+def _open(content: bytes) -> Any:
+    import pypdf
+
+    try:
+        reader = pypdf.PdfReader(io.BytesIO(content))
+        if reader.is_encrypted and not reader.decrypt(""):
+            raise Unreadable("encrypted PDF: needs its password; save an unlocked copy")
+        len(reader.pages)
+    except (Unreadable, MemoryError):
+        raise
+    except Exception as error:
+        raise Unreadable(f"damaged PDF: {type(error).__name__}: {str(error)[:100]}") from None
+    if len(reader.pages) == 0:
+        raise Unreadable("damaged PDF: no pages (truncated?)")
+    return reader
+
+
+def _why_no_text(pages: int, broken: list[str]) -> str:
+    if broken:
+        return f"damaged PDF: none of {pages} pages readable ({broken[0]})"
+    return f"no text on any of {pages} pages: scanned images; run OCR (for example ocrmypdf) first"
+
+
+def _stated_fields(reader: Any) -> dict[str, str]:
+    try:
+        information = reader.metadata or {}
+        fields = {"title": information.get("/Title"), "author": information.get("/Author")}
+        return {key: str(value)[:300] for key, value in fields.items() if value}
+    except Exception:  # metadata is a courtesy; a damaged dictionary must not cost the text
+        return {}

@@ -1,0 +1,1 @@
+"""A built corpus on disk: data set, card, manifest."""

@@ -1,0 +1,1 @@
+"""Files to chunks, in worker processes or on Ray."""

@@ -1,0 +1,1 @@
+"""Text cleaned, cut into sentences and chunks, counted in tokens."""

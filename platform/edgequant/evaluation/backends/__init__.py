@@ -1,0 +1,1 @@
+"""What scores and generates: transformers, llama.cpp, and a cache before either."""

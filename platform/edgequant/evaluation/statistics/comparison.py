@@ -1,0 +1,118 @@
+"""Is model B worse than model A by more than d? Paired, on the same items."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import binomtest
+
+from edgequant.errors import UserError
+from edgequant.evaluation.statistics.intervals import Bootstrap
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two models on the same items.
+
+    Attributes:
+        items: how many items both answered.
+        a, b: their means.
+        difference: b - a.
+        ci_low, ci_high: paired bootstrap interval of the difference.
+        margin: the loss that is still acceptable, as a positive number.
+        p_worse: one-sided bootstrap p-value of "B loses no more than the margin"; small means B is worse by more.
+        p_mcnemar: exact two-sided McNemar p-value of "equally often right"; None unless values are right or wrong.
+    """
+
+    items: int
+    a: float
+    b: float
+    difference: float
+    ci_low: float
+    ci_high: float
+    margin: float
+    p_worse: float
+    p_mcnemar: float | None
+
+    @property
+    def worse(self) -> bool:
+        """B is worse than A by more than the margin, and the interval shows it: all of it lies below -margin."""
+        return self.ci_high < -self.margin
+
+    @property
+    def not_worse(self) -> bool:
+        """Non-inferiority: all of the interval lies at or above -margin. Neither this nor `worse`: too few items."""
+        return self.ci_low >= -self.margin
+
+    @property
+    def verdict(self) -> str:
+        """The answer in one line."""
+        answer = "worse" if self.worse else "not worse" if self.not_worse else "undecided"
+        return (
+            f"{answer} by more than {self.margin:g}: {self.a:.2f} -> {self.b:.2f}, difference {self.difference:+.2f} "
+            f"[{self.ci_low:+.2f}, {self.ci_high:+.2f}] on {self.items} items"
+        )
+
+
+def compare(
+    a: Sequence[dict],
+    b: Sequence[dict],
+    value: str,
+    *,
+    margin: float = 0.0,
+    scale: float = 100.0,
+    bootstrap: Bootstrap | None = None,
+) -> Comparison:
+    """Compare two models' item tables, matched by `id` (Efron and Tibshirani 1993; McNemar 1947, exact form).
+
+    Args:
+        a, b: items of an Evaluation; A is the reference.
+        value: the column to compare, higher is better: `correct`, `exact_match`, `f1`.
+        margin: loss in scaled units that is acceptable; 1.0 with the default scale is one percentage point.
+        scale: 100 turns fractions into per cent.
+
+    Raises:
+        UserError: an item is in one table only, or there are none.
+
+    Example:
+        compare(baseline.items["boolq"], quantised.items["boolq"], "correct", margin=1.0).verdict
+    """
+    bootstrap = bootstrap or Bootstrap(resamples=10_000)
+    left, right = _aligned(a, b, value)
+    differences = scale * (right - left)
+    means = bootstrap.sums(differences[:, None])[:, 0] / len(differences)
+    low, high = bootstrap.bounds(means)
+    # The +1 keeps a resampled p-value from being zero (Davison and Hinkley 1997, section 4.2).
+    p_worse = (1 + int((means >= -margin).sum())) / (1 + len(means))
+    return Comparison(
+        items=len(left),
+        a=scale * float(left.mean()),
+        b=scale * float(right.mean()),
+        difference=float(differences.mean()),
+        ci_low=low,
+        ci_high=high,
+        margin=margin,
+        p_worse=p_worse,
+        p_mcnemar=mcnemar(left, right) if set(np.unique([left, right])) <= {0.0, 1.0} else None,
+    )
+
+
+def mcnemar(a: np.ndarray, b: np.ndarray) -> float:
+    """Exact two-sided p-value that A and B are right equally often, from the items where only one of them is."""
+    only_a, only_b = int(((a == 1) & (b == 0)).sum()), int(((a == 0) & (b == 1)).sum())
+    if only_a + only_b == 0:
+        return 1.0
+    return float(binomtest(only_b, only_a + only_b, 0.5).pvalue)
+
+
+def _aligned(a: Sequence[dict], b: Sequence[dict], value: str) -> tuple[np.ndarray, np.ndarray]:
+    left, right = ({item["id"]: float(item[value]) for item in items} for items in (a, b))
+    if not left or left.keys() != right.keys():
+        raise UserError(
+            f"the two models were not scored on the same items: {len(left)} and {len(right)}, "
+            f"{len(left.keys() & right.keys())} of them shared; evaluate both with the same limit and seed"
+        )
+    ids = sorted(left)
+    return np.array([left[key] for key in ids]), np.array([right[key] for key in ids])

@@ -1,0 +1,1 @@
+"""Checkpoints for other runtimes: GGUF for llama.cpp, compressed-tensors for transformers and vLLM."""

@@ -1,0 +1,1 @@
+"""compressed-tensors folders for transformers and vLLM."""

@@ -1,0 +1,119 @@
+"""A model's tensors, one at a time, as llama.cpp stores them: weights are encoded, packed integers re-laid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType
+from gguf.quants import quant_shape_to_byte_shape, quantize
+from torch import Tensor, nn
+
+from edgequant.export.formats import BLOCK
+from edgequant.quantization.layers.integer import IntegerLayer, PackedWeight, integer_layers
+from edgequant.quantization.scheme import WeightSpec
+
+Bytes = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class SourceTensor:
+    """One tensor of the model. `read` gives it as float32 on the CPU; `packed` are its integers where it has any."""
+
+    name: str
+    shape: tuple[int, ...]
+    read: Callable[[], Tensor]
+    packed: PackedWeight | None = None
+
+
+def source_tensors(model: nn.Module) -> Iterator[SourceTensor]:
+    """Every tensor of a model under its name in transformers, tied ones under their first name only."""
+    seen: set[int] = set()
+    layers = integer_layers(model)
+    for path, module in model.named_modules():
+        for tensor, identity in _own_tensors(path, module, layers.get(path)):
+            if identity not in seen:
+                seen.add(identity)
+                yield tensor
+
+
+def _own_tensors(path: str, module: nn.Module, integer: IntegerLayer | None) -> Iterator[tuple[SourceTensor, int]]:
+    if integer is not None:
+        packed = integer.packed
+        shape = (packed.rows, packed.features)
+        yield SourceTensor(f"{path}.weight", shape, lambda: packed.dequantized().cpu(), packed), id(packed)
+    for name, parameter in module.named_parameters(path, recurse=False):
+        yield SourceTensor(name, tuple(parameter.shape), _reader(parameter)), id(parameter)
+
+
+def _reader(parameter: nn.Parameter) -> Callable[[], Tensor]:
+    return lambda: parameter.detach().to("cpu", torch.float32)
+
+
+def keeps_integers(spec: WeightSpec, format_name: str) -> bool:
+    """Whether a weight's integers can be written in a format as they are.
+
+    llama.cpp's own layouts are copied bit for bit. Four-bit affine groups become q4_1: same integers and scales; only
+    the offset -scale * (zero point + 8) is rounded, to float16.
+    """
+    return spec.layout == format_name or _is_affine_4_bit(spec, format_name)
+
+
+def _is_affine_4_bit(spec: WeightSpec, format_name: str) -> bool:
+    group = spec.group_size or 0
+    affine = spec.layout == "affine" and spec.zero_point == "integer" and spec.scale_dtype == "float16"
+    return format_name == "q4_1" and spec.bits == 4 and affine and group > 0 and group % BLOCK == 0
+
+
+def stored_shape(shape: tuple[int, ...], kind: GGMLQuantizationType) -> tuple[int, ...]:
+    """The shape of the encoded array: bytes per row in the last dimension, values for f16 and f32."""
+    if kind in (GGMLQuantizationType.F32, GGMLQuantizationType.F16):
+        return shape
+    return tuple(quant_shape_to_byte_shape(shape, kind))
+
+
+def encode(values: Tensor, kind: GGMLQuantizationType) -> Bytes:
+    """Encode float32 values in a format, with llama.cpp's rounding; the result has the shape of `stored_shape`."""
+    encoded: Bytes = np.ascontiguousarray(quantize(values.contiguous().numpy(), kind))
+    return encoded
+
+
+def encode_packed(packed: PackedWeight, row_order: Tensor | None, format_name: str) -> Bytes:
+    """Lay a checkpoint's integers out as llama.cpp's blocks, rows in the given order. See `keeps_integers`."""
+    weight = packed.unpacked(None if row_order is None else row_order.to(packed.codes.device))
+    codes = weight.codes.reshape(packed.rows, -1, BLOCK).cpu().numpy()
+    blocks = codes.shape[1]
+    scale = _per_block(weight.scale, blocks)
+    if format_name == "q8_0":
+        return _rows(_half_bytes(scale), codes.view(np.uint8))
+    nibbles = _nibbles((codes + 8).astype(np.uint8))
+    if format_name == "q4_0":
+        return _rows(_half_bytes(scale), nibbles)
+    offset = weight.minimum if weight.zero_point is None else -weight.scale * (weight.zero_point + 8)
+    assert offset is not None
+    return _rows(_half_bytes(scale), _half_bytes(_per_block(offset, blocks)), nibbles)
+
+
+def _per_block(values: Tensor, blocks: int) -> Bytes:
+    """[rows, groups, 1] to [rows, blocks, 1]: a group of 64 or 128 is two or four blocks with the same scale."""
+    repeated: Bytes = values.repeat_interleave(blocks // values.shape[1], dim=1).cpu().numpy()
+    return repeated
+
+
+def _half_bytes(values: Bytes) -> Bytes:
+    return np.ascontiguousarray(values.astype(np.float16)).view(np.uint8)
+
+
+def _nibbles(codes: Bytes) -> Bytes:
+    """ggml-common.h, block_q4_0: byte j holds value j in its low and value j + 16 in its high half."""
+    low, high = codes[..., : BLOCK // 2], codes[..., BLOCK // 2 :]
+    return low | (high << 4)
+
+
+def _rows(*parts: Bytes) -> Bytes:
+    """Blocks [rows, blocks, bytes] side by side to rows of bytes."""
+    joined = np.concatenate(parts, axis=-1)
+    return np.ascontiguousarray(joined.reshape(joined.shape[0], -1))

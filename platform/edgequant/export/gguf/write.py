@@ -1,0 +1,198 @@
+"""Write a model as one GGUF file that llama.cpp runs: `write_gguf(loaded, "model-q8_0.gguf", "q8_0")`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, TensorNameMap, get_tensor_name_map
+from gguf.constants import GGML_QUANT_VERSION, MODEL_ARCH_NAMES
+from tqdm import tqdm
+
+from edgequant.errors import UserError
+from edgequant.export.formats import BLOCK, FORMATS, Exported, check_format
+from edgequant.export.gguf.architectures import (
+    Architecture,
+    architecture_of,
+    rope_frequency_factors,
+    row_order,
+    write_hyperparameters,
+)
+from edgequant.export.gguf.tensors import (
+    Bytes,
+    SourceTensor,
+    encode,
+    encode_packed,
+    keeps_integers,
+    source_tensors,
+    stored_shape,
+)
+from edgequant.export.gguf.tokenizer import WriterOfEmptyLists, write_tokenizer
+from edgequant.files import atomic_path, sha256_of
+from edgequant.models.loading import LoadedModel
+
+EMBEDDINGS = ("token_embd.weight", "output.weight")
+ELEMENT: dict[str, Any] = {"f32": np.float32, "f16": np.float16}  # every other format is written as bytes
+
+
+class _Plan(NamedTuple):
+    """One tensor of the file: its name there, its source, its format, and how its rows and values change."""
+
+    name: str
+    source: SourceTensor
+    format: str
+    order: Any
+    offset: float
+
+    @property
+    def kind(self) -> GGMLQuantizationType:
+        return GGMLQuantizationType[self.format.upper()]
+
+    @property
+    def keeps_integers(self) -> bool:
+        return self.source.packed is not None and keeps_integers(self.source.packed.spec, self.format)
+
+
+def write_gguf(
+    loaded: LoadedModel, path: str | Path, format_name: str = "q8_0", *, embedding_format: str | None = None
+) -> Exported:
+    """Write a model and its tokenizer as a GGUF file, whole or not at all, one tensor in memory at a time.
+
+    Matrices take the format; norms and biases are f32; matrices whose rows are no multiple of 32 are f16. A quantised
+    checkpoint's integers are copied where the format can hold them, and are dequantised and encoded again where not.
+
+    Args:
+        loaded: any model that `models.load` gives: plain, quantised, or with a LoRA adapter, which is merged.
+        path: the file to write.
+        format_name: one of `formats.FORMATS`.
+        embedding_format: of the embedding and the output matrix; None takes `format_name`, or q8_0 where that has
+            fewer bits and the checkpoint's own integers do not fit it (llama.cpp, too, spends more bits there).
+
+    Raises:
+        UserError: unknown format, or an architecture, tokenizer or feature that llama.cpp cannot reproduce.
+    """
+    check_format(format_name)
+    model = _plain(loaded.model)
+    architecture = architecture_of(model.config)
+    plans = _plans(model, architecture, format_name, embedding_format)
+    with atomic_path(path) as temporary:
+        writer = WriterOfEmptyLists(temporary, MODEL_ARCH_NAMES[architecture.gguf])
+        _write_metadata(writer, model, loaded, format_name)
+        _write_tensors(writer, plans, _extra_tensors(model))
+    parameters = sum(int(np.prod(plan.source.shape)) for plan in _unique(plans))
+    return Exported(
+        Path(path), Path(path).stat().st_size, sha256_of(path), parameters, _notes(plans, loaded, format_name)
+    )
+
+
+def _plain(model: Any) -> Any:
+    """Merge an adapter into its weights; give bitsandbytes' layers their floating-point weights back."""
+    if hasattr(model, "merge_and_unload"):
+        model = model.merge_and_unload()
+    method = str(getattr(getattr(model, "quantization_method", None), "value", ""))
+    return model.dequantize() if method == "bitsandbytes" else model
+
+
+def _plans(model: Any, architecture: Architecture, format_name: str, embedding_format: str | None) -> list[_Plan]:
+    config = model.config
+    names = get_tensor_name_map(architecture.gguf, config.num_hidden_layers)
+    plans = []
+    for source in source_tensors(model):
+        name = _gguf_name(names, source.name)
+        wanted = _wanted_format(name, source, format_name, embedding_format)
+        is_norm = name.endswith("norm.weight")
+        order = row_order(architecture, config, source.name)
+        plans.append(_Plan(name, source, wanted, order, architecture.norm_offset if is_norm else 0.0))
+    if architecture.needs_own_head and not any(plan.name == "output.weight" for plan in plans):
+        embedding = next(plan for plan in plans if plan.name == "token_embd.weight")
+        plans.append(embedding._replace(name="output.weight"))
+    return plans
+
+
+def _gguf_name(names: TensorNameMap, name: str) -> str:
+    found = names.get_name(name, try_suffixes=(".weight", ".bias"))
+    if found is None:
+        raise UserError(
+            f"tensor {name!r} has no place in llama.cpp's version of this architecture; it cannot be exported"
+        )
+    return str(found)
+
+
+def _wanted_format(name: str, source: SourceTensor, format_name: str, embedding_format: str | None) -> str:
+    if len(source.shape) < 2:
+        return "f32"
+    wanted = format_name
+    if name in EMBEDDINGS:
+        fits = source.packed is not None and keeps_integers(source.packed.spec, format_name)
+        wanted = embedding_format or (format_name if fits or FORMATS[format_name] > 8 else "q8_0")
+    return wanted if source.shape[-1] % BLOCK == 0 or FORMATS[wanted] >= 16 else "f16"
+
+
+def _extra_tensors(model: Any) -> dict[str, Bytes]:
+    factors = rope_frequency_factors(model)
+    return {} if factors is None else {"rope_freqs.weight": factors.numpy()}
+
+
+def _write_metadata(writer: GGUFWriter, model: Any, loaded: LoadedModel, format_name: str) -> None:
+    writer.add_type("model")
+    writer.add_name(loaded.source.name)
+    writer.add_quantized_by("edgequant")
+    writer.add_quantization_version(GGML_QUANT_VERSION)
+    writer.add_file_type(_file_type(format_name))
+    write_hyperparameters(writer, model.config)
+    write_tokenizer(writer, loaded.tokenizer, model.config.vocab_size)
+
+
+def _file_type(format_name: str) -> LlamaFileType:
+    return LlamaFileType.ALL_F32 if format_name == "f32" else LlamaFileType[f"MOSTLY_{format_name.upper()}"]
+
+
+def _write_tensors(writer: GGUFWriter, plans: list[_Plan], extra: dict[str, Bytes]) -> None:
+    for name, values in extra.items():
+        writer.add_tensor_info(name, values.shape, values.dtype, values.nbytes)
+    for plan in plans:
+        shape = stored_shape(plan.source.shape, plan.kind)
+        dtype: np.dtype[Any] = np.dtype(ELEMENT.get(plan.format, np.uint8))
+        writer.add_tensor_info(plan.name, shape, dtype, int(np.prod(shape)) * dtype.itemsize, plan.kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for values in extra.values():
+        writer.write_tensor_data(values)
+    for plan in tqdm(plans, desc="export", unit="tensor", leave=False):
+        writer.write_tensor_data(_encoded(plan))
+    writer.close()
+
+
+def _encoded(plan: _Plan) -> Bytes:
+    if plan.keeps_integers and plan.source.packed is not None:
+        return encode_packed(plan.source.packed, plan.order, plan.format)
+    values = plan.source.read() + plan.offset
+    return encode(values if plan.order is None else values[plan.order], plan.kind)
+
+
+def _unique(plans: list[_Plan]) -> list[_Plan]:
+    return list({plan.source.name: plan for plan in plans}.values())
+
+
+def _notes(plans: list[_Plan], loaded: LoadedModel, format_name: str) -> list[str]:
+    packed = [plan for plan in plans if plan.source.packed is not None]
+    kept = [plan for plan in packed if plan.keeps_integers]
+    odd = [plan.name for plan in plans if len(plan.source.shape) > 1 and plan.format != format_name]
+    notes = []
+    if kept:
+        notes.append(f"{len(kept)} of {len(packed)} quantised matrices keep the checkpoint's integers")
+    if len(kept) < len(packed):
+        notes.append(
+            f"{len(packed) - len(kept)} quantised matrices were encoded again as {format_name}: see the parity metrics"
+        )
+    if odd:
+        shown = ", ".join(odd[:3]) + (", ..." if len(odd) > 3 else "")
+        notes.append(f"not {format_name}: {shown}")
+    if any(
+        getattr(module, "activation", None) is not None and hasattr(module, "packed")
+        for module in loaded.model.modules()
+    ):
+        notes.append("activations: llama.cpp quantises them to 8 bits its own way (blocks of 32, at run time)")
+    return notes

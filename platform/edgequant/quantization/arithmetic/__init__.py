@@ -1,0 +1,1 @@
+"""Grids, affine arithmetic, packing: numbers without layers."""

@@ -1,0 +1,261 @@
+"""Affine quantisation arithmetic as pure functions (Jacob et al. 2017, arXiv 1712.05877, section 2).
+
+r = S (q - Z): a real number r, an integer q, a scale S > 0 and a zero point Z. Integers are signed here:
+q in [-2^(b-1), 2^(b-1) - 1], so that 8-bit codes are int8. Symmetric specs have Z = 0; llama.cpp's q4_1 has
+a real minimum instead. Weights [out, in] are seen as [rows, groups, group size], one scale per row and group.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from edgequant.quantization.arithmetic import ggml
+from edgequant.quantization.arithmetic.half_precision import rounded_to_float16
+from edgequant.quantization.scheme import WeightSpec
+
+_SMALLEST_FLOAT16 = 2.0**-24  # and the step between the numbers below the smallest normal one
+
+
+class QuantizedWeight(NamedTuple):
+    """Integers of a weight: codes [rows, groups, group size] int8; the others [rows, groups, 1] float32.
+
+    Symmetric specs have no zero point; `real` ones have a minimum instead of one, the value of the lowest code.
+    Scale and minimum are already rounded to their storage type.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    zero_point: Tensor | None = None
+    minimum: Tensor | None = None
+
+
+def grouped(weight: Tensor, spec: WeightSpec) -> Tensor:
+    """View a weight [out, in] as [rows, groups, group size] according to the spec's granularity."""
+    if spec.granularity == "tensor":
+        return weight.reshape(1, 1, -1)
+    if spec.granularity == "channel":
+        return weight.reshape(weight.shape[0], 1, -1)
+    return weight.unflatten(-1, (-1, spec.group_size or weight.shape[-1]))
+
+
+def affine_parameters(low: Tensor, high: Tensor, integer_range: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Scale and integer zero point for real ranges [low, high] (Jacob et al. 2017, equation 1 and section 3).
+
+    The range is widened to contain 0, which is then exactly representable, as zero padding and pruning need.
+
+    Args:
+        low, high: any equal shapes, finite.
+        integer_range: lowest and highest integer.
+
+    Returns:
+        scale > 0 and zero point (integers as floats), both of low's shape.
+    """
+    lowest, highest = integer_range
+    low, high = low.clamp(max=0.0), high.clamp(min=0.0)
+    scale = _positive((high - low) / (highest - lowest))
+    return scale, zero_point_for(low, scale, integer_range)
+
+
+def zero_point_for(low: Tensor, scale: Tensor, integer_range: tuple[int, int]) -> Tensor:
+    """The integer that stands for real 0 when `low` <= 0 is the lowest integer's value."""
+    lowest, highest = integer_range
+    return torch.round(lowest - low / scale).clamp(lowest, highest)
+
+
+def symmetric_scale(low: Tensor, high: Tensor, integer_range: tuple[int, int]) -> Tensor:
+    """Scale of a symmetric range: the largest magnitude falls on the highest integer."""
+    return _positive(torch.maximum(low.abs(), high.abs()) / integer_range[1])
+
+
+def _positive(scale: Tensor) -> Tensor:
+    """An all-zero group gets a scale of 1: every code is then 0 and nothing is divided by 0."""
+    return torch.where(scale > 0, scale, torch.ones_like(scale))
+
+
+def stored_scale(scale: Tensor, spec: WeightSpec) -> Tensor:
+    """Round a scale to its storage type; returned as float32.
+
+    float16 grows coarse below 2^-14, where 8-bit groups of small weights lie: scales are rounded up there, so that the
+    range stays covered, and none becomes 0.
+    """
+    if spec.scale_dtype == "float32":
+        return scale
+    small = torch.finfo(torch.float16).smallest_normal
+    subnormal = (scale / _SMALLEST_FLOAT16).ceil().clamp(min=1.0) * _SMALLEST_FLOAT16
+    return torch.where(scale < small, subnormal, rounded_to_float16(scale))
+
+
+def weight_parameters(groups: Tensor, spec: WeightSpec, shrink: float | Tensor = 1.0) -> tuple[Tensor, Tensor | None]:
+    """Scale and zero point of each group from its minimum and maximum, times `shrink` (1: nothing is clipped).
+
+    Args:
+        groups: [rows, groups, group size] float32.
+        shrink: a factor in (0, 1], a number or [rows, groups, 1]: MSE clipping searches over it.
+    """
+    low, high = groups.amin(-1, keepdim=True) * shrink, groups.amax(-1, keepdim=True) * shrink
+    if spec.zero_point == "none":
+        return stored_scale(symmetric_scale(low, high, spec.integer_range), spec), None
+    scale, _ = affine_parameters(low, high, spec.integer_range)
+    scale = stored_scale(scale, spec)
+    return scale, zero_point_for(low.clamp(max=0.0), scale, spec.integer_range)
+
+
+def quantize(real: Tensor, scale: Tensor, zero_point: Tensor | None, integer_range: tuple[int, int]) -> Tensor:
+    """q = clamp(round(r / S) + Z), as floats of integral value; ties go to the even integer (IEEE 754)."""
+    codes = torch.round(real / scale)
+    if zero_point is not None:
+        codes = codes + zero_point
+    return codes.clamp(*integer_range)
+
+
+def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor | None) -> Tensor:
+    """r = S (q - Z), float32."""
+    return (codes.float() if zero_point is None else codes - zero_point) * scale
+
+
+def quantize_weight(weight: Tensor, spec: WeightSpec, shrink: float | Tensor = 1.0) -> QuantizedWeight:
+    """Round a weight [out, in] to the nearest integers of its groups."""
+    groups = grouped(weight.float(), spec)
+    if spec.layout != "affine":
+        codes, scale, minimum = ggml.quantize(groups, spec.layout)
+        return QuantizedWeight(codes, scale, minimum=minimum)
+    scale, zero_point = weight_parameters(groups, spec, shrink)
+    return QuantizedWeight(quantize(groups, scale, zero_point, spec.integer_range).to(torch.int8), scale, zero_point)
+
+
+def dequantize_weight(quantized: QuantizedWeight, shape: tuple[int, ...] | torch.Size) -> Tensor:
+    """The real weight [out, in], float32, that the integers stand for."""
+    if quantized.minimum is not None:
+        lowest = -8  # q4_1, the one layout with a minimum
+        return ((quantized.codes - lowest) * quantized.scale + quantized.minimum).reshape(shape)
+    return dequantize(quantized.codes, quantized.scale, quantized.zero_point).reshape(shape)
+
+
+# ---------------------------------------------------------------------------------- simulated quantisation (training)
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Forward: any value computed without gradients. Backward: the gradient passes where `inside`, else stops."""
+
+    @staticmethod
+    def forward(ctx: Any, real: Tensor, simulated: Tensor, inside: Tensor | None) -> Tensor:
+        ctx.save_for_backward(*([] if inside is None else [inside]))
+        return simulated
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None]:
+        (gradient,) = gradients
+        saved = ctx.saved_tensors
+        return (gradient * saved[0] if saved else gradient), None, None
+
+
+def straight_through(real: Tensor, simulated: Tensor, inside: Tensor | None = None) -> Tensor:
+    """`simulated` with the gradient of `real` (Bengio et al. 2013, arXiv 1308.3432), blocked outside `inside`."""
+    return _StraightThrough.apply(real, simulated, inside)
+
+
+def fake_quantize(real: Tensor, scale: Tensor, zero_point: Tensor | None, integer_range: tuple[int, int]) -> Tensor:
+    """S (clamp(round(r/S) + Z) - Z) with a straight-through gradient, zero where r is clipped (Jacob, eq. 12)."""
+    with torch.no_grad():
+        values = real.float()
+        rounded = torch.round(values / scale) + (0.0 if zero_point is None else zero_point)
+        simulated = dequantize(rounded.clamp(*integer_range), scale, zero_point).to(real.dtype)
+        inside = (rounded >= integer_range[0]) & (rounded <= integer_range[1])
+    return straight_through(real, simulated, inside)
+
+
+def fake_quantize_weight(weight: Tensor, spec: WeightSpec) -> Tensor:
+    """What `quantize_weight` and `dequantize_weight` make of a weight, with a straight-through gradient.
+
+    Nothing is clipped, since each group's own extremes set its range: the gradient passes unchanged.
+    """
+    return straight_through(weight, simulated_weight(weight, spec))
+
+
+@torch.no_grad()
+def simulated_weight(weight: Tensor, spec: WeightSpec) -> Tensor:
+    """`fake_quantize_weight` without a gradient."""
+    return dequantize_weight(quantize_weight(weight, spec), weight.shape).to(weight.dtype)
+
+
+class _LearnedStep(torch.autograd.Function):
+    """Forward: S (clamp(round(r/S) + Z) - Z). Backward: gradients for r, S and Z (LSQ+, equations 4 to 7)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, groups: Tensor, scale: Tensor, zero_point: Tensor | None, integer_range: tuple[int, int]
+    ) -> Tensor:
+        ctx.save_for_backward(groups, scale, zero_point)
+        ctx.integer_range = integer_range
+        return dequantize(quantize(groups, scale, zero_point, integer_range), scale, zero_point)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
+        groups, scale, zero_point = ctx.saved_tensors
+        return (*learned_step_gradients(gradients[0], groups, scale, zero_point, ctx.integer_range), None)
+
+
+def learned_step_gradients(
+    gradient: Tensor, groups: Tensor, scale: Tensor, zero_point: Tensor | None, integer_range: tuple[int, int]
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Gradients of a loss for r, S and Z, from that for the simulated values [rows, groups, group size].
+
+    Inside the range the rounding error moves with S: d/dS = round(r/S) - r/S. A clipped value moves with S by the
+    bound's distance from Z, and against Z by -S.
+    """
+    lowest, highest = integer_range
+    steps = groups / scale
+    shifted = torch.round(steps) if zero_point is None else torch.round(steps) + zero_point
+    inside = (shifted >= lowest) & (shifted <= highest)
+    bound = shifted.clamp(lowest, highest) - (0.0 if zero_point is None else zero_point)
+    for_scale = (gradient * (bound - steps * inside)).sum(-1, keepdim=True)
+    for_zero = None if zero_point is None else (gradient * ~inside).sum(-1, keepdim=True) * -scale
+    return gradient * inside, for_scale, for_zero
+
+
+def fake_quantize_learned(
+    groups: Tensor, scale: Tensor, zero_point: Tensor | None, integer_range: tuple[int, int]
+) -> Tensor:
+    """Simulated quantisation whose scale and zero point learn too (LSQ+, Bhalgat et al. 2020, arXiv 2004.09576).
+
+    Args:
+        groups: [rows, groups, group size] float32.
+        scale: [rows, groups, 1], positive, as stored.
+        zero_point: [rows, groups, 1], integral, or None.
+    """
+    return _LearnedStep.apply(groups, scale, zero_point, integer_range)
+
+
+def rounded_straight_through(values: Tensor) -> Tensor:
+    """Nearest integers, with the gradient of `values`."""
+    return values + (torch.round(values) - values).detach()
+
+
+def best_shrink(groups: Tensor, spec: WeightSpec, candidates: int = 20) -> Tensor:
+    """For each group the factor on its range, from 0.5 to 1, with the least squared error: [rows, groups, 1]."""
+    best = torch.ones_like(groups[..., :1])
+    least = torch.full_like(best, torch.inf)
+    for factor in torch.linspace(1.0, 0.5, candidates).tolist():
+        scale, zero_point = weight_parameters(groups, spec, factor)
+        codes = quantize(groups, scale, zero_point, spec.integer_range)
+        error = (dequantize(codes, scale, zero_point) - groups).square().sum(-1, keepdim=True)
+        best, least = torch.where(error < least, factor, best), torch.minimum(error, least)
+    return best
+
+
+def token_parameters(tokens: Tensor, integer_range: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Scale and zero point for each token: tokens [..., features] float32 to two [..., 1]."""
+    return affine_parameters(tokens.amin(-1, keepdim=True), tokens.amax(-1, keepdim=True), integer_range)
+
+
+def fake_quantize_tokens(tokens: Tensor, integer_range: tuple[int, int]) -> Tensor:
+    """Dynamic quantisation of activations, one range per token, with a straight-through gradient."""
+    with torch.no_grad():
+        values = tokens.float()
+        scale, zero_point = token_parameters(values, integer_range)
+        codes = quantize(values, scale, zero_point, integer_range)
+        simulated = dequantize(codes, scale, zero_point).to(tokens.dtype)
+    return straight_through(tokens, simulated)

@@ -1,0 +1,124 @@
+"""`mse_clip`: the range of each group with the least squared rounding error, weighted by the inputs where known."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from edgequant.quantization.arithmetic.affine import QuantizedWeight, grouped
+from edgequant.quantization.arithmetic.grids import Grid, grid_of_extremes, grid_of_range, spread_importance
+from edgequant.quantization.scheme import WeightSpec
+
+SHRINK = torch.linspace(1.0, 0.4, 19).tolist()  # of the whole range
+ONE_END = (1.1, 1.05, 0.95, 0.9, 0.85, 0.8)  # of either end, around the best whole range
+REFITS = 2  # rounds of least squares for the scale between roundings
+CHUNK = {"cpu": 1 << 17, "cuda": 1 << 24}  # weights searched at once: what fits the cache, what fills the device
+
+
+class _Best:
+    """The best grid so far of every group, and its error."""
+
+    def __init__(self, groups: Tensor, spec: WeightSpec, importance: Tensor | None) -> None:
+        self.groups, self.importance = groups, importance
+        self.grid = grid_of_extremes(groups, spec)
+        self.error = self._error(self.grid)
+
+    def _error(self, grid: Grid) -> Tensor:
+        offset, lowest, highest = grid.offset, *grid.spec.integer_range
+        codes = (self.groups - offset).mul_(1 / grid.scale).round_().clamp_(lowest, highest)
+        squares = torch.addcmul(offset, codes, grid.scale, out=codes).sub_(self.groups).square_()
+        return (squares if self.importance is None else squares.mul_(self.importance)).sum(-1, keepdim=True)
+
+    def offer(self, grid: Grid) -> Tensor:
+        """Take a grid where it is better; returns where, [rows, groups, 1]."""
+        error = self._error(grid)
+        better = error < self.error
+        self.error = torch.where(better, error, self.error)
+
+        def pick(new: Tensor | None, old: Tensor | None) -> Tensor | None:
+            return None if new is None or old is None else torch.where(better, new, old)
+
+        scale = torch.where(better, grid.scale, self.grid.scale)
+        zero_point = pick(grid.zero_point, self.grid.zero_point)
+        self.grid = Grid(grid.spec, scale, zero_point, pick(grid.minimum, self.grid.minimum))
+        return better
+
+
+def least_squares_grid(groups: Tensor, spec: WeightSpec, importance: Tensor | None = None) -> Grid:
+    """Search, group by group, for the grid with the least (weighted) squared rounding error.
+
+    First both ends of the range shrink together, then each end alone; then the scale is solved for by least squares
+    for the codes found, and codes are rounded anew. Never worse than round to nearest, since that is where it starts.
+
+    Args:
+        groups: [rows, groups, group size] float32.
+        importance: weights of the squared errors, broadcastable to `groups`; None: all equal.
+    """
+    rows = max(1, CHUNK.get(groups.device.type, 1 << 20) // groups[0].numel())
+    if groups.shape[0] <= rows:
+        return _search(groups, spec, importance)
+    found = [_search(part, spec, importance) for part in groups.split(rows)]  # importance is the same for all rows
+
+    def joined(parts: list[Tensor | None]) -> Tensor | None:
+        return None if parts[0] is None else torch.cat([part for part in parts if part is not None])
+
+    scale = torch.cat([grid.scale for grid in found])
+    zero_point = joined([grid.zero_point for grid in found])
+    return Grid(spec, scale, zero_point, joined([grid.minimum for grid in found]))
+
+
+def _search(groups: Tensor, spec: WeightSpec, importance: Tensor | None) -> Grid:
+    best = _Best(groups, spec, importance)
+    low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
+    at_low, at_high = low.clone(), high.clone()
+    for factor in SHRINK:
+        for flipped in (False, True) if spec.layout == "q4_0" else (False,):
+            better = best.offer(grid_of_range(low * factor, high * factor, spec, flipped=flipped))
+            at_low, at_high = torch.where(better, low * factor, at_low), torch.where(better, high * factor, at_high)
+    if spec.zero_point != "none":
+        at_low, at_high = _one_end(best, spec, at_low, at_high, first=True)
+        _one_end(best, spec, at_low, at_high, first=False)
+    for _ in range(REFITS):
+        best.offer(_refitted(best))
+    return best.grid
+
+
+def _one_end(best: _Best, spec: WeightSpec, low: Tensor, high: Tensor, *, first: bool) -> tuple[Tensor, Tensor]:
+    start = (low, high)
+    for factor in ONE_END:
+        trial = (start[0] * factor, start[1]) if first else (start[0], start[1] * factor)
+        better = best.offer(grid_of_range(*trial, spec))
+        low, high = torch.where(better, trial[0], low), torch.where(better, trial[1], high)
+    return low, high
+
+
+def _refitted(best: _Best) -> Grid:
+    """The scale that fits the groups best for the present codes: least squares of one unknown."""
+    grid = best.grid
+    codes = grid.codes(best.groups)
+    lowest = grid.spec.integer_range[0]
+    steps = codes - (lowest if grid.minimum is not None else 0.0 if grid.zero_point is None else grid.zero_point)
+    aim = best.groups if grid.minimum is None else best.groups - grid.minimum
+    weights = steps if best.importance is None else steps * best.importance
+    squares = (weights * steps).sum(-1, keepdim=True)
+    scale = torch.where(squares > 0, (weights * aim).sum(-1, keepdim=True) / squares, grid.scale)
+    if grid.spec.layout == "affine":
+        scale = torch.where(scale > 0, scale, grid.scale)
+    return grid.with_scale(scale)
+
+
+def choose_grid(weight: Tensor, spec: WeightSpec, importance: Tensor | None = None) -> Grid:
+    """The least-squares grid of a weight [out, in]; `importance` [in] are the mean squares of its inputs, or None."""
+    spread = None if importance is None else spread_importance(_positive(importance), weight, spec)
+    return least_squares_grid(grouped(weight.float(), spec), spec, spread)
+
+
+def _positive(importance: Tensor) -> Tensor:
+    """Inputs that were silent during calibration keep a little weight: they may not stay silent."""
+    return importance + 1e-3 * importance.mean() + torch.finfo(torch.float32).tiny
+
+
+def quantize_clipped(weight: Tensor, spec: WeightSpec, importance: Tensor | None = None) -> QuantizedWeight:
+    """Round a weight [out, in] to the nearest points of its least-squares grid."""
+    grid = choose_grid(weight, spec, importance)
+    return grid.quantized(grid.codes(grouped(weight.float(), spec)))

@@ -1,0 +1,148 @@
+"""Quantisation-aware training in three verbs: `prepare` the model, train it, `convert` it to integers.
+
+scheme = parse_scheme("w4a8-g32+emb4")
+prepare(model, scheme)             # fake-quantised layers over the same parameters
+... train, calling set_phase(model, ...) as steps go by ...
+convert(model)                     # integers; what was simulated is what runs
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from edgequant.errors import UserError
+from edgequant.quantization.calibration import ObserverName
+from edgequant.quantization.layers.fake_quantized import (
+    FakeQuantizedEmbedding,
+    FakeQuantizedLinear,
+    fake_quantized_layers,
+    output_scale_of,
+)
+from edgequant.quantization.layers.input_quantizers import DynamicInputQuantizer, make_input_quantizer
+from edgequant.quantization.layers.integer import IntegerEmbedding, IntegerLinear, PackedWeight
+from edgequant.quantization.layers.targets import Targets, find_targets, replace_module
+from edgequant.quantization.layers.weight_quantizer import WeightQuantizer
+from edgequant.quantization.scheme import ActivationSpec, Scheme, WeightSpec
+
+
+def prepare(
+    model: nn.Module,
+    scheme: Scheme,
+    *,
+    observer: ObserverName = "moving_average_minmax",
+    learnable_scales: bool = False,
+) -> Targets:
+    """Replace, in place, the layers that the scheme names by fake-quantised ones over the same parameters.
+
+    Args:
+        model: any causal language model made of nn.Linear and nn.Embedding; tied weights stay tied.
+        scheme: with backend `edgequant`.
+        observer: how static activation ranges are found.
+        learnable_scales: make weights' scales and zero points parameters that training moves (LSQ+).
+
+    Raises:
+        UserError: the scheme belongs to bitsandbytes, does not fit a layer (named), or finds nothing to quantise.
+    """
+    if scheme.weight is None:
+        raise UserError(
+            f"scheme {scheme.name} is bitsandbytes' own and cannot be trained; use one such as w4a8-g32+emb4"
+        )
+    targets = find_targets(model, scheme)
+    modules = dict(model.named_modules())
+    for name in targets.linears:
+        linear = cast(nn.Linear, modules[name])
+        weights = WeightQuantizer(scheme.spec_of(name), linear.weight, learned=learnable_scales)
+        inputs = make_input_quantizer(scheme.activation, observer, linear.weight.device)
+        replace_module(model, name, FakeQuantizedLinear(linear, weights, inputs))
+    if scheme.embedding is not None and targets.embedding is not None:
+        embedding = cast(nn.Embedding, modules[targets.embedding])
+        spec = scheme.spec_of(targets.embedding, embedding=True)
+        weights = WeightQuantizer(spec, embedding.weight, learned=learnable_scales)
+        replace_module(model, targets.embedding, FakeQuantizedEmbedding(embedding, weights))
+        if targets.head is not None:
+            linear = cast(nn.Linear, modules[targets.head])
+            if not targets.tied:
+                spec = scheme.spec_of(targets.head, embedding=True)
+                weights = WeightQuantizer(spec, linear.weight, learned=learnable_scales)
+            inputs = make_input_quantizer(scheme.activation, observer, linear.weight.device)
+            replace_module(model, targets.head, FakeQuantizedLinear(linear, weights, inputs, tied=targets.tied))
+    return targets
+
+
+def set_phase(model: nn.Module, *, quantize_inputs: bool, observe: bool, reuse_weights: bool = False) -> None:
+    """Say what the quantisers do from here on; call it before each optimiser step.
+
+    Args:
+        quantize_inputs: simulate integer activations; off during the first steps (delayed activation quantisation).
+        observe: static ranges follow the data; off late in training and in evaluation.
+        reuse_weights: simulate each weight once until the next call, however many forward passes (of a step that
+            accumulates gradients) come before it.
+    """
+    for layer in fake_quantized_layers(model).values():
+        layer.quantizer.begin_step(reuse=reuse_weights)
+        if layer.input_quantizer is not None:
+            layer.input_quantizer.set_phase(enabled=quantize_inputs, observing=observe)
+
+
+def has_static_ranges(model: nn.Module) -> bool:
+    """Whether ranges have to be observed before the model can be converted."""
+    return any(layer.needs_range for layer in fake_quantized_layers(model).values())
+
+
+@torch.no_grad()
+def calibrate(model: nn.Module, batches: list[Tensor]) -> None:
+    """Run token batches [batch, length] to observe static activation ranges, inputs unquantised meanwhile."""
+    set_phase(model, quantize_inputs=False, observe=True)
+    for batch in batches:
+        model(input_ids=batch)
+    set_phase(model, quantize_inputs=True, observe=False)
+
+
+@torch.no_grad()
+def convert(model: nn.Module) -> None:
+    """Replace, in place, fake-quantised layers by integer ones. Tied weights are quantised and stored once.
+
+    Raises:
+        UserError: static ranges were never observed.
+    """
+    embeddings: dict[int, PackedWeight] = {}
+    layers = fake_quantized_layers(model).items()
+    for name, layer in sorted(layers, key=lambda pair: pair[1].kind != "embedding"):
+        shared = embeddings.get(id(layer.weight))
+        packed = layer.packed() if shared is None else shared
+        if layer.kind == "embedding":
+            embeddings[id(layer.weight)] = packed
+        replace_module(model, name, layer.to_integer(packed, tied=shared is not None))
+    DynamicInputQuantizer.forget()
+
+
+def build_integer_layers(model: nn.Module, scheme: Scheme) -> Targets:
+    """Replace, in place, the layers of a freshly built model (also on the meta device) by empty integer ones.
+
+    What a checkpoint's tensors are loaded into.
+    """
+    targets = find_targets(model, scheme)
+    modules = dict(model.named_modules())
+    for name in targets.linears:
+        linear = cast(nn.Linear, modules[name])
+        replace_module(model, name, _empty_linear(linear, scheme.spec_of(name), scheme.activation))
+    if scheme.embedding is not None and targets.embedding is not None:
+        old = cast(nn.Embedding, modules[targets.embedding])
+        spec = scheme.spec_of(targets.embedding, embedding=True)
+        packed = PackedWeight(old.num_embeddings, old.embedding_dim, spec, old.weight.device)
+        replace_module(model, targets.embedding, IntegerEmbedding(packed, old.weight.dtype, output_scale_of(old)))
+        if targets.head is not None:
+            head, spec = cast(nn.Linear, modules[targets.head]), scheme.spec_of(targets.head, embedding=True)
+            shared = packed if targets.tied else None
+            replace_module(model, targets.head, _empty_linear(head, spec, scheme.activation, shared))
+    return targets
+
+
+def _empty_linear(
+    linear: nn.Linear, spec: WeightSpec, activation: ActivationSpec | None, shared: PackedWeight | None = None
+) -> IntegerLinear:
+    packed = shared or PackedWeight(linear.out_features, linear.in_features, spec, linear.weight.device)
+    return IntegerLinear(packed, linear.bias, activation, tied=shared is not None)

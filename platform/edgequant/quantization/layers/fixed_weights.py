@@ -1,0 +1,55 @@
+"""Weight quantisers that PTQ puts into fake-quantised layers: none yet, or integers that are already chosen."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from edgequant.quantization.arithmetic.affine import QuantizedWeight, dequantize_weight, quantize_weight
+from edgequant.quantization.layers.fake_quantized import FakeQuantizedLayer
+from edgequant.quantization.layers.weight_quantizer import WeightQuantizer
+from edgequant.quantization.scheme import WeightSpec
+
+
+class IdentityQuantizer(WeightQuantizer):
+    """Leaves a weight as it is until its integers are chosen; converted as it stands, it is rounded to nearest."""
+
+    def __init__(self, spec: WeightSpec) -> None:
+        super().__init__(spec, torch.empty(0), learned=False)
+
+    def forward(self, weight: Tensor, rows: Tensor | None = None) -> Tensor:
+        return weight
+
+    def quantized(self, weight: Tensor) -> QuantizedWeight:
+        return quantize_weight(weight.detach(), self.spec)
+
+
+class FixedCodesQuantizer(WeightQuantizer):
+    """Stands for a weight by integers chosen beforehand, whatever the weight is; `convert` takes exactly these."""
+
+    def __init__(self, spec: WeightSpec, chosen: QuantizedWeight) -> None:
+        super().__init__(spec, torch.empty(0), learned=False)
+        self.chosen = chosen
+
+    def forward(self, weight: Tensor, rows: Tensor | None = None) -> Tensor:
+        chosen = self.chosen
+        if rows is not None and chosen.scale.shape[0] > 1:
+            chosen = QuantizedWeight(*(None if part is None else part[rows] for part in chosen))  # type: ignore[arg-type]
+        elif rows is not None:  # one scale for the tensor
+            width = weight.shape[1]
+            chosen = chosen._replace(codes=chosen.codes.view(-1, width)[rows].view(1, 1, -1))
+        return dequantize_weight(chosen, weight.shape).to(weight.dtype)
+
+    def quantized(self, weight: Tensor) -> QuantizedWeight:
+        return self.chosen
+
+
+def choose(layer: FakeQuantizedLayer, quantized: QuantizedWeight) -> None:
+    """Fix a layer's integers."""
+    layer.quantizer = FixedCodesQuantizer(layer.spec, quantized)
+
+
+def chosen_of(layer: FakeQuantizedLayer) -> QuantizedWeight | None:
+    """The integers fixed for a layer, or None."""
+    quantizer = layer.quantizer
+    return quantizer.chosen if isinstance(quantizer, FixedCodesQuantizer) else None

@@ -1,0 +1,1 @@
+"""Bits of each layer, chosen by sensitivity within a size."""

@@ -1,0 +1,1 @@
+"""Post-training quantisation: methods that need no training."""

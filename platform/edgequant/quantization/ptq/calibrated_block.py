@@ -1,0 +1,200 @@
+"""`CalibratedBlock`: one decoder block with its calibration inputs, which every calibrated PTQ method works on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from edgequant.quantization.layers.fake_quantized import FakeQuantizedLinear, fake_quantized_linears
+from edgequant.quantization.ptq.block_stream import BlockStream, capture_inputs, until_seen
+
+ERROR_BATCHES = 2  # enough for a table
+
+
+class Step(Protocol):
+    """One PTQ algorithm: changes a block in place."""
+
+    def apply(self, block: CalibratedBlock) -> None: ...
+
+
+class Trace:
+    """Which layers read the same tensor, and which module made it, in the order of one forward pass."""
+
+    def __init__(self, linears: Container[str]) -> None:
+        self.linears = linears
+        self.readers: dict[int, list[str]] = {}
+        self.makers: dict[int, str] = {}
+        self.order: list[str] = []
+        self._alive: list[Tensor] = []  # an id must not be used again
+
+    def watch(self, name: str, module: nn.Module) -> RemovableHandle:
+        def called(_module: nn.Module, inputs: tuple[Tensor, ...], output: object) -> None:
+            if not isinstance(output, Tensor):
+                return
+            if name in self.linears:
+                self._alive.append(inputs[0])
+                self.readers.setdefault(id(inputs[0]), []).append(name)
+            self._alive.append(output)
+            self.makers.setdefault(id(output), name)
+            self.order.append(name)
+
+        return module.register_forward_hook(called)
+
+
+@dataclass
+class Group:
+    """Linears of a block that read the same input; `maker` names the module that produced it, where there is one."""
+
+    names: list[str]
+    maker: str | None
+
+
+class CalibratedBlock:
+    """A decoder block in the middle of a stream.
+
+    Attributes:
+        name: of the block in the model.
+        module: the block itself, its linears fake-quantised.
+        inputs: what the block is given behind its quantised predecessors, for each batch.
+        targets: what the floating-point block gave behind floating-point predecessors, for each batch.
+        rounded_from: by layer, the weight [out, in] that its integers were rounded from, where that is not its own.
+    """
+
+    def __init__(self, stream: BlockStream, index: int, name: str, inputs: list[Tensor], targets: list[Tensor]) -> None:
+        self.stream, self.index, self.name = stream, index, name
+        self.module = stream.blocks[name]
+        self.inputs, self.targets = inputs, targets
+        self.rounded_from: dict[str, Tensor] = {}
+
+    @property
+    def layers(self) -> dict[str, FakeQuantizedLinear]:
+        """The block's quantised linears by their names in the model."""
+        return {f"{self.name}.{name}": layer for name, layer in fake_quantized_linears(self.module).items()}
+
+    def run(self, batch: int) -> Tensor:
+        """The block's output for a calibration batch, as its layers are at present."""
+        return self.stream.run(self.index, batch, self.stream.fetch(self.inputs[batch]))
+
+    def outputs(self) -> Iterator[Tensor]:
+        """The block's outputs for all batches, without gradients."""
+        for batch in range(len(self.inputs)):
+            with torch.no_grad():
+                yield self.run(batch)
+
+    @torch.no_grad()
+    def probe(self) -> Tensor:
+        """The block's output for the first batch in full precision, to see whether a change keeps its function."""
+        enabled, self.stream.bfloat16 = self.stream.bfloat16, False
+        try:
+            return self.run(0)
+        finally:
+            self.stream.bfloat16 = enabled
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        """The linears grouped by shared input, in the order in which the block computes them."""
+        trace = Trace(fake_quantized_linears(self.module))
+        handles = [trace.watch(name, module) for name, module in self.module.named_modules() if name]
+        try:
+            self.probe()
+        finally:
+            for handle in handles:
+                handle.remove()
+        self.order = [f"{self.name}.{name}" for name in trace.order]
+        return [
+            Group([f"{self.name}.{name}" for name in readers], self._full(trace.makers.get(made)))
+            for made, readers in trace.readers.items()
+        ]
+
+    def _full(self, name: str | None) -> str | None:
+        return None if name is None else f"{self.name}.{name}"
+
+    @torch.no_grad()
+    def watch(self, names: list[str], see: Callable[[str, Tensor], None], batches: int | None = None) -> None:
+        """Show `see(name, inputs [tokens, in] float32)` the inputs of the named layers, in all or the first batches."""
+        by_module = {id(self.layers[name]): name for name in names}
+
+        def flat(module: nn.Module, inputs: Tensor) -> None:
+            with self.stream.full_precision():  # autocast would sum products in bfloat16
+                see(by_module[id(module)], inputs.reshape(-1, inputs.shape[-1]).float())
+
+        with capture_inputs([self.layers[name] for name in names], flat, stop=True):
+            for batch in range(min(len(self.inputs), batches or len(self.inputs))):
+                until_seen(lambda batch=batch: self.run(batch))  # type: ignore[misc]
+
+    def hessians(self, names: list[str]) -> dict[str, Tensor]:
+        """For each named layer the mean of x x^T over its inputs as they are at present, [in, in] float32."""
+        sums: dict[str, Tensor] = {}
+        tokens = dict.fromkeys(names, 0)
+
+        def add(name: str, inputs: Tensor) -> None:
+            product = inputs.t() @ inputs
+            sums[name] = sums[name].add_(product) if name in sums else product
+            tokens[name] += len(inputs)
+
+        self.watch(names, add)
+        return {name: total / tokens[name] for name, total in sums.items()}
+
+    def set_phase(self, *, quantize_inputs: bool, observe: bool) -> None:
+        """As `qat.set_phase`, for this block."""
+        for layer in self.layers.values():
+            if layer.input_quantizer is not None:
+                layer.input_quantizer.set_phase(enabled=quantize_inputs, observing=observe)
+
+    def observe_ranges(self) -> None:
+        """Let static input quantisers see the calibration inputs behind the block's quantised weights."""
+        if any(layer.needs_range for layer in self.layers.values()):
+            self.set_phase(quantize_inputs=False, observe=True)
+            for _ in self.outputs():
+                pass
+
+    @torch.no_grad()
+    def errors(self, outputs: list[Tensor]) -> list[dict[str, Any]]:
+        """Relative squared errors: of each layer's weight and, on the first batches, its output; of the block's output.
+
+        Args:
+            outputs: the quantised block's, for each batch. Their error is against the floating-point model, so it holds
+                what all blocks before have added.
+        """
+        layers = self.layers
+        sums = {name: torch.zeros(2, device=self.stream.device) for name in layers}
+        chosen = {name: layer.quantizer(layer.weight) for name, layer in layers.items()}
+
+        def add(name: str, inputs: Tensor) -> None:
+            weight = layers[name].weight
+            wrong, right = inputs @ (chosen[name] - weight).float().t(), inputs @ weight.float().t()
+            sums[name] += torch.stack([wrong.square().sum(), right.square().sum()])
+
+        self.watch(list(layers), add, ERROR_BATCHES)
+        rows = [
+            {
+                "layer": name,
+                "kind": "linear",
+                "bits": layer.spec.bits,
+                "weight_error": relative_error(chosen[name], layer.weight),
+                "output_error": float(sums[name][0] / sums[name][1].clamp(min=1e-30)),
+            }
+            for name, layer in layers.items()
+        ]
+        return [*rows, {"layer": self.name, "kind": "block", "output_error": self._block_error(outputs)}]
+
+    def _block_error(self, outputs: list[Tensor]) -> float:
+        """Squared error relative to the variance of the target."""
+        wrong = right = 0.0
+        for output, target in zip(outputs, self.targets, strict=True):
+            aim = self.stream.fetch(target).float()
+            wrong += float((self.stream.fetch(output).float() - aim).square().sum())
+            right += float((aim - aim.mean()).square().sum())
+        return wrong / max(right, 1e-30)
+
+
+@torch.no_grad()
+def relative_error(approximate: Tensor, exact: Tensor) -> float:
+    """Squared distance over squared length."""
+    return float((approximate - exact).square().sum() / exact.square().sum().clamp(min=1e-30))

@@ -1,0 +1,117 @@
+"""Exact scalings inside a decoder block: a layer's input columns times s, what makes that input divided by s.
+
+Which module makes an input, and how (a norm, Gemma's norm with weight + 1, another linear, value heads shared by a
+group of query heads), is proposed from the block's own forward pass and accepted only if the block's output stays the
+same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from edgequant.quantization.ptq.calibrated_block import CalibratedBlock, Group
+
+TOLERANCE = 1e-4  # of the block's largest output: float32 rounding
+PROBE_SEED = 0
+
+
+@dataclass
+class ScalingPair:
+    """Linears whose columns are scaled and the module that absorbs the inverse: one exact scaling of a block.
+
+    Attributes:
+        names: the linears whose columns are scaled.
+        maker: the module that absorbs the inverse: a norm, or a linear whose rows are divided.
+        plus_one: the norm multiplies by weight + 1 (Gemma).
+        shared: s has one number per output of `maker`; each serves this many runs of `run` columns (query heads of a
+            group).
+        run: columns that lie together (a head's size); the whole input where nothing is shared.
+    """
+
+    names: list[str]
+    maker: nn.Module
+    features: int
+    plus_one: bool = False
+    shared: int = 1
+    run: int = 0
+
+    def gather(self, columns: Tensor) -> Tensor:
+        """A quantity of every column [features] brought down to one per number of s, by its mean."""
+        return columns if self.shared == 1 else columns.view(-1, self.shared, self.run).mean(1).reshape(-1)
+
+    def spread(self, scale: Tensor) -> Tensor:
+        """s for every column, [features]."""
+        return scale if self.shared == 1 else scale.view(-1, 1, self.run).expand(-1, self.shared, -1).reshape(-1)
+
+    @torch.no_grad()
+    def apply(self, block: CalibratedBlock, scale: Tensor) -> None:
+        """Multiply the columns by s, divide their maker by it."""
+        maker = self.maker
+        weight, bias = getattr(maker, "weight"), getattr(maker, "bias", None)  # noqa: B009 - Module hides the type
+        if isinstance(maker, nn.Linear):
+            weight.div_(scale[:, None])
+        elif self.plus_one:
+            weight.copy_((weight + 1) / scale - 1)
+        else:
+            weight.div_(scale)
+        if bias is not None:
+            bias.div_(scale)
+        for name in self.names:
+            block.layers[name].weight.mul_(self.spread(scale))
+
+
+def find_scaling_pairs(block: CalibratedBlock) -> list[tuple[Group, ScalingPair]]:
+    """Every group of linears in the block whose input can be scaled exactly, with the pair that does it."""
+    expected = block.probe()
+    found: list[tuple[Group, ScalingPair]] = []
+    for group in block.groups:
+        pair = next((pair for pair in _proposals(block, group) if _is_exact(block, pair, expected)), None)
+        if pair is not None:
+            found.append((group, pair))
+    return found
+
+
+def _proposals(block: CalibratedBlock, group: Group) -> Iterator[ScalingPair]:
+    modules = {f"{block.name}.{name}": module for name, module in block.module.named_modules()}
+    features = block.layers[group.names[0]].in_features
+    maker = modules.get(group.maker or "")
+    weight = getattr(maker, "weight", None)
+    if maker is not None and weight is not None and weight.shape == (features,):
+        yield ScalingPair(group.names, maker, features)
+        yield ScalingPair(group.names, maker, features, plus_one=True)
+        return
+    before = block.order[: block.order.index(group.names[0])]
+    for linear in [block.layers[name] for name in reversed(before) if name in block.layers]:
+        outputs = linear.out_features
+        if outputs == features:
+            yield ScalingPair(group.names, linear, features)
+        elif features % outputs == 0:
+            yield from _shared_heads(block, group, linear, features, outputs)
+
+
+def _shared_heads(
+    block: CalibratedBlock, group: Group, maker: nn.Module, features: int, outputs: int
+) -> Iterator[ScalingPair]:
+    sizes = {int(size) for module in block.module.modules() if (size := getattr(module, "head_dim", None))}
+    for size in sizes:
+        if outputs % size == 0:
+            yield ScalingPair(group.names, maker, features, shared=features // outputs, run=size)
+
+
+@torch.no_grad()
+def _is_exact(block: CalibratedBlock, pair: ScalingPair, expected: Tensor) -> bool:
+    """Scale by random powers of two, which round nothing in the weights, compare, and scale back."""
+    generator = torch.Generator().manual_seed(PROBE_SEED)
+    count = pair.features // pair.shared
+    scale = torch.exp2(torch.randint(-2, 3, (count,), generator=generator).float()).to(expected.device)
+    kept = {name: parameter.clone() for name, parameter in pair.maker.named_parameters(recurse=False)}
+    pair.apply(block, scale)
+    same = bool((block.probe() - expected).abs().max() <= TOLERANCE * expected.abs().max())
+    pair.apply(block, 1 / scale)
+    for name, parameter in pair.maker.named_parameters(recurse=False):
+        parameter.copy_(kept[name])  # weight + 1 does round
+    return same

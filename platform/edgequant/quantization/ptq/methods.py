@@ -1,0 +1,210 @@
+"""PTQ methods: one entry each, in one tuple, beside those that installed packages add. Light: factories import torch.
+
+A method of a package of its own is one file and an entry point in the group `edgequant.ptq_methods`:
+
+    from edgequant.quantization.ptq.methods import PtqMethod
+
+    def make(settings):
+        from edgequant.quantization.arithmetic.affine import quantize_weight
+        from edgequant.quantization.ptq.rounding import Rounding
+
+        class Clipped(Rounding):
+            def quantized(self, weight, spec):
+                bound = 3 * weight.std(dim=1, keepdim=True)
+                return quantize_weight(weight.clamp(-bound, bound), spec)
+
+        return Clipped()
+
+    METHOD = PtqMethod(name="three_sigma", stage="round", description="clips outliers, then to nearest", make=make)
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from edgequant.errors import UserError
+from edgequant.extensions import PTQ_METHODS, extensions
+
+if TYPE_CHECKING:
+    from edgequant.quantization.ptq.settings import PtqSettings
+
+Stage = Literal["scale", "round", "learn"]
+STAGES: tuple[Stage, ...] = get_args(Stage)  # in the order in which they change a decoder block
+RENAMED = {"mse": "mse_clip", "block": "signround"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PtqMethod:
+    """One PTQ method.
+
+    Attributes:
+        name: as users write it: small letters, digits, `_` and `-`.
+        stage: what it does to a decoder block: `scale` moves difficulty between a layer's weight and its input, `round`
+            chooses the integers of each layer, `learn` improves them against the block's output.
+        description: what `--help` says of it, in a line.
+        make: builds, from the settings, the step that works on blocks (`calibrated_block.Step`: `apply(block)`); of
+            stage `round` a `rounding.Rounding`, which rounds layers outside the blocks too.
+        needs_calibration: whether it is of no use without calibration text. False: of stage `round` alone, where
+            `Rounding.quantized` chooses integers from the weight.
+        rounds_with: of the other stages: the method that rounds where the user names none.
+    """
+
+    name: str
+    stage: Stage
+    description: str
+    make: Callable[[PtqSettings], Any] = field(repr=False, compare=False)
+    needs_calibration: bool = False
+    rounds_with: str = "mse_clip"
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", self.name):
+            raise UserError(f"PTQ method name {self.name!r} must be small letters, digits, _ and -")
+        if self.stage not in STAGES:
+            raise UserError(f"stage of PTQ method {self.name} must be one of {', '.join(STAGES)}, got {self.stage!r}")
+        if self.stage != "round" and not self.needs_calibration:
+            raise UserError(f"PTQ method {self.name} of stage {self.stage} works on inputs; set needs_calibration=True")
+
+
+def _rtn(_settings: PtqSettings) -> Any:
+    from edgequant.quantization.ptq.rounding import RoundToNearest
+
+    return RoundToNearest()
+
+
+def _mse_clip(settings: PtqSettings) -> Any:
+    from edgequant.quantization.ptq.rounding import Clipping
+
+    return Clipping(settings)
+
+
+def _gptq(settings: PtqSettings) -> Any:
+    from edgequant.quantization.ptq.rounding import Gptq
+
+    return Gptq(settings)
+
+
+def _awq(settings: PtqSettings) -> Any:
+    from edgequant.quantization.ptq.awq import ActivationAwareScaling
+
+    return ActivationAwareScaling(settings.alphas)
+
+
+def _smoothquant(settings: PtqSettings) -> Any:
+    from edgequant.quantization.ptq.smoothquant import Smoothing
+
+    return Smoothing(settings.smoothing_strength)
+
+
+def _signround(settings: PtqSettings) -> Any:
+    from edgequant.quantization.ptq.learned_rounding import BlockRounding
+
+    return BlockRounding(settings)
+
+
+METHODS = (
+    PtqMethod(name="rtn", stage="round", description="to the nearest integer of each group's range", make=_rtn),
+    PtqMethod(
+        name="mse_clip", stage="round", make=_mse_clip,
+        description="the range of each group with the least squared error, weighted by the inputs where there is text",
+    ),
+    PtqMethod(
+        name="gptq", stage="round", make=_gptq, needs_calibration=True,
+        description="column by column, the columns that remain make up for the error",
+    ),
+    PtqMethod(
+        name="awq", stage="scale", make=_awq, needs_calibration=True,
+        description="scales weight columns that meet large inputs up, then rounds with mse_clip",
+    ),
+    PtqMethod(
+        name="smoothquant", stage="scale", make=_smoothquant, needs_calibration=True, rounds_with="rtn",
+        description="moves outliers from activations into weights, for a8 schemes, then rounds with rtn",
+    ),
+    PtqMethod(
+        name="signround", stage="learn", make=_signround, needs_calibration=True,
+        description="from mse_clip on, learns rounding and ranges against each block's output by sign-SGD",
+    ),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Combination:
+    """Methods in a row: at most one of each stage, and always one that rounds.
+
+    Attributes:
+        name: as the user wrote it.
+    """
+
+    name: str
+    scale: PtqMethod | None
+    round: PtqMethod
+    learn: PtqMethod | None
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether activations decide; `rtn` and `mse_clip` can do without."""
+        return any(part is not None and part.needs_calibration for part in (self.scale, self.round, self.learn))
+
+
+def methods() -> dict[str, PtqMethod]:
+    """Every method by name: edgequant's own, then those of installed packages.
+
+    Raises:
+        UserError: an entry point that is no method, or one whose name is taken.
+    """
+    known = {method.name: method for method in METHODS}
+    for method in extensions(PTQ_METHODS, PtqMethod):
+        if method.name in known:
+            raise UserError(f"{PTQ_METHODS}: two PTQ methods are called {method.name!r}; rename the package's")
+        known[method.name] = method
+    return known
+
+
+def describe_methods() -> str:
+    """All methods and how they combine, for help texts."""
+    known = methods()
+    listed = "; ".join(f"{method.name} ({method.description})" for method in known.values())
+    return f"{listed}; or at most one of each stage in a row ({_stages(known)}), e.g. awq+gptq+signround"
+
+
+def parse_method(name: str) -> Combination:
+    """Read a method, or several joined by `+` in the order scale, round, learn.
+
+    `awq` alone rounds with `mse_clip` (its search over clipping ranges), `smoothquant` alone with `rtn` as in the
+    paper, `signround` starts from `mse_clip`; `awq+gptq`, `gptq+signround`, `smoothquant+gptq+signround` do what they
+    say.
+
+    Raises:
+        UserError: an unknown part, a part given twice, or an order that makes no sense.
+    """
+    known = methods()
+    parts = [_known(part, known) for part in name.split("+")]
+    order = [STAGES.index(part.stage) for part in parts]
+    if order != sorted(set(order)):
+        raise UserError(
+            f"PTQ method {name!r} does not combine: at most one of each stage in this order ({_stages(known)}), e.g. "
+            "awq+gptq+signround"
+        )
+    by_stage = {part.stage: part for part in parts}
+    scale, learn = by_stage.get("scale"), by_stage.get("learn")
+    rounding = by_stage["round"] if "round" in by_stage else _known((learn or parts[0]).rounds_with, known)
+    return Combination(name=name, scale=scale, round=rounding, learn=learn)
+
+
+def _known(name: str, known: dict[str, PtqMethod]) -> PtqMethod:
+    if name in known:
+        return known[name]
+    if name in RENAMED:
+        raise UserError(f"PTQ method {name!r} is now called {RENAMED[name]}")
+    near = get_close_matches(name.lower(), known, n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    raise UserError(f"PTQ method {name!r} is unknown.{hint} Use {', '.join(known)}, or several such as awq+gptq")
+
+
+def _stages(known: dict[str, PtqMethod]) -> str:
+    return ", then ".join(
+        f"{stage}: {' or '.join(method.name for method in known.values() if method.stage == stage)}" for stage in STAGES
+    )

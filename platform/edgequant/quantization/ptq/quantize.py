@@ -1,0 +1,237 @@
+"""Post-training quantisation: one verb, `quantize`, over methods that choose the integers without training.
+
+scheme = parse_scheme("w4-g64")
+errors = quantize(model, scheme, calibration=batches, method="awq+gptq")
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from edgequant import models
+from edgequant.errors import UserError
+from edgequant.quantization.calibration import CalibrationSettings
+from edgequant.quantization.layers.convert import calibrate, convert, has_static_ranges, prepare, set_phase
+from edgequant.quantization.layers.fake_quantized import (
+    FakeQuantizedLayer,
+    fake_quantized_layers,
+    fake_quantized_linears,
+)
+from edgequant.quantization.layers.fixed_weights import IdentityQuantizer, choose
+from edgequant.quantization.layers.targets import Targets
+from edgequant.quantization.ptq.block_checkpoints import BlockCheckpoints, fingerprint
+from edgequant.quantization.ptq.block_stream import BlockStream
+from edgequant.quantization.ptq.calibrated_block import CalibratedBlock, Step, relative_error
+from edgequant.quantization.ptq.methods import Combination, parse_method
+from edgequant.quantization.ptq.rounding import HessianRounding, Rounding
+from edgequant.quantization.ptq.settings import PtqSettings
+from edgequant.quantization.scheme import Scheme
+
+ErrorRow = dict[str, Any]
+
+
+def quantize(
+    model: nn.Module,
+    scheme: Scheme,
+    *,
+    calibration: list[Tensor] | None = None,
+    method: str = "rtn",
+    settings: PtqSettings = PtqSettings(),
+    calibration_settings: CalibrationSettings = CalibrationSettings(),
+    work_folder: Path | None = None,
+) -> list[ErrorRow]:
+    """Quantise a model in place to integer layers.
+
+    Args:
+        model: floating-point causal language model in evaluation mode, on the device that is to do the work.
+        scheme: what to quantise and how; backend `edgequant`.
+        calibration: token batches [batch, length] without padding; methods other than `rtn` and `mse_clip` need them
+            (`PtqMethod.needs_calibration`), as do static activation ranges.
+        method: one of `ptq.methods.METHODS` or of an installed package's, or a combination such as
+            `awq+gptq+signround`; see `ptq.methods.parse_method`.
+        settings: of the methods.
+        calibration_settings: batches, precision and observer; how many samples there are is up to `calibration`.
+        work_folder: finished decoder blocks are kept here, and an interrupted call with the same model, scheme, method,
+            settings and calibration goes on behind them.
+
+    Returns:
+        One row per layer and decoder block: `layer`, `kind`, `bits`, relative squared errors `weight_error` and, where
+        the method goes through activations, `output_error`.
+
+    Raises:
+        UserError: unknown method, missing calibration, or a layer that cannot be quantised as asked, by name.
+    """
+    errors = choose_integers(model, scheme, calibration or [], method, settings, calibration_settings, work_folder)
+    convert(model)
+    return errors
+
+
+@torch.no_grad()
+def choose_integers(
+    model: nn.Module,
+    scheme: Scheme,
+    calibration: list[Tensor],
+    method: str = "rtn",
+    settings: PtqSettings = PtqSettings(),
+    calibration_settings: CalibrationSettings = CalibrationSettings(),
+    work_folder: Path | None = None,
+) -> list[ErrorRow]:
+    """`quantize` up to its last step: layers are fake-quantised, each with a `FixedCodesQuantizer` for `convert`."""
+    chosen, batches = parse_method(method), _batches(calibration, calibration_settings.batch_size)
+    if chosen.needs_calibration and not batches:
+        raise UserError(f"PTQ method {method} decides by activations; give calibration text")
+    what = (scheme, chosen, settings, calibration_settings)
+    run = fingerprint(model, batches, *what) if work_folder is not None else ""
+    targets = prepare(model, scheme, observer=calibration_settings.observer)
+    if has_static_ranges(model) and not batches:
+        raise UserError(f"scheme {scheme.name} has static activation ranges; give calibration text")
+    steps = _steps(chosen, settings)
+    if chosen.needs_calibration or (batches and steps.round.uses_inputs):
+        states = BlockCheckpoints(work_folder, run, with_weights=chosen.scale is not None)
+        return _Calibrated(model, targets, chosen.name, steps, batches, calibration_settings, states).quantize()
+    errors = [_round(name, layer, steps.round) for name, layer in _layers(model).items()]
+    if has_static_ranges(model):
+        calibrate(model, batches)
+    return errors
+
+
+def _batches(calibration: list[Tensor], size: int) -> list[Tensor]:
+    """Sequences of equal length in batches of `size`, whatever they came in."""
+    if len({batch.shape[1] for batch in calibration}) == 1:
+        return list(torch.cat(calibration).split(size))
+    return [part for batch in calibration for part in batch.split(size)]
+
+
+def _layers(model: nn.Module) -> dict[str, FakeQuantizedLayer]:
+    """All layers that have integers of their own."""
+    return {name: layer for name, layer in fake_quantized_layers(model).items() if not layer.is_tied}
+
+
+class _Steps(NamedTuple):
+    """What is done to a block, in this order."""
+
+    scale: Step | None
+    round: Rounding
+    learn: Step | None
+
+
+def _steps(chosen: Combination, settings: PtqSettings) -> _Steps:
+    rounding = chosen.round.make(settings)
+    if not isinstance(rounding, Rounding):
+        found = type(rounding).__name__
+        raise UserError(f"PTQ method {chosen.round.name} of stage round must make a rounding.Rounding, got {found}")
+    scale, learn = (None if part is None else part.make(settings) for part in (chosen.scale, chosen.learn))
+    return _Steps(scale, rounding, learn)
+
+
+def _round(name: str, layer: FakeQuantizedLayer, rounding: Rounding) -> ErrorRow:
+    """Choose a layer's integers from its weight alone."""
+    choose(layer, rounding.quantized(layer.weight.detach(), layer.spec))
+    return _weight_error(name, layer)
+
+
+@torch.no_grad()
+def weight_errors(model: nn.Module) -> list[ErrorRow]:
+    """Of every fake-quantised layer: how far rounding takes its weight from what was trained, as `quantize` says it."""
+    return [_weight_error(name, layer) for name, layer in _layers(model).items()]
+
+
+def _weight_error(name: str, layer: FakeQuantizedLayer) -> ErrorRow:
+    weight = layer.real_weight
+    error = relative_error(layer.quantizer(weight), weight)
+    return {"layer": name, "kind": layer.kind, "bits": layer.spec.bits, "weight_error": error}
+
+
+class _Calibrated:
+    """Goes through the decoder blocks, each behind its quantised predecessors."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        targets: Targets,
+        method: str,
+        steps: _Steps,
+        batches: list[Tensor],
+        settings: CalibrationSettings,
+        states: BlockCheckpoints,
+    ) -> None:
+        self.model, self.targets, self.method, self.steps, self.states = model, targets, method, steps, states
+        for layer in _layers(model).values():
+            layer.quantizer = IdentityQuantizer(layer.spec)
+        set_phase(model, quantize_inputs=False, observe=False)
+        precision = models.pick_dtype(settings.precision, str(next(model.parameters()).device))
+        self.stream = BlockStream(model, batches, bfloat16=precision == "bfloat16", offload=settings.offload)
+
+    def quantize(self) -> list[ErrorRow]:
+        """Choose every layer's integers; returns the error table."""
+        floating = self.stream.first_inputs()
+        errors = [_round(name, layer, self.steps.round) for name, layer in self._outside().items()]
+        hidden = self.stream.first_inputs()  # behind a quantised embedding
+        progress = tqdm(self.stream.blocks, desc=self.method, unit="block", disable=None)
+        for index, name in enumerate(progress):
+            targets = [self._forward(index, batch, states) for batch, states in enumerate(floating)]
+            block = CalibratedBlock(self.stream, index, name, hidden, targets)
+            rows = self.states.restore(index, block.module)
+            if rows is None:
+                self._choose(block)
+            block.set_phase(quantize_inputs=True, observe=False)
+            hidden = [self.stream.keep(output) for output in block.outputs()]
+            if rows is None:
+                rows = block.errors(hidden)
+                self.states.save(index, block.module, rows)
+            errors += rows
+            progress.set_postfix(error=f"{rows[-1]['output_error']:.4f}")
+            floating = targets
+        return errors + self._head(hidden)
+
+    def _choose(self, block: CalibratedBlock) -> None:
+        if self.steps.scale is not None:
+            self.steps.scale.apply(block)
+        self.steps.round.apply(block)
+        block.observe_ranges()
+        block.set_phase(quantize_inputs=True, observe=False)
+        if self.steps.learn is not None:
+            self.steps.learn.apply(block)
+
+    def _forward(self, index: int, batch: int, states: Tensor) -> Tensor:
+        return self.stream.keep(self.stream.run(index, batch, self.stream.fetch(states)))
+
+    def _outside(self) -> dict[str, FakeQuantizedLayer]:
+        """Layers that are rounded by their weights alone, since their inputs are not part of the stream."""
+        inside = tuple(f"{name}." for name in self.stream.blocks)
+        outside = {name: layer for name, layer in _layers(self.model).items() if not name.startswith(inside)}
+        for name, layer in outside.items():
+            if layer.needs_range and name != self.targets.head:
+                raise UserError(
+                    f"{name} lies outside the decoder blocks, so method {self.method} cannot observe its static "
+                    "activation range; use method rtn or mse_clip, or a scheme without a8-static"
+                )
+        return {name: layer for name, layer in outside.items() if self._by_hessian(name) is None}
+
+    def _by_hessian(self, name: str) -> HessianRounding | None:
+        """What rounds a layer outside the blocks by its inputs: a head that is not tied, where the method can."""
+        own_head = name == self.targets.head and not self.targets.tied
+        return self.steps.round if own_head and isinstance(self.steps.round, HessianRounding) else None
+
+    def _head(self, hidden: list[Tensor]) -> list[ErrorRow]:
+        """The output head: its integers, where its inputs decide on them, and its static input range."""
+        if self.targets.head is None:
+            return []
+        head = fake_quantized_linears(self.model)[self.targets.head]
+        hessian, tokens, rounding = None, 0, self._by_hessian(self.targets.head)
+        for inputs in self.stream.head_inputs(hidden, head):
+            if head.input_quantizer is not None:
+                head.input_quantizer.observe(inputs)
+            if rounding is not None:
+                flat = inputs.reshape(-1, inputs.shape[-1]).float()
+                product, tokens = flat.t() @ flat, tokens + len(flat)
+                hessian = product if hessian is None else hessian + product
+        if rounding is None or hessian is None:
+            return []
+        rounding.quantize_layers({self.targets.head: head}, hessian / tokens)
+        return [_weight_error(self.targets.head, head)]

@@ -1,0 +1,112 @@
+"""The steps that choose integers layer by layer: to the nearest, on the least-squares grid, with GPTQ."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+
+from edgequant.errors import UserError
+from edgequant.quantization.arithmetic.affine import QuantizedWeight, quantize_weight
+from edgequant.quantization.arithmetic.range_search import choose_grid, quantize_clipped
+from edgequant.quantization.layers.fake_quantized import FakeQuantizedLinear
+from edgequant.quantization.layers.fixed_weights import choose
+from edgequant.quantization.ptq.calibrated_block import CalibratedBlock
+from edgequant.quantization.ptq.gptq import quantize_sharing_input
+from edgequant.quantization.ptq.settings import PtqSettings
+from edgequant.quantization.scheme import WeightSpec
+
+
+class Rounding:
+    """A step that chooses integers; a method of stage `round` gives at least one of `quantized` and `apply`.
+
+    Attributes:
+        uses_inputs: whether calibration text, where there is any, decides; else weights are rounded alone.
+    """
+
+    uses_inputs = False
+
+    def quantized(self, weight: Tensor, spec: WeightSpec) -> QuantizedWeight:
+        """The integers of a weight [out, in] whose inputs are not known: without text, or outside the blocks."""
+        return quantize_clipped(weight, spec)
+
+    def apply(self, block: CalibratedBlock) -> None:
+        """Choose the integers of all layers of a block, by `choose(layer, QuantizedWeight)`."""
+        for layer in block.layers.values():
+            choose(layer, self.quantized(layer.weight.detach(), layer.spec))
+
+
+class RoundToNearest(Rounding):
+    """Every weight to the nearest integer of its group's range."""
+
+    def quantized(self, weight: Tensor, spec: WeightSpec) -> QuantizedWeight:
+        return quantize_weight(weight, spec)
+
+
+class Clipping(Rounding):
+    """Ranges with the least squared error, weighted by the mean squares of the layer's inputs where asked for."""
+
+    def __init__(self, settings: PtqSettings) -> None:
+        self.uses_inputs = settings.activation_weighted
+
+    @torch.no_grad()
+    def apply(self, block: CalibratedBlock) -> None:
+        squares: dict[str, Tensor] = {}
+
+        def add(name: str, inputs: Tensor) -> None:
+            seen = inputs.square().sum(0)
+            squares[name] = squares[name] + seen if name in squares else seen
+
+        if self.uses_inputs:
+            block.watch(list(block.layers), add)
+        for name, layer in block.layers.items():
+            choose(layer, quantize_clipped(layer.weight, layer.spec, squares.get(name)))
+
+
+class HessianRounding(Rounding):
+    """Chooses integers by the mean x x^T of a layer's inputs, in the blocks and in an output head of its own.
+
+    Group after group: each sees inputs behind the already quantised layers of its own block too.
+    """
+
+    uses_inputs = True
+
+    @torch.no_grad()
+    def apply(self, block: CalibratedBlock) -> None:
+        for group in block.groups:
+            hessian = block.hessians(group.names[:1])[group.names[0]]
+            layers = {name: block.layers[name] for name in group.names}
+            for bits in {layer.spec.bits: None for layer in layers.values()}:  # mixed precision: one width at a time
+                alike = {name: layer for name, layer in layers.items() if layer.spec.bits == bits}
+                block.rounded_from |= self.quantize_layers(alike, hessian)
+
+    @abstractmethod
+    def quantize_layers(self, layers: dict[str, FakeQuantizedLinear], hessian: Tensor) -> dict[str, Tensor]:
+        """Choose the integers of layers of equal bits that share an input, whose mean x x^T is `hessian` [in, in].
+
+        Returns:
+            By layer, the weights [out, in] that the integers were rounded from, where these are not its own.
+        """
+
+
+class Gptq(HessianRounding):
+    """Column by column, the columns that remain make up for the error (Frantar et al. 2022, arXiv 2210.17323)."""
+
+    def __init__(self, settings: PtqSettings) -> None:
+        self.settings = settings
+
+    @torch.no_grad()
+    def quantize_layers(self, layers: dict[str, FakeQuantizedLinear], hessian: Tensor) -> dict[str, Tensor]:
+        settings = self.settings
+        importance = hessian.diagonal() if settings.activation_weighted else None
+        weights = [layer.weight.float() for layer in layers.values()]
+        grids = [choose_grid(w, layer.spec, importance) for w, layer in zip(weights, layers.values(), strict=True)]
+        options = {"damping": settings.dampening_frac, "act_order": settings.act_order, "refit": settings.refit_scales}
+        try:
+            found = quantize_sharing_input(weights, hessian, grids, **options)  # type: ignore[arg-type]
+        except UserError as error:
+            raise UserError(f"{', '.join(layers)} cannot be quantised by gptq: {error}") from error
+        for layer, chosen in zip(layers.values(), found, strict=True):
+            choose(layer, chosen.quantized)
+        return {name: chosen.compensated for name, chosen in zip(layers, found, strict=True)}

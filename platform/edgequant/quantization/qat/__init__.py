@@ -1,0 +1,1 @@
+"""Quantisation-aware training: its settings, its start, what is trained beside the weights."""

@@ -1,0 +1,70 @@
+"""QAT that starts where a PTQ method ended: its integers, scales and zero points are the first step's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from edgequant.quantization.arithmetic.affine import QuantizedWeight, dequantize_weight, grouped
+from edgequant.quantization.calibration import CalibrationSettings
+from edgequant.quantization.layers.fake_quantized import fake_quantized_layers
+from edgequant.quantization.layers.fixed_weights import chosen_of
+from edgequant.quantization.layers.weight_quantizer import WeightQuantizer
+from edgequant.quantization.ptq.quantize import choose_integers
+from edgequant.quantization.ptq.settings import PtqSettings
+from edgequant.quantization.scheme import Scheme, WeightSpec
+
+ALMOST_HALF = 0.49  # of a step: surely rounded to the integer in the middle
+
+
+@torch.no_grad()
+def prepare_from_ptq(
+    model: nn.Module,
+    scheme: Scheme,
+    method: str,
+    calibration: list[Tensor],
+    *,
+    settings: PtqSettings = PtqSettings(),
+    calibration_settings: CalibrationSettings = CalibrationSettings(),
+    work_folder: Path | None = None,
+) -> None:
+    """`qat.prepare`, in place, from what a PTQ method chooses instead of from the floating-point weights.
+
+    The method's scales and zero points become parameters (of llama.cpp's layouts, whose grids are fixed by the weights,
+    they are found anew). A weight that rounds to its integer already stays as it is, and any other moves to the nearest
+    value that does: weights in the middle of their steps would need a long way to the next integer.
+
+    Args:
+        model: floating-point, in evaluation mode.
+        scheme: what to quantise and how; backend `edgequant`.
+        method: see `ptq.methods.parse_method`; awq and smoothquant leave their scales folded into the norms.
+        calibration: token batches [batch, length].
+        settings, calibration_settings: as `ptq.quantize`.
+        work_folder: as `ptq.quantize`.
+
+    Raises:
+        UserError: as `ptq.quantize`.
+    """
+    choose_integers(model, scheme, calibration, method, settings, calibration_settings, work_folder)
+    quantizers: dict[int, WeightQuantizer] = {}
+    # Embeddings first: a tied head sees the shared weight through the embedding's quantiser.
+    for layer in sorted(fake_quantized_layers(model).values(), key=lambda layer: layer.kind != "embedding"):
+        if id(layer.weight) not in quantizers:
+            chosen = chosen_of(layer)
+            assert chosen is not None  # a method leaves no layer without integers
+            layer.weight.copy_(nearest_that_round_to(layer.weight, chosen, layer.spec))
+            made = WeightQuantizer(layer.spec, layer.weight, learned=True, start=chosen)
+            quantizers[id(layer.weight)] = made
+        layer.quantizer = quantizers[id(layer.weight)]
+
+
+def nearest_that_round_to(weight: Tensor, chosen: QuantizedWeight, spec: WeightSpec) -> Tensor:
+    """The values closest to a weight [out, in] whose integers are the chosen ones."""
+    if chosen.minimum is not None:
+        return dequantize_weight(chosen, weight.shape)
+    zero_point = 0.0 if chosen.zero_point is None else chosen.zero_point
+    position = grouped(weight.float(), spec) / chosen.scale + zero_point
+    inside = position.clamp(chosen.codes - ALMOST_HALF, chosen.codes + ALMOST_HALF)
+    return ((inside - zero_point) * chosen.scale).reshape(weight.shape)

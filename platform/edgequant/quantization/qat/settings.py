@@ -1,0 +1,124 @@
+"""What quantisation-aware training needs to know beside the scheme. Light: no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from edgequant.errors import UserError
+from edgequant.quantization.ptq.methods import parse_method
+
+if TYPE_CHECKING:
+    from edgequant.quantization.scheme import Scheme
+
+SparsityPattern = Literal["unstructured", "2:4"]
+TeacherName = Literal["base", "control"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class QatSettings:
+    """What QAT starts from, learns from and how fast, and when activations are quantised.
+
+    Raises:
+        UserError: a value that cannot work, alone or beside another one of these; names the setting.
+    """
+
+    init_from: str = "auto"
+    """PTQ method whose integers, scales and zero points training starts from (with learnable_scales), and which makes
+    the PTQ that QAT is compared with; rtn starts from the floating-point weights. auto takes smoothquant, and learns
+    its scales, where activations have static ranges, else rtn. Methods: {ptq_methods}."""
+
+    learnable_scales: bool = False
+    """Weights' scales and zero points are trained too (LSQ+, arXiv 2004.09576) instead of following each group's
+    extremes."""
+
+    distill_from: TeacherName = "base"
+    """Whose predictions count with training.distillation_weight: `base`, the model as it came, or `control`, the model
+    fine-tuned without the quantiser (which then learns from the text alone): QAT repairs quantisation only."""
+
+    student_learning_rate: float | None = None
+    """Of QAT, where it is not training's: with the control as its teacher several times that does well."""
+
+    activation_quant_start: float = 0.1
+    """Share of the steps before activations are quantised at all (Jacob et al. 2017, section 3.1)."""
+
+    freeze_observers_at: float = 0.8
+    """Share of the steps after which static ranges stop following the data."""
+
+    lora_rank: int = 0
+    """Train adapters of this rank through the quantiser and merge them into the integers; 0 trains all weights. Linears
+    and embeddings are frozen then; norms and learnable scales train."""
+
+    lora_alpha: float = 16.0
+    """Scale of the adapters' update W + (alpha / rank) B A."""
+
+    sparsity: float = 0.0
+    """Share of each linear's weights, the smallest, that PTQ and QAT set to 0 for good; 0 prunes nothing."""
+
+    sparsity_pattern: SparsityPattern = "unstructured"
+    """`unstructured`, or `2:4`, two zeros in every four neighbours (sparsity is 0.5 then)."""
+
+    def __post_init__(self) -> None:
+        for name in ("activation_quant_start", "freeze_observers_at"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"qat.{name} must be a share of the steps, 0 to 1, got {getattr(self, name)}")
+        if self.student_learning_rate is not None and not 0 < self.student_learning_rate < float("inf"):
+            raise UserError(
+                f"qat.student_learning_rate must be above 0, or null for training's, got {self.student_learning_rate}"
+            )
+        self._check_init_from()
+        if self.lora_rank < 0:
+            raise UserError(f"qat.lora_rank must be 0 (none) or more, such as 8 to 64, got {self.lora_rank}")
+        if not 0 < self.lora_alpha < float("inf"):
+            raise UserError(f"qat.lora_alpha must be above 0, got {self.lora_alpha}")
+        if not 0 <= self.sparsity < 1:
+            raise UserError(f"qat.sparsity must be a share from 0 to below 1, got {self.sparsity}")
+        if self.sparsity_pattern == "2:4" and self.sparsity != 0.5:
+            raise UserError(
+                f"qat.sparsity must be 0.5 with sparsity_pattern 2:4, which zeroes half, got {self.sparsity}; use "
+                "that, or pattern unstructured"
+            )
+
+    def start_for(self, scheme: Scheme) -> str:
+        """The PTQ method that training starts from."""
+        if self.init_from != "auto":
+            return self.init_from
+        static = scheme.activation is not None and scheme.activation.mode == "static"
+        return "smoothquant" if static and not self.sparsity else "rtn"
+
+    def _check_init_from(self) -> None:
+        if self.init_from == "auto" or parse_method(self.init_from).name == "rtn":
+            return
+        if not self.learnable_scales:
+            raise UserError(
+                f"qat.init_from {self.init_from} sets scales and zero points, which fixed ones would overrule; set "
+                "qat.learnable_scales to true"
+            )
+        if self.sparsity:
+            raise UserError(
+                f"qat.init_from {self.init_from} does not keep pruned weights at 0; use init_from rtn, or sparsity 0"
+            )
+
+    def check_distillation(self, weight: float) -> None:
+        """Refuse a teacher that nothing is learned from; `weight` is training.distillation_weight.
+
+        Raises:
+            UserError: the control is to teach, but its predictions do not count.
+        """
+        if self.distill_from == "control" and not weight:
+            raise UserError(
+                "qat.distill_from control has no effect with training.distillation_weight 0.0; set that above 0, "
+                "usually to 1.0, or qat.distill_from to base"
+            )
+
+    def check_scheme(self, scheme: Scheme) -> None:
+        """Refuse what a scheme cannot do.
+
+        Raises:
+            UserError: the scheme has no integer for real 0, which pruning needs.
+        """
+        if self.sparsity and scheme.weight is not None and scheme.weight.zero_point == "real":
+            raise UserError(
+                f"qat.sparsity {self.sparsity} does not fit scheme {scheme.name}: its blocks begin at a real "
+                "minimum and cannot say 0 exactly; use q4_0, q8_0 or one such as w4a8-g32+emb4, or sparsity 0"
+            )

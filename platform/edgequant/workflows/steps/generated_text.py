@@ -1,0 +1,92 @@
+"""Text that the model itself writes, for when no text may be used: data-free QAT (Liu et al. 2023, arXiv 2305.17888).
+
+As in their section 2.1 a sequence starts at a random token, goes on greedily for a few tokens, and is sampled from the
+full distribution from there. The end-of-text token is never sampled, so that every row is full.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+from edgequant.files import atomic_path, cache_dir
+from edgequant.models.loading import weights_digest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MOST_SEQUENCES = 8192  # a training that draws more begins again with the first
+GREEDY_TOKENS = 4
+BATCH = 32  # rows at a time; part of what a seed gives
+
+
+def generated_sequences(model: Any, tokenizer: Any, count: int, length: int, *, seed: int = 0) -> Tensor:
+    """Rows of tokens [n, length] int64 written by the model, n = count or MOST_SEQUENCES if that is less.
+
+    The same weights, tokenizer, count, length and seed find them in the cache folder (`generated/`).
+
+    Args:
+        model: floating-point causal language model in evaluation mode.
+        length: tokens per row, with the beginning-of-sequence token where the tokenizer adds one.
+    """
+    import torch
+    from safetensors.torch import load_file, save_file
+    from tqdm import tqdm
+
+    count = min(count, MOST_SEQUENCES)
+    begin, first = _beginning(tokenizer), _first_tokens(tokenizer, model)
+    what = repr((weights_digest(model), begin, len(first), count, length, seed, GREEDY_TOKENS, BATCH))
+    path = cache_dir() / "generated" / f"{hashlib.sha256(what.encode()).hexdigest()[:32]}.safetensors"
+    if path.is_file():
+        print(f"generated text: reused {count} sequences from {path}", flush=True)
+        return load_file(path)["tokens"].long()
+    rows = torch.empty(count, length, dtype=torch.int32)
+    with tqdm(total=count, desc="generated text", unit="sequence", disable=None) as bar:
+        for start in range(0, count, BATCH):
+            size = min(BATCH, count - start)
+            rows[start : start + size] = _rows(model, begin, first, size, length, seed=seed * MOST_SEQUENCES + start)
+            bar.update(size)
+    with atomic_path(path) as temporary:
+        save_file({"tokens": rows}, temporary)
+    print(f"generated text: wrote {count} sequences to {path}", flush=True)
+    return rows.long()
+
+
+def _beginning(tokenizer: Any) -> list[int]:
+    """The beginning-of-sequence token where the tokenizer itself puts it before text (Llama, Gemma)."""
+    bos = tokenizer.bos_token_id
+    return [bos] if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else []
+
+
+def _first_tokens(tokenizer: Any, model: Any) -> Tensor:
+    """Every token that text can be made of: [n] int64."""
+    import torch
+
+    special = set(tokenizer.all_special_ids) | {id for id, t in tokenizer.added_tokens_decoder.items() if t.special}
+    vocabulary = min(len(tokenizer), int(model.config.vocab_size))  # models pad theirs with tokens that mean nothing
+    return torch.tensor([token for token in range(vocabulary) if token not in special])
+
+
+def _rows(model: Any, begin: list[int], first: Tensor, size: int, length: int, *, seed: int) -> Tensor:
+    import torch
+
+    device = next(model.parameters()).device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        started = first[torch.randint(len(first), (size, 1))]
+        tokens = torch.cat([torch.tensor([begin] * size, dtype=torch.int64).view(size, -1), started], 1).to(device)
+        tokens = _continued(model, tokens, min(GREEDY_TOKENS, length - tokens.shape[1]), do_sample=False)
+        return _continued(model, tokens, length - tokens.shape[1], do_sample=True, top_k=0, top_p=1.0, temperature=1.0)
+
+
+def _continued(model: Any, tokens: Tensor, count: int, **how: Any) -> Tensor:
+    if count <= 0:
+        return tokens
+    return model.generate(  # type: ignore[no-any-return]
+        tokens,
+        attention_mask=tokens.new_ones(tokens.shape),
+        max_new_tokens=count,
+        min_new_tokens=count,
+        repetition_penalty=1.0,
+        **how,
+    )

@@ -1,0 +1,115 @@
+"""Random small models of the four architectures, with tokenizers of their kind trained on a few lines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from edgequant.models.loading import LoadedModel, ModelSource
+
+TEXT = [
+    "The river rose 42 cm in 3 hours; boats reached the school at 16:30.",
+    "Boil water for one minute, or treat it with chlorine. Don't drink flood water.",
+    "  Two  spaces, a tab\tand a line end\nstay what they are: été, 水, 🙂.",
+] * 4
+QWEN2_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "max_position_embeddings": 256}
+
+
+def byte_level_tokenizer(*steps: Any) -> PreTrainedTokenizerFast:
+    """Byte-level BPE; `steps` are pre-tokenizers in place of GPT-2's."""
+    tokenizer = Tokenizer(models.BPE())
+    gpt2 = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(list(steps)) if steps else gpt2
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=340, initial_alphabet=alphabet, special_tokens=["<|end|>"])
+    tokenizer.train_from_iterator(TEXT, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|end|>")
+
+
+def qwen2_tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE that cuts text as Qwen2 does, with a chat template."""
+    split = pre_tokenizers.Split(Regex(QWEN2_PATTERN), behavior="isolated")
+    tokenizer = byte_level_tokenizer(split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    return tokenizer
+
+
+def sentencepiece_like_tokenizer(adds_space: bool) -> PreTrainedTokenizerFast:
+    """BPE with byte fallback and a first token, as Llama 2 (which adds a leading space) and Gemma (which does not)."""
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    scheme = "first" if adds_space else "never"
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme, split=False)
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{value:02X}>" for value in range(256))]
+    trained = Tokenizer(models.BPE(unk_token="<unk>"))
+    trained.normalizer, trained.pre_tokenizer = tokenizer.normalizer, pre_tokenizers.Metaspace(prepend_scheme=scheme)
+    latin = [line.encode("ascii", "ignore").decode() for line in TEXT]
+    trained.train_from_iterator(latin, trainers.BpeTrainer(vocab_size=380, special_tokens=special))
+    learned = json.loads(trained.to_str())["model"]
+    merges = [tuple(pair) for pair in learned["merges"]]
+    tokenizer.model = models.BPE(learned["vocab"], merges, byte_fallback=True, unk_token="<unk>", fuse_unk=True)
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="</s>"
+    )
+
+
+def qwen2(tied: bool) -> LoadedModel:
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    return _loaded(lambda v: Qwen2ForCausalLM(Qwen2Config(**SIZES, **heads, **v)), qwen2_tokenizer(), tied)
+
+
+def llama(tied: bool) -> LoadedModel:
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    tokenizer = sentencepiece_like_tokenizer(adds_space=True)
+    return _loaded(lambda v: LlamaForCausalLM(LlamaConfig(**SIZES, **heads, **v)), tokenizer, tied)
+
+
+def phi(tied: bool) -> LoadedModel:
+    return _loaded(
+        lambda v: PhiForCausalLM(PhiConfig(**SIZES, num_attention_heads=4, **v)), byte_level_tokenizer(), tied
+    )
+
+
+def gemma3(tied: bool) -> LoadedModel:
+    """The head has its real size: transformers' GGUF reader takes 256 for granted."""
+    shape = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 256, "query_pre_attn_scalar": 256}
+    more = {"sliding_window": 8, "num_hidden_layers": 7}
+    tokenizer = sentencepiece_like_tokenizer(adds_space=False)
+    return _loaded(lambda v: Gemma3ForCausalLM(Gemma3TextConfig(**(SIZES | shape | more), **v)), tokenizer, tied)
+
+
+ARCHITECTURES = {"qwen2": qwen2, "llama": llama, "phi": phi, "gemma3": gemma3}
+
+
+def _loaded(make: Callable[[dict[str, Any]], Any], tokenizer: Any, tied: bool) -> LoadedModel:
+    """The embedding has a few rows more than the vocabulary, as Qwen2.5's and Phi-1.5's have."""
+    rows = -(-(len(tokenizer) + 5) // 32) * 32
+    torch.manual_seed(0)
+    given = {"vocab_size": rows, "tie_word_embeddings": tied, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+    model = make(given).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # norms and biases too: a missing +1 or a lost bias must show
+            parameter.normal_(0.0, 0.1 if parameter.dim() > 1 else 0.3)
+    return LoadedModel(model, tokenizer, ModelSource("folder", "small", "small"))

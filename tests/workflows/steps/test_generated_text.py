@@ -1,0 +1,144 @@
+"""Text that the model itself writes: what it looks like, that it is remembered, and which workflows take it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from edgequant import tracking
+from edgequant.corpora.disaster.corpus import bundled_documents
+from edgequant.errors import UserError
+from edgequant.training.settings import TrainingSettings
+from edgequant.workflows.qat import qat
+from edgequant.workflows.settings import RunSettings
+from edgequant.workflows.steps import generated_text
+from edgequant.workflows.steps.data import check_dataset, evaluation_data, training_sequences, training_texts
+from edgequant.workflows.steps.generated_text import GREEDY_TOKENS, generated_sequences
+
+NOTHING: dict = {}
+
+
+@pytest.fixture
+def sure(tiny):
+    """Its distribution is far from uniform, so that greedy and sampled tokens differ from random ones."""
+    with torch.no_grad():
+        tiny.model.model.norm.weight.mul_(4)
+    return tiny
+
+
+def written(loaded, count: int = 40, length: int = 24, seed: int = 0) -> torch.Tensor:
+    return generated_sequences(loaded.model, loaded.tokenizer, count, length, seed=seed)
+
+
+def test_rows_are_full_and_hold_no_special_token(sure, cache):
+    rows = written(sure)
+    assert rows.shape == (40, 24) and rows.dtype == torch.int64
+    assert not torch.isin(rows[:, 0], torch.tensor(sure.tokenizer.all_special_ids)).any()
+    assert not (rows == sure.tokenizer.eos_token_id).any() and rows.max() < sure.model.config.vocab_size
+    assert len(rows[:, 0].unique()) > 20  # first tokens are drawn from the whole vocabulary
+
+
+def test_the_first_tokens_are_the_most_probable_and_the_later_ones_are_sampled(sure, cache):
+    rows = written(sure, count=64)
+    with torch.no_grad():
+        logits = sure.model(input_ids=rows).logits
+    logits[..., sure.tokenizer.eos_token_id] = -torch.inf
+    predicted, rows_after = logits[:, :-1], rows[:, 1:]
+    greedy = predicted.argmax(-1) == rows_after
+    assert greedy[:, :GREEDY_TOKENS].all()
+    later = predicted[:, GREEDY_TOKENS:]
+    expected = torch.softmax(later, -1).amax(-1).mean()  # how often sampling picks the most probable token
+    assert greedy[:, GREEDY_TOKENS:].float().mean() == pytest.approx(float(expected), abs=0.05)
+    assert expected < 0.9
+
+
+def test_the_same_seed_writes_the_same_and_leaves_the_callers_random_numbers_alone(sure, cache, monkeypatch, tmp_path):
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    first = written(sure)
+    assert torch.equal(torch.rand(3), expected)
+    monkeypatch.setenv("EDGEQUANT_CACHE", str(tmp_path / "another"))
+    assert torch.equal(written(sure), first)
+    assert not torch.equal(written(sure, seed=1), first)
+
+
+def test_what_was_written_is_read_by_later_runs(sure, cache, capsys, monkeypatch):
+    first = written(sure)
+    monkeypatch.setattr(sure.model, "generate", None)  # would fail if it were asked
+    assert torch.equal(written(sure), first)
+    assert "generated text: reused 40 sequences" in capsys.readouterr().out
+
+
+def test_another_model_writes_another_text(sure, cache):
+    first = written(sure)
+    with torch.no_grad():
+        sure.model.model.norm.weight[0] += 1.0
+    assert not torch.equal(written(sure), first)
+    assert len(list((cache / "self-generated").iterdir())) == 2
+
+
+def test_rows_begin_as_the_tokenizer_begins_text(sure, cache):
+    class Beginning:
+        bos_token_id, all_special_ids, added_tokens_decoder = 7, [7, 256, 257], {}
+
+        def __call__(self, text):
+            return {"input_ids": [7, *sure.tokenizer(text)["input_ids"]]}
+
+        def __len__(self):
+            return len(sure.tokenizer)
+
+    rows = generated_sequences(sure.model, Beginning(), 8, 12)
+    assert (rows[:, 0] == 7).all() and not (rows[:, 1] == 7).any() and rows.shape == (8, 12)
+
+
+def test_no_more_is_written_than_the_stated_number(sure, cache, monkeypatch):
+    monkeypatch.setattr(generated_text, "MOST_SEQUENCES", 5)
+    assert written(sure).shape == (5, 24)
+
+
+def test_generated_text_is_a_logged_input_and_guarded_like_any_other(sure, store, cache, monkeypatch):
+    more = {"model": sure.model, "needed": 6}
+    with tracking.workflow_run("qat", {}) as run:
+        rows = training_sequences("self-generated", sure.tokenizer, 16, NOTHING, None, **more)
+    assert rows.shape == (6, 16)
+    (given,) = store.get_run(run.id).inputs.dataset_inputs
+    assert given.dataset.name == "self-generated" and '"rows": "6"' in given.dataset.source
+    document = next(document for document in bundled_documents("test") if document.language == "en")
+    remembered = sure.tokenizer(document.text, return_tensors="pt")["input_ids"]
+    monkeypatch.setattr(generated_text, "generated_sequences", lambda *_, **__: remembered)
+    with pytest.raises(UserError, match="domain/test"):
+        training_sequences(
+            "self-generated", sure.tokenizer, 16, evaluation_data(("domain_perplexity",), None), None, **more
+        )
+
+
+def test_fine_tuning_refuses_what_the_model_wrote_itself(edgequant):
+    check_dataset("self-generated", self_generated=True)
+    found = edgequant("finetune", "--model", "tiny", "--dataset", "self-generated")
+    assert found.returncode == 2 and "fine-tuning would learn from it what the model knows" in found.stderr
+    with pytest.raises(UserError, match=r"name one of disaster, disaster-multilingual, wikitext-2"):
+        training_texts("self-generated", None)
+
+
+def test_qat_trains_on_as_many_sequences_as_its_steps_draw(store, quick, cache, capsys):
+    training = TrainingSettings(
+        steps=3, batch_size=2, sequence_length=32, precision="float32", distillation_weight=1.0, teacher_top_k=16
+    )
+    evaluation = replace(quick, tasks=("domain_perplexity",))
+    qat(
+        model="tiny",
+        dataset="self-generated",
+        training=training,
+        evaluation=evaluation,
+        run=RunSettings(device="cpu"),
+        register=False,
+    )
+    assert len(list((cache / "self-generated").iterdir())) == 1
+    (kept,) = (cache / "teacher").iterdir()  # one for control and qat, over the six sequences drawn
+    assert kept.stat().st_size < 6 * 32 * (17 * 2 + 16 * 4) + 1000
+    assert capsys.readouterr().out.count("teacher: reused its predictions on 6 sequences") == 1
+    (run,) = tracking.find_runs(workflow="qat")
+    assert run.status == "FINISHED"
