@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from edgequant.corpora.extraction.extract import Unreadable, extract, kind_of
+from edgequant.corpora.extraction.extract import extract, kind_of
+from edgequant.corpora.extraction.extracted import Unreadable
 from edgequant.corpora.processing.file_processing import list_members, process_content, process_file
 from edgequant.corpora.settings import CorpusSettings
 from edgequant.corpora.sources import list_files

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_sandbox import pdf_of
 
-from edgequant.corpora.extraction.extract import Unreadable
+from edgequant.corpora.extraction.extracted import Unreadable
 from edgequant.corpora.processing.file_processing import is_archive, list_members, process_content, process_file
 from edgequant.corpora.settings import CorpusSettings
 from edgequant.errors import UserError

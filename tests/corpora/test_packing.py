@@ -6,7 +6,7 @@ import pytest
 
 from edgequant.corpora.packing import pack
 from edgequant.errors import UserError
-from edgequant.models.smollm2 import tiny_tokenizer
+from edgequant.models.tiny import tiny_tokenizer
 
 
 def test_rows_are_the_token_stream_with_an_end_token_after_each_text() -> None:

@@ -20,7 +20,8 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from edgequant.models.loading import LoadedModel, ModelSource
+from edgequant.models.loading import LoadedModel
+from edgequant.models.sources import ModelSource
 
 TEXT = [
     "The river rose 42 cm in 3 hours; boats reached the school at 16:30.",

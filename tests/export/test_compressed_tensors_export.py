@@ -2,68 +2,33 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
 from compressed_tensors.quantization.lifecycle.forward import forward_quantize
+from exported_folders import IDS, checkpoint_of, exported
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from near_ties import assert_same_linear_by_linear, integer_linears, linear_by_linear, rounding_noise
 from safetensors.torch import load_file, save_file
 from small_models import ARCHITECTURES
-from transformers import AutoModelForCausalLM
 
-from edgequant import models
 from edgequant.errors import UserError
 from edgequant.export.compressed_tensors.write import WEIGHTS, write_compressed_tensors
 from edgequant.export.formats import check_expressible
-from edgequant.models.loading import LoadedModel
-from edgequant.quantization import checkpoint
 from edgequant.quantization.arithmetic.affine import quantize
-from edgequant.quantization.layers.convert import calibrate, convert, has_static_ranges, prepare
 from edgequant.quantization.layers.integer import IntegerEmbedding, IntegerLinear
 from edgequant.quantization.scheme import Scheme, WeightSpec, parse_scheme
 
-IDS = torch.randint(0, 256, (2, 96), generator=torch.Generator().manual_seed(1))
 WEIGHT_ONLY = ["w8", "w4-g32", "q8_0", "q4_0"]
 EMBEDDED = ["w8+emb8", "w4-g32+emb4", "w4-g64+emb8", "q4_0+emb8", "q8_0+emb4"]
 ACTIVATIONS = ["w8a8", "w8a8-static", "w4a8-g32", "w8a8-static+emb8", "w4a8-g32+emb4"]
-
-
-class Folders(NamedTuple):
-    """Our model, and the same model as transformers reads it from the exported folder."""
-
-    ours: LoadedModel
-    theirs: Any
-    folder: Path
-    notes: list[str]
-
-
-def checkpoint_of(loaded: LoadedModel, scheme: str | Scheme, folder: Path, dtype: str = "float32") -> LoadedModel:
-    """Quantise a copy, save it, and load it as a workflow does."""
-    model, parsed = copy.deepcopy(loaded.model), parse_scheme(scheme) if isinstance(scheme, str) else scheme
-    prepare(model, parsed)
-    if has_static_ranges(model):
-        calibrate(model, [IDS])
-    convert(model)
-    models.cast(model, dtype)
-    parameters = loaded.model.num_parameters()
-    checkpoint.save(model, loaded.tokenizer, folder, parsed, parameters=parameters, made_from="tiny")
-    return models.load(str(folder), device="cpu")
-
-
-def exported(loaded: LoadedModel, scheme: str | Scheme, folder: Path, **options: Any) -> Folders:
-    ours = checkpoint_of(loaded, scheme, folder / "checkpoint", **options)
-    written = write_compressed_tensors(ours, folder / "plain")
-    theirs = AutoModelForCausalLM.from_pretrained(written.path)
-    return Folders(ours._replace(model=models.cast(ours.model, "float32")), theirs, written.path, written.notes)
 
 
 @torch.no_grad()
@@ -94,9 +59,6 @@ def stored_bits(folder: Path, name: str) -> float:
     codes = state.get(f"{name}.weight_packed", state.get(f"{name}.weight"))
     rows, features = 512, 128
     return 8 * codes.numel() * codes.element_size() / (rows * features)
-
-
-# --------------------------------------------------------------------------------------------------- the same numbers
 
 
 @pytest.mark.parametrize("scheme", WEIGHT_ONLY + EMBEDDED)
@@ -171,9 +133,6 @@ def test_layers_of_several_widths_are_told_apart_by_name(activation, tiny, tmp_p
     assert (found - expected).std() <= (rounding_noise(ours.model, IDS) if activation else 0)
 
 
-# ------------------------------------------------------------------------------------------------------ without us
-
-
 WITHOUT_EDGEQUANT = """
 import sys
 
@@ -221,9 +180,6 @@ def test_a_process_that_cannot_import_edgequant_loads_and_generates(tiny, tmp_pa
     done = subprocess.run(command, cwd=tmp_path, env=plain, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("read") == 3
-
-
-# ------------------------------------------------------------------------------------------------------ the folder
 
 
 def test_the_folder_holds_the_names_that_vllm_reads(tiny, tmp_path):
@@ -285,9 +241,6 @@ def test_the_size_and_hash_are_the_files(tiny, tmp_path):
     assert written.parameters == tiny.model.num_parameters()
     again = write_compressed_tensors(ours, tmp_path / "plain")
     assert again.sha256 == written.sha256 and not list(tmp_path.glob(".plain*"))
-
-
-# -------------------------------------------------------------------------------------------------------- refusals
 
 
 def test_a_model_in_floating_point_is_sent_to_ptq(tiny, tmp_path):

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, Gemma3ForCausalLM, Gemma3TextConf
 from edgequant import models, tracking
 from edgequant.errors import UserError
 from edgequant.export.gguf.write import write_gguf
-from edgequant.models import loading
+from edgequant.models import devices
 from edgequant.quantization import checkpoint
 from edgequant.quantization.ptq.quantize import quantize
 from edgequant.quantization.scheme import parse_scheme
@@ -229,7 +229,7 @@ def test_an_unknown_host_is_not_asked_again_and_again(hub_cache, monkeypatch):
 
 def test_auto_is_bfloat16_only_where_the_device_computes_it(monkeypatch):
     for natively, expected in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr(loading, "computes_bfloat16", lambda _, natively=natively: natively)
+        monkeypatch.setattr(devices, "computes_bfloat16", lambda _, natively=natively: natively)
         assert models.load("tiny", device="cpu").model.dtype == expected
 
 

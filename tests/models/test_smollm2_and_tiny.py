@@ -16,6 +16,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from edgequant import models
 from edgequant.errors import UserError
 from edgequant.models import smollm2 as embedded
+from edgequant.models.gguf import load_gguf
+from edgequant.models.tiny import tiny_folder, tiny_model, tiny_tokenizer
 
 
 def llama(**more):
@@ -78,7 +80,7 @@ def test_degridding_scales_are_mild_and_follow_the_seed():
 def smollm2(own_places):
     """(as the house loads it, as shipped); the file is read once, since that takes seconds."""
     try:
-        shipped, tokenizer = embedded.load_gguf(embedded.smollm2_gguf(), {"dtype": "float32"})
+        shipped, tokenizer = load_gguf(embedded.smollm2_gguf(), {"dtype": "float32"})
     except UserError as error:
         pytest.skip(f"the embedded model is not here: {error}")
     with mock.patch.object(embedded, "load_gguf", lambda *_: (copy.deepcopy(shipped), tokenizer)):
@@ -143,15 +145,15 @@ def test_tiny_is_the_same_every_time_and_leaves_the_random_state_alone():
     torch.manual_seed(123)
     expected = torch.rand(3)
     torch.manual_seed(123)
-    one, other = embedded.tiny_model(), embedded.tiny_model()
+    one, other = tiny_model(), tiny_model()
     assert torch.equal(torch.rand(3), expected)
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
-    assert not torch.equal(one.lm_head.weight, embedded.tiny_model(seed=1).lm_head.weight)
+    assert not torch.equal(one.lm_head.weight, tiny_model(seed=1).lm_head.weight)
 
 
 @pytest.mark.parametrize("text", ["plain", "  two  spaces\ttab\n", "été 水 🙂 \u0000", "<|endoftext"])
 def test_every_text_round_trips_through_tinys_tokenizer(text):
-    tokenizer = embedded.tiny_tokenizer()
+    tokenizer = tiny_tokenizer()
     ids = tokenizer(text, add_special_tokens=False).input_ids
     assert len(ids) == len(text.encode())
     assert tokenizer.decode(ids) == text
@@ -160,9 +162,9 @@ def test_every_text_round_trips_through_tinys_tokenizer(text):
 def test_tinys_folder_is_made_once_and_loads_in_plain_transformers(cache):
     from transformers import AutoModelForCausalLM
 
-    folder = embedded.tiny_folder()
+    folder = tiny_folder()
     stamp = (folder / "model.safetensors").stat().st_mtime_ns
-    assert embedded.tiny_folder() == folder and (folder / "model.safetensors").stat().st_mtime_ns == stamp
+    assert tiny_folder() == folder and (folder / "model.safetensors").stat().st_mtime_ns == stamp
     loaded = AutoModelForCausalLM.from_pretrained(folder)
-    assert torch.equal(loaded.lm_head.weight, embedded.tiny_model().lm_head.weight)
+    assert torch.equal(loaded.lm_head.weight, tiny_model().lm_head.weight)
     assert [*folder.parent.iterdir()] == [folder]

@@ -13,7 +13,7 @@ from edgequant.evaluation.backends.footprint import footprint_metrics
 from edgequant.evaluation.backends.token_losses import LMHead
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.export.compressed_tensors.write import WEIGHTS, write_compressed_tensors
-from edgequant.models import loading
+from edgequant.models import devices
 from edgequant.quantization import checkpoint
 from edgequant.quantization.layers.integer import IntegerLinear
 from edgequant.quantization.ptq.quantize import quantize
@@ -83,7 +83,7 @@ def test_the_decoder_may_be_called_before_the_model(exported):
 
 
 def test_auto_computes_in_float32_wherever_bfloat16_is_native(exported, monkeypatch):
-    monkeypatch.setattr(loading, "computes_bfloat16", lambda _: True)
+    monkeypatch.setattr(devices, "computes_bfloat16", lambda _: True)
     _, plain = exported("w8a8")
     assert target_of(plain).model.dtype == torch.float32
 

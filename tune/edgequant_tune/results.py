@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from edgequant import models, tracking
+from edgequant.reporting.console import closing_console, print_table
 from edgequant.workflows.steps.data import evaluation_data
 from edgequant.workflows.steps.measure import measure
 from edgequant.workflows.steps.register import numbers, promote_command, register_version
-from edgequant.workflows.steps.summary import closing_console, print_closing, print_table
+from edgequant.workflows.steps.summary import print_closing
 from edgequant_tune import figures, trial_records
 from edgequant_tune.search_spec import SearchSpec
 from edgequant_tune.trial_records import TrialRecord

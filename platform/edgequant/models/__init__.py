@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-from edgequant.models.loading import (
-    DTYPES,
+from edgequant.models.devices import DTYPES, cast, computes_bfloat16, pick_device, pick_dtype
+from edgequant.models.loading import LoadedModel, load, load_tokenizer, weights_digest
+from edgequant.models.sources import (
     HUB_MODELS,
     SHORT_NAMES,
     SMOLLM2_CONFIG,
-    TINY_SIZES,
-    LoadedModel,
     ModelSource,
-    cast,
     check_available,
-    computes_bfloat16,
     folder_config,
     is_checkpoint,
     layer_inputs,
-    load,
-    load_tokenizer,
-    pick_device,
-    pick_dtype,
     resolve,
-    weights_digest,
 )
+from edgequant.models.tiny import TINY_SIZES
 
 __all__ = [
     "DTYPES",

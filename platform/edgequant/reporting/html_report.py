@@ -30,7 +30,7 @@ from edgequant.reporting.tables import MOST_METRICS, markdown_table, markdown_te
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-    from edgequant.tracking.runs import FinishedRun
+    from edgequant.tracking.search import FinishedRun
 
 SIZE, DECODE = "size/checkpoint_gb", "latency/decode_ms_per_token"
 MORE_PAIRS = ((SIZE, DECODE), ("domain/perplexity", "squad/f1"))

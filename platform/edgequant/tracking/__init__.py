@@ -2,16 +2,8 @@
 
 from __future__ import annotations
 
-from edgequant.tracking.runs import (
-    EXPERIMENT,
-    PACKAGES,
-    PARENT_TAG,
-    FinishedRun,
-    Run,
-    client,
-    download,
-    environment,
-    find_runs,
+from edgequant.tracking.environment import PACKAGES, environment
+from edgequant.tracking.logging import (
     flatten,
     log_artifact,
     log_dataset,
@@ -22,15 +14,22 @@ from edgequant.tracking.runs import (
     log_summary,
     log_table,
     log_text,
-    register_checkpoint,
+    set_tags,
+)
+from edgequant.tracking.registry import download, register_checkpoint
+from edgequant.tracking.runs import (
+    EXPERIMENT,
+    PARENT_TAG,
+    Run,
+    client,
     run_folder,
     run_url,
-    set_tags,
     tracking_uri,
     ui_command,
     variant_run,
     workflow_run,
 )
+from edgequant.tracking.search import FinishedRun, find_runs
 
 __all__ = [
     "EXPERIMENT",

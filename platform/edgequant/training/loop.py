@@ -14,7 +14,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from edgequant.errors import UserError
-from edgequant.models.loading import pick_dtype
+from edgequant.models.devices import pick_dtype
 from edgequant.training.compilation import compiled_blocks, should_compile
 from edgequant.training.distillation import divergence, next_token_loss
 from edgequant.training.settings import TrainingSettings

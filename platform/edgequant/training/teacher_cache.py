@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 from edgequant.errors import UserError
 from edgequant.files import atomic_path, cache_dir
-from edgequant.models.loading import pick_dtype, weights_digest
+from edgequant.models.devices import pick_dtype
+from edgequant.models.loading import weights_digest
 from edgequant.training.distillation import CHUNK, top_k_divergence
 from edgequant.training.settings import TrainingSettings
 

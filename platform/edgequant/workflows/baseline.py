@@ -67,7 +67,7 @@ def model_names(models: str) -> list[str]:
     Raises:
         UserError: the list is empty, or a source is neither a known name nor there.
     """
-    from edgequant.models.loading import resolve
+    from edgequant.models.sources import resolve
 
     names = list(dict.fromkeys(name.strip() for name in models.split(",") if name.strip()))
     if not names:

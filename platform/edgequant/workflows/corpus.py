@@ -119,7 +119,7 @@ def print_files(files: list[dict[str, Any]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from edgequant.workflows.steps.summary import closing_console
+    from edgequant.reporting.console import closing_console
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), header_style="bold")
     table.add_column("file", overflow="fold")

@@ -304,7 +304,7 @@ def _print(findings: list[Finding]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from edgequant.workflows.steps.summary import closing_console
+    from edgequant.reporting.console import closing_console
 
     table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
     for finding in findings:

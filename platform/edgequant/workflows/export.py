@@ -18,7 +18,8 @@ from edgequant.quantization.scheme import Scheme
 
 if TYPE_CHECKING:
     from edgequant.export.formats import Exported
-    from edgequant.models.loading import LoadedModel, ModelSource
+    from edgequant.models.loading import LoadedModel
+    from edgequant.models.sources import ModelSource
 
 GB = 1e9
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from edgequant.errors import UserError
-from edgequant.models.loading import DTYPES
+from edgequant.models.devices import DTYPES
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,12 +6,9 @@ import copy
 import itertools
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 import yaml
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from random_architectures import KINDS, make
 from scipy.stats import spearmanr
 from torch.nn import functional
@@ -25,7 +22,7 @@ from edgequant.quantization.arithmetic.affine import dequantize_weight, quantize
 from edgequant.quantization.layers.convert import prepare
 from edgequant.quantization.layers.fake_quantized import FakeQuantizedLinear
 from edgequant.quantization.layers.targets import find_targets
-from edgequant.quantization.mixed_precision.bit_allocation import allocate, choose_layer_bits
+from edgequant.quantization.mixed_precision.bit_allocation import choose_layer_bits
 from edgequant.quantization.mixed_precision.checkpoint_size import checkpoint_sizes
 from edgequant.quantization.mixed_precision.sensitivity import fisher_diagonals, loss_increase, weight_of
 from edgequant.quantization.ptq.quantize import quantize
@@ -78,9 +75,6 @@ def divergence(model, other, rows: torch.Tensor) -> float:
     return float((ours.exp() * (ours - theirs)).sum(-1).mean())
 
 
-# ------------------------------------------------------------------------------------------------------- sensitivity
-
-
 def test_predicted_and_measured_increases_of_the_loss_rank_layers_and_bits_alike(trained, text):
     rows, layers = text[-16:], find_targets(trained, BASE).weights
     fisher = fisher_diagonals(trained, layers, list(rows))
@@ -131,47 +125,6 @@ def test_the_model_is_left_as_it_was(trained, text):
         assert parameter.requires_grad == (name == "model.norm.weight")
 
 
-# -------------------------------------------------------------------------------------------------------- allocation
-
-TABLES = st.lists(
-    st.lists(st.tuples(st.floats(0, 1), st.integers(1, 1000)), min_size=2, max_size=3), min_size=1, max_size=5
-)
-
-
-@settings(max_examples=60, deadline=None)
-@given(table=TABLES, share=st.floats(0, 1))
-def test_nothing_that_fits_is_better_than_the_allocation(table, share):
-    losses = {f"layer{i}": {bits: loss for bits, (loss, _) in enumerate(row)} for i, row in enumerate(table)}
-    sizes = {f"layer{i}": {bits: size for bits, (_, size) in enumerate(row)} for i, row in enumerate(table)}
-    least = sum(min(row.values()) for row in sizes.values())
-    capacity = round(least + share * (sum(max(row.values()) for row in sizes.values()) - least)) + 0.5
-    chosen = allocate(losses, sizes, capacity)
-    assert sum(sizes[layer][bits] for layer, bits in chosen.items()) <= capacity
-    options = itertools.product(*(list(row) for row in losses.values()))
-    combinations = [dict(zip(losses, option, strict=True)) for option in options]
-    fitting = [c for c in combinations if sum(sizes[name][bits] for name, bits in c.items()) <= capacity]
-    best = min(sum(losses[name][bits] for name, bits in c.items()) for c in fitting)
-    assert sum(losses[layer][bits] for layer, bits in chosen.items()) <= best + 1e-5
-
-
-def test_hundreds_of_layers_of_few_sizes_are_allocated_in_a_moment():
-    """As in a real model, where many choices are nearly equal: badly scaled, this one makes the solver give up."""
-    draw = np.random.default_rng(0)
-    widths, sensitivities = draw.choice([110_592, 331_776, 884_736], 500), np.exp(draw.normal(0, 1.5, 500))
-    losses = {str(i): {bits: s * 4.0**-bits for bits in (3, 4, 5, 6, 8)} for i, s in enumerate(sensitivities)}
-    sizes = {str(i): {bits: int(w * bits / 8) + 300 for bits in (3, 4, 5, 6, 8)} for i, w in enumerate(widths)}
-    capacity = sum(by_bits[4] for by_bits in sizes.values()) * (1 - 1e-6)
-    chosen = allocate(losses, sizes, capacity)
-    assert 0.999 * capacity < sum(sizes[layer][bits] for layer, bits in chosen.items()) <= capacity
-    equal = sum(by_bits[4] for by_bits in losses.values())
-    assert sum(losses[layer][bits] for layer, bits in chosen.items()) < 0.8 * equal
-
-
-def test_an_allocation_that_cannot_be_is_an_error():
-    with pytest.raises(ValueError, match="no choice of bits fits"):
-        allocate({"layer": {3: 1.0, 4: 0.5}}, {"layer": {3: 30, 4: 40}}, 29)
-
-
 def test_mixed_bits_lose_less_than_equal_bits_in_the_same_size(trained, text):
     targets = find_targets(trained, BASE)
     size, _ = checkpoint_sizes(trained, BASE, targets, (3,), "bfloat16").range
@@ -184,9 +137,6 @@ def test_mixed_bits_lose_less_than_equal_bits_in_the_same_size(trained, text):
         quantize(rounded, scheme)
         lost.append(divergence(trained, rounded, text[-100:]))
     assert lost[0] < 0.7 * lost[1]
-
-
-# ------------------------------------------------------------------------------------------------------------- sizes
 
 
 def test_a_budget_that_is_too_small_names_those_that_can_be_met(trained, text):
@@ -244,9 +194,6 @@ def test_predicted_sizes_are_those_of_files_within_a_per_cent(trained, _tiny, tm
         made = saved(trained, _tiny.tokenizer, scheme, tmp_path / str(bits), "bfloat16")
         predicted = sizes.total(dict.fromkeys(targets.weights, bits))
         assert made.weight_bytes <= predicted < 1.01 * made.weight_bytes
-
-
-# ----------------------------------------------------------------------------------------------- schemes of many bits
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,8 @@ import json
 import pytest
 from rich.console import Console
 
-from edgequant.workflows.steps.summary import print_closing, print_table
+from edgequant.reporting.console import print_table
+from edgequant.workflows.steps.summary import print_closing
 
 BASELINE = {
     "variant": "baseline",

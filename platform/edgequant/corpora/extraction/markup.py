@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from edgequant.corpora.documents import split_front_matter
-from edgequant.corpora.extraction.extract import Extraction, Part, Unreadable
+from edgequant.corpora.extraction.extracted import Extraction, Part, Unreadable
 from edgequant.corpora.text.boilerplate import Removed
 from edgequant.corpora.text.chunking import Block
 

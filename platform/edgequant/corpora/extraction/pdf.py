@@ -6,7 +6,7 @@ import io
 import logging
 from typing import Any
 
-from edgequant.corpora.extraction.extract import Extraction, Part, Unreadable
+from edgequant.corpora.extraction.extracted import Extraction, Part, Unreadable
 from edgequant.corpora.text.boilerplate import Page
 
 logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # its warnings are counted per file instead

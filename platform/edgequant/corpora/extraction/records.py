@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from edgequant.corpora.extraction.extract import Extraction, Part, Unreadable
+from edgequant.corpora.extraction.extracted import Extraction, Part, Unreadable
 from edgequant.corpora.text.chunking import Block
 
 TEXT_KEYS = ("chunk", "text", "content", "passage", "body")

@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-from edgequant.corpora.extraction.extract import Part, Unreadable, extract
+from edgequant.corpora.extraction.extract import extract
+from edgequant.corpora.extraction.extracted import Part, Unreadable
 from edgequant.corpora.settings import CorpusSettings
 from edgequant.corpora.sources import printable
 from edgequant.corpora.text.boilerplate import Page, Removed, remove_boilerplate

@@ -19,7 +19,8 @@ def tokenizer_file(source: str) -> Path:
     stated = Path(source).expanduser() / "tokenizer.json"
     if stated.is_file():  # a folder with nothing but tokenizer files will do, and transformers need not be imported
         return _kept(stated.read_text(encoding="utf-8"))
-    from edgequant.models.loading import load_tokenizer, resolve
+    from edgequant.models.loading import load_tokenizer
+    from edgequant.models.sources import resolve
 
     fixed = cache_dir() / "corpus" / "tokenizers" / f"{source}.json" if resolve(source).kind == "embedded" else None
     if (

@@ -17,7 +17,8 @@ from compressed_tensors.quantization import (
 )
 from torch import nn
 
-from edgequant.quantization.layers.integer import PackedWeight, integer_layers
+from edgequant.quantization.layers.integer import integer_layers
+from edgequant.quantization.layers.packed_weight import PackedWeight
 from edgequant.quantization.scheme import ActivationSpec, WeightSpec
 
 PACKED = "pack-quantized"  # codes fill 32-bit words

@@ -13,7 +13,8 @@ from gguf.quants import quant_shape_to_byte_shape, quantize
 from torch import Tensor, nn
 
 from edgequant.export.formats import BLOCK
-from edgequant.quantization.layers.integer import IntegerLayer, PackedWeight, integer_layers
+from edgequant.quantization.layers.integer import IntegerLayer, integer_layers
+from edgequant.quantization.layers.packed_weight import PackedWeight
 from edgequant.quantization.scheme import WeightSpec
 
 Bytes = np.ndarray[Any, Any]

@@ -22,7 +22,8 @@ from edgequant.quantization.layers.fake_quantized import (
     output_scale_of,
 )
 from edgequant.quantization.layers.input_quantizers import DynamicInputQuantizer, make_input_quantizer
-from edgequant.quantization.layers.integer import IntegerEmbedding, IntegerLinear, PackedWeight
+from edgequant.quantization.layers.integer import IntegerEmbedding, IntegerLinear
+from edgequant.quantization.layers.packed_weight import PackedWeight
 from edgequant.quantization.layers.targets import Targets, find_targets, replace_module
 from edgequant.quantization.layers.weight_quantizer import WeightQuantizer
 from edgequant.quantization.scheme import ActivationSpec, Scheme, WeightSpec

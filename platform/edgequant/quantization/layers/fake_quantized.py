@@ -11,7 +11,8 @@ from torch.nn import functional
 
 from edgequant.errors import UserError
 from edgequant.quantization.layers.input_quantizers import InputQuantizer, StaticInputQuantizer
-from edgequant.quantization.layers.integer import IntegerEmbedding, IntegerLayer, IntegerLinear, PackedWeight
+from edgequant.quantization.layers.integer import IntegerEmbedding, IntegerLayer, IntegerLinear
+from edgequant.quantization.layers.packed_weight import PackedWeight
 from edgequant.quantization.layers.weight_quantizer import WeightQuantizer
 from edgequant.quantization.scheme import ActivationSpec, WeightSpec
 

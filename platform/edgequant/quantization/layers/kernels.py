@@ -21,7 +21,7 @@ from edgequant.quantization.layers.trusted_kernels import (
 )
 
 if TYPE_CHECKING:
-    from edgequant.quantization.layers.integer import PackedWeight
+    from edgequant.quantization.layers.packed_weight import PackedWeight
 
 CPU_ROWS = 4  # up to here a row-at-a-time kernel beats dequantising the matrix for a large product
 CUDA_MULTIPLICATIONS = 4e9  # likewise: on an H100 the int4 kernel then takes the 0.3 ms that dequantising does

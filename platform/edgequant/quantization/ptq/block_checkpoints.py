@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from edgequant.files import atomic_path
 from edgequant.quantization.layers.fake_quantized import fake_quantized_linears
 from edgequant.quantization.layers.fixed_weights import choose, chosen_of
-from edgequant.quantization.layers.integer import PackedWeight
+from edgequant.quantization.layers.packed_weight import PackedWeight
 
 CODES = "integers."  # packed integers of a linear; every other tensor goes by its own name in the block
 

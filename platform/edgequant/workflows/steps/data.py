@@ -173,7 +173,7 @@ def _wikitext_split(data_dir: str | None) -> str:
 
 def _log_inputs(data: EvaluationData, data_dir: str | None) -> None:
     from edgequant.files import sha256_of_bytes
-    from edgequant.tracking.runs import log_dataset
+    from edgequant.tracking.logging import log_dataset
 
     for name, rows in data.items():
         if rows is not None:
@@ -240,7 +240,7 @@ def _rows(
     from edgequant.corpora.contamination import refuse_overlap
     from edgequant.corpora.packing import pack
     from edgequant.files import sha256_of_bytes
-    from edgequant.tracking.runs import log_dataset
+    from edgequant.tracking.logging import log_dataset
 
     if dataset == SELF_GENERATED:
         from edgequant.workflows.steps.generated_text import generated_sequences

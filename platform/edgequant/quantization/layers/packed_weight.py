@@ -1,0 +1,92 @@
+"""The integers of a weight as they lie in a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from edgequant.quantization.arithmetic.affine import (
+    QuantizedWeight,
+    dequantize_weight,
+)
+from edgequant.quantization.arithmetic.packing import pack, packed_length, unpack
+from edgequant.quantization.scheme import WeightSpec
+
+STORAGE = {"float16": torch.float16, "float32": torch.float32}
+
+
+class KeepsBufferTypes(nn.Module):
+    """Buffers follow moves between devices but stay out of casts: a scale rounded to bfloat16 is another scale."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, buffer in before.items():
+            moved = self._buffers[name]
+            if buffer is not None and moved is not None and moved.dtype != buffer.dtype:
+                self._buffers[name] = buffer.to(moved.device)
+        return self
+
+
+class PackedWeight(KeepsBufferTypes):
+    """The integers of a weight [rows, features] as they lie in the checkpoint.
+
+    Buffers: `codes` [rows, bytes] (uint8, or int8 at 8 bits), `scale` [rows, groups], and, where the spec has them,
+    `zero_point` [rows, bytes] (packed like the codes) or `minimum` [rows, groups]. They keep their types under
+    `.to(dtype)`.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    zero_point: Tensor | None
+    minimum: Tensor | None
+
+    def __init__(self, rows: int, features: int, spec: WeightSpec, device: Any = None) -> None:
+        super().__init__()
+        self.rows, self.features, self.spec = rows, features, spec
+        self.scale_rows = 1 if spec.granularity == "tensor" else rows
+        self.groups = features // spec.group_size if spec.group_size else 1
+        storage, code_type = STORAGE[spec.scale_dtype], torch.int8 if spec.bits == 8 else torch.uint8
+        zeros = {"device": device}
+        self.register_buffer("codes", torch.zeros(rows, packed_length(features, spec.bits), dtype=code_type, **zeros))
+        self.register_buffer("scale", torch.zeros(self.scale_rows, self.groups, dtype=storage, **zeros))
+        zero_point = torch.zeros(self.scale_rows, packed_length(self.groups, spec.bits), dtype=code_type, **zeros)
+        self.register_buffer("zero_point", zero_point if spec.zero_point == "integer" else None)
+        minimum = torch.zeros(self.scale_rows, self.groups, dtype=storage, **zeros)
+        self.register_buffer("minimum", minimum if spec.zero_point == "real" else None)
+
+    @staticmethod
+    def of(quantized: QuantizedWeight, rows: int, features: int, spec: WeightSpec) -> PackedWeight:
+        """Pack quantised integers; scales are already representable in their storage type."""
+        packed = PackedWeight(rows, features, spec, device=quantized.codes.device)
+        packed.codes = pack(quantized.codes.reshape(rows, features), spec.bits)
+        packed.scale = quantized.scale.reshape(packed.scale.shape).to(packed.scale.dtype)
+        if packed.zero_point is not None and quantized.zero_point is not None:
+            packed.zero_point = pack(quantized.zero_point.reshape(packed.scale.shape).to(torch.int8), spec.bits)
+        if packed.minimum is not None and quantized.minimum is not None:
+            packed.minimum = quantized.minimum.reshape(packed.scale.shape).to(packed.minimum.dtype)
+        return packed
+
+    def unpacked(self, rows: Tensor | None = None) -> QuantizedWeight:
+        """The integers as the arithmetic sees them, all of them or the rows of an index tensor [n]."""
+
+        def take(stored: Tensor | None) -> Tensor | None:
+            return stored if stored is None or rows is None or self.scale_rows == 1 else stored[rows]
+
+        codes = self.codes if rows is None else self.codes[rows]
+        codes = unpack(codes, self.spec.bits, self.features)
+        scale, zero_point, minimum = take(self.scale), take(self.zero_point), take(self.minimum)
+        assert scale is not None
+        if zero_point is not None:
+            zero_point = unpack(zero_point, self.spec.bits, self.groups).float()[..., None]
+        shape = (1, 1, -1) if self.scale_rows == 1 and self.rows > 1 else (codes.shape[0], self.groups, -1)
+        minimum = None if minimum is None else minimum.float()[..., None]
+        return QuantizedWeight(codes.view(shape), scale.float()[..., None], zero_point, minimum)
+
+    def dequantized(self, dtype: torch.dtype = torch.float32, rows: Tensor | None = None) -> Tensor:
+        """The real weight, [rows, features]."""
+        count = self.rows if rows is None else rows.numel()
+        return dequantize_weight(self.unpacked(rows), (count, self.features)).to(dtype)

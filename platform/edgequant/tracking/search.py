@@ -1,0 +1,67 @@
+"""Finished runs, found in the store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import mlflow
+from mlflow.entities import Run as MlflowRun
+
+from edgequant.errors import UserError
+from edgequant.tracking.runs import PARENT_TAG, client, run_url, search_runs
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run as found in the store; times are milliseconds since 1970."""
+
+    id: str
+    name: str
+    workflow: str
+    tags: dict[str, str]
+    params: dict[str, str]
+    metrics: dict[str, float]
+    start_time: int
+    status: str
+    experiment_id: str
+
+    @property
+    def url(self) -> str:
+        return run_url(self.experiment_id, self.id)
+
+
+def find_runs(
+    *, workflow: str | None = None, experiment: str | None = None, parent: str | None = None, limit: int = 1000
+) -> list[FinishedRun]:
+    """Runs of edgequant, newest first, in every experiment unless one is named.
+
+    Raises:
+        UserError: the experiment does not exist.
+    """
+    filters = [f"tags.`edgequant.workflow` = '{workflow}'"] if workflow else []
+    filters += [f"tags.`{PARENT_TAG}` = '{parent}'"] if parent else []
+    experiments = [_experiment_id(experiment)] if experiment else None
+    return [_finished(run) for run in search_runs(" and ".join(filters), limit, experiments)]
+
+
+def _experiment_id(name: str) -> str:
+    found = client().get_experiment_by_name(name)
+    if found is None:
+        known = ", ".join(sorted(experiment.name for experiment in client().search_experiments()))
+        raise UserError(f"experiment {name!r} is not in {mlflow.get_tracking_uri()}; there are: {known}")
+    return str(found.experiment_id)
+
+
+def _finished(run: MlflowRun) -> FinishedRun:
+    tags = dict(run.data.tags)
+    return FinishedRun(
+        id=run.info.run_id,
+        name=run.info.run_name or run.info.run_id,
+        workflow=tags.get("edgequant.workflow", ""),
+        tags=tags,
+        params=dict(run.data.params),
+        metrics=dict(run.data.metrics),
+        start_time=run.info.start_time,
+        status=run.info.status,
+        experiment_id=run.info.experiment_id,
+    )

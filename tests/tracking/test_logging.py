@@ -1,0 +1,89 @@
+"""What a run records is in the store as others read it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from importlib import metadata
+
+import pytest
+import yaml
+from stored_artifacts import artifact
+
+from edgequant import tracking
+
+
+def test_the_resolved_configuration_is_filed_as_parameters_and_as_yaml(store):
+    config = {"model": "tiny", "training": {"steps": 3, "nested": {"deep": None}}, "measures": ("a", "b")}
+    with tracking.workflow_run("qat", config) as run:
+        pass
+    params = store.get_run(run.id).data.params
+    assert params["cfg.training.steps"] == "3" and params["cfg.training.nested.deep"] == "None"
+    assert yaml.safe_load(artifact(run.id, "config.yaml")) == json.loads(json.dumps(config))
+
+
+def test_commit_environment_and_process_are_filed(store, root):
+    with tracking.workflow_run("qat", {}) as run:
+        pass
+    tags = store.get_run(run.id).data.tags
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True).stdout.strip()
+    assert tags.get("mlflow.source.git.commit", "") == commit
+    if commit:
+        assert tags["edgequant.git_dirty"] in ("true", "false")
+    environment = json.loads(artifact(run.id, "environment.json"))
+    for package in ("torch", "transformers", "mlflow"):
+        assert environment["packages"][package] == metadata.version(package)
+    assert environment["cpu_count"] == os.cpu_count()
+
+
+def test_data_sets_are_inputs_with_digest_source_and_context(store):
+    digest = "0123456789abcdef" * 4
+    with tracking.workflow_run("evaluate", {}) as run:
+        tracking.log_dataset("boolq", digest, "/data/boolq", rows=3270, context="evaluation")
+    (given,) = store.get_run(run.id).inputs.dataset_inputs
+    assert (given.dataset.name, given.dataset.digest) == ("boolq", digest[:36])
+    assert {tag.key: tag.value for tag in given.tags}["mlflow.data.context"] == "evaluation"
+    assert "/data/boolq" in given.dataset.source and "3270" in given.dataset.source
+
+
+def test_a_data_set_outside_a_run_is_not_an_error(store):
+    tracking.log_dataset("boolq", "0" * 64, "bundled", rows=1, context="training")
+
+
+def test_tables_summary_text_and_folders_are_artifacts(store, tmp_path):
+    rows = [{"id": "a", "correct": True}, {"id": "b", "f1": 0.5}]
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "x.txt").write_text("x")
+    with tracking.workflow_run("evaluate", {}) as run:
+        tracking.log_table(rows, "items/boolq.json")
+        tracking.log_table([], "items/none.json")
+        tracking.log_summary([{"model": "tiny", "boolq/accuracy": 0.5}])
+        tracking.log_text("remark", "notes.txt")
+        tracking.log_folder(tmp_path / "folder", "adapter")
+    table = json.loads(artifact(run.id, "items/boolq.json"))
+    assert table["columns"] == ["id", "correct", "f1"] and len(table["data"]) == 2
+    assert json.loads(artifact(run.id, "summary.json")) == [{"model": "tiny", "boolq/accuracy": 0.5}]
+    assert artifact(run.id, "notes.txt") == "remark"
+    assert artifact(run.id, "adapter/x.txt") == "x"
+
+
+def test_metrics_keep_their_steps(store):
+    with tracking.workflow_run("qat", {}) as run:
+        for step in (1, 2, 3):
+            tracking.log_metrics({"train/loss": 10 / step}, step=step)
+    history = [(m.step, m.value) for m in store.get_metric_history(run.id, "train/loss")]
+    assert history == [(1, 10.0), (2, 5.0), (3, pytest.approx(10 / 3))]
+
+
+def test_a_long_parameter_is_cut_and_not_refused(store):
+    with tracking.workflow_run("corpus", {"text": "x" * 9000}) as run:
+        pass
+    assert store.get_run(run.id).data.params["cfg.text"] == "x" * 6000
+
+
+@pytest.mark.parametrize(
+    ("nested", "flat"), [({"a": {"b": {"c": 1}}, "d": [1, 2]}, {"a.b.c": 1, "d": [1, 2]}), ({}, {}), ({"a": {}}, {})]
+)
+def test_nested_configuration_becomes_dotted_names(nested, flat):
+    assert tracking.flatten(nested) == flat
