@@ -49,10 +49,10 @@ def qat_candidate(trial: TrialSpec, work_dir: Path, on_report: OnReport) -> Cand
     from edgequant.workflows.validate import validate
 
     settings = {"training": trial.training, "qat": trial.qat, "calibration": trial.calibration}
-    (scheme,) = validate(trial.model, trial.dataset, schemes=trial.scheme, **settings)
+    source, (scheme,) = validate(trial.model, trial.dataset, schemes=trial.scheme, **settings)
     reported = evaluation_data(trial.evaluation.tasks, trial.run.data_dir)
     experiment = qat_experiment.load(
-        trial.model, scheme, trial.dataset, **settings, evaluation=trial.evaluation, run=trial.run, folder=work_dir,
+        source, scheme, trial.dataset, **settings, evaluation=trial.evaluation, run=trial.run, folder=work_dir,
         data=validation_data(reported, trial.dataset, trial.run.data_dir), guarded=reported,
     )  # fmt: skip
     observed = Observed(trial, experiment.tokenizer, on_report)
