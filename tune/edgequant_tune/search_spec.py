@@ -250,10 +250,11 @@ def _check_ends(spec: SearchSpec) -> None:
         return
     names = {item.name: item.values for item in spec.space}
     # What is searched is not what the settings say: a trial checks it.
-    checked = {} if {"distillation_weight", "sequence_length"} & {*names} else {"training": trial.training}
-    settings = {"qat": trial.qat, "calibration": trial.calibration, **checked}
+    training = None if {"distillation_weight", "sequence_length"} & {*names} else trial.training
     for scheme in names.get(SCHEME, (trial.scheme,)):
-        validate(trial.model, trial.dataset, schemes=scheme, **settings)
+        validate(
+            trial.model, trial.dataset, schemes=scheme, training=training, qat=trial.qat, calibration=trial.calibration
+        )
 
 
 def _granted(wanted: float, device: str, available: float) -> float:

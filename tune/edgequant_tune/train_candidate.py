@@ -48,7 +48,7 @@ def qat_candidate(trial: TrialSpec, work_dir: Path, on_report: OnReport) -> Cand
     from edgequant.workflows.steps.data import evaluation_data
     from edgequant.workflows.validate import validate
 
-    settings = {"training": trial.training, "qat": trial.qat, "calibration": trial.calibration}
+    settings: dict[str, Any] = {"training": trial.training, "qat": trial.qat, "calibration": trial.calibration}
     source, (scheme,) = validate(trial.model, trial.dataset, schemes=trial.scheme, **settings)
     reported = evaluation_data(trial.evaluation.tasks, trial.run.data_dir)
     experiment = qat_experiment.load(
