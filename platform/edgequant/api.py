@@ -57,10 +57,10 @@ def quantize(
     Raises:
         UserError: unknown scheme or method, missing calibration, or a layer that cannot be quantised as asked, by name.
     """
-    from edgequant.quantization.ptq.quantize import quantize as quantize_layers
+    from edgequant.quantization.ptq import quantize as ptq
 
     _remember_parameters(model)
-    return quantize_layers(model, _scheme(scheme), calibration=calibration, method=method, **options)
+    return ptq.quantize(model, _scheme(scheme), calibration=calibration, method=method, **options)
 
 
 def prepare(model: nn.Module, scheme: Scheme | str, **options: Any) -> Targets:
@@ -77,10 +77,10 @@ def prepare(model: nn.Module, scheme: Scheme | str, **options: Any) -> Targets:
     Raises:
         UserError: a scheme of bitsandbytes, or one that does not fit a layer, by name.
     """
-    from edgequant.quantization.layers.convert import prepare as prepare_layers
+    from edgequant.quantization.layers import convert as qat
 
     _remember_parameters(model)
-    return prepare_layers(model, _scheme(scheme), **options)
+    return qat.prepare(model, _scheme(scheme), **options)
 
 
 def convert(model: nn.Module) -> None:
@@ -89,9 +89,9 @@ def convert(model: nn.Module) -> None:
     Raises:
         UserError: static activation ranges were never observed.
     """
-    from edgequant.quantization.layers.convert import convert as convert_layers
+    from edgequant.quantization.layers import convert as qat
 
-    convert_layers(model)
+    qat.convert(model)
 
 
 def evaluate(
