@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from edgequant.evaluation.tasks.task import EvaluationData
-    from edgequant_tune.search_spec import OnReport, TrialSpec
+    from edgequant_tune.trial_spec import OnReport, TrialSpec
 
 HELD_OUT_ROWS = 16  # sequences of held-out text behind `validation/loss`
 

@@ -16,7 +16,7 @@ from edgequant.errors import UserError
 from edgequant.workflows.settings import WorkflowResult
 
 if TYPE_CHECKING:
-    from edgequant.corpora.pipeline import Corpus
+    from edgequant.corpora.processing.pipeline import Corpus
 
 
 def corpus(
@@ -48,7 +48,7 @@ def corpus(
     from edgequant import tracking
     from edgequant.corpora.output.manifest import read_manifest
     from edgequant.corpora.output.write import write_corpus
-    from edgequant.corpora.pipeline import build, files_of, source_fingerprint
+    from edgequant.corpora.processing.pipeline import build, files_of, source_fingerprint
     from edgequant.corpora.text.tokens import tokenizer_file
     from edgequant.workflows.steps.summary import print_closing
 

@@ -132,10 +132,10 @@ def write_quantized(
         return []
     from edgequant import models
     from edgequant.quantization import checkpoint
-    from edgequant.quantization.ptq import quantize as methods
+    from edgequant.quantization.ptq.quantize import quantize
 
     model: Any = copy.deepcopy(loaded.model)
-    errors = methods.quantize(
+    errors = quantize(
         model,
         scheme,
         calibration=[rounding.sequences.to(model.device)],
