@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import subprocess
 import tomllib
+from collections.abc import Iterable
+from importlib import metadata
 
 import pytest
 import yaml
@@ -14,7 +16,8 @@ from packaging.version import Version
 
 from edgequant.__main__ import WORKFLOWS
 
-DEVELOPMENT = ("execnet", "hypothesis", "iniconfig", "librt", "mypy", "mypy-extensions", "pluggy", "pytest")
+# setuptools: torch asks for any version. The others: torch's builds for CUDA bring those that they were built with.
+UNPINNED = re.compile(r"setuptools|triton|(nvidia|cuda)-(?!ml-py).*")
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +48,43 @@ def conda_pins(root) -> dict[str, str]:
     return {canonicalize_name(line.split("==")[0]): line.split("==")[1] for line in given["pip"]}
 
 
+def brought_by(requirements: Iterable[str]) -> set[str]:
+    """These requirements and all that they ask for in turn, as the installed packages' own metadata say."""
+    found, waiting = set(), [Requirement(text) for text in requirements]
+    while waiting:
+        wanted = waiting.pop()
+        key = (canonicalize_name(wanted.name), *sorted(wanted.extras))
+        if key not in found:
+            found.add(key)
+            asked = [Requirement(text) for text in metadata.requires(wanted.name) or []]
+            waiting += [each for each in asked if applies(each, wanted.extras)]
+    return {key[0] for key in found if not UNPINNED.fullmatch(key[0])}
+
+
+def applies(requirement: Requirement, extras: Iterable[str]) -> bool:
+    return requirement.marker is None or any(requirement.marker.evaluate({"extra": e}) for e in ("", *extras))
+
+
 def test_condas_versions_are_the_constraints(root, pins):
     conda = conda_pins(root)
     assert {name: version for name, version in conda.items() if pins.get(name) != version} == {}
-    for name in set(pins) - set(conda):
-        assert name.startswith(("pytest-", "types-")) or name in (*DEVELOPMENT, "ruff"), name
+
+
+def test_conda_holds_what_running_needs_and_nothing_of_development(root, pins, pyproject):
+    project, build = pyproject["project"], pyproject["build-system"]["requires"]
+    running = brought_by(project["dependencies"])
+    assert running - set(conda_pins(root)) == set()
+    assert set(conda_pins(root)) - running - brought_by([*build, "editables"]) == set()
+    assert set(pins) - set(conda_pins(root)) <= brought_by(project["optional-dependencies"]["dev"])
+
+
+def test_whatever_the_dev_extra_brings_is_pinned_too(pins, pyproject):
+    assert brought_by(pyproject["project"]["optional-dependencies"]["dev"]) - set(pins) == set()
+
+
+def test_pins_stand_in_the_alphabets_order_and_once(root):
+    names = [line.split("==")[0].lower() for line in (root / "constraints.txt").read_text().splitlines()[1:]]
+    assert names == sorted(set(names))
 
 
 def test_conda_names_only_python_and_pip_outside_pip_and_no_local_package(root):
@@ -96,8 +131,6 @@ OPTIONAL = {"llama_cpp", "pynvml"}
 
 
 def test_everything_imported_is_a_dependency(root, pyproject):
-    from importlib import metadata
-
     provided = metadata.packages_distributions()
     declared = {canonicalize_name(Requirement(d).name) for d in pyproject["project"]["dependencies"]}
     undeclared = {
