@@ -1,6 +1,6 @@
 # make qat     set up, then quantise the embedded model and measure it (the main job)
 # make test    set up, then run the tests
-# make check   ruff, ruff format, mypy
+# make check   ruff, ruff format, mypy, vulture
 # make setup   only set up: .venv with the pinned dependencies and the embedded model
 # make test-isa        the tests that compute numbers, once for each kind of CPU that oneDNN and PyTorch can be limited to
 # make test-isa-short  the tests of integer kernels alone, likewise, without this CPU's own kind: 2 minutes
@@ -59,6 +59,7 @@ check: setup
 	ruff check .
 	ruff format --check .
 	mypy
+	vulture
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -216,7 +216,7 @@ def _data_set(data_set: DataSet, folder: str) -> Finding:
     found: object
     if data_set.load is None:
         found = find_local(data_set.name, data_set.report, folder)
-        fix = f"put the official file under {folder}: docs/data.md says where each comes from"
+        fix = f"put the official file under {folder}: docs/corpora.md says where each comes from"
     else:
         rows, package = data_set.load(data_set.report, folder), data_set.load.__module__.partition(".")[0]
         found, fix = rows and f"{len(rows):,} rows, by {package}", f"{package} says where they come from"
