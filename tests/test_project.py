@@ -164,10 +164,34 @@ def test_three_source_roots_are_named_everywhere(root, pyproject):
         assert (root / package / "__init__.py").is_file()
 
 
-@pytest.mark.parametrize("target", ["setup", "qat", "test", "check"])
+TARGETS = ["qat", "test", "check", "docs", "setup", "test-isa", "test-isa-short", "clean"]
+
+
+@pytest.mark.parametrize("target", TARGETS)
 def test_make_knows_its_targets(root, target):
     done = subprocess.run(["make", "-n", target, "PYTHON=python3"], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_makefile_begins_with_all_its_targets(root):
+    text = (root / "Makefile").read_text()
+    assert re.findall(r"^# make ([\w-]+) ", text, re.M) == TARGETS
+    assert set(re.search(r"^\.PHONY: (.*)$", text, re.M)[1].split()) == set(TARGETS)
+
+
+def test_hooks_before_a_commit_run_the_pinned_tools(root):
+    (repository,) = yaml.safe_load((root / ".pre-commit-config.yaml").read_text())["repos"]
+    assert repository["repo"] == "local" and {hook["language"] for hook in repository["hooks"]} == {"system"}
+    checked = re.search(r"^check: setup\n((?:\t.*\n)+)", (root / "Makefile").read_text(), re.M)[1]
+    for hook in repository["hooks"]:
+        assert hook["entry"].startswith(".venv/bin/")
+        assert hook["entry"].removeprefix(".venv/bin/").split()[0] in checked
+
+
+def test_everything_that_vulture_is_told_to_ignore_is_there(root, pyproject):
+    told = pyproject["tool"]["vulture"]
+    text = "\n".join(path.read_text() for folder in told["paths"] for path in (root / folder).rglob("*.py"))
+    assert [name for name in told["ignore_names"] if not re.search(rf"\b{name}\b", text)] == []
 
 
 def test_make_qat_runs_the_main_job_in_this_environment(root):
@@ -177,7 +201,9 @@ def test_make_qat_runs_the_main_job_in_this_environment(root):
 
 def test_a_change_has_to_pass_checks_and_tests(root):
     script = (root / ".ci" / "run").read_text()
-    assert re.search(r"set -\w*e", script) and "make check" in script and "make test" in script
+    assert re.search(r"set -\w*e", script)
+    commands = [line for line in script.splitlines() if line.startswith("make")]
+    assert commands == ["make check", "make docs", "make test", "make test-isa-short"]
     assert (root / ".ci" / "run").stat().st_mode & 0o111
 
 
