@@ -38,10 +38,10 @@ def test_everything_that_is_offered_is_there_and_nothing_else():
     assert all(callable(getattr(api, name)) for name in api.__all__ if name != "__version__")
     assert set(api.__all__) <= set(dir(api))
     with pytest.raises(AttributeError, match="no attribute 'quantise'"):
-        api.quantise  # noqa: B018
+        api.quantize  # noqa: B018
 
 
-def test_quantise_evaluate_save_and_load_by_the_names_of_schemes(tiny, tmp_path):
+def test_quantize_evaluate_save_and_load_by_the_names_of_schemes(tiny, tmp_path):
     before = api.evaluate(tiny.model, tiny.tokenizer, **QUICK).metrics
     errors = api.quantize(tiny.model, "w4a8-g32+emb4")
     after = api.evaluate(tiny.model, tiny.tokenizer, **QUICK).metrics
@@ -75,7 +75,7 @@ def test_what_any_training_loop_trains_is_what_convert_leaves(tiny):
     assert losses[-1] < losses[0]
 
 
-def test_a_model_that_was_never_quantised_is_not_saved_as_a_checkpoint(tiny, tmp_path):
+def test_a_model_that_was_never_quantized_is_not_saved_as_a_checkpoint(tiny, tmp_path):
     with pytest.raises(UserError, match=r"edgequant\.quantize or edgequant\.prepare"):
         api.save(tiny.model, tiny.tokenizer, tmp_path / "small", "w8")
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""The rooms and who may look at whom, as docs/architecture.md draws them; read from the sources' syntax trees."""
+"""The packages and who may look at whom, as docs/architecture.md draws them; read from the sources' syntax trees."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ("corpora", "quantization", "training", "evaluation", "export", "reporting")
+PACKAGES = ("corpora", "quantization", "training", "evaluation", "export", "reporting")
 BASE = {"errors", "files", "extensions"}
 BELOW = BASE | {"models", "tracking"}
-# room or module: what it may import of edgequant, beside itself
+# package or module: what it may import of edgequant, beside itself
 ALLOWED = {
     "errors": set(),
     "extensions": {"errors"},
@@ -28,9 +28,9 @@ ALLOWED = {
     "evaluation": BELOW,
     "export": BELOW | {"quantization"},
     "reporting": BELOW | {"evaluation"},  # of which the tasks alone, which say how their metrics are shown
-    "workflows": {*ROOMS, *BELOW},
+    "workflows": {*PACKAGES, *BELOW},
     "__main__": {*BASE, "workflows"},
-    "api": {*ROOMS, *BELOW, "workflows"},
+    "api": {*PACKAGES, *BELOW, "workflows"},
     "__init__": {"quantization", "api"},
 }
 HEAVY = (
@@ -62,20 +62,20 @@ def imported(path: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def room_of(path: Path) -> str:
+def package_of(path: Path) -> str:
     return path.relative_to(ROOT / "platform" / "edgequant").parts[0].removesuffix(".py")
 
 
-def rooms_imported(path: Path) -> set[str]:
+def packages_imported(path: Path) -> set[str]:
     found = {name.split(".")[1] for name in imported(path) if name.startswith("edgequant.")}
-    existing = {room_of(module) for module in modules("platform/edgequant")}
+    existing = {package_of(module) for module in modules("platform/edgequant")}
     return found & existing
 
 
 @pytest.mark.parametrize("path", modules("platform/edgequant"), ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_module_imports_only_what_its_room_may_look_at(path):
-    room = room_of(path)
-    assert rooms_imported(path) - ALLOWED[room] - {room} == set()
+def test_a_module_imports_only_what_its_package_may_look_at(path):
+    package = package_of(path)
+    assert packages_imported(path) - ALLOWED[package] - {package} == set()
 
 
 @pytest.mark.parametrize("path", modules("platform/edgequant/reporting"), ids=lambda path: path.name)
@@ -197,7 +197,7 @@ def test_making_a_layer_is_not_asking_for_its_class():
     assert "IntegerLinear" not in classes_asked_for(tree)
 
 
-def test_there_are_no_rooms_for_things_without_a_room():
+def test_there_is_no_package_for_what_has_no_name():
     files = [path for folder in ("platform", "tune", "registry", "tests") for path in modules(folder)]
     assert not [path for path in files if path.stem in ("utils", "util", "helpers", "common", "misc")]
 

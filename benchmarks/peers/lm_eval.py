@@ -20,7 +20,7 @@ class Harness:
 
     def boolq(self, rows: list[dict]) -> Any:
         """`tasks/super_glue/boolq/default.yaml`."""
-        labelled = [{**row, "label": int(row["answer"])} for row in rows]
+        labeled = [{**row, "label": int(row["answer"])} for row in rows]
         config = {
             "output_type": "multiple_choice",
             "doc_to_text": "{{passage}}\nQuestion: {{question}}?\nAnswer:",
@@ -28,7 +28,7 @@ class Harness:
             "doc_to_choice": ["no", "yes"],
             "metric_list": [{"metric": "acc"}],
         }
-        return self._task("boolq", labelled, config)
+        return self._task("boolq", labeled, config)
 
     def wikitext(self, pages: list[str]) -> Any:
         """`tasks/wikitext/wikitext.yaml`."""

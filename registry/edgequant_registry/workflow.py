@@ -137,14 +137,14 @@ def _report(
     dry_run: bool,
     run: Run,
 ) -> None:
-    from edgequant.workflows.steps.summary import print_closing
+    from edgequant.workflows.steps.summary import print_summary
 
     failed = sum(not verdict.passed for verdict in verdicts)
     outcome = _outcome(not failed, dry_run)
     why = f"{failed} of {len(verdicts)} gates failed" if failed else f"all {len(verdicts)} gates passed"
     before = f"; {alias} is version {champion.version}" if champion and (failed or dry_run) else ""
     title = f"promote: {candidate.label} {outcome} to {alias} under policy {policy.name}: {why}{before}"
-    print_closing(title, [verdict.to_row() for verdict in verdicts], run, _next(candidate, alias, failed, dry_run))
+    print_summary(title, [verdict.to_row() for verdict in verdicts], run, _next(candidate, alias, failed, dry_run))
 
 
 def _next(candidate: Registered, alias: str, failed: int, dry_run: bool) -> str:
@@ -157,7 +157,7 @@ def _next(candidate: Registered, alias: str, failed: int, dry_run: bool) -> str:
 
 def _report_rollback(restored: Registered, lost: Registered, alias: str, run: Run) -> list[dict[str, Any]]:
     from edgequant import tracking
-    from edgequant.workflows.steps.summary import print_closing
+    from edgequant.workflows.steps.summary import print_summary
 
     tracking.set_tags({"edgequant.promotion": "rolled back"})
     rows: list[dict[str, Any]] = [
@@ -165,5 +165,5 @@ def _report_rollback(restored: Registered, lost: Registered, alias: str, run: Ru
         {"version": int(lost.version), "now": "rolled back", **lost.metrics},
     ]
     title = f"promote: {restored.name}, {alias} is version {restored.version} again"
-    print_closing(title, rows, run, f"mlflow models serve -m models:/{restored.name}@{alias} --env-manager local")
+    print_summary(title, rows, run, f"mlflow models serve -m models:/{restored.name}@{alias} --env-manager local")
     return rows

@@ -82,7 +82,7 @@ def test_a_scheme_that_no_format_holds_is_encoded_again_and_a_note_says_so(tmp_p
     assert any("encoded again as q4_1" in note for note in file.notes)
 
 
-def test_a_note_says_that_activations_are_quantised_otherwise(tmp_path) -> None:
+def test_a_note_says_that_activations_are_quantized_otherwise(tmp_path) -> None:
     file = write_gguf(quantized(ARCHITECTURES["qwen2"](True), "w8a8"), tmp_path / "m.gguf")
     assert any("activations" in note for note in file.notes)
 

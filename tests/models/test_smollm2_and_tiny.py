@@ -78,7 +78,7 @@ def test_degridding_scales_are_mild_and_follow_the_seed():
 
 @pytest.fixture(scope="module")
 def default_model(own_places):
-    """(as the house loads it, as shipped); the file is read once, since that takes seconds."""
+    """(as edgequant loads it, as shipped); the file is read once, since that takes seconds."""
     try:
         shipped, tokenizer = load_gguf(smollm2.smollm2_gguf(), {"dtype": "float32"})
     except UserError as error:

@@ -16,7 +16,7 @@ COLUMNS = [
     *("text", "domain", "domain_confidence", "document_type", "hazard_type", "agency", "language"),
     *("source", "page", "section", "sha256", "licence", "tokens", "augmented"),
 ]
-SETTINGS = CorpusSettings(min_tokens=300, max_tokens=500, workers=1, licence="CC0")  # the tiny tokenizer counts bytes
+SETTINGS = CorpusSettings(min_tokens=300, max_tokens=500, workers=1, license="CC0")  # the tiny tokenizer counts bytes
 
 
 def write_source(folder: Path, files: int = 6) -> Path:

@@ -88,9 +88,11 @@ def test_training_under_a_budget_deploys_the_bits_that_it_trained(store, tmp_pat
 
 def test_a_resumed_run_keeps_the_bits_that_it_had(_tiny, tmp_path):
     scheme, rows = parse_scheme(MIXED), torch.arange(128).view(2, 64)
-    first = layer_bits.choose(scheme, _tiny.model, rows, tmp_path, dtype="bfloat16")
+    first = layer_bits.resolve_layer_bits(scheme, _tiny.model, rows, tmp_path, dtype="bfloat16")
     other_rows = rows.flip(0, 1) + 50
-    assert layer_bits.choose(scheme, _tiny.model, other_rows, tmp_path, dtype="bfloat16", resume=True) == first
+    assert (
+        layer_bits.resolve_layer_bits(scheme, _tiny.model, other_rows, tmp_path, dtype="bfloat16", resume=True) == first
+    )
 
 
 @pytest.mark.parametrize(

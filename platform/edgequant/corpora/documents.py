@@ -38,7 +38,7 @@ class Document:
     language: str
     split: str
     source: str
-    licence: str
+    license: str
     location: str = ""
     standard: str = "none"
 
@@ -71,5 +71,6 @@ def read_document(path: Path) -> Document:
         raise UserError(f"{path}: domain {fields['domain']!r} is unknown; expected one of {', '.join(DOMAINS)}")
     if fields["split"] not in SPLITS:
         raise UserError(f"{path}: split {fields['split']!r} is unknown; expected one of {', '.join(SPLITS)}")
-    known = {key: fields[key] for key in (*_REQUIRED, "location", "standard") if key in fields}
-    return Document(text=body.strip(), source=path.name, **known)
+    known = {key: fields[key] for key in (*_REQUIRED[:-1], "location", "standard") if key in fields}
+    license = fields["licence"]
+    return Document(text=body.strip(), source=path.name, license=license, **known)

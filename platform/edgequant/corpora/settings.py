@@ -37,8 +37,8 @@ class CorpusSettings:
     augment_below: float = 0.0
     """Augment training chunks of domains with fewer than this share of the largest domain's chunks; 0 augments none."""
 
-    licence: str = "not stated"
-    """Licence filed for files that state none themselves."""
+    license: str = "not stated"
+    """License filed for files that state none themselves."""
 
     engine: Literal["local", "ray"] = "local"
     """local: worker processes on this machine. ray: the same per-file function on Ray Data, on any cluster."""

@@ -14,7 +14,7 @@ from edgequant.quantization.size_budget import SizeBudget, budget_of_suffix
 Granularity = Literal["tensor", "channel", "group"]
 ZeroPoint = Literal["none", "integer", "real"]
 
-# The names of the house; any other combination that the grammar below admits works as well.
+# edgequant's named schemes; any other combination that the grammar below admits works as well.
 SCHEMES = (
     *("w8a8-static", "w8a8", "w8", "w4-g32", "w4-g64", "w4-g128", "w3-g64", "w4a8-g32"),
     *("q8_0", "q4_0", "q4_1", "bnb-int8", "bnb-nf4", "bnb-fp4"),

@@ -1,6 +1,6 @@
 """How a metric is shown to people: heading, unit, number of digits, and which end of the scale is better.
 
-Light (no torch, no mlflow): the closing table on the terminal, Markdown, HTML and the plots all take it from here.
+Light (no torch, no mlflow): the summary table on the terminal, Markdown, HTML and the plots all take it from here.
 """
 
 from __future__ import annotations

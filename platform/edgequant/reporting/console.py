@@ -18,7 +18,7 @@ LONG_TEXT = 40  # longer texts (warnings, hashes) stand below the table
 TURNED_ROWS = 5  # up to so many models stand side by side, one line per metric
 
 
-def closing_console() -> Console:
+def summary_console() -> Console:
     """The terminal at its own width; 100 columns where there is none."""
     from rich.console import Console
 

@@ -16,7 +16,7 @@ def model_card(name: str, version: str, tags: Mapping[str, str], run_url: str | 
     Args:
         name: registered model's name, e.g. `edgequant-smollm2-135m`.
         version: its version.
-        tags: the version's tags: metrics under the contract's names, `edgequant.model`, `edgequant.scheme`,
+        tags: the version's tags: metrics under edgequant's metric names, `edgequant.model`, `edgequant.scheme`,
             `edgequant.variant`, `edgequant.baseline` (the baseline's metrics as JSON).
         run_url: the run that made it.
     """

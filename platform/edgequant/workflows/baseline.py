@@ -47,7 +47,7 @@ def baseline(
     settings = resolved_settings(evaluation, limit=limit, seed=run.seed, cache=cache)
 
     from edgequant import tracking
-    from edgequant.workflows.steps.summary import print_closing
+    from edgequant.workflows.steps.summary import print_summary
 
     with tracking.workflow_run("baseline", config, experiment=run.experiment, resume=run.resume) as tracked:
         rows, failures = [], {}
@@ -60,7 +60,7 @@ def baseline(
             _free_memory()
         _conclude(rows, failures)
         table = rows + _failed_rows(failures)
-        print_closing("baseline", table, tracked, _next(rows))
+        print_summary("baseline", table, tracked, _next(rows))
     return WorkflowResult(tracked.id, {}, None, table)
 
 

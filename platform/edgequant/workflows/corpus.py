@@ -50,7 +50,7 @@ def corpus(
     from edgequant.corpora.output.write import write_corpus
     from edgequant.corpora.processing.pipeline import build, files_of, source_fingerprint
     from edgequant.corpora.text.tokens import tokenizer_file
-    from edgequant.workflows.steps.summary import print_closing
+    from edgequant.workflows.steps.summary import print_summary
 
     files = files_of(source)
     with tracking.workflow_run("corpus", config, experiment=experiment) as run:
@@ -69,7 +69,7 @@ def corpus(
         metrics = {f"corpus/{split}_chunks": float(rows) for split, rows in manifest["rows"].items()}
         tracking.log_metrics(metrics)
         print_files(manifest["files"])
-        print_closing(closing_title(unchanged), manifest["splits"], run, next_command(output))
+        print_summary(summary_title(unchanged), manifest["splits"], run, next_command(output))
     return WorkflowResult(run.id, metrics, str(folder.resolve()), manifest["splits"])
 
 
@@ -122,7 +122,7 @@ def print_files(files: list[dict[str, Any]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from edgequant.reporting.console import closing_console
+    from edgequant.reporting.console import summary_console
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), header_style="bold")
     table.add_column("file", overflow="fold")
@@ -134,10 +134,10 @@ def print_files(files: list[dict[str, Any]]) -> None:
     for line in [*files, {"file": f"all {len(files)}", **total, "warnings": ""}]:
         numbers = (f"{line[key]:,}" if line[key] else "–" for key in counted)
         table.add_row(Text(line["file"]), *numbers, Text(line["warnings"]))
-    closing_console().print(table)
+    summary_console().print(table)
 
 
-def closing_title(unchanged: bool) -> str:
+def summary_title(unchanged: bool) -> str:
     """Whether this run had anything to do."""
     return "corpus: nothing to do, the input is unchanged" if unchanged else "corpus"
 

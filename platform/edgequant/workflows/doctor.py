@@ -57,13 +57,13 @@ def _print(findings: list[Finding]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from edgequant.reporting.console import closing_console
+    from edgequant.reporting.console import summary_console
 
     table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
     for finding in findings:
         fix = f"\n[dim]fix: {escape(finding.fix)}[/dim]" if finding.fix and finding.state != "ok" else ""
         table.add_row(MARKS[finding.state], escape(finding.what), escape(finding.found) + fix)
-    console = closing_console()
+    console = summary_console()
     console.print(table)
     missing = [finding.what for finding in findings if finding.state == "missing"]
     verdict = f"missing, and necessary: {', '.join(missing)}" if missing else "Everything necessary is here."

@@ -48,7 +48,7 @@ def evaluate(
     source = check_source(model, runtime, squad_predictions)
 
     from edgequant import tracking
-    from edgequant.workflows.steps.summary import print_closing
+    from edgequant.workflows.steps.summary import print_summary
 
     with tracking.workflow_run("evaluate", config, experiment=run.experiment, resume=run.resume) as tracked:
         if squad_predictions is not None:
@@ -58,7 +58,7 @@ def evaluate(
             row = measure_model(source or model, settings, run, runtime=runtime)
             title, following = f"evaluate: {row['model']}", f"edgequant ptq --model {model}"
         tracking.log_metrics(metrics_of(row))
-        print_closing(title, [row], tracked, following)
+        print_summary(title, [row], tracked, following)
     return WorkflowResult(tracked.id, metrics_of(row), None, [row])
 
 

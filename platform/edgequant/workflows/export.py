@@ -56,7 +56,7 @@ def export(
     check_configuration(format, embedding_format, upload_limit_mb, output)
 
     from edgequant import models, tracking
-    from edgequant.workflows.steps.summary import print_closing
+    from edgequant.workflows.steps.summary import print_summary
 
     source = model or default_model()
     check_source(models.check_available(source), format)
@@ -69,7 +69,7 @@ def export(
         record(written, metrics, notes, loaded, format, upload_limit_mb)
         row = {"model": loaded.source.name, "scheme": scheme_of(loaded), "format": format, **metrics}
         row |= {"file": str(written.path), "sha256": written.sha256, "note": "; ".join(notes)}
-        print_closing(f"export: {loaded.source.name} as {format}", [row], run, next_command(written.path))
+        print_summary(f"export: {loaded.source.name} as {format}", [row], run, next_command(written.path))
     return WorkflowResult(run.id, metrics, str(written.path), [row])
 
 

@@ -55,7 +55,7 @@ def finetune(
     from edgequant.workflows.steps.data import evaluation_data, training_sequences
     from edgequant.workflows.steps.measure import measure
     from edgequant.workflows.steps.register import promote_command, register_version
-    from edgequant.workflows.steps.summary import print_closing
+    from edgequant.workflows.steps.summary import print_summary
 
     with tracking.workflow_run("finetune", config, experiment=run.experiment, resume=run.resume) as tracked:
         folder = Path(output).expanduser().resolve() if output else tracking.run_folder("finetune", tracked.id)
@@ -81,7 +81,7 @@ def finetune(
             version = register_version(merged, **names, metrics=rows["finetuned"], baseline=rows["baseline"])
             following = promote_command(version)
         table = [{"model": name, "variant": v, "scheme": scheme, **headline(row)} for v, row in rows.items()]
-        print_closing(f"finetune: {name}, LoRA rank {lora.rank}", table, tracked, following)
+        print_summary(f"finetune: {name}, LoRA rank {lora.rank}", table, tracked, following)
     return WorkflowResult(tracked.id, rows["finetuned"], str(merged or folder / "adapter"), table)
 
 

@@ -15,7 +15,7 @@ from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.quantization.calibration import CalibrationSettings
 from edgequant.quantization.ptq.settings import PtqSettings
 from edgequant.workflows.settings import RunSettings, WorkflowResult, configuration
-from edgequant.workflows.steps.layer_bits import choose, log_layer_bits
+from edgequant.workflows.steps.layer_bits import log_layer_bits, resolve_layer_bits
 from edgequant.workflows.steps.measure import COMPARISON, headline
 from edgequant.workflows.validate import validate
 
@@ -67,7 +67,7 @@ def ptq(
     from edgequant.workflows.steps.data import evaluation_data, training_sequences
     from edgequant.workflows.steps.measure import log_layer_errors, measure
     from edgequant.workflows.steps.register import promote_command, register_version
-    from edgequant.workflows.steps.summary import print_closing
+    from edgequant.workflows.steps.summary import print_summary
 
     with tracking.workflow_run("ptq", config, experiment=run.experiment, resume=run.resume) as tracked:
         loaded = models.load(source, dtype="float32", device=run.device)
@@ -80,7 +80,10 @@ def ptq(
         )[:wanted]  # fmt: skip
         work = tracking.run_folder("ptq", tracked.id)
         rounding = Rounding(method, ptq, calibration, sequences, work / "finished-blocks")
-        mixed = [choose(each, loaded.model, sequences, work, dtype=dtype, resume=tracked.resumed) for each in schemes]
+        mixed = [
+            resolve_layer_bits(each, loaded.model, sequences, work, dtype=dtype, resume=tracked.resumed)
+            for each in schemes
+        ]
         with tracking.variant_run("baseline", model=name, scheme="none", phase="ptq"):
             floating = models.cast(copy.deepcopy(loaded.model), dtype)
             rows = {"none": measure(floating, loaded.tokenizer, data, evaluation)}
@@ -99,14 +102,14 @@ def ptq(
         shutil.rmtree(rounding.work_folder, ignore_errors=True)
         delivered = mixed[0].scheme.name
         tracking.log_metrics(rows[delivered])
-        table = closing_rows(rows, name)
+        table = summary_rows(rows, name)
         following = promote_command(versions[0]) if versions else f"edgequant qat --model {model} --scheme {delivered}"
-        print_closing(f"ptq: {name}", table, tracked, following)
+        print_summary(f"ptq: {name}", table, tracked, following)
     return WorkflowResult(tracked.id, rows[delivered], str(folders[delivered]), table)
 
 
-def closing_rows(rows: dict[str, dict[str, float]], model: str) -> list[dict[str, Any]]:
-    """The closing table: the model as it came, then one row per scheme."""
+def summary_rows(rows: dict[str, dict[str, float]], model: str) -> list[dict[str, Any]]:
+    """The summary table: the model as it came, then one row per scheme."""
     variants = {scheme: "baseline" if scheme == "none" else "ptq" for scheme in rows}
     return [
         {"model": model, "variant": variants[scheme], "scheme": scheme, **headline(row)} for scheme, row in rows.items()

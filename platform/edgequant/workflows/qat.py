@@ -66,7 +66,7 @@ def qat(
     from edgequant.workflows.steps.layer_bits import log_layer_bits
     from edgequant.workflows.steps.qat_variants import VARIANTS, save_result
     from edgequant.workflows.steps.register import promote_command, register_version
-    from edgequant.workflows.steps.summary import print_closing
+    from edgequant.workflows.steps.summary import print_summary
 
     with tracking.workflow_run("qat", config, experiment=run.experiment, resume=run.resume) as tracked:
         experiment = qat_experiment.load(
@@ -85,8 +85,8 @@ def qat(
             names = {"model": experiment.name, "scheme": parsed.name, "variant": "qat"}
             version = register_version(checkpoint, **names, metrics=rows["qat"], baseline=rows["baseline"])
             following = promote_command(version)
-        table = closing_rows(rows, experiment.name, parsed.name, warnings)
-        print_closing(f"qat: {experiment.name}, {parsed.name}", table, tracked, following)
+        table = summary_rows(rows, experiment.name, parsed.name, warnings)
+        print_summary(f"qat: {experiment.name}, {parsed.name}", table, tracked, following)
     return WorkflowResult(tracked.id, rows["qat"], str(checkpoint), table)
 
 
@@ -117,8 +117,8 @@ def compare(rows: dict[str, Metrics], dataset: str) -> list[str]:
     return warnings
 
 
-def closing_rows(rows: dict[str, Metrics], model: str, scheme: str, warnings: list[str]) -> list[dict[str, Any]]:
-    """The closing table: one row per variant, the warnings on QAT's."""
+def summary_rows(rows: dict[str, Metrics], model: str, scheme: str, warnings: list[str]) -> list[dict[str, Any]]:
+    """The summary table: one row per variant, the warnings on QAT's."""
     names = {"baseline": "none", "control": "none"}
     table = [
         {"model": model, "variant": v, "scheme": names.get(v, scheme), **headline(metrics)}

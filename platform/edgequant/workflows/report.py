@@ -37,7 +37,7 @@ def report(
 
     from edgequant import tracking
     from edgequant.reporting.comparison import compare
-    from edgequant.workflows.steps.summary import print_closing
+    from edgequant.workflows.steps.summary import print_summary
 
     compared = compare(ids)
     with tracking.workflow_run("report", config, experiment=experiment) as run:
@@ -47,7 +47,7 @@ def report(
         log_figures(compared)
         for warning in compared.warnings:
             print(f"warning: {warning}")
-        print_closing(f"{title}: {len(compared.rows)} models", compared.rows, run, f"open {written}")
+        print_summary(f"{title}: {len(compared.rows)} models", compared.rows, run, f"open {written}")
     return WorkflowResult(run.id, {}, str(written), list(compared.rows))
 
 

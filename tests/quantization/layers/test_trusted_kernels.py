@@ -159,7 +159,7 @@ def test_a_kernel_that_this_build_lacks_is_not_trusted(monkeypatch):
     ("scheme", "kernel", "function"),
     [("w4-g32", INT4_WEIGHT, "int4_kernel"), ("w8", INT8_WEIGHT, "int8_weight_kernel")],
 )
-def test_a_lying_weight_only_kernel_leaves_the_work_to_dequantising(scheme, kernel, function, monkeypatch):
+def test_a_lying_weight_only_kernel_leaves_the_work_to_dequantizing(scheme, kernel, function, monkeypatch):
     layer = layer_of(scheme).to(torch.bfloat16)
     values = torch.randn(1, 96).to(torch.bfloat16)
     real = getattr(trusted_kernels, function)

@@ -41,12 +41,12 @@ class Undone:
     seen = []
 
     def apply(self, block):
-        from edgequant.quantization.layers.fixed_weights import choose, chosen_of
+        from edgequant.quantization.layers.fixed_weights import fix_codes, fixed_codes_of
 
         self.seen.append(block.name)
         for layer in block.layers.values():
-            chosen = chosen_of(layer)
-            choose(layer, chosen._replace(codes=0 * chosen.codes + chosen.zero_point.to(chosen.codes.dtype)))
+            chosen = fixed_codes_of(layer)
+            fix_codes(layer, chosen._replace(codes=0 * chosen.codes + chosen.zero_point.to(chosen.codes.dtype)))
 
 
 TWO_SIGMA = PtqMethod(name="two_sigma", stage="round", description="clips to two deviations, to nearest", make=make)

@@ -1,4 +1,4 @@
-"""The closing table: readable without a terminal, honest about missing values, and filed as data."""
+"""The summary table: readable without a terminal, honest about missing values, and filed as data."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from edgequant.reporting.console import print_table
-from edgequant.workflows.steps.summary import print_closing
+from edgequant.workflows.steps.summary import print_summary
 
 BASELINE = {
     "variant": "baseline",
@@ -91,7 +91,7 @@ def test_no_rows_is_said_instead_of_an_empty_table() -> None:
     assert "nothing to show" in printed("report", [])
 
 
-def test_the_closing_names_the_run_and_the_next_command_and_files_the_rows(
+def test_the_summary_names_the_run_and_the_next_command_and_files_the_rows(
     tmp_path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from edgequant import tracking
@@ -99,7 +99,7 @@ def test_the_closing_names_the_run_and_the_next_command_and_files_the_rows(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'store.db'}")
     monkeypatch.chdir(tmp_path)
     with tracking.workflow_run("demo", {"a": 1}) as run:
-        print_closing("demo", [BASELINE, QAT], run, "edgequant promote")
+        print_summary("demo", [BASELINE, QAT], run, "edgequant promote")
     output = capsys.readouterr().out
     assert run.url in output and "mlflow ui --backend-store-uri" in output and "edgequant promote" in output
     filed = json.loads(tracking.download(f"runs:/{run.id}/summary.json").read_text())

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from edgequant.corpora.extraction.extract import extract
-from edgequant.corpora.extraction.extracted import Part, Unreadable
+from edgequant.corpora.extraction.extracted import ExtractionError, Part
 from edgequant.corpora.processed_file import ProcessedFile, ProcessedPart
 from edgequant.corpora.settings import CorpusSettings
 from edgequant.corpora.sources import printable
 from edgequant.corpora.text.boilerplate import Page, Removed, remove_boilerplate
 from edgequant.corpora.text.chunking import Block, CountTokens, chunk_blocks
-from edgequant.corpora.text.normalisation import count_words, normalise
+from edgequant.corpora.text.normalization import count_words, normalize
 from edgequant.corpora.text.paragraphs import blocks_of_pages
 from edgequant.files import sha256_of_bytes
 
@@ -32,7 +32,7 @@ def process_file(
     try:
         content = _read(path, member, int(settings.file_megabytes * 1e6))
         return process_content(content, name, settings, count)
-    except Unreadable as error:
+    except ExtractionError as error:
         return ProcessedFile(name, refused=str(error))
     except OSError as error:
         return ProcessedFile(name, refused=f"not readable: {error.strerror or error}")
@@ -42,7 +42,7 @@ def process_content(content: bytes, name: str, settings: CorpusSettings, count: 
     """As `process_file`, for bytes in memory.
 
     Raises:
-        Unreadable: the bytes give no text.
+        ExtractionError: the bytes give no text.
     """
     extraction = extract(content, name, int(settings.file_megabytes * 1e6))
     result = ProcessedFile(name, sha256_of_bytes(content), extraction.kind, pages=extraction.pages)
@@ -50,7 +50,7 @@ def process_content(content: bytes, name: str, settings: CorpusSettings, count: 
     for part in extraction.parts:
         _process_part(part, settings, count, result)
     if result.words == 0:
-        raise Unreadable("no words in it")
+        raise ExtractionError("no words in it")
     overlong = sum(chunk.tokens > 2 * settings.max_tokens for part in result.parts for chunk in part.chunks)
     if overlong:
         result.warnings.append(f"{overlong} chunks far above max_tokens")
@@ -59,7 +59,7 @@ def process_content(content: bytes, name: str, settings: CorpusSettings, count: 
 
 def _process_part(part: Part, settings: CorpusSettings, count: CountTokens, result: ProcessedFile) -> None:
     def clean(text: str) -> str:
-        return normalise(text, lowercase=settings.lowercase)
+        return normalize(text, lowercase=settings.lowercase)
 
     pages = [Page(page.number, [clean(line) for line in page.lines]) for page in part.pages]
     blocks = [Block(block.kind, clean(block.text).replace("\n", " "), block.page) for block in part.blocks]
@@ -134,7 +134,9 @@ def is_archive(path: str) -> bool:
 def _read(path: str, member: str | None, limit: int) -> bytes:
     size = os.path.getsize(path)
     if size > limit:
-        raise Unreadable(f"{size / 1e6:,.0f} MB, more than file_megabytes {limit / 1e6:g}; split it or raise the limit")
+        raise ExtractionError(
+            f"{size / 1e6:,.0f} MB, more than file_megabytes {limit / 1e6:g}; split it or raise the limit"
+        )
     if member is None:
         with open(path, "rb") as handle:
             return handle.read()
@@ -149,7 +151,7 @@ def _read(path: str, member: str | None, limit: int) -> bytes:
         EOFError,
         io.UnsupportedOperation,
     ) as error:
-        raise Unreadable(f"damaged archive member: {error}") from None
+        raise ExtractionError(f"damaged archive member: {error}") from None
     if len(content) > limit:
-        raise Unreadable(f"unpacks to more than file_megabytes {limit / 1e6:g} (zip bomb?)")
+        raise ExtractionError(f"unpacks to more than file_megabytes {limit / 1e6:g} (zip bomb?)")
     return content

@@ -48,7 +48,7 @@ class LayerBits(NamedTuple):
     rows: list[dict[str, Any]]
 
 
-def choose(
+def resolve_layer_bits(
     scheme: Scheme,
     model: Any,
     sequences: Tensor,

@@ -25,7 +25,7 @@ from edgequant.training.settings import TrainingSettings
 from edgequant.training.teacher_cache import check_top_k
 from edgequant.workflows.settings import RunSettings
 from edgequant.workflows.steps.data import training_sequences
-from edgequant.workflows.steps.layer_bits import choose
+from edgequant.workflows.steps.layer_bits import resolve_layer_bits
 
 Metrics = dict[str, float]
 OnStep = Callable[[str, nn.Module, int, Mapping[str, float]], None]
@@ -169,7 +169,7 @@ def load(
         model=loaded.model, needed=needed,
     )  # fmt: skip
     dtype = models.pick_dtype(run.dtype, str(loaded.model.device))
-    scheme, layer_bits = choose(scheme, loaded.model, sequences, folder, dtype=dtype, resume=resume)
+    scheme, layer_bits = resolve_layer_bits(scheme, loaded.model, sequences, folder, dtype=dtype, resume=resume)
     return QatExperiment(
         scheme=scheme, layer_bits=layer_bits, training=training, qat=qat, calibration=calibration,
         evaluation=evaluation, floating=loaded.model, tokenizer=loaded.tokenizer, name=loaded.source.name,

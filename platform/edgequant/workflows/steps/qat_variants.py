@@ -100,7 +100,7 @@ def _prepared(experiment: QatExperiment) -> nn.Module:
     model.requires_grad_(True)
     if settings.lora_rank:
         low_rank.attach(model, experiment.scheme, settings.lora_rank, settings.lora_alpha, seed=experiment.seed)
-    pruning.hold(model, masks)
+    pruning.attach_masks(model, masks)
     return model
 
 
