@@ -7,6 +7,7 @@ python examples/qat_of_a_folder.py --model tiny --dataset disaster --steps 8   #
 import argparse
 
 import edgequant
+from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.quantization.qat.settings import QatSettings
 from edgequant.training.settings import TrainingSettings
 from edgequant.workflows.qat import qat
@@ -28,6 +29,7 @@ result = qat(
     scheme=options.scheme,
     training=TrainingSettings(steps=options.steps, sequence_length=options.sequence_length, learning_rate=2e-4),
     qat=QatSettings(learnable_scales=False),
+    evaluation=EvaluationSettings(tasks=("domain_perplexity",), limit=200),
     run=RunSettings(experiment="examples", seed=0),
     register=False,  # a registered version is what `edgequant promote` judges; an experiment need not become one
 )
