@@ -106,14 +106,14 @@ def test_a_model_in_training_is_handed_back_in_training(small_model, byte_tokeni
     ("settings", "message"),
     [
         ({"tasks": ("speed",)}, "'speed' is unknown"),
-        ({"limit": 0}, "limit 0"),
-        ({"window": 1}, "window 1"),
-        ({"window": 10, "stride": 11}, "stride 11"),
-        ({"wikitext_protocol": "lines"}, "wikitext_protocol 'lines'"),
-        ({"num_fewshot": 2}, "num_fewshot 2"),
-        ({"confidence": 95}, "confidence 95"),
+        ({"limit": 0}, "limit must be at least 1, got 0"),
+        ({"window": 1}, "window must be at least 2, .* got 1"),
+        ({"window": 10, "stride": 11}, "stride must be from 1 to window 10, got 11"),
+        ({"wikitext_protocol": "lines"}, "wikitext_protocol must be raw, paragraphs or documents, got 'lines'"),
+        ({"num_fewshot": 2}, "num_fewshot must be 0 or 1, got 2"),
+        ({"confidence": 95}, "confidence must be between 0 and 1, .* got 95"),
         ({"latency_prompt_lengths": ()}, "latency_prompt_lengths"),
-        ({"bos": "yes"}, "bos 'yes'"),
+        ({"bos": "yes"}, "bos must be auto, always or never, got 'yes'"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_before_anything_is_loaded(settings, message):

@@ -55,8 +55,8 @@ def test_a_start_from_kept_blocks_is_the_same_start(tiny, sequences, tmp_path, m
     ("settings", "scheme", "expected"),
     [
         ({}, "w8a8-static", "smoothquant"), ({}, "w4a8-g32+emb4", "rtn"), ({}, "w4-g64", "rtn"),
-        ({"sparsity": 0.5}, "w8a8-static", "rtn"), ({"start": "rtn"}, "w8a8-static", "rtn"),
-        ({"start": "gptq", "learnable_scales": True}, "w8a8-static", "gptq"),
+        ({"sparsity": 0.5}, "w8a8-static", "rtn"), ({"init_from": "rtn"}, "w8a8-static", "rtn"),
+        ({"init_from": "gptq", "learnable_scales": True}, "w8a8-static", "gptq"),
     ],
 )  # fmt: skip
 def test_static_activations_start_from_smoothquant_unless_told_otherwise(settings, scheme, expected):
@@ -96,9 +96,9 @@ def test_the_model_trains_and_converts_from_there(tiny, sequences, tmp_path):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"start": "gtpq"}, r"PTQ method 'gtpq' is unknown"),
-        ({"start": "gptq"}, r"qat.init_from gptq sets scales .* set qat.learnable_scales to true"),
-        ({"start": "mse_clip", "learnable_scales": True, "sparsity": 0.5}, r"does not keep pruned weights at 0"),
+        ({"init_from": "gtpq"}, r"PTQ method 'gtpq' is unknown"),
+        ({"init_from": "gptq"}, r"qat.init_from gptq sets scales .* set qat.learnable_scales to true"),
+        ({"init_from": "mse_clip", "learnable_scales": True, "sparsity": 0.5}, r"does not keep pruned weights at 0"),
     ],
 )
 def test_what_does_not_go_together_is_refused(values, message):

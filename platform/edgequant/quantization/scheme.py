@@ -92,7 +92,7 @@ class Scheme:
         object.__setattr__(self, "layer_bits", tuple(sorted(self.layer_bits)))  # one order: YAML keeps none
         for layer, bits in self.layer_bits:
             if bits not in range(2, 9):
-                raise UserError(f"scheme {self.name}: {layer} cannot have {bits} bits; expected 2 to 8")
+                raise UserError(f"scheme {self.name}: bits of {layer} must be from 2 to 8, got {bits}")
 
     @property
     def can_mix_bits(self) -> bool:

@@ -71,7 +71,7 @@ def model_names(models: str) -> list[str]:
 
     names = list(dict.fromkeys(name.strip() for name in models.split(",") if name.strip()))
     if not names:
-        raise UserError("model is empty; expected sources separated by commas, such as smollm2-135m,qwen2.5-0.5b")
+        raise UserError("model must be sources separated by commas, such as smollm2-135m,qwen2.5-0.5b, got nothing")
     for name in names:
         resolve(name)
     return names

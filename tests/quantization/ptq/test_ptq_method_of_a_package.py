@@ -135,7 +135,7 @@ def test_help_describes_the_packages_method(command, workflow):
         (["qat", "--qat.init_from", "two_sigmas"], "Did you mean two_sigma?"),
         (["qat", "--qat.init_from", "two_sigma"], "set qat.learnable_scales to true"),
         (
-            ["tune", "--space", "{start: {choice: [rtn, two_sigmas]}}", "--qat.learnable_scales", "true"],
+            ["tune", "--space", "{init_from: {choice: [rtn, two_sigmas]}}", "--qat.learnable_scales", "true"],
             "Did you mean two_sigma?",
         ),
     ],

@@ -36,8 +36,9 @@ def parse_mix(dataset: str) -> list[Part]:
     rest = 1.0 - said
     if (rest <= 1e-9) if open_parts else not math.isclose(said, 1.0, abs_tol=1e-6):
         raise UserError(
-            f"dataset {dataset!r}: the given shares make {said:g}; expected "
-            + ("less than 1, since other parts take the rest" if open_parts else "1, or a part without a share")
+            f"dataset {dataset!r}: the given shares must make "
+            + ("less than 1, since other parts take the rest" if open_parts else "1, or leave a part without a share")
+            + f", got {said:g}"
         )
     return [Part(name, rest / open_parts if share is None else share) for name, share in zip(names, given, strict=True)]
 
