@@ -23,29 +23,38 @@ REFERENCES = ("baseline", "champion")
 
 @dataclass(frozen=True, kw_only=True)
 class Gate:
-    """One condition on one metric.
-
-    Attributes:
-        min, max: absolute bounds.
-        max_loss, max_loss_percent: how much worse than the reference, in the metric's unit or in per cent of it.
-        against: the reference of a loss.
-        test: whether the measured values decide, or the confidence intervals where both sides have them: `not_worse`
-            passes only what they show to keep the bound, `worse` fails only what they show to break it.
-        better: which end of the metric is better, where the project does not know.
-        optional: a missing metric passes.
-        why: for the reader.
-    """
+    """One condition on one metric."""
 
     metric: str
+    """Name of the metric, such as squad/f1."""
+
     min: float | None = None
+    """Least absolute value."""
+
     max: float | None = None
+    """Greatest absolute value."""
+
     max_loss: float | None = None
+    """How much worse than the reference, in the metric's unit."""
+
     max_loss_percent: float | None = None
+    """How much worse than the reference, in per cent of it."""
+
     against: Literal["baseline", "champion"] | None = None
+    """The reference of a loss."""
+
     test: Literal["values", "not_worse", "worse"] = "values"
+    """Whether the measured values decide, or the confidence intervals where both sides have them: `not_worse` passes
+    only what they show to keep the bound, `worse` fails only what they show to break it."""
+
     better: Literal["higher", "lower"] | None = None
+    """Which end of the metric is better, where the project does not know."""
+
     optional: bool = False
+    """A missing metric passes."""
+
     why: str = ""
+    """For the reader."""
 
     @property
     def bound(self) -> tuple[str, float]:

@@ -55,28 +55,28 @@ def test_no_log_likelihood_is_cut_short_by_the_context(small_model, byte_tokeniz
     assert [item["over_long"] for item in boolq_items(scorer, [exact, beyond])] == [False, True]
 
 
-@pytest.mark.parametrize("measure", ["boolq", "squad", "domain_perplexity"])
-def test_empty_data_say_so(small_model, byte_tokenizer, measure):
+@pytest.mark.parametrize("task", ["boolq", "squad", "domain_perplexity"])
+def test_empty_data_say_so(small_model, byte_tokenizer, task):
     data = {"boolq": [], "squad": [], "domain": []}
     with pytest.raises(UserError, match=r"empty|no documents"):
-        evaluate_model(small_model("llama"), byte_tokenizer, data, EvaluationSettings(tasks=(measure,)))
+        evaluate_model(small_model("llama"), byte_tokenizer, data, EvaluationSettings(tasks=(task,)))
 
 
-def test_absent_data_leave_a_note_and_the_other_measures(small_model, byte_tokenizer, questions):
+def test_absent_data_leave_a_note_and_the_other_tasks(small_model, byte_tokenizer, questions):
     settings = EvaluationSettings(tasks=("perplexity", "boolq"), **QUICK)
     evaluation = evaluate_model(small_model("llama"), byte_tokenizer, {"boolq": questions}, settings)
     assert "boolq/accuracy" in evaluation.metrics and "wikitext2/perplexity" not in evaluation.metrics
     assert any(note.startswith("perplexity was left out") for note in evaluation.notes)
 
 
-@pytest.mark.parametrize("measure", ["perplexity", "boolq", "squad"])
-def test_nan_logits_are_an_error_that_names_the_model(small_model, byte_tokenizer, questions, measure):
+@pytest.mark.parametrize("task", ["perplexity", "boolq", "squad"])
+def test_nan_logits_are_an_error_that_names_the_model(small_model, byte_tokenizer, questions, task):
     broken = copy.deepcopy(small_model("llama"))
     with torch.no_grad():
         broken.model.norm.weight.fill_(math.nan)
     data = {"wikitext2": ["x" * 3000], "boolq": questions, "squad": questions}
     with pytest.raises(UserError, match="LlamaForCausalLM gives NaN logits"):
-        evaluate_model(broken, byte_tokenizer, data, EvaluationSettings(tasks=(measure,)))
+        evaluate_model(broken, byte_tokenizer, data, EvaluationSettings(tasks=(task,)))
 
 
 def test_a_model_without_chat_template_says_so(small_model, byte_tokenizer, questions):
