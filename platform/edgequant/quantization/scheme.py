@@ -169,7 +169,7 @@ def parse_scheme(name: str) -> Scheme:
     fixed, `@4.5bpp` or `@80MB` is a size budget (bits per parameter, megabytes): bits are then chosen layer by layer.
 
     Raises:
-        UserError: the name does not follow the grammar (names the nearest known scheme), or the budget is impossible.
+        UserError: the name does not follow the grammar (names the nearest known scheme), or the budget cannot be meant.
     """
     base, at, suffix = name.partition("@")
     if at and (budget := budget_of_suffix(suffix)):
