@@ -239,7 +239,9 @@ def complete() -> list[tuple[str, str, str]]:
     return [
         (where, name, rest)
         for where, name, rest in dict.fromkeys(COMMANDS)
-        if where in places and name in WORKFLOWS and not re.search(r"[{<]|\bVALUE\b|\$|--help|cloze|\.\.\.$|^ [^-#]", rest)
+        if where in places
+        and name in WORKFLOWS
+        and not re.search(r"[{<]|\bVALUE\b|\$|--help|cloze|\.\.\.$|^ [^-#]", rest)
     ]
 
 
@@ -301,11 +303,10 @@ def test_every_option_that_a_document_names_by_itself_exists():
 
 def test_keys_in_yaml_of_the_recipes_comments_and_documents_are_known():
     """A gate's keys in docs/registry.md, a space's in docs/tune.md: what documents show is read by the code."""
-    from edgequant_registry.policy import read_policy
-    from edgequant_tune.search_space import read_space
-
     from edgequant.quantization.qat.settings import QatSettings
     from edgequant.training.settings import TrainingSettings
+    from edgequant_registry.policy import read_policy
+    from edgequant_tune.search_space import read_space
 
     (policy,) = yaml_blocks(ROOT / "docs" / "registry.md")
     (space,) = yaml_blocks(ROOT / "docs" / "tune.md")

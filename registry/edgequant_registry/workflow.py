@@ -87,11 +87,9 @@ def promote(
 
 def _check(alias: str, version: int | None, dry_run: bool, rollback: bool) -> None:
     if not re.fullmatch(r"[A-Za-z][\w-]*", alias) or alias == "latest" or re.fullmatch(r"v\d+", alias):
-        raise UserError(
-            f"alias {alias!r} is impossible; expected letters, digits, _ and -, not latest and not v1, v2, ..."
-        )
+        raise UserError(f"alias must be letters, digits, _ and -, and neither latest nor v1, v2, ..., got {alias!r}")
     if version is not None and version < 1:
-        raise UserError(f"version {version} is impossible; versions begin at 1")
+        raise UserError(f"version must be at least 1, got {version}")
     if rollback and (dry_run or version is not None):
         raise UserError(
             "rollback goes to the version before and takes neither version nor dry_run; to go elsewhere, promote that"

@@ -143,5 +143,7 @@ def test_clear_text_gets_its_domain() -> None:
 
 def test_a_document_without_its_front_matter_is_refused_with_what_is_missing(tmp_path: Path, root: Callable) -> None:
     (tmp_path / "a.md").write_text("---\ntitle: T\n---\nText.")
-    with pytest.raises(UserError, match="lacks document_type, hazard_type"):
+    with pytest.raises(
+        UserError, match=r"document_type, hazard_type, .* not found in the front matter, which must have title"
+    ):
         read_document(tmp_path / "a.md")

@@ -76,7 +76,7 @@ def test_records_keep_their_stated_metadata_and_are_documents_of_their_own() -> 
         (b"%PDF-1.4\n garbage", "a.pdf", "damaged PDF"),
         (b"PK\x03\x04 broken", "a.docx", "damaged zip or docx"),
         (b'{"a": ', "a.json", "not JSON"),
-        (b'[{"title": "no text"}]', "a.json", "no record with text"),
+        (b'[{"title": "no text"}]', "a.json", "records must be strings, or objects with one of .*, got none with text"),
         (b"<html><body><script>x</script></body></html>", "a.html", "without visible text"),
     ],
 )

@@ -79,7 +79,7 @@ def test_evaluate_measures_shows_and_files_it(edgequant, with_package, tmp_path)
     only = ["--model", "tiny", "--device", "cpu", "--evaluation.tasks", "[flood_cloze]", "--cache", "false"]
     done = edgequant("evaluate", *only, PYTHONPATH=with_package["PYTHONPATH"], timeout=240)
     assert done.returncode == 0, done.stderr
-    assert "cloze of floods %" in done.stdout
+    assert "cloze of floods (%)" in done.stdout
     program = """
 import json
 from edgequant import tracking
@@ -143,10 +143,10 @@ print(json.dumps({
 }))
 """
     seen = json.loads(python(program, with_package, tmp_path))
-    assert seen["columns"] == ["model", "variant", "cloze of floods %", "size GB", "decode ms/token"]
+    assert seen["columns"] == ["model", "variant", "cloze of floods (%)", "size (GB)", "decode ms/token"]
     assert seen["best"] == [0] and seen["mode"] == "max"
     assert {"cloze-accuracy", "cloze-accuracy-against-size-checkpoint-gb"} <= set(seen["figures"])
-    assert seen["title"] == "cloze of floods %"
+    assert seen["title"] == "cloze of floods (%)"
     assert seen["protocol"] == {"cloze": "The likelier of two endings of a sentence about a flood."}
     assert seen["trial"] == ["domain_perplexity", "flood_cloze"]
     assert seen["selection"] == 4
@@ -175,7 +175,7 @@ from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.reporting.columns import columns
 EvaluationSettings(tasks=("boolq",))
 shown = columns([{"boolq/accuracy": 1.0, "cloze/x": 2.0}])
-assert [column.heading for column in shown] == ["BoolQ accuracy %", "cloze x"]
+assert [column.heading for column in shown] == ["BoolQ accuracy (%)", "cloze x"]
 try:
     EvaluationSettings(tasks=("flood_cloze",))
 except UserError as error:

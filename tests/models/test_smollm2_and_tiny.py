@@ -82,7 +82,7 @@ def default_model(own_places):
     try:
         shipped, tokenizer = load_gguf(smollm2.smollm2_gguf(), {"dtype": "float32"})
     except UserError as error:
-        pytest.skip(f"the embedded model is not here: {error}")
+        pytest.skip(f"embedded model not found: {error}")
     with mock.patch.object(smollm2, "load_gguf", lambda *_: (copy.deepcopy(shipped), tokenizer)):
         return models.load("smollm2-135m", dtype="float32", device="cpu"), shipped
 
@@ -110,7 +110,9 @@ def test_another_file_in_its_place_is_refused(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"other\.gguf is not the known SmolLM2 file"):
         smollm2.smollm2_gguf()
     monkeypatch.setenv("EDGEQUANT_SMOLLM2_GGUF", str(tmp_path / "missing.gguf"))
-    with pytest.raises(UserError, match=r"EDGEQUANT_SMOLLM2_GGUF names .*missing\.gguf.*no file"):
+    with pytest.raises(
+        UserError, match=r"EDGEQUANT_SMOLLM2_GGUF must be a \.gguf file, got .*missing\.gguf.* not found"
+    ):
         smollm2.smollm2_gguf()
 
 

@@ -94,7 +94,7 @@ def test_trials_are_scored_on_other_documents_than_the_winner():
         ({"space": {"learning_rate": {"uniform": [-1.0, 1.0]}}}, "learning_rate must be above 0, got -1.0"),
         ({"space": {"scheme": {"choice": ["w4-g32", "w4-g96"]}}}, "96"),
         ({"objectives": ("my/metric",)}, "my/metric"),
-        ({"objectives": ("max:my/metric",)}, "measured by nothing"),
+        ({"objectives": ("max:my/metric",)}, "must be a metric that some task measures, got 'my/metric'"),
         ({"trials": 0}, "trials must be at least 1, got 0"),
         ({"time_budget_minutes": -1.0}, "time_budget_minutes must be above 0, or none, got -1.0"),
         ({"scheduler": "asha", "space": {"sequence_length": {"choice": [32, 64]}}}, "sequence_length"),

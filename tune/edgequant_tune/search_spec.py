@@ -145,7 +145,7 @@ class SearchSpec:
         cpus = resources.get("CPU", 0)
         if self.cpus_per_trial > cpus:
             raise UserError(
-                f"cpus_per_trial {self.cpus_per_trial:g} is more than the {cpus:g} CPUs there are; ask for less"
+                f"cpus_per_trial must be at most the {cpus:g} CPUs that there are, got {self.cpus_per_trial:g}"
             )
         gpus = _granted(self.gpus_per_trial, self.trial.run.device, resources.get("GPU", 0))
         run = replace(self.trial.run, device="cuda" if gpus else "cpu")
@@ -222,7 +222,7 @@ def _granted(wanted: float, device: str, available: float) -> float:
     if device == "cpu" or not available:
         return 0.0
     if wanted > available:
-        raise UserError(f"gpus_per_trial {wanted:g} is more than the {available:g} GPUs there are; ask for less")
+        raise UserError(f"gpus_per_trial must be at most the {available:g} GPUs that there are, got {wanted:g}")
     return wanted
 
 

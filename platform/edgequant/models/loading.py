@@ -46,7 +46,7 @@ def load(
         UserError: the source does not exist or cannot be reached; the message says what was tried and the fix.
     """
     if dtype not in DTYPES:
-        raise UserError(f"dtype {dtype!r} is unknown; use one of {', '.join(DTYPES)}")
+        raise UserError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     resolved = resolve(source)
     placed = pick_device(device)
     options: dict[str, Any] = {"dtype": pick_dtype(dtype, placed), **(load_options or {})}
@@ -131,7 +131,9 @@ def _load_folder(folder: Path, options: dict[str, Any]) -> tuple[Any, Any]:
     if (folder / "adapter_config.json").is_file():
         return _load_adapter(folder, options)
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
-        raise UserError(f"model folder {str(folder)!r} has a config.json but no weights; expected *.safetensors")
+        raise UserError(
+            f"weights (*.safetensors) not found in model folder {str(folder)!r}, which has a config.json; copy it whole"
+        )
     return _from_pretrained(str(folder), options)
 
 
@@ -141,7 +143,7 @@ def _load_adapter(folder: Path, options: dict[str, Any]) -> tuple[Any, Any]:
     base = json.loads((folder / "adapter_config.json").read_text()).get("base_model_name_or_path")
     if not base:
         raise UserError(
-            f"{folder / 'adapter_config.json'} names no base_model_name_or_path; add the model it was trained on"
+            f"base_model_name_or_path not found in {folder / 'adapter_config.json'}; add the model it was trained on"
         )
     model, tokenizer = _load_pair(resolve(base), options)
     if any(folder.glob("tokenizer*")):

@@ -54,7 +54,7 @@ def resolve(source: str | ModelSource) -> ModelSource:
     if path.is_file() and path.suffix == ".gguf":
         return ModelSource("gguf", _tag_name(path.stem), str(path.resolve()))
     if _looks_like_a_path(source):
-        raise UserError(f"model {source!r} does not exist; give a folder with config.json, a .gguf file, {_known()}")
+        raise UserError(f"model {source!r} not found; give a folder with config.json, a .gguf file, {_known()}")
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) or "/" not in source:
         raise UserError(f"model {source!r} is unknown; give {_known()}")
     return ModelSource("hub", _tag_name(source.split("/")[-1]), source)
@@ -68,7 +68,7 @@ def _folder_source(path: Path) -> ModelSource:
         return ModelSource("gguf", _tag_name(files[0].stem), str(files[0].resolve()))
     inside = "no config.json" if not files else f"{len(files)} .gguf files"
     raise UserError(
-        f"model folder {str(path)!r} holds {inside}; expected a config.json, adapter_config.json or one .gguf"
+        f"model folder must hold a config.json, adapter_config.json or one .gguf, got {str(path)!r} with {inside}"
     )
 
 

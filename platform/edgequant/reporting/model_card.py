@@ -58,7 +58,7 @@ def model_card(name: str, version: str, tags: Mapping[str, str], run_url: str | 
         "## Limits",
         "",
         "A small language model states wrong facts fluently, the more so when quantised. Only what stands above was",
-        "measured. It is no source of safety-critical instructions.",
+        "measured. It is not a source of safety-critical instructions.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -74,7 +74,7 @@ def model_sources(models: str) -> dict[str, ModelSource]:
 
     names = list(dict.fromkeys(name.strip() for name in models.split(",") if name.strip()))
     if not names:
-        raise UserError("model is empty; expected sources separated by commas, such as smollm2-135m,qwen2.5-0.5b")
+        raise UserError("model must be sources separated by commas, such as smollm2-135m,qwen2.5-0.5b, got nothing")
     return {name: resolve(name) for name in names}
 
 

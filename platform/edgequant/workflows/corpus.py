@@ -86,7 +86,9 @@ def check_source(source: str | None, output: Path) -> None:
         folder = Path(source).expanduser()
         list_files(folder)
         if folder.is_dir() and output.resolve().is_relative_to(folder.resolve()):
-            raise UserError(f"output {str(output)!r} lies in source {source!r} and would be read as input; move it out")
+            raise UserError(
+                f"output must lie outside source {source!r}, whose files are read, got {str(output)!r}; move it out"
+            )
     check_output(output)
 
 

@@ -91,13 +91,13 @@ def check_source(model: str, runtime: str, squad_predictions: str | None = None)
     if squad_predictions is not None:
         if not Path(squad_predictions).is_file():
             raise UserError(
-                f"squad_predictions {squad_predictions!r} is no file; expected JSON of question id to answer"
+                f"squad_predictions must be a JSON file of question id to answer, got {squad_predictions!r}: not found"
             )
         return None
     source = models.check_available(model)
     if runtime == "llama.cpp" and source.kind != "gguf":
         raise UserError(
-            f"runtime llama.cpp runs .gguf files, and {model!r} is none; export it first or use runtime torch"
+            f"model for runtime llama.cpp must be a .gguf file, got {model!r}; export it first or use runtime torch"
         )
     return source
 

@@ -96,7 +96,7 @@ def check_configuration(
     if embedding_format is not None:
         check_format(embedding_format, "embedding_format")
     if upload_limit_mb < 0:
-        raise UserError(f"upload_limit_mb {upload_limit_mb} is negative; expected 0 (never upload) or more")
+        raise UserError(f"upload_limit_mb must be 0 (never upload) or more, got {upload_limit_mb}")
     if format != COMPRESSED_TENSORS:
         return
     if embedding_format is not None:
@@ -106,7 +106,7 @@ def check_configuration(
         )
     if output is not None and Path(output).exists() and not _is_empty_folder(Path(output)):
         raise UserError(
-            f"output {output!r} is not empty, and format {COMPRESSED_TENSORS} fills a folder of its own; name a new one"
+            f"output must be a new or empty folder for format {COMPRESSED_TENSORS}, got {output!r}; name a new one"
         )
 
 

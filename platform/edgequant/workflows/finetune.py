@@ -86,7 +86,7 @@ def finetune(
 
 
 def check_base(base: str, register: bool) -> None:
-    """Refuse to register what is no model of its own: adapters over quantised weights are not merged.
+    """Refuse to register what is not a model of its own: adapters over quantised weights are not merged.
 
     Raises:
         UserError: names both settings.

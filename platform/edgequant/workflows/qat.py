@@ -18,7 +18,7 @@ from edgequant.workflows.steps.measure import COMPARISON, headline, measure_vari
 from edgequant.workflows.validate import validate
 
 Metrics = dict[str, float]
-LEAST_LOSS = 1e-3  # of the control's perplexity: where PTQ loses less, there is nothing to recover
+MIN_LOSS = 1e-3  # of the control's perplexity: where PTQ loses less, there is nothing to recover
 
 
 def qat(
@@ -105,7 +105,7 @@ def compare(rows: dict[str, Metrics], dataset: str) -> list[str]:
     metric = "wikitext2/perplexity" if dataset == "wikitext-2" else "domain/perplexity"
     if "control-ptq" in rows and metric in qat_metrics:
         rounded, floating = rows["control-ptq"][metric], reference[metric]
-        if rounded > (1 + LEAST_LOSS) * floating:
+        if rounded > (1 + MIN_LOSS) * floating:
             qat_metrics["qat/recovered_fraction"] = (rounded - qat_metrics[metric]) / (rounded - floating)
     warnings = [
         f"{task} fell from {reference[task]:.3f} to {qat_metrics[task]:.3f}, beyond the reference's interval"

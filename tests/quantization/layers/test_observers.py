@@ -87,5 +87,7 @@ def test_histogram_keeps_every_value_when_its_range_doubles():
 
 
 def test_unknown_observer_is_refused_with_the_known_ones():
-    with pytest.raises(UserError, match=r"'median' is unknown.*moving_average_minmax, minmax, percentile, mse"):
+    with pytest.raises(
+        UserError, match=r"observer must be one of moving_average_minmax, minmax, percentile, mse, got 'median'"
+    ):
         make_observer("median")  # type: ignore[arg-type]

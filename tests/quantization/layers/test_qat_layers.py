@@ -11,7 +11,7 @@ from near_ties import assert_same_linear_by_linear, linear_by_linear
 
 from edgequant.errors import UserError
 from edgequant.quantization.arithmetic.affine import (
-    best_shrink,
+    best_clipping_factor,
     dequantize_weight,
     fake_quantize_learned,
     grouped,
@@ -71,7 +71,7 @@ def test_clipping_by_least_error_beats_the_full_range_in_every_group(bits):
         back = dequantize_weight(quantize_weight(weight, spec, shrink), weight.shape)
         return (grouped(back, spec) - groups).square().sum(-1)
 
-    chosen, full = error(best_shrink(groups, spec)), error(1.0)
+    chosen, full = error(best_clipping_factor(groups, spec)), error(1.0)
     assert (chosen <= full * 1.0001).all()
     assert chosen.sum() < 0.98 * full.sum()
 

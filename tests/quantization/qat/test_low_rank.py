@@ -140,7 +140,7 @@ def test_resumed_training_ends_with_the_same_bits(tiny, sequences, tmp_path, sch
 def test_a_rank_that_saves_nothing_is_refused_by_the_layers_name(tiny):
     """`tiny` has two key-value heads of 32: its smallest linears are [64, 128]."""
     low_rank.check_rank(tiny.model, parse_scheme("w4-g32"), 64)
-    with pytest.raises(UserError, match=r"lora_rank 65 is more than layer \S+k_proj \[64, 128\].*at most 64"):
+    with pytest.raises(UserError, match=r"lora_rank must be at most 64 for layer \S+k_proj \[64, 128\].* got 65"):
         low_rank.check_rank(tiny.model, parse_scheme("w4-g32"), 65)
 
 

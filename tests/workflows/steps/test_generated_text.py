@@ -95,7 +95,7 @@ def test_rows_begin_as_the_tokenizer_begins_text(sure, cache):
 
 
 def test_no_more_is_written_than_the_stated_number(sure, cache, monkeypatch):
-    monkeypatch.setattr(generated_text, "MOST_SEQUENCES", 5)
+    monkeypatch.setattr(generated_text, "MAX_SEQUENCES", 5)
     assert written(sure).shape == (5, 24)
 
 

@@ -42,7 +42,7 @@ def line_with(text: str, output: str) -> str:
 
 def test_numbers_carry_the_unit_of_their_metric() -> None:
     output = printed("qat", [BASELINE, QAT])
-    assert "perplexity (domain)" in output and "size MB" in output and "smaller than fp16 %" in output
+    assert "perplexity (domain)" in output and "size (MB)" in output and "size reduction vs fp16 (%)" in output
     assert "78.1" in line_with("w4a8-g32+emb4", output) and "71.0" in line_with("w4a8-g32+emb4", output)
 
 
@@ -59,7 +59,7 @@ def test_a_missing_value_is_a_dash_and_never_the_best() -> None:
 
 def test_sizes_stay_in_gigabytes_when_one_is_larger_than_that() -> None:
     output = printed("baseline", [BASELINE, {**QAT, "size/checkpoint_gb": 2.2}])
-    assert "size GB" in output and "0.269" in output and "2.20" in output
+    assert "size (GB)" in output and "0.269" in output and "2.20" in output
 
 
 def test_a_confidence_interval_stands_beside_its_statistic() -> None:
@@ -119,4 +119,4 @@ def test_a_long_text_stands_below_the_table_with_its_rows_name() -> None:
 def test_many_models_that_do_not_fit_are_shown_by_the_metrics_that_decide() -> None:
     rows = [QAT | {"model": f"m{n}", "train/tokens_per_second": 1.0, "parity/max_logit_error": 0.1} for n in range(9)]
     output = printed("report", rows)
-    assert "smaller than fp16" in output and "training tokens/s" not in output and "2 more metrics" in output
+    assert "size reduction vs fp16" in output and "training tokens/s" not in output and "2 more metrics" in output

@@ -23,8 +23,8 @@ from edgequant.corpora.text.sentences import split_sentences
 # Chosen on the validation documents.
 _NEIGHBORS = 6  # chunks on either side, together about the length of a field document
 _NEIGHBOR_WEIGHT = 4.0  # of the neighbourhood's mean log-probability against the chunk's own
-_LEAST_CONFIDENCE = 0.35
-_LEAST_TERMS = 1.5  # distinct terms of one domain per 100 words, chunk and neighbourhood weighted as above
+_MIN_CONFIDENCE = 0.35
+_MIN_TERMS = 1.5  # distinct terms of one domain per 100 words, chunk and neighbourhood weighted as above
 _TERM_SCALE = 2.0
 _PASSAGE_WORDS = 85  # about a chunk
 
@@ -132,10 +132,10 @@ def _decide(classes: Sequence[str], row: Any, terms_per_100_words: float) -> Dom
     row = row / row.sum()
     best = int(row.argmax())
     name, confidence = str(classes[best]), float(row[best])
-    if name == NO_DOMAIN or (confidence >= _LEAST_CONFIDENCE and terms_per_100_words >= _LEAST_TERMS):
+    if name == NO_DOMAIN or (confidence >= _MIN_CONFIDENCE and terms_per_100_words >= _MIN_TERMS):
         return Domain(name, round(confidence, 4))
     # Too few terms of the field, or no class in front: the less either is met, the surer that none fits.
-    doubt = 1 - min(confidence, terms_per_100_words / (2 * _LEAST_TERMS))
+    doubt = 1 - min(confidence, terms_per_100_words / (2 * _MIN_TERMS))
     return Domain(NO_DOMAIN, round(doubt, 4))
 
 

@@ -29,7 +29,9 @@ def extract_records(text: str, warnings: list[str], kind: str) -> Extraction:
         else:
             parts.append(part)
     if not parts:
-        raise ExtractionError(f"no record with text; expected strings, or objects with one of {', '.join(TEXT_KEYS)}")
+        raise ExtractionError(
+            f"records must be strings, or objects with one of {', '.join(TEXT_KEYS)}, got none with text"
+        )
     if skipped:
         warnings.append(f"{skipped} records without text under {', '.join(TEXT_KEYS)}")
     return Extraction(kind, parts, 0, warnings)

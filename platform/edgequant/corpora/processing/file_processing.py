@@ -86,7 +86,7 @@ def _without_empty(blocks: Sequence[Block]) -> tuple[list[Block], list[Removed]]
 def list_members(path: str, name: str, settings: CorpusSettings) -> tuple[list[tuple[str, str]], list[ProcessedFile]]:
     """Members of a zip archive as (member, name) and those refused. Nothing is ever unpacked to disk.
 
-    A file that is no archive gives ([], []).
+    A file that is not an archive gives ([], []).
     """
     limit = int(settings.file_megabytes * 1e6)
     members: list[tuple[str, str]] = []

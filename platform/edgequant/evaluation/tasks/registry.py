@@ -77,7 +77,7 @@ def _refuse_taken_names(task: Task, others: Sequence[Task]) -> None:
 
 
 def find_task(name: str) -> Task:
-    """The task of a name; other packages are only looked at where it is none of TASKS.
+    """The task of a name; other packages are only looked at where it is not one of TASKS.
 
     Raises:
         UserError: nobody knows it; names those that are known.

@@ -141,5 +141,5 @@ def make_observer(name: ObserverName) -> MinMax | MovingAverageMinMax | Percenti
         "mse": LeastSquares,
     }
     if name not in kinds:
-        raise UserError(f"observer {name!r} is unknown; use one of {', '.join(kinds)}")
+        raise UserError(f"observer must be one of {', '.join(kinds)}, got {name!r}")
     return kinds[name]()

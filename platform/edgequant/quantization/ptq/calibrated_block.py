@@ -28,8 +28,8 @@ class Trace:
 
     def __init__(self, linears: Container[str]) -> None:
         self.linears = linears
-        self.readers: dict[int, list[str]] = {}
-        self.makers: dict[int, str] = {}
+        self.consumers: dict[int, list[str]] = {}
+        self.producers: dict[int, str] = {}
         self.order: list[str] = []
         self._alive: list[Tensor] = []  # an id must not be used again
 
@@ -39,9 +39,9 @@ class Trace:
                 return
             if name in self.linears:
                 self._alive.append(inputs[0])
-                self.readers.setdefault(id(inputs[0]), []).append(name)
+                self.consumers.setdefault(id(inputs[0]), []).append(name)
             self._alive.append(output)
-            self.makers.setdefault(id(output), name)
+            self.producers.setdefault(id(output), name)
             self.order.append(name)
 
         return module.register_forward_hook(called)
@@ -49,10 +49,10 @@ class Trace:
 
 @dataclass
 class Group:
-    """Linears of a block that read the same input; `maker` names the module that produced it, where there is one."""
+    """Linears of a block that read the same input; `producer` names the module that produced it, where there is one."""
 
     names: list[str]
-    maker: str | None
+    producer: str | None
 
 
 class CalibratedBlock:
@@ -108,8 +108,8 @@ class CalibratedBlock:
                 handle.remove()
         self.order = [f"{self.name}.{name}" for name in trace.order]
         return [
-            Group([f"{self.name}.{name}" for name in readers], self._full(trace.makers.get(made)))
-            for made, readers in trace.readers.items()
+            Group([f"{self.name}.{name}" for name in consumers], self._full(trace.producers.get(tensor)))
+            for tensor, consumers in trace.consumers.items()
         ]
 
     def _full(self, name: str | None) -> str | None:

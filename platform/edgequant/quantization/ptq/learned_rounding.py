@@ -46,7 +46,7 @@ class LearnedRounding(WeightQuantizer):
         if self.shift is not None:
             self.shift.data.clamp_(-MAX_SHIFT, MAX_SHIFT)
 
-    def grid_now(self) -> Grid:
+    def current_grid(self) -> Grid:
         """The grid as stored, with straight-through gradients for scale and zero point."""
         grid, spec = self.grid, self.grid.spec
         scale = grid.scale * (1 + self.stretch)
@@ -66,12 +66,12 @@ class LearnedRounding(WeightQuantizer):
         return rounded_straight_through(steps).clamp(*self.spec.integer_range)
 
     def forward(self, weight: Tensor, rows: Tensor | None = None) -> Tensor:
-        grid = self.grid_now()
+        grid = self.current_grid()
         return grid.values(self._codes(grid)).view_as(weight).to(weight.dtype)
 
     @torch.no_grad()
     def quantized(self, weight: Tensor) -> QuantizedWeight:
-        grid = self.grid_now()
+        grid = self.current_grid()
         return grid.quantized(self._codes(grid))
 
 
