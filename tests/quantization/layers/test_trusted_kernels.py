@@ -21,7 +21,7 @@ SHAPES = [(1, 64, 48), (1, 576, 192), (3, 33, 7), (16, 1536, 576), (64, 576, 153
 # oneDNN and PyTorch read these once, so each needs a process of its own.
 IN_A_FRESH_PROCESS = """
 import numpy as np, torch
-from edgequant.quantization import kernels
+from edgequant.quantization.layers import kernels
 
 draw = np.random.default_rng(0)
 for rows, inputs, outputs in SHAPES:
