@@ -41,7 +41,7 @@ def line_with(text: str, output: str) -> str:
 
 
 def test_numbers_carry_the_unit_of_their_metric() -> None:
-    output = printed("qat", [BASELINE, QAT])
+    output = printed("qat", [BASELINE, QAT], width=120)
     assert "perplexity (domain)" in output and "size (MB)" in output and "size reduction vs fp16 (%)" in output
     assert "78.1" in line_with("w4a8-g32+emb4", output) and "71.0" in line_with("w4a8-g32+emb4", output)
 
@@ -53,7 +53,7 @@ def test_the_best_value_is_marked_in_plain_text() -> None:
 
 
 def test_a_missing_value_is_a_dash_and_never_the_best() -> None:
-    assert "–" in line_with("baseline", printed("qat", [BASELINE, QAT]))
+    assert "–" in line_with("baseline", printed("qat", [BASELINE, QAT], width=120))
     assert "55.7*" not in printed("qat", [BASELINE, QAT])
 
 
