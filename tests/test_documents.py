@@ -1,4 +1,4 @@
-"""README, docs, recipes' comments and messages are true: every path, target, command, option and name in them exists."""
+"""README, docs and messages are true: the paths, targets, commands and options that they name exist."""
 
 from __future__ import annotations
 
