@@ -1,4 +1,4 @@
-"""README, docs, recipes' comments and messages are true: every path, target, command, option and name in them exists."""
+"""README, docs, recipes and messages are true: every path, target, command, option and name in them exists."""
 
 from __future__ import annotations
 
@@ -17,9 +17,13 @@ import yaml
 
 from edgequant.__main__ import WORKFLOWS, _known_keys, make_parser, parse, workflow
 from edgequant.quantization.ptq.methods import parse_method
+from edgequant.quantization.qat.settings import QatSettings
 from edgequant.quantization.scheme import parse_scheme
+from edgequant.training.settings import TrainingSettings
 from edgequant.workflows.steps.data import SELF_GENERATED, TEXTS
 from edgequant.workflows.steps.text_mix import parse_mix
+from edgequant_registry.policy import read_policy
+from edgequant_tune.search_space import read_space
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -233,13 +237,16 @@ def arguments_of(rest: str) -> list[str]:
     return [word for word in words if word != "-P"]
 
 
+INCOMPLETE = re.compile(r"[{<]|\bVALUE\b|\$|--help|cloze|\.\.\.$|^ [^-#]")
+
+
 def complete() -> list[tuple[str, str, str]]:
     """Commands in documents, recipes and scripts' docstrings, not sentences around one; cloze is a reader's task."""
     places = {path.name for path in [*DOCUMENTS, *RECIPES, *SCRIPTS]}
     return [
         (where, name, rest)
         for where, name, rest in dict.fromkeys(COMMANDS)
-        if where in places and name in WORKFLOWS and not re.search(r"[{<]|\bVALUE\b|\$|--help|cloze|\.\.\.$|^ [^-#]", rest)
+        if where in places and name in WORKFLOWS and not INCOMPLETE.search(rest)
     ]
 
 
@@ -299,18 +306,12 @@ def test_every_option_that_a_document_names_by_itself_exists():
     assert sorted(entry for entry in named if entry[1].rstrip(".") not in everywhere) == []
 
 
-def test_keys_in_yaml_of_the_recipes_comments_and_documents_are_known():
-    """A gate's keys in docs/registry.md, a space's in docs/tune.md: what documents show is read by the code."""
-    from edgequant_registry.policy import read_policy
-    from edgequant_tune.search_space import read_space
-
-    from edgequant.quantization.qat.settings import QatSettings
-    from edgequant.training.settings import TrainingSettings
-
+def test_a_documents_policy_and_search_space_are_read_by_the_code(tmp_path):
     (policy,) = yaml_blocks(ROOT / "docs" / "registry.md")
+    (tmp_path / "policy.yaml").write_text(yaml.safe_dump(policy))
+    assert len(read_policy(str(tmp_path / "policy.yaml")).gates) == len(policy["gates"])
     (space,) = yaml_blocks(ROOT / "docs" / "tune.md")
-    assert {"name", "gates"} == set(policy) and read_space(space, (TrainingSettings, QatSettings), with_scheme=True)
-    assert read_policy("default").gates
+    assert read_space(space, (TrainingSettings, QatSettings), with_scheme=True)
 
 
 def yaml_blocks(path: Path) -> list[dict]:
