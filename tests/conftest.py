@@ -62,7 +62,7 @@ def data_dir() -> Path:
     """WikiText-2, BoolQ and SQuAD in their official formats: $EDGEQUANT_DATA, else ../shared/data."""
     folder = Path(DATA) if DATA else ROOT.parent / "shared" / "data"
     if not folder.is_dir():
-        pytest.skip(f"no data: {folder} is no folder; set EDGEQUANT_DATA")
+        pytest.skip(f"no data: {folder} is not a folder; set EDGEQUANT_DATA")
     return folder
 
 

@@ -49,7 +49,7 @@ REFUSED = {
         ["calibration.sequence_length must be training.sequence_length (128)", "got 512"],
     ),
     "unknown model": (["qat", "--model", "nope"], ["model 'nope' is unknown", "smollm2-135m", "hub id"]),
-    "missing folder": (["qat", "--model", "./nope"], ["model './nope' does not exist"]),
+    "missing folder": (["qat", "--model", "./nope"], ["model './nope' not found"]),
     "unknown text": (
         ["qat", "--model", "tiny", "--dataset", "nope"],
         ["got 'nope'", "dataset must be", "disaster", "wikitext-2"],

@@ -207,7 +207,7 @@ def test_a_change_has_to_pass_checks_and_tests(root):
     assert (root / ".ci" / "run").stat().st_mode & 0o111
 
 
-def test_the_licence_file_is_the_named_one(root, pyproject):
+def test_the_license_file_is_the_named_one(root, pyproject):
     assert pyproject["project"]["license"] in ("Apache-2.0", "MIT")
     text = (root / "LICENSE").read_text()
     assert ("Apache License" if pyproject["project"]["license"] == "Apache-2.0" else "MIT License") in text

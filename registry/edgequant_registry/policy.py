@@ -23,29 +23,38 @@ REFERENCES = ("baseline", "champion")
 
 @dataclass(frozen=True, kw_only=True)
 class Gate:
-    """One condition on one metric.
-
-    Attributes:
-        min, max: absolute bounds.
-        max_loss, max_loss_percent: how much worse than the reference, in the metric's unit or in per cent of it.
-        against: the reference of a loss.
-        test: whether the measured values decide, or the confidence intervals where both sides have them: `not_worse`
-            passes only what they show to keep the bound, `worse` fails only what they show to break it.
-        better: which end of the metric is better, where the project does not know.
-        optional: a missing metric passes.
-        why: for the reader.
-    """
+    """One condition on one metric."""
 
     metric: str
+    """Name of the metric, such as squad/f1."""
+
     min: float | None = None
+    """Least absolute value."""
+
     max: float | None = None
+    """Greatest absolute value."""
+
     max_loss: float | None = None
+    """How much worse than the reference, in the metric's unit."""
+
     max_loss_percent: float | None = None
+    """How much worse than the reference, in per cent of it."""
+
     against: Literal["baseline", "champion"] | None = None
+    """The reference of a loss."""
+
     test: Literal["values", "not_worse", "worse"] = "values"
+    """Whether the measured values decide, or the confidence intervals where both sides have them: `not_worse` passes
+    only what they show to keep the bound, `worse` fails only what they show to break it."""
+
     better: Literal["higher", "lower"] | None = None
+    """Which end of the metric is better, where the project does not know."""
+
     optional: bool = False
+    """A missing metric passes."""
+
     why: str = ""
+    """For the reader."""
 
     @property
     def bound(self) -> tuple[str, float]:
@@ -92,15 +101,17 @@ def read_policy(source: str) -> Policy:
     bundled = files("edgequant_registry") / "policies" / f"{source}.yaml"
     path = bundled if source in bundled_policies() else Path(source).expanduser()
     if not path.is_file():
-        raise UserError(f"policy {source!r} does not exist; give a YAML file or one of {', '.join(bundled_policies())}")
+        raise UserError(f"policy {source!r} not found; give a YAML file or one of {', '.join(bundled_policies())}")
     try:
         found = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
-        raise UserError(f"policy {source!r} is no YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"policy {source!r} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(found, Mapping) or not isinstance(found.get("gates"), list) or not found["gates"]:
-        raise UserError(f"policy {source!r} has no gates; expected `gates:` with lines such as `- {_EXAMPLE}`")
+        raise UserError(
+            f"gates not found in policy {source!r}; it must have `gates:` with lines such as `- {_EXAMPLE}`"
+        )
     if unknown := set(found) - {"name", "gates"}:
-        raise UserError(f"policy {source!r}: {sorted(unknown)[0]!r} is unknown; expected name and gates")
+        raise UserError(f"policy {source!r}: keys must be name and gates, got {sorted(unknown)[0]!r}")
     gates = tuple(_gate(i + 1, gate) for i, gate in enumerate(found["gates"]))
     return Policy(name=str(found.get("name") or Path(source).stem), gates=gates)
 
@@ -110,7 +121,7 @@ _EXAMPLE = "{metric: size/reduction_vs_fp16, min: 70}"
 
 def _gate(number: int, found: Any) -> Gate:
     if not isinstance(found, Mapping) or not isinstance(found.get("metric"), str):
-        raise UserError(f"gate {number} of the policy has no metric; expected e.g. {_EXAMPLE}")
+        raise UserError(f"gate {number} of the policy must have a metric, such as {_EXAMPLE}, got {found!r}")
     where = f"gate {number} ({found['metric']})"
     known = [item.name for item in fields(Gate)]
     for key in found:
@@ -129,12 +140,12 @@ def _gate(number: int, found: Any) -> Gate:
 def _check_bound(where: str, found: Mapping[str, Any]) -> None:
     given = [name for name in BOUNDS if found.get(name) is not None]
     if len(given) != 1:
-        raise UserError(f"{where} has {len(given)} bounds; expected one of {', '.join(BOUNDS)}")
+        raise UserError(f"{where} must have exactly one of {', '.join(BOUNDS)}, got {', '.join(given) or 'none'}")
     value = found[given[0]]
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UserError(f"{where}: {given[0]} {value!r} is no number")
+        raise UserError(f"{where}: {given[0]} must be a number, got {value!r}")
     if given[0] in LOSSES and value < 0:
-        raise UserError(f"{where}: {given[0]} {value} is negative; expected 0 or more")
+        raise UserError(f"{where}: {given[0]} must be 0 or more, got {value}")
     if (given[0] in LOSSES) != (found.get("against") is not None):
         raise UserError(
             f"{where}: max_loss and max_loss_percent go with `against: baseline` or `champion`, min and max without"
@@ -146,7 +157,7 @@ def _check_choices(where: str, found: Mapping[str, Any]) -> None:
     for key, allowed in choices.items():
         if key in found and found[key] not in allowed:
             expected = ", ".join(str(value).lower() for value in allowed)
-            raise UserError(f"{where}: {key} {found[key]!r} is unknown; expected {expected}")
+            raise UserError(f"{where}: {key} must be one of {expected}, got {found[key]!r}")
 
 
 def _check_direction(where: str, gate: Gate) -> None:

@@ -61,7 +61,7 @@ def find_version(model: str | None, version: str | None) -> Registered:
     wanted = [one for one in versions if version is None or str(one.version) == str(version)]
     if not wanted:
         there = ", ".join(f"{one.name}/{one.version}" for one in versions) or "none"
-        raise UserError(f"version {version} of {model or 'any model'} does not exist; there are: {there}")
+        raise UserError(f"version {version} of {model or 'any model'} not found; there are: {there}")
     return _registered(max(wanted, key=lambda one: (one.creation_timestamp, int(one.version))))
 
 
@@ -75,7 +75,7 @@ def _registered_name(model: str) -> str:
             return name
     known = ", ".join(sorted(name for name in names if name.startswith(PREFIX))) or "none"
     raise UserError(
-        f"no registered model {model!r} or {PREFIX}{model} in {mlflow.get_tracking_uri()}; there are: {known}. "
+        f"registered model {model!r} or {PREFIX}{model} not found in {mlflow.get_tracking_uri()}; there are: {known}. "
         f"`edgequant qat --model {model.removeprefix(PREFIX)}` registers one"
     )
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgequant.errors import UserError
+from edgequant.workflows.settings import WorkflowResult
 
 if TYPE_CHECKING:
     from edgequant.tracking.runs import Run
@@ -36,7 +37,7 @@ def promote(
     dry_run: bool = False,
     rollback: bool = False,
     experiment: str = "edgequant",
-) -> None:
+) -> WorkflowResult:
     """Promote a registered version through the gates of a policy, or roll the last promotion back.
 
     Args:
@@ -67,7 +68,9 @@ def promote(
     with tracking.workflow_run("promote", config, experiment=experiment) as run:
         tracking.set_tags(_tags(candidate))
         if rollback:
-            return _report_rollback(*promotion.roll_back(candidate.name, alias, run.id), alias, run)
+            restored, lost = promotion.roll_back(candidate.name, alias, run.id)
+            rows = _report_rollback(restored, lost, alias, run)
+            return WorkflowResult(run.id, restored.metrics, restored.uri, rows)
         champion = versions.with_alias(candidate.name, alias)
         verdicts = _judged(candidate, champion, gates)
         passed = all(verdict.passed for verdict in verdicts)
@@ -79,15 +82,14 @@ def promote(
         _report(candidate, champion, gates, verdicts, alias, dry_run, run)
     if not passed:
         raise PromotionRefusedError
+    return WorkflowResult(run.id, candidate.metrics, candidate.uri, [verdict.to_row() for verdict in verdicts])
 
 
 def _check(alias: str, version: int | None, dry_run: bool, rollback: bool) -> None:
     if not re.fullmatch(r"[A-Za-z][\w-]*", alias) or alias == "latest" or re.fullmatch(r"v\d+", alias):
-        raise UserError(
-            f"alias {alias!r} is impossible; expected letters, digits, _ and -, not latest and not v1, v2, ..."
-        )
+        raise UserError(f"alias must be letters, digits, _ and -, and neither latest nor v1, v2, ..., got {alias!r}")
     if version is not None and version < 1:
-        raise UserError(f"version {version} is impossible; versions begin at 1")
+        raise UserError(f"version must be at least 1, got {version}")
     if rollback and (dry_run or version is not None):
         raise UserError(
             "rollback goes to the version before and takes neither version nor dry_run; to go elsewhere, promote that"
@@ -133,14 +135,14 @@ def _report(
     dry_run: bool,
     run: Run,
 ) -> None:
-    from edgequant.workflows.steps.summary import print_closing
+    from edgequant.workflows.steps.summary import print_summary
 
     failed = sum(not verdict.passed for verdict in verdicts)
     outcome = _outcome(not failed, dry_run)
     why = f"{failed} of {len(verdicts)} gates failed" if failed else f"all {len(verdicts)} gates passed"
     before = f"; {alias} is version {champion.version}" if champion and (failed or dry_run) else ""
     title = f"promote: {candidate.label} {outcome} to {alias} under policy {policy.name}: {why}{before}"
-    print_closing(title, [verdict.to_row() for verdict in verdicts], run, _next(candidate, alias, failed, dry_run))
+    print_summary(title, [verdict.to_row() for verdict in verdicts], run, _next(candidate, alias, failed, dry_run))
 
 
 def _next(candidate: Registered, alias: str, failed: int, dry_run: bool) -> str:
@@ -151,9 +153,9 @@ def _next(candidate: Registered, alias: str, failed: int, dry_run: bool) -> str:
     return f"mlflow models serve -m models:/{candidate.name}@{alias} --env-manager local"
 
 
-def _report_rollback(restored: Registered, lost: Registered, alias: str, run: Run) -> None:
+def _report_rollback(restored: Registered, lost: Registered, alias: str, run: Run) -> list[dict[str, Any]]:
     from edgequant import tracking
-    from edgequant.workflows.steps.summary import print_closing
+    from edgequant.workflows.steps.summary import print_summary
 
     tracking.set_tags({"edgequant.promotion": "rolled back"})
     rows: list[dict[str, Any]] = [
@@ -161,4 +163,5 @@ def _report_rollback(restored: Registered, lost: Registered, alias: str, run: Ru
         {"version": int(lost.version), "now": "rolled back", **lost.metrics},
     ]
     title = f"promote: {restored.name}, {alias} is version {restored.version} again"
-    print_closing(title, rows, run, f"mlflow models serve -m models:/{restored.name}@{alias} --env-manager local")
+    print_summary(title, rows, run, f"mlflow models serve -m models:/{restored.name}@{alias} --env-manager local")
+    return rows

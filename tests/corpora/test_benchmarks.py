@@ -32,7 +32,7 @@ def test_wikitext2_test_is_299078_qwen_tokens_as_one_string(data_dir: Path) -> N
     assert len(tokenizer.encode(text, add_special_tokens=False)) == 299_078
 
 
-def test_tokenised_text_stands_in_for_training_only_and_says_so(data_dir: Path, tmp_path: Path) -> None:
+def test_tokenized_text_stands_in_for_training_only_and_says_so(data_dir: Path, tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="training only"):
         rows = load_wikitext2("validation", data_dir)
     assert len(rows) == 3_760 and not any("<unk>" in row for row in rows)

@@ -60,7 +60,7 @@ def training_rows(domain: str, number: int, text: str) -> list[dict]:
     return [{**shared, "text": text} for _ in range(number)]
 
 
-def test_only_scarce_domains_are_augmented_and_results_are_marked_and_labelled() -> None:
+def test_only_scarce_domains_are_augmented_and_results_are_marked_and_labeled() -> None:
     text = "People began to leave. Several families stayed. However, the crew came every day."
     rows = training_rows("Food & Nutrition", 10, text) + training_rows("Waste Management", 2, text)
     added = augment(rows, 0.4, count_words, 150)

@@ -50,7 +50,7 @@ def test_sixty_documents_of_all_types_and_hazards_flood_first() -> None:
     assert {document.document_type for document in documents} == TYPES
     assert {document.hazard_type for document in documents} == HAZARDS
     assert Counter(document.hazard_type for document in documents).most_common(1)[0][0] == "flood"
-    assert all(document.licence == "MIT" and document.standard for document in documents)
+    assert all(document.license == "MIT" and document.standard for document in documents)
 
 
 def test_550_chunks_and_80_in_every_domain(chunks: list[tuple[str, str, Chunk]]) -> None:
@@ -124,7 +124,7 @@ def test_held_out_documents_are_classified_at_least_as_well_as_documented() -> N
     assert min(report.f1.values()) >= 0.6
 
 
-def test_text_of_no_domain_is_labelled_so(data_dir: Path) -> None:
+def test_text_of_no_domain_is_labeled_so(data_dir: Path) -> None:
     from edgequant.corpora.benchmarks import load_wikitext2
 
     articles = [row for row in load_wikitext2("test", data_dir) if len(row.split()) > 60][:100]
@@ -143,5 +143,7 @@ def test_clear_text_gets_its_domain() -> None:
 
 def test_a_document_without_its_front_matter_is_refused_with_what_is_missing(tmp_path: Path, root: Callable) -> None:
     (tmp_path / "a.md").write_text("---\ntitle: T\n---\nText.")
-    with pytest.raises(UserError, match="lacks document_type, hazard_type"):
+    with pytest.raises(
+        UserError, match=r"document_type, hazard_type, .* not found in the front matter, which must have title"
+    ):
         read_document(tmp_path / "a.md")

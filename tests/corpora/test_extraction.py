@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from edgequant.corpora.extraction.extract import extract, kind_of
-from edgequant.corpora.extraction.extracted import Unreadable
+from edgequant.corpora.extraction.extracted import ExtractionError
 from edgequant.corpora.processing.file_processing import list_members, process_content, process_file
 from edgequant.corpora.settings import CorpusSettings
 from edgequant.corpora.sources import list_files
@@ -76,12 +76,12 @@ def test_records_keep_their_stated_metadata_and_are_documents_of_their_own() -> 
         (b"%PDF-1.4\n garbage", "a.pdf", "damaged PDF"),
         (b"PK\x03\x04 broken", "a.docx", "damaged zip or docx"),
         (b'{"a": ', "a.json", "not JSON"),
-        (b'[{"title": "no text"}]', "a.json", "no record with text"),
+        (b'[{"title": "no text"}]', "a.json", "records must be strings, or objects with one of .*, got none with text"),
         (b"<html><body><script>x</script></body></html>", "a.html", "without visible text"),
     ],
 )
 def test_what_gives_no_text_says_why(content: bytes, name: str, reason: str) -> None:
-    with pytest.raises(Unreadable, match=reason):
+    with pytest.raises(ExtractionError, match=reason):
         extract(content, name, LIMIT)
 
 
@@ -105,7 +105,7 @@ def test_an_owner_encrypted_pdf_is_read(data_dir: Path) -> None:
 
 
 def test_every_word_of_a_pdf_is_in_a_chunk_removed_or_joined(data_dir: Path) -> None:
-    from edgequant.corpora.text.normalisation import count_words
+    from edgequant.corpora.text.normalization import count_words
 
     path = data_dir / "disaster" / "fema-pdf" / "fema-ics-form-201.pdf"
     result = process_file(str(path), path.name, None, CorpusSettings(), words)

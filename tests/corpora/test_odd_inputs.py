@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_sandbox import pdf_of
 
-from edgequant.corpora.extraction.extracted import Unreadable
+from edgequant.corpora.extraction.extracted import ExtractionError
 from edgequant.corpora.processing.file_processing import is_archive, list_members, process_content, process_file
 from edgequant.corpora.settings import CorpusSettings
 from edgequant.errors import UserError
@@ -57,13 +57,13 @@ def docx_of(document: str) -> bytes:
     ],
 )
 def test_a_file_of_dots_and_rules_has_no_words_in_it(content, name):
-    with pytest.raises(Unreadable, match="no words in it"):
+    with pytest.raises(ExtractionError, match="no words in it"):
         process(content.encode(), name)
 
 
 @given(st.text(alphabet=".,;:!?-–—…*_#|/()[]{}<>'\"🙂✓ \n\t", min_size=1))
 def test_no_mix_of_marks_passes_for_text(marks):
-    with pytest.raises(Unreadable):
+    with pytest.raises(ExtractionError):
         process(marks.encode(), "a.txt")
 
 
@@ -82,7 +82,7 @@ def test_a_folder_of_dots_alone_is_refused_with_the_files_reason(tmp_path, store
 
 
 def test_a_pdf_of_drawings_alone_is_sent_to_ocr():
-    with pytest.raises(Unreadable, match="no text on any of 1 pages: scanned images; run OCR"):
+    with pytest.raises(ExtractionError, match="no text on any of 1 pages: scanned images; run OCR"):
         process(pdf_of(zlib.compress(b"0 0 100 100 re f")), "scan.pdf")
 
 
@@ -92,7 +92,7 @@ def test_a_docx_whose_entities_explode_is_damaged():
     namespace = "http://schemas.openxmlformats.org/wordprocessingml/2006/main"
     text = f'<w:document xmlns:w="{namespace}"><w:body><w:p><w:r><w:t>%s</w:t></w:r></w:p></w:body></w:document>'
     assert process(docx_of(text % SENTENCE), "good.docx").words == len(SENTENCE.split())
-    with pytest.raises(Unreadable, match="damaged DOCX"):
+    with pytest.raises(ExtractionError, match="damaged DOCX"):
         process(docx_of(f"<!DOCTYPE d [{''.join(entities)}]>{text % '&e8;'}"), "bomb.docx")
 
 
@@ -100,7 +100,7 @@ def test_markup_nested_beyond_recursion_is_read_or_refused():
     depth = 20_000
     html = b"<div>" * depth + SENTENCE.encode() + b"</div>" * depth
     assert process(html, "deep.html").words == len(SENTENCE.split())
-    with pytest.raises(Unreadable, match="not JSON"):
+    with pytest.raises(ExtractionError, match="not JSON"):
         process(b"[" * depth + b"]" * depth, "deep.json")
 
 

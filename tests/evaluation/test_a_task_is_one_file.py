@@ -79,7 +79,7 @@ def test_evaluate_measures_shows_and_files_it(edgequant, with_package, tmp_path)
     only = ["--model", "tiny", "--device", "cpu", "--evaluation.tasks", "[flood_cloze]", "--cache", "false"]
     done = edgequant("evaluate", *only, PYTHONPATH=with_package["PYTHONPATH"], timeout=240)
     assert done.returncode == 0, done.stderr
-    assert "cloze of floods %" in done.stdout
+    assert "cloze of floods (%)" in done.stdout
     program = """
 import json
 from edgequant import tracking
@@ -119,13 +119,13 @@ from edgequant.reporting.plots import bars
 from edgequant.reporting.protocols import protocols_for
 from edgequant.workflows.steps.data import evaluation_data
 from edgequant.workflows.steps.measure import headline, quality_only
-from edgequant_tune.candidate import validation_data
+from edgequant_tune.objective_tasks import check_objectives, trial_evaluation
 from edgequant_tune.objectives import read_objectives
-from edgequant_tune.plan import _check_objectives, trial_evaluation
+from edgequant_tune.train_candidate import validation_data
 rows = [{"model": "m", "variant": v, "size/checkpoint_gb": s, "cloze/accuracy": a, "latency/decode_ms_per_token": 1.0}
         for v, s, a in (("baseline", 1.0, 75.0), ("ptq", 0.5, 50.0))]
 objectives = read_objectives(["cloze/accuracy"])
-_check_objectives(objectives)
+check_objectives(objectives)
 data = evaluation_data(("flood_cloze",), None)
 asked = EvaluationSettings(tasks=("flood_cloze", "latency"))
 print(json.dumps({
@@ -143,10 +143,10 @@ print(json.dumps({
 }))
 """
     seen = json.loads(python(program, with_package, tmp_path))
-    assert seen["columns"] == ["model", "variant", "cloze of floods %", "size GB", "decode ms/token"]
+    assert seen["columns"] == ["model", "variant", "cloze of floods (%)", "size (GB)", "decode ms/token"]
     assert seen["best"] == [0] and seen["mode"] == "max"
     assert {"cloze-accuracy", "cloze-accuracy-against-size-checkpoint-gb"} <= set(seen["figures"])
-    assert seen["title"] == "cloze of floods %"
+    assert seen["title"] == "cloze of floods (%)"
     assert seen["protocol"] == {"cloze": "The likelier of two endings of a sentence about a flood."}
     assert seen["trial"] == ["domain_perplexity", "flood_cloze"]
     assert seen["selection"] == 4
@@ -175,7 +175,7 @@ from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.reporting.columns import columns
 EvaluationSettings(tasks=("boolq",))
 shown = columns([{"boolq/accuracy": 1.0, "cloze/x": 2.0}])
-assert [column.heading for column in shown] == ["BoolQ accuracy %", "cloze x"]
+assert [column.heading for column in shown] == ["BoolQ accuracy (%)", "cloze x"]
 try:
     EvaluationSettings(tasks=("flood_cloze",))
 except UserError as error:

@@ -51,7 +51,7 @@ def test_it_has_the_evaluations_interface_and_knows_its_size(model, smollm2):
     assert model.file_type == "q4_1"
 
 
-def test_log_likelihoods_agree_with_the_dequantised_model_in_torch(model, smollm2):
+def test_log_likelihoods_agree_with_the_dequantized_model_in_torch(model, smollm2):
     from edgequant import models
     from edgequant.evaluation.backends.transformers_model import TransformersModel
 

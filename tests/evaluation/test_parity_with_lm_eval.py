@@ -50,7 +50,7 @@ def test_rolling_windows_are_theirs():
         assert [window.tokens for window in rolling_windows(range(length), 64, -1)] == theirs
 
 
-def test_detokenised_text_is_theirs():
+def test_detokenized_text_is_theirs():
     from lm_eval.tasks.wikitext.preprocess_wikitext import wikitext_detokenizer
 
     assert detokenize(PAGE) == wikitext_detokenizer({"page": PAGE})

@@ -86,7 +86,7 @@ def test_too_little_text_and_a_window_beyond_the_context_say_what_to_do(small_mo
     scorer = TransformersModel(small_model("llama"), byte_tokenizer)
     with pytest.raises(UserError, match="fewer than one window of 1,024"):
         wikitext_perplexity(scorer, ["short"])
-    with pytest.raises(UserError, match="window 4096 is beyond the model's context of 1024"):
+    with pytest.raises(UserError, match="window must be at most the model's context of 1024 tokens, got 4096"):
         wikitext_perplexity(scorer, ["x" * 9000], window=4096)
     with pytest.raises(UserError, match="no documents"):
         document_perplexity(scorer, [])

@@ -36,7 +36,7 @@ def test_official_prediction_files_score_their_official_figures(data_dir, file, 
     assert metrics["squad/unanswered"] == (13 if file.startswith("logistic") else 0)
 
 
-def test_normalisation_drops_case_punctuation_articles_and_spaces():
+def test_normalization_drops_case_punctuation_articles_and_spaces():
     assert normalize("The  Panthers', a team!") == "panthers team"
     assert normalize("theatre") == "theatre"
 

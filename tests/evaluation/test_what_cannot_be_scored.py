@@ -55,28 +55,28 @@ def test_no_log_likelihood_is_cut_short_by_the_context(small_model, byte_tokeniz
     assert [item["over_long"] for item in boolq_items(scorer, [exact, beyond])] == [False, True]
 
 
-@pytest.mark.parametrize("measure", ["boolq", "squad", "domain_perplexity"])
-def test_empty_data_say_so(small_model, byte_tokenizer, measure):
+@pytest.mark.parametrize("task", ["boolq", "squad", "domain_perplexity"])
+def test_empty_data_say_so(small_model, byte_tokenizer, task):
     data = {"boolq": [], "squad": [], "domain": []}
     with pytest.raises(UserError, match=r"empty|no documents"):
-        evaluate_model(small_model("llama"), byte_tokenizer, data, EvaluationSettings(tasks=(measure,)))
+        evaluate_model(small_model("llama"), byte_tokenizer, data, EvaluationSettings(tasks=(task,)))
 
 
-def test_absent_data_leave_a_note_and_the_other_measures(small_model, byte_tokenizer, questions):
+def test_absent_data_leave_a_note_and_the_other_tasks(small_model, byte_tokenizer, questions):
     settings = EvaluationSettings(tasks=("perplexity", "boolq"), **QUICK)
     evaluation = evaluate_model(small_model("llama"), byte_tokenizer, {"boolq": questions}, settings)
     assert "boolq/accuracy" in evaluation.metrics and "wikitext2/perplexity" not in evaluation.metrics
     assert any(note.startswith("perplexity was left out") for note in evaluation.notes)
 
 
-@pytest.mark.parametrize("measure", ["perplexity", "boolq", "squad"])
-def test_nan_logits_are_an_error_that_names_the_model(small_model, byte_tokenizer, questions, measure):
+@pytest.mark.parametrize("task", ["perplexity", "boolq", "squad"])
+def test_nan_logits_are_an_error_that_names_the_model(small_model, byte_tokenizer, questions, task):
     broken = copy.deepcopy(small_model("llama"))
     with torch.no_grad():
         broken.model.norm.weight.fill_(math.nan)
     data = {"wikitext2": ["x" * 3000], "boolq": questions, "squad": questions}
     with pytest.raises(UserError, match="LlamaForCausalLM gives NaN logits"):
-        evaluate_model(broken, byte_tokenizer, data, EvaluationSettings(tasks=(measure,)))
+        evaluate_model(broken, byte_tokenizer, data, EvaluationSettings(tasks=(task,)))
 
 
 def test_a_model_without_chat_template_says_so(small_model, byte_tokenizer, questions):
@@ -106,14 +106,14 @@ def test_a_model_in_training_is_handed_back_in_training(small_model, byte_tokeni
     ("settings", "message"),
     [
         ({"tasks": ("speed",)}, "'speed' is unknown"),
-        ({"limit": 0}, "limit 0"),
-        ({"window": 1}, "window 1"),
-        ({"window": 10, "stride": 11}, "stride 11"),
-        ({"wikitext_protocol": "lines"}, "wikitext_protocol 'lines'"),
-        ({"num_fewshot": 2}, "num_fewshot 2"),
-        ({"confidence": 95}, "confidence 95"),
+        ({"limit": 0}, "limit must be at least 1, got 0"),
+        ({"window": 1}, "window must be at least 2, .* got 1"),
+        ({"window": 10, "stride": 11}, "stride must be from 1 to window 10, got 11"),
+        ({"wikitext_protocol": "lines"}, "wikitext_protocol must be raw, paragraphs or documents, got 'lines'"),
+        ({"num_fewshot": 2}, "num_fewshot must be 0 or 1, got 2"),
+        ({"confidence": 95}, "confidence must be between 0 and 1, .* got 95"),
         ({"latency_prompt_lengths": ()}, "latency_prompt_lengths"),
-        ({"bos": "yes"}, "bos 'yes'"),
+        ({"bos": "yes"}, "bos must be auto, always or never, got 'yes'"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_before_anything_is_loaded(settings, message):

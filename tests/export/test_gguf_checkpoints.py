@@ -11,7 +11,7 @@ import torch
 from small_models import ARCHITECTURES, TEXT
 from transformers import AutoModelForCausalLM
 
-from edgequant.export.gguf.tensors import keeps_integers
+from edgequant.export.gguf.tensors import copies_integers
 from edgequant.export.gguf.write import write_gguf
 from edgequant.quantization.ptq.quantize import quantize
 from edgequant.quantization.scheme import parse_scheme
@@ -82,7 +82,7 @@ def test_a_scheme_that_no_format_holds_is_encoded_again_and_a_note_says_so(tmp_p
     assert any("encoded again as q4_1" in note for note in file.notes)
 
 
-def test_a_note_says_that_activations_are_quantised_otherwise(tmp_path) -> None:
+def test_a_note_says_that_activations_are_quantized_otherwise(tmp_path) -> None:
     file = write_gguf(quantized(ARCHITECTURES["qwen2"](True), "w8a8"), tmp_path / "m.gguf")
     assert any("activations" in note for note in file.notes)
 
@@ -91,7 +91,7 @@ def test_which_integers_a_format_holds() -> None:
     def fits(scheme: str, format_name: str) -> bool:
         weight = parse_scheme(scheme).weight
         assert weight is not None
-        return keeps_integers(weight, format_name)
+        return copies_integers(weight, format_name)
 
     assert fits("q8_0", "q8_0") and fits("q4_0", "q4_0") and fits("w4-g128", "q4_1")
     assert not fits("q4_0", "q4_1") and not fits("w8", "q8_0") and not fits("w3-g64", "q4_1")

@@ -69,7 +69,7 @@ def test_generation_runs_on_integers(kind, tokens):
     assert (greedy == generated[:, 8:]).float().mean() >= 0.75  # cached and uncached attention round differently
 
 
-def test_gemmas_embedding_scale_is_applied_after_quantisation():
+def test_gemmas_embedding_scale_is_applied_after_quantization():
     model = make("gemma3", True)
     ids = torch.tensor([[5, 9]])
     expected = model.get_input_embeddings()(ids)

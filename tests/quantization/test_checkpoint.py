@@ -100,18 +100,18 @@ def test_transformers_refuses_flipped_weights_too(folder):
 def test_a_missing_file_is_refused_with_its_name(folder, name):
     (folder / name).unlink()
     for load in (checkpoint.open_checkpoint, AutoModelForCausalLM.from_pretrained):
-        with pytest.raises(UserError, match=rf"{name} is missing"):
+        with pytest.raises(UserError, match=rf"{name} not found"):
             load(folder)
 
 
 def test_missing_weights_are_refused_with_the_files_name(folder):
     (folder / "model.safetensors").unlink()
-    with pytest.raises(UserError, match=r"model\.safetensors is missing"):
+    with pytest.raises(UserError, match=r"model\.safetensors not found"):
         checkpoint.open_checkpoint(folder)
 
 
 def test_a_plain_folder_is_no_checkpoint(tiny_folder):
-    with pytest.raises(UserError, match=r"no edgequant checkpoint: edgequant\.json is missing"):
+    with pytest.raises(UserError, match=r"not an edgequant checkpoint: edgequant\.json not found"):
         checkpoint.open_checkpoint(tiny_folder)
 
 

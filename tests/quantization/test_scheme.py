@@ -1,4 +1,4 @@
-"""Schemes: the house's names, what they mean, and what is refused."""
+"""Schemes: their names, what they mean, and what is refused."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ from edgequant.errors import UserError
 from edgequant.quantization.scheme import SCHEMES, Scheme, check_group_sizes, parse_scheme
 
 # name: (weight bits, group, zero point, activations), as docs/architecture.md lists them
-HOUSE = {
+NAMED_SCHEMES = {
     "w8a8-static": (8, None, "integer", "static"),
     "w8a8": (8, None, "integer", "dynamic"),
     "w8": (8, None, "integer", None),
@@ -26,9 +26,9 @@ HOUSE = {
 
 
 @pytest.mark.parametrize("suffix", ["", "+emb4", "+emb8"])
-@pytest.mark.parametrize("name", HOUSE)
-def test_every_house_name_means_what_the_architecture_says(name, suffix):
-    bits, group, zero_point, activations = HOUSE[name]
+@pytest.mark.parametrize("name", NAMED_SCHEMES)
+def test_every_named_scheme_means_what_the_architecture_says(name, suffix):
+    bits, group, zero_point, activations = NAMED_SCHEMES[name]
     scheme = parse_scheme(name + suffix)
     assert scheme.name == name + suffix
     assert (scheme.weight.bits, scheme.weight.group_size, scheme.weight.zero_point) == (bits, group, zero_point)
@@ -36,8 +36,8 @@ def test_every_house_name_means_what_the_architecture_says(name, suffix):
     assert (scheme.embedding.bits if scheme.embedding else None) == (int(suffix[-1]) if suffix else None)
 
 
-def test_the_house_names_are_all_known():
-    assert set(SCHEMES) == {*HOUSE, "bnb-int8", "bnb-nf4", "bnb-fp4"}
+def test_the_named_schemes_are_all_known():
+    assert set(SCHEMES) == {*NAMED_SCHEMES, "bnb-int8", "bnb-nf4", "bnb-fp4"}
 
 
 @pytest.mark.parametrize("name", [*SCHEMES, "w4a8-g32+emb4", "q4_0+emb8", "w2-g16+emb3"])

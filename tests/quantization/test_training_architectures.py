@@ -24,7 +24,7 @@ def test_adapters_on_a_pruned_model_end_in_its_integers(kind, tied, scheme, lear
     before = copy.deepcopy({name: p for name, p in model.named_parameters() if "norm" not in name})
     prepare(model, parsed, learnable_scales=learned)
     low_rank.attach(model, parsed, 4, alpha=8.0)
-    pruning.hold(model, masks)
+    pruning.attach_masks(model, masks)
     if has_static_ranges(model):
         calibrate(model, [tokens])
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

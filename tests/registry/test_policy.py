@@ -30,13 +30,13 @@ def test_a_policy_round_trips_and_its_digest_follows_its_content(tmp_path):
 @pytest.mark.parametrize(
     ("gate", "said"),
     [
-        ({"min": 1}, "no metric"),
-        ({"metric": "squad/f1"}, "0 bounds"),
-        ({"metric": "squad/f1", "min": 1, "max": 2}, "2 bounds"),
-        ({"metric": "squad/f1", "min": "high"}, "'high' is no number"),
+        ({"min": 1}, "must have a metric"),
+        ({"metric": "squad/f1"}, "exactly one of min, max, max_loss, max_loss_percent, got none"),
+        ({"metric": "squad/f1", "min": 1, "max": 2}, "got min, max"),
+        ({"metric": "squad/f1", "min": "high"}, "min must be a number, got 'high'"),
         ({"metric": "squad/f1", "max_loss": 2}, "against"),
         ({"metric": "squad/f1", "min": 2, "against": "champion"}, "against"),
-        ({"metric": "squad/f1", "max_loss": -2, "against": "champion"}, "negative"),
+        ({"metric": "squad/f1", "max_loss": -2, "against": "champion"}, "max_loss must be 0 or more, got -2"),
         ({"metric": "squad/f1", "max_loss": 2, "against": "champoin"}, "baseline, champion"),
         ({"metric": "squad/f1", "minimum": 2}, "did you mean min"),
         ({"metric": "squad/f1", "min": 2, "test": "maybe"}, "values, not_worse, worse"),

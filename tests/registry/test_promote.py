@@ -133,8 +133,8 @@ def test_the_newest_version_of_any_model_of_ours_is_the_default(store, register)
     [
         ({"model": "phi-1.5"}, "there are: edgequant-tiny"),
         ({"version": 9}, "version 9"),
-        ({"version": 0}, "versions begin at 1"),
-        ({"alias": "latest"}, "alias 'latest'"),
+        ({"version": 0}, "version must be at least 1, got 0"),
+        ({"alias": "latest"}, "alias must be .*, got 'latest'"),
         ({"policy": "no-such-policy"}, "no-such-policy"),
         ({"rollback": True, "version": 1}, "rollback"),
     ],

@@ -69,7 +69,7 @@ def test_a_fine_tuned_model_that_was_merged_is_promoted_where_the_policy_allows_
     assert verdicts(store)["size/reduction_vs_fp16 min 70"]["value"] == pytest.approx(-100, abs=5)
 
 
-def test_adapters_over_quantised_weights_cannot_be_registered(store):
+def test_adapters_over_quantized_weights_cannot_be_registered(store):
     with pytest.raises(UserError, match="register true needs base float, got base bnb-nf4"):
         finetune(model="tiny", base="bnb-nf4", register=True)
     assert tracking.find_runs() == []

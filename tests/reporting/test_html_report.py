@@ -109,7 +109,7 @@ def test_the_configuration_and_the_commit_are_in_the_page() -> None:
 def test_markdown_marks_the_best_in_bold_and_keeps_pipes_inside_cells() -> None:
     rows = [{"model": "a|b", "squad/f1": 1.0}, {"model": "c", "squad/f1": 2.0}]
     table = markdown_table(rows).splitlines()
-    assert table[0] == "| model | SQuAD F1 % |" and table[2] == r"| a\|b | 1.00 |" and table[3] == "| c | **2.00** |"
+    assert table[0] == "| model | SQuAD F1 (%) |" and table[2] == r"| a\|b | 1.00 |" and table[3] == "| c | **2.00** |"
 
 
 def test_csv_keeps_full_precision_and_disarms_formulas() -> None:

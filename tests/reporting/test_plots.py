@@ -48,7 +48,7 @@ def test_bars_show_only_rows_that_have_the_metric_in_the_order_of_the_rows() -> 
     assert list(figure.layout.yaxis.ticktext) == ["baseline fp16", "ptq w4-g32", "qat w4-g32"]
 
 
-def test_a_variant_keeps_its_colour_in_every_figure() -> None:
+def test_a_variant_keeps_its_color_in_every_figure() -> None:
     in_bars = bars(ROWS, "squad/f1").data[0].marker.color[2]
     in_scatter = scatter(ROWS, "size/checkpoint_gb", "domain/perplexity").data[1].marker.color[2]
     assert in_bars == in_scatter
@@ -70,6 +70,6 @@ def test_names_of_runs_do_not_become_html() -> None:
     assert "&lt;b&gt;x" in bars(rows, "squad/f1").to_json().replace("\\u003c", "<")
 
 
-def test_rows_that_no_name_tells_apart_are_labelled_by_their_run() -> None:
+def test_rows_that_no_name_tells_apart_are_labeled_by_their_run() -> None:
     same = {"model": "m", "variant": "qat", "scheme": "w8"}
     assert row_labels([{**same, "run": "a1"}, {**same, "run": "b2"}]) == ["qat a1", "qat b2"]

@@ -55,8 +55,8 @@ def test_a_start_from_kept_blocks_is_the_same_start(tiny, sequences, tmp_path, m
     ("settings", "scheme", "expected"),
     [
         ({}, "w8a8-static", "smoothquant"), ({}, "w4a8-g32+emb4", "rtn"), ({}, "w4-g64", "rtn"),
-        ({"sparsity": 0.5}, "w8a8-static", "rtn"), ({"start": "rtn"}, "w8a8-static", "rtn"),
-        ({"start": "gptq", "learnable_scales": True}, "w8a8-static", "gptq"),
+        ({"sparsity": 0.5}, "w8a8-static", "rtn"), ({"init_from": "rtn"}, "w8a8-static", "rtn"),
+        ({"init_from": "gptq", "learnable_scales": True}, "w8a8-static", "gptq"),
     ],
 )  # fmt: skip
 def test_static_activations_start_from_smoothquant_unless_told_otherwise(settings, scheme, expected):
@@ -70,7 +70,7 @@ def test_weights_move_no_further_than_their_integers_demand(tiny, sequences):
     before, layer = tiny.model.model.layers[0].mlp.up_proj.weight, started.model.layers[0].mlp.up_proj
     quantizer = layer.quantizer
     moved = (layer.weight - before).abs()
-    scale = quantizer.parameters_now()[0].expand(-1, -1, 32).reshape(before.shape)
+    scale = quantizer.current_parameters()[0].expand(-1, -1, 32).reshape(before.shape)
     codes = quantizer.quantized(layer.weight).codes.reshape(before.shape)
     inner = (codes > -8) & (codes < 7)  # clipped extremes move to the edge of the range
     assert inner.float().mean() > 0.7
@@ -96,9 +96,9 @@ def test_the_model_trains_and_converts_from_there(tiny, sequences, tmp_path):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"start": "gtpq"}, r"PTQ method 'gtpq' is unknown"),
-        ({"start": "gptq"}, r"qat.init_from gptq sets scales .* set qat.learnable_scales to true"),
-        ({"start": "mse_clip", "learnable_scales": True, "sparsity": 0.5}, r"does not keep pruned weights at 0"),
+        ({"init_from": "gtpq"}, r"PTQ method 'gtpq' is unknown"),
+        ({"init_from": "gptq"}, r"qat.init_from gptq sets scales .* set qat.learnable_scales to true"),
+        ({"init_from": "mse_clip", "learnable_scales": True, "sparsity": 0.5}, r"does not keep pruned weights at 0"),
     ],
 )
 def test_what_does_not_go_together_is_refused(values, message):

@@ -195,7 +195,9 @@ def test_a_sequence_that_was_not_asked_about_is_an_error():
 
 
 def test_more_tokens_than_there_are_is_refused(teacher, sequences, cache):
-    with pytest.raises(UserError, match=r"teacher_top_k 265 exceeds the model's vocabulary of 264; use 32 to 256"):
+    with pytest.raises(
+        UserError, match=r"teacher_top_k must be at most the model's vocabulary of 264, got 265; use 32 to 256"
+    ):
         cached_teacher(teacher, sequences, replace(SETTINGS, teacher_top_k=265), seed=0)
     with pytest.raises(UserError, match=r"training.teacher_top_k must be at least 0, got -1"):
         TrainingSettings(teacher_top_k=-1)

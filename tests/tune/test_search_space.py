@@ -40,14 +40,14 @@ def test_a_space_keeps_kinds_ends_and_steps_and_gives_the_same_ranges_to_optuna(
         ("learning_rate: {log_uniform: [0, 1e-5]}", "above 0"),
         ("learning_rate: {uniform: [0.1, x]}", "'x'"),
         ("steps: {uniform: [10, 20]}", "integers"),
-        ("steps: {integers: [10.5, 20]}", "whole number"),
+        ("steps: {integers: [10.5, 20]}", "integers must be whole numbers, got 10.5"),
         ("observer: {uniform: [0, 1]}", "choice"),
         ("observer: {choice: [minmax, banana]}", "'banana'"),
-        ("batch_size: {choice: [2, four]}", "expected int"),
-        ("batch_size: {choice: [2, 2]}", "twice"),
+        ("batch_size: {choice: [2, four]}", "choice must be of int, got 'four'"),
+        ("batch_size: {choice: [2, 2]}", "must name different values, got [2, 2]"),
         ("scheme: {choice: [w4-g32, w44]}", "w44"),
         ("learning_rate: {log_uniform: [1e-5, 1e-3], step: 1e-5}", "step"),
-        ("{}", "empty"),
+        ("{}", "must hold lines such as"),
     ],
 )
 def test_a_malformed_space_is_refused_with_the_name_and_the_fix(text, said):

@@ -11,11 +11,11 @@ from edgequant.workflows.settings import RunSettings
 
 def test_more_than_the_machine_has_is_refused_not_waited_for():
     spec = search_spec(cpus_per_trial=64.0, gpus_per_trial=1.0, run=RunSettings())
-    with pytest.raises(UserError, match="cpus_per_trial 64 is more than the 2 CPUs"):
+    with pytest.raises(UserError, match="cpus_per_trial must be at most the 2 CPUs that there are, got 64"):
         spec.on({"CPU": 2.0}, "run")
     with pytest.raises(UserError, match="device cuda"):
         search_spec(gpus_per_trial=1.0, run=RunSettings(device="cuda")).on({"CPU": 64.0}, "run")
-    with pytest.raises(UserError, match="gpus_per_trial 2 is more than the 1 GPUs"):
+    with pytest.raises(UserError, match="gpus_per_trial must be at most the 1 GPUs that there are, got 2"):
         search_spec(gpus_per_trial=2.0, run=RunSettings()).on({"CPU": 64.0, "GPU": 1.0}, "run")
     assert spec.on({"CPU": 64.0}, "run").gpus_per_trial == 0
     assert spec.on({"CPU": 64.0, "GPU": 1.0}, "run").trial.run.device == "cuda"

@@ -16,7 +16,7 @@ COLUMNS = [
     *("text", "domain", "domain_confidence", "document_type", "hazard_type", "agency", "language"),
     *("source", "page", "section", "sha256", "licence", "tokens", "augmented"),
 ]
-SETTINGS = CorpusSettings(min_tokens=300, max_tokens=500, workers=1, licence="CC0")  # the tiny tokenizer counts bytes
+SETTINGS = CorpusSettings(min_tokens=300, max_tokens=500, workers=1, license="CC0")  # the tiny tokenizer counts bytes
 
 
 def write_source(folder: Path, files: int = 6) -> Path:
@@ -116,12 +116,12 @@ def test_ray_gives_the_same_data_set_as_local_workers(
 
 def test_bad_places_are_refused_before_a_run_is_begun(tmp_path: Path, store: Any) -> None:
     source = write_source(tmp_path / "in", files=1)
-    with pytest.raises(UserError, match="does not exist"):
+    with pytest.raises(UserError, match=r"source .*nowhere.* not found"):
         corpus(source=str(tmp_path / "nowhere"), output=str(tmp_path / "out"))
-    with pytest.raises(UserError, match="lies in source"):
+    with pytest.raises(UserError, match="output must lie outside source"):
         corpus(source=str(source), output=str(source / "out"))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("years of work")
-    with pytest.raises(UserError, match="no data set of this workflow"):
+    with pytest.raises(UserError, match=r"must be a new folder or a data set of this workflow, got .*full"):
         corpus(source=str(source), output=str(tmp_path / "full"))
     assert store.search_experiments(filter_string="name = 'edgequant'") == []

@@ -80,9 +80,9 @@ def test_an_official_prediction_file_is_scored_without_a_model(store, data_dir, 
 
 
 def test_what_is_not_there_is_refused_before_anything_is_loaded(store, tmp_path):
-    with pytest.raises(UserError, match="is no file"):
+    with pytest.raises(UserError, match=r"squad_predictions must be a JSON file .* not found"):
         evaluate(squad_predictions=str(tmp_path / "none.json"))
-    with pytest.raises(UserError, match=r"runs \.gguf files"):
+    with pytest.raises(UserError, match=r"model for runtime llama\.cpp must be a \.gguf file"):
         evaluate(model="tiny", runtime="llama.cpp")
     with pytest.raises(UserError, match="nothing-like-it"):
         evaluate(model="nothing-like-it")

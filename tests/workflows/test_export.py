@@ -55,12 +55,12 @@ def test_a_file_over_the_limit_stays_local(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("q7_k", None, 1.0), "format 'q7_k'.*q8_0"),
-        (("q8_0", "int3", 1.0), "embedding_format 'int3'.*q8_0"),
-        (("q8_0", None, -1.0), "upload_limit_mb -1.0"),
+        (("q7_k", None, 1.0), "format must be one of q8_0.*'q7_k'"),
+        (("q8_0", "int3", 1.0), "embedding_format must be one of q8_0.*'int3'"),
+        (("q8_0", None, -1.0), "upload_limit_mb must be 0 .*, got -1.0"),
         (("compressed-tensors", "q8_0", 1.0), "embedding_format 'q8_0' is for GGUF files"),
-        (("q8_0", "compressed-tensors", 1.0), "embedding_format 'compressed-tensors' is unknown"),
-        (("compressed-tensors", None, 1.0, "/"), "output '/' is not empty, .*name a new one"),
+        (("q8_0", "compressed-tensors", 1.0), "embedding_format must be one of .*, got 'compressed-tensors'"),
+        (("compressed-tensors", None, 1.0, "/"), "output must be a new or empty folder .*, got '/'; name a new one"),
     ],
 )
 def test_bad_configuration_is_refused_by_name(arguments, message: str) -> None:
@@ -99,7 +99,7 @@ def test_a_checkpoint_leaves_as_a_compressed_tensors_folder_measured_and_logged(
 def test_what_is_no_checkpoint_or_fits_no_folder_is_refused_before_a_run_begins(quantized, tiny_folder) -> None:
     for source, message in (
         ("tiny", "edgequant ptq --model tiny"),
-        (str(tiny_folder), "model 'tiny' has no integers"),
+        (str(tiny_folder), "got 'tiny' without integers"),
         (str(quantized("q4_1")), "scheme q4_1 cannot be written as compressed-tensors"),
     ):
         with pytest.raises(UserError, match=message):

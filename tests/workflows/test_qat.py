@@ -14,7 +14,6 @@ from edgequant import api, models, tracking
 from edgequant.errors import UserError
 from edgequant.evaluation.suite import evaluate_model
 from edgequant.quantization import checkpoint
-from edgequant.tracking import logging
 from edgequant.workflows.qat import compare, qat
 from edgequant.workflows.settings import RunSettings
 from edgequant.workflows.steps.data import evaluation_data
@@ -100,7 +99,7 @@ def test_integers_agree_with_what_was_trained(finished):
     assert abs(finished.variants["qat"].metrics["parity/perplexity_delta"]) < 0.5
 
 
-def test_the_summary_is_the_closing_table_as_data(finished):
+def test_the_summary_file_is_the_summary_table_as_data(finished):
     rows = json.loads(artifact(finished, finished.parent.id, "summary.json"))
     assert [row["variant"] for row in rows] == list(VARIANTS)
     for row in rows:
@@ -138,7 +137,7 @@ def test_size_on_disk_is_what_was_logged(finished):
     assert metrics["size/reduction_vs_fp16"] == pytest.approx(100 * (1 - size / (2 * opened.parameters)))
 
 
-def test_every_quantised_layer_is_integers_on_disk(finished):
+def test_every_quantized_layer_is_integers_on_disk(finished):
     with safe_open(finished.folder / "delivered" / "model.safetensors", "pt") as stored:
         types = {name: stored.get_slice(name).get_dtype() for name in stored.keys()}  # noqa: SIM118 - no mapping
     codes = {name: kind for name, kind in types.items() if name.endswith(".codes")}
@@ -165,7 +164,7 @@ def test_what_only_the_comparison_needed_is_gone(finished):
     assert left == {"checkpoint", *(f"{variant}.json" for variant in VARIANTS)}
 
 
-def test_a_quantised_model_cannot_be_trained(store, tmp_path, quick, short):
+def test_a_quantized_model_cannot_be_trained(store, tmp_path, quick, short):
     loaded = models.load("tiny", dtype="float32", device="cpu")
     api.quantize(loaded.model, "w8")
     made = api.save(loaded.model, loaded.tokenizer, tmp_path / "made", "w8")
@@ -181,7 +180,7 @@ def test_a_quantised_model_cannot_be_trained(store, tmp_path, quick, short):
 @pytest.fixture
 def tagged(monkeypatch) -> dict[str, str]:
     tags: dict[str, str] = {}
-    monkeypatch.setattr(logging, "set_tags", tags.update)
+    monkeypatch.setattr(tracking, "set_tags", tags.update)
     return tags
 
 

@@ -66,7 +66,7 @@ def test_with_nothing_measured_the_error_says_what_to_run() -> None:
 
 def test_an_unknown_run_id_is_named_with_those_that_there_are() -> None:
     known = store_qat()
-    with pytest.raises(UserError, match=rf"'zzz' does not exist.*{known[:12]}"):
+    with pytest.raises(UserError, match=rf"'zzz' not found.*{known[:12]}"):
         report(runs=["zzz"])
 
 

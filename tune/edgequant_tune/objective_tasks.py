@@ -25,7 +25,9 @@ def check_objectives(objectives: Sequence[Objective]) -> None:
         if group not in ALWAYS_MEASURED and owner_of(objective.metric) is None:
             groups = [*(task.group for task in known_tasks()), *ALWAYS_MEASURED]
             known = ", ".join(f"{name}/..." for name in groups)
-            raise UserError(f"objective {objective.metric!r} is measured by nothing; expected one of {known}")
+            raise UserError(
+                f"objective must be a metric that some task measures, got {objective.metric!r}; use one of {known}"
+            )
 
 
 def trial_evaluation(evaluation: EvaluationSettings, objectives: Sequence[Objective]) -> EvaluationSettings:

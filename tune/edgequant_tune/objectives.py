@@ -34,11 +34,11 @@ def read_objectives(names: Sequence[str]) -> tuple[Objective, ...]:
         UserError: none is given, one is given twice, or its direction is not known.
     """
     if not names:
-        raise UserError("objectives is empty; expected metrics such as domain/perplexity, size/checkpoint_gb")
+        raise UserError("objectives must be metrics such as domain/perplexity, size/checkpoint_gb, got none")
     objectives = tuple(_objective(name) for name in names)
     metrics = [objective.metric for objective in objectives]
     if len(set(metrics)) < len(metrics):
-        raise UserError(f"objectives {', '.join(metrics)} name a metric twice")
+        raise UserError(f"objectives must be different metrics, got {', '.join(metrics)}")
     return objectives
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from edgequant import models, tracking
-from edgequant.reporting.console import closing_console, print_table
+from edgequant.reporting.console import print_table, summary_console
 from edgequant.workflows.steps.data import evaluation_data
 from edgequant.workflows.steps.measure import measure
 from edgequant.workflows.steps.register import numbers, promote_command, register_version
-from edgequant.workflows.steps.summary import print_closing
+from edgequant.workflows.steps.summary import print_summary
 from edgequant_tune import figures, trial_records
 from edgequant_tune.search_spec import SearchSpec
 from edgequant_tune.trial_records import TrialRecord
@@ -89,7 +89,7 @@ def full_table(spec: SearchSpec, records: Sequence[TrialRecord]) -> list[dict[st
 
 
 def table(spec: SearchSpec, records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
-    """The trials that the closing table shows."""
+    """The trials that the summary table shows."""
     return trial_records.table(records, spec.objectives, model=spec.model_name, scheme=spec.trial.scheme)
 
 
@@ -97,9 +97,9 @@ def print_results(
     spec: SearchSpec, records: Sequence[TrialRecord], best: TrialRecord, rows: Rows, run: tracking.Run, checkpoint: str
 ) -> None:
     """The trials, then the best one measured in full beside its baseline, and what to do next."""
-    print_table(f"{len(records)} trials, scored on validation data", table(spec, records), closing_console())
+    print_table(f"{len(records)} trials, scored on validation data", table(spec, records), summary_console())
     title = f"tune: {spec.model_name}, {best.name} measured in full"
-    print_closing(title, list(rows.values()), run, next_command(checkpoint, spec.method))
+    print_summary(title, list(rows.values()), run, next_command(checkpoint, spec.method))
 
 
 def next_command(checkpoint: str, method: str) -> str:

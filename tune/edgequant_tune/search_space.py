@@ -99,9 +99,7 @@ def _read_yaml(source: str) -> Any:
     bundled = files("edgequant_tune") / "spaces" / f"{source}.yaml"
     path = bundled if source in bundled_spaces() else Path(source).expanduser()
     if not path.is_file():
-        raise UserError(
-            f"search space {source!r} does not exist; give a YAML file or one of {', '.join(bundled_spaces())}"
-        )
+        raise UserError(f"search space {source!r} not found; give a YAML file or one of {', '.join(bundled_spaces())}")
     try:
         return yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
@@ -110,7 +108,9 @@ def _read_yaml(source: str) -> Any:
 
 def _checked(found: Any, where: str, settings: Sequence[type], with_scheme: bool) -> Space:
     if not isinstance(found, Mapping) or not found:
-        raise UserError(f"{where} is empty; expected lines such as `learning_rate: {{log_uniform: [1.0e-5, 3.0e-4]}}`")
+        raise UserError(
+            f"{where} must hold lines such as `learning_rate: {{log_uniform: [1.0e-5, 3.0e-4]}}`, got {found!r}"
+        )
     types = {SCHEME: str} if with_scheme else {}
     types |= {name: kind for each in settings for name, kind in searchable(each).items()}
     return tuple(_hyperparameter(str(name), spec, types) for name, spec in found.items())
@@ -147,10 +147,10 @@ def _number(name: str, value: Any, kind: str) -> float:
     try:
         number = float(value)
     except (TypeError, ValueError):
-        raise UserError(f"hyperparameter {name}: {value!r} in {kind} is not a number") from None
+        raise UserError(f"hyperparameter {name}: {kind} must be numbers, got {value!r}") from None
     if kind.endswith("integers"):
         if number != int(number):
-            raise UserError(f"hyperparameter {name}: {value!r} in {kind} is not a whole number")
+            raise UserError(f"hyperparameter {name}: {kind} must be whole numbers, got {value!r}")
         return int(number)
     return number
 
@@ -161,20 +161,20 @@ def _check_range(name: str, kind: str, values: tuple[Any, ...], step: Any, decla
     if len(values) != 2 or not values[0] < values[1]:
         raise UserError(f"hyperparameter {name}: {kind} must be [low, high] with low < high, got {list(values)}")
     if kind.startswith("log_") and values[0] <= 0:
-        raise UserError(f"hyperparameter {name}: {kind} begins at {values[0]}; a logarithmic range begins above 0")
+        raise UserError(f"hyperparameter {name}: {kind} must begin above 0, got {values[0]}")
     if declared is int and not kind.endswith("integers"):
-        raise UserError(f"hyperparameter {name} is a whole number; use integers: [low, high], not {kind}")
+        raise UserError(f"hyperparameter {name} is a whole number and must be integers: [low, high], got {kind}")
     if not _is_number(declared):
-        raise UserError(f"hyperparameter {name} is not a number; use choice: [...], not {kind}")
+        raise UserError(f"hyperparameter {name} is not a number and must be choice: [...], got {kind}")
     if step is not None and (not isinstance(step, int | float) or step <= 0 or kind.startswith("log_")):
         raise UserError(
-            f"hyperparameter {name}: step {step!r} does not fit {kind}; a step is above 0, for uniform and integers"
+            f"hyperparameter {name}: step must be above 0, for uniform and integers, got {step!r} for {kind}"
         )
 
 
 def _check_choices(name: str, values: tuple[Any, ...], declared: Any) -> None:
     if len(set(map(repr, values))) != len(values):
-        raise UserError(f"hyperparameter {name}: choice {list(values)} names a value twice")
+        raise UserError(f"hyperparameter {name}: choice must name different values, got {list(values)}")
     if name == SCHEME:
         from edgequant.quantization.scheme import parse_scheme
 
@@ -182,7 +182,7 @@ def _check_choices(name: str, values: tuple[Any, ...], declared: Any) -> None:
             parse_scheme(str(value))
     wrong = [value for value in values if not _fits(value, declared)]
     if wrong:
-        raise UserError(f"hyperparameter {name}: {wrong[0]!r} has the wrong type; expected {_type_name(declared)}")
+        raise UserError(f"hyperparameter {name}: choice must be of {_type_name(declared)}, got {wrong[0]!r}")
 
 
 def _fits(value: Any, declared: Any) -> bool:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from edgequant.evaluation.tasks.task import EvaluationData
-    from edgequant_tune.search_spec import OnReport, TrialSpec
+    from edgequant_tune.trial_spec import OnReport, TrialSpec
 
 HELD_OUT_ROWS = 16  # sequences of held-out text behind `validation/loss`
 
@@ -48,15 +48,15 @@ def qat_candidate(trial: TrialSpec, work_dir: Path, on_report: OnReport) -> Cand
     from edgequant.workflows.steps.data import evaluation_data
     from edgequant.workflows.validate import validate
 
-    settings = {"training": trial.training, "qat": trial.qat, "calibration": trial.calibration}
-    (scheme,) = validate(trial.model, trial.dataset, schemes=trial.scheme, **settings)
+    settings: dict[str, Any] = {"training": trial.training, "qat": trial.qat, "calibration": trial.calibration}
+    source, (scheme,) = validate(trial.model, trial.dataset, schemes=trial.scheme, **settings)
     reported = evaluation_data(trial.evaluation.tasks, trial.run.data_dir)
     experiment = qat_experiment.load(
-        trial.model, scheme, trial.dataset, **settings, evaluation=trial.evaluation, run=trial.run, folder=work_dir,
+        source, scheme, trial.dataset, **settings, evaluation=trial.evaluation, run=trial.run, folder=work_dir,
         data=validation_data(reported, trial.dataset, trial.run.data_dir), guarded=reported,
     )  # fmt: skip
-    observed = Observed(trial, experiment.tokenizer, on_report)
-    experiment = replace(experiment, on_step=observed.on_step)
+    reporter = TrialReporter(trial, experiment.tokenizer, on_report)
+    experiment = replace(experiment, on_step=reporter.on_step)
     made = qat_variants.quantized(experiment)
     measured = evaluate_model(made.model, made.tokenizer, experiment.data, trial.evaluation, checkpoint=made.checkpoint)
     return Candidate(measured.metrics | dict(made.metrics), qat_variants.save_result(experiment, None))
@@ -78,10 +78,10 @@ def finetune_candidate(trial: TrialSpec, work_dir: Path, on_report: OnReport) ->
         trial.dataset, loaded.tokenizer, training.sequence_length, reported, run.data_dir, seed=run.seed
     )
     adapted = attach(loaded.model, trial.lora, made_from=trial.model)
-    observed = Observed(trial, loaded.tokenizer, on_report)
+    reporter = TrialReporter(trial, loaded.tokenizer, on_report)
     result = train(
         adapted, rows, training, work_dir / "training", seed=run.seed, title=f"finetune {trial.model}",
-        on_log=lambda step, metrics: observed.report(adapted, step, metrics),
+        on_log=lambda step, metrics: reporter.report(adapted, step, metrics),
     )  # fmt: skip
     made = save_result(adapted.eval(), loaded.tokenizer, work_dir, "float", dtype=run.dtype, device=run.device)
     scored = validation_data(reported, trial.dataset, run.data_dir)
@@ -98,7 +98,7 @@ def validation_data(data: EvaluationData, dataset: str, data_dir: str | None) ->
     return {name: selection_rows(name, rows, dataset, data_dir) for name, rows in given.items()}
 
 
-class Observed:
+class TrialReporter:
     """Reports a trial's training, with the held-out loss added on rungs, of the model as it is simulated then."""
 
     def __init__(self, trial: TrialSpec, tokenizer: Any, on_report: OnReport) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from edgequant.files import write_atomically
-from edgequant_tune.search_spec import TrialSpec
+from edgequant_tune.trial_spec import TrialSpec
 
 TRACEBACK = "traceback.txt"
 
@@ -31,7 +31,7 @@ def run_trial(
 ) -> None:
     """Train one candidate; report its metrics as training goes and, complete, as measured on the reloaded checkpoint.
 
-    A report holds `step`, `complete`, `metrics` (contract names) and, when complete, the `checkpoint`'s folder.
+    A report holds `step`, `complete`, `metrics` (by metric name) and, when complete, the `checkpoint`'s folder.
     """
     work_dir = spec.trials_folder / trial_id
     shutil.rmtree(work_dir, ignore_errors=True)  # what an interrupted attempt at the same trial left

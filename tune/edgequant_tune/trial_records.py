@@ -78,7 +78,7 @@ def prune_dominated(trials_folder: Path, records: Sequence[TrialRecord], objecti
 def table(
     records: Sequence[TrialRecord], objectives: Sequence[Objective], *, model: str, scheme: str
 ) -> list[dict[str, Any]]:
-    """Rows for the closing table: the best trials, then those stopped early, then failures with their errors."""
+    """Rows for the summary table: the best trials, then those stopped early, then failures with their errors."""
     best = ranked(records, objectives)
     failed = [record for record in records if record.status == "failed"]
     others = [record for record in records if record not in best and record not in failed]

@@ -91,7 +91,7 @@ def load_boolq(split: str, data_dir: str | Path | None = None) -> list[dict]:
     try:
         rows = [{key: row[key] for key in ("question", "title", "passage", "answer")} for row in rows]
     except (KeyError, TypeError) as error:
-        raise UserError(f"{path or BOOLQ.hub_id}: a BoolQ row lacks {error}; expected the official columns") from None
+        raise UserError(f"{path or BOOLQ.hub_id}: {error} not found in a BoolQ row; use the official file") from None
     return _checked_rows(BOOLQ, split, rows, path)
 
 
@@ -136,7 +136,7 @@ def _local_folder(benchmark: Benchmark, data_dir: str | Path | None) -> Path | N
 def _checked_split(benchmark: Benchmark, split: str) -> str:
     split = _SPLIT_ALIASES.get(split, split)
     if split not in benchmark.files:
-        raise UserError(f"{benchmark.name} has no split {split!r}; expected one of {', '.join(benchmark.files)}")
+        raise UserError(f"split of {benchmark.name} must be one of {', '.join(benchmark.files)}, got {split!r}")
     return split
 
 

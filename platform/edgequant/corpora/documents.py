@@ -38,7 +38,7 @@ class Document:
     language: str
     split: str
     source: str
-    licence: str
+    license: str
     location: str = ""
     standard: str = "none"
 
@@ -66,10 +66,13 @@ def read_document(path: Path) -> Document:
     fields, body = split_front_matter(path.read_text(encoding="utf-8"))
     missing = [key for key in _REQUIRED if key not in fields]
     if missing:
-        raise UserError(f"{path}: front matter lacks {', '.join(missing)}; it needs {', '.join(_REQUIRED)}")
+        raise UserError(
+            f"{path}: {', '.join(missing)} not found in the front matter, which must have {', '.join(_REQUIRED)}"
+        )
     if fields["domain"] not in DOMAINS:
-        raise UserError(f"{path}: domain {fields['domain']!r} is unknown; expected one of {', '.join(DOMAINS)}")
+        raise UserError(f"{path}: domain must be one of {', '.join(DOMAINS)}, got {fields['domain']!r}")
     if fields["split"] not in SPLITS:
-        raise UserError(f"{path}: split {fields['split']!r} is unknown; expected one of {', '.join(SPLITS)}")
-    known = {key: fields[key] for key in (*_REQUIRED, "location", "standard") if key in fields}
-    return Document(text=body.strip(), source=path.name, **known)
+        raise UserError(f"{path}: split must be one of {', '.join(SPLITS)}, got {fields['split']!r}")
+    known = {key: fields[key] for key in (*_REQUIRED[:-1], "location", "standard") if key in fields}
+    license = fields["licence"]
+    return Document(text=body.strip(), source=path.name, license=license, **known)

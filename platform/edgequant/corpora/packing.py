@@ -28,7 +28,7 @@ def pack(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, sequence_leng
     import torch
 
     if sequence_length < 2:
-        raise UserError(f"sequence_length {sequence_length} is too short: a row needs at least 2 tokens")
+        raise UserError(f"sequence_length must be at least 2 tokens, got {sequence_length}")
     stream: list[int] = []
     for text in texts:
         stream.extend(_with_end(tokenizer(text, verbose=False)["input_ids"], tokenizer.eos_token_id))

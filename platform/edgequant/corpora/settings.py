@@ -37,8 +37,8 @@ class CorpusSettings:
     augment_below: float = 0.0
     """Augment training chunks of domains with fewer than this share of the largest domain's chunks; 0 augments none."""
 
-    licence: str = "not stated"
-    """Licence filed for files that state none themselves."""
+    license: str = "not stated"
+    """License filed for files that state none themselves."""
 
     engine: Literal["local", "ray"] = "local"
     """local: worker processes on this machine. ray: the same per-file function on Ray Data, on any cluster."""
@@ -58,19 +58,19 @@ class CorpusSettings:
     def __post_init__(self) -> None:
         if not 1 <= self.min_tokens < self.max_tokens:
             raise UserError(
-                f"min_tokens {self.min_tokens} and max_tokens {self.max_tokens} leave no range; "
-                "expected 1 <= min_tokens < max_tokens, such as 100 and 150"
+                f"min_tokens must be at least 1 and below max_tokens, got {self.min_tokens} and {self.max_tokens}; "
+                "use such as 100 and 150"
             )
         for name in ("dedup_threshold", "validation_share", "test_share", "augment_below"):
             if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name} {getattr(self, name)} is not a share; expected between 0 and 1")
+                raise UserError(f"{name} must be a share from 0 to 1, got {getattr(self, name)}")
         if self.validation_share + self.test_share >= 1:
             raise UserError(
-                f"validation_share {self.validation_share} and test_share {self.test_share} leave nothing to train on; "
-                "expected a sum below 1, such as 0.1 and 0.1"
+                f"validation_share + test_share must be below 1, got {self.validation_share} + {self.test_share}, "
+                "which leaves nothing to train on; use such as 0.1 and 0.1"
             )
         for name in ("workers", "file_timeout_s", "file_memory_mb", "file_megabytes"):
             if getattr(self, name) <= 0:
-                raise UserError(f"{name} {getattr(self, name)} is too small; expected more than 0")
+                raise UserError(f"{name} must be above 0, got {getattr(self, name)}")
         if self.engine not in ("local", "ray"):
-            raise UserError(f"engine {self.engine!r} is unknown; expected local or ray")
+            raise UserError(f"engine must be local or ray, got {self.engine!r}")

@@ -28,14 +28,14 @@ def list_files(source: Path) -> list[SourceFile]:
         UserError: `source` does not exist or holds no file.
     """
     if not source.exists():
-        raise UserError(f"source {str(source)!r} does not exist; give a folder of documents, or leave it out")
+        raise UserError(f"source {str(source)!r} not found; give a folder of documents, or leave it out")
     if source.is_file():
         return [SourceFile(str(source), printable(source.name))]
     root = os.path.realpath(source)
     files = sorted(_walk(root, "", {root}), key=lambda file: os.fsencode(file.name))
     if not files:
         raise UserError(
-            f"source {str(source)!r} holds no files; expected PDF, HTML, Markdown, text, DOCX, JSON or JSONL"
+            f"source must hold PDF, HTML, Markdown, text, DOCX, JSON or JSONL, got {str(source)!r} without any file"
         )
     return files
 

@@ -81,35 +81,36 @@ class ScoringSettings:
 
     def _check_choices(self) -> None:
         if self.wikitext_protocol not in ("raw", "paragraphs", "documents"):
-            raise UserError(
-                f"wikitext_protocol {self.wikitext_protocol!r} is unknown; expected raw, paragraphs or documents"
-            )
+            raise UserError(f"wikitext_protocol must be raw, paragraphs or documents, got {self.wikitext_protocol!r}")
         if self.bos not in ("auto", "always", "never"):
-            raise UserError(f"bos {self.bos!r} is unknown; expected auto, always or never")
+            raise UserError(f"bos must be auto, always or never, got {self.bos!r}")
         if self.num_fewshot not in (0, 1):
-            raise UserError(f"num_fewshot {self.num_fewshot} is not supported; expected 0 or 1")
+            raise UserError(f"num_fewshot must be 0 or 1, got {self.num_fewshot}")
 
     def _check_positive(self) -> None:
         counts = ("limit", "max_new_tokens", "max_batch_tokens", "latency_new_tokens", "latency_repetitions")
         for name in (*counts, "bootstrap_resamples"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise UserError(f"{name} {value} is too small; expected at least 1")
+                raise UserError(f"{name} must be at least 1, got {value}")
         for name in ("latency_prompt_lengths", "latency_batch_sizes"):
             values = getattr(self, name)
             if values is not None and (not values or min(values) < 1):
-                raise UserError(f"{name} {values} is not usable; expected one or more numbers, each at least 1")
+                raise UserError(f"{name} must be one or more numbers of at least 1, got {values}")
         if self.latency_warmup < 0:
-            raise UserError(f"latency_warmup {self.latency_warmup} is negative; expected 0 or more")
+            raise UserError(f"latency_warmup must be 0 or more, got {self.latency_warmup}")
         if not 0 < self.confidence < 1:
-            raise UserError(f"confidence {self.confidence} is no coverage; expected between 0 and 1, such as 0.95")
+            raise UserError(f"confidence must be between 0 and 1, such as 0.95, got {self.confidence}")
 
     def _check_perplexity(self) -> None:
         if self.window is not None and self.window < 2:
-            raise UserError(f"window {self.window} leaves no token to predict; expected at least 2, such as 2048")
+            raise UserError(
+                f"window must be at least 2, such as 2048, got {self.window}, which leaves no token to predict"
+            )
         if self.stride is not None and not 0 < self.stride <= (self.window or self.stride):
-            raise UserError(f"stride {self.stride} does not fit window {self.window}; expected 1 to the window")
+            raise UserError(f"stride must be from 1 to window {self.window}, got {self.stride}")
         if self.stride is not None and self.wikitext_protocol == "documents":
             raise UserError(
-                "stride has no meaning with wikitext_protocol documents, whose windows never overlap; leave it out"
+                f"stride must be left out with wikitext_protocol documents, whose windows never overlap, got "
+                f"{self.stride}"
             )

@@ -40,15 +40,15 @@ def check_format(name: str, parameter: str = "format", known: Collection[str] = 
         UserError: unknown format; names the known ones.
     """
     if name not in known:
-        raise UserError(f"{parameter} {name!r} is unknown; expected one of {', '.join(known)}")
+        raise UserError(f"{parameter} must be one of {', '.join(known)}, got {name!r}")
     return name
 
 
 def needs_checkpoint(name: str, location: str) -> UserError:
     """The error for a model without integers where compressed-tensors is wanted."""
     return UserError(
-        f"model {name!r} has no integers to write as compressed-tensors; expected a checkpoint that `edgequant ptq` or "
-        f"`edgequant qat` made: run `edgequant ptq --model {location} --scheme w4-g32` first and export what it writes"
+        f"model for compressed-tensors must be a checkpoint that `edgequant ptq` or `edgequant qat` made, got {name!r} "
+        f"without integers; run `edgequant ptq --model {location} --scheme w4-g32` first and export what it writes"
     )
 
 

@@ -54,9 +54,9 @@ def pick_device(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
-        raise UserError(f"device {device!r} is unknown; use auto, cpu, cuda or cuda:N")
+        raise UserError(f"device must be auto, cpu, cuda or cuda:N, got {device!r}")
     if device.startswith("cuda") and int(device.partition(":")[2] or 0) >= torch.cuda.device_count():
         raise UserError(
-            f"device {device!r} is not here: torch sees {torch.cuda.device_count()} CUDA devices; use cpu or auto"
+            f"device {device!r} not found: torch sees {torch.cuda.device_count()} CUDA devices; use cpu or auto"
         )
     return device

@@ -26,12 +26,17 @@ class LoadedModel(NamedTuple):
 
 
 def load(
-    source: str, *, dtype: str = "auto", device: str = "auto", load_options: Mapping[str, Any] | None = None
+    source: str | ModelSource,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    load_options: Mapping[str, Any] | None = None,
 ) -> LoadedModel:
     """Load a causal language model and its tokenizer.
 
     Args:
-        source: short name, hub id, folder (plain model, PEFT adapter, edgequant checkpoint), .gguf file, MLflow URI.
+        source: short name, hub id, folder (plain model, PEFT adapter, edgequant checkpoint), .gguf file, MLflow URI, or
+            what `resolve` made of one of these.
         dtype: compute type: float32, bfloat16, float16, or `auto`: what a quantised checkpoint was measured in, else
             bfloat16 where the device computes it natively, else float32. Integers stay integers.
         device: `auto` (CUDA where there is one, else the CPU), `cpu`, `cuda`, `cuda:1`, ...
@@ -41,7 +46,7 @@ def load(
         UserError: the source does not exist or cannot be reached; the message says what was tried and the fix.
     """
     if dtype not in DTYPES:
-        raise UserError(f"dtype {dtype!r} is unknown; use one of {', '.join(DTYPES)}")
+        raise UserError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     resolved = resolve(source)
     placed = pick_device(device)
     options: dict[str, Any] = {"dtype": pick_dtype(dtype, placed), **(load_options or {})}
@@ -126,7 +131,9 @@ def _load_folder(folder: Path, options: dict[str, Any]) -> tuple[Any, Any]:
     if (folder / "adapter_config.json").is_file():
         return _load_adapter(folder, options)
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
-        raise UserError(f"model folder {str(folder)!r} has a config.json but no weights; expected *.safetensors")
+        raise UserError(
+            f"weights (*.safetensors) not found in model folder {str(folder)!r}, which has a config.json; copy it whole"
+        )
     return _from_pretrained(str(folder), options)
 
 
@@ -136,7 +143,7 @@ def _load_adapter(folder: Path, options: dict[str, Any]) -> tuple[Any, Any]:
     base = json.loads((folder / "adapter_config.json").read_text()).get("base_model_name_or_path")
     if not base:
         raise UserError(
-            f"{folder / 'adapter_config.json'} names no base_model_name_or_path; add the model it was trained on"
+            f"base_model_name_or_path not found in {folder / 'adapter_config.json'}; add the model it was trained on"
         )
     model, tokenizer = _load_pair(resolve(base), options)
     if any(folder.glob("tokenizer*")):

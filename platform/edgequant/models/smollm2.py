@@ -38,7 +38,9 @@ def smollm2_gguf() -> Path:
     """
     named = os.environ.get("EDGEQUANT_SMOLLM2_GGUF")
     if named and not Path(named).is_file():
-        raise UserError(f"EDGEQUANT_SMOLLM2_GGUF names {named!r}, which is no file; unset it or name the .gguf")
+        raise UserError(
+            f"EDGEQUANT_SMOLLM2_GGUF must be a .gguf file, got {named!r}, which is not found; unset it or name it"
+        )
     path = Path(named) if named else _installed_gguf() or _fetched_gguf()
     if (found := sha256_of(path)) != SMOLLM2_SHA256:
         raise UserError(f"{path} is not the known SmolLM2 file (SHA-256 {found[:12]}...); remove it and try again")

@@ -32,12 +32,14 @@ class ModelSource:
     location: str
 
 
-def resolve(source: str) -> ModelSource:
+def resolve(source: str | ModelSource) -> ModelSource:
     """Say what a model argument means, without loading anything.
 
     Raises:
         UserError: a path that does not exist, or a name that is neither a short name nor a hub id.
     """
+    if isinstance(source, ModelSource):
+        return source
     if source in HUB_MODELS:
         return ModelSource("hub", source, HUB_MODELS[source])
     if source == "smollm2-135m":
@@ -52,7 +54,7 @@ def resolve(source: str) -> ModelSource:
     if path.is_file() and path.suffix == ".gguf":
         return ModelSource("gguf", _tag_name(path.stem), str(path.resolve()))
     if _looks_like_a_path(source):
-        raise UserError(f"model {source!r} does not exist; give a folder with config.json, a .gguf file, {_known()}")
+        raise UserError(f"model {source!r} not found; give a folder with config.json, a .gguf file, {_known()}")
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) or "/" not in source:
         raise UserError(f"model {source!r} is unknown; give {_known()}")
     return ModelSource("hub", _tag_name(source.split("/")[-1]), source)
@@ -66,7 +68,7 @@ def _folder_source(path: Path) -> ModelSource:
         return ModelSource("gguf", _tag_name(files[0].stem), str(files[0].resolve()))
     inside = "no config.json" if not files else f"{len(files)} .gguf files"
     raise UserError(
-        f"model folder {str(path)!r} holds {inside}; expected a config.json, adapter_config.json or one .gguf"
+        f"model folder must hold a config.json, adapter_config.json or one .gguf, got {str(path)!r} with {inside}"
     )
 
 
@@ -88,7 +90,7 @@ def _tag_name(text: str) -> str:
     return re.sub(r"[^\w.-]+", "-", text).strip("-").lower() or "model"
 
 
-def check_available(source: str) -> ModelSource:
+def check_available(source: str | ModelSource) -> ModelSource:
     """`resolve`, and for a model of the hub a look whether it can be had, so that nobody waits for an error.
 
     Raises:
@@ -118,7 +120,7 @@ def folder_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{file} is not valid JSON ({error}); copy the model's folder again") from error
 
 
-def layer_inputs(source: str) -> dict[str, int]:
+def layer_inputs(source: str | ModelSource) -> dict[str, int]:
     """Input features of one layer of each kind, as far as they can be told without loading weights (else empty).
 
     So that a group size that does not fit is refused before anything is downloaded or loaded.

@@ -116,12 +116,12 @@ def verify(folder: str | Path) -> dict[str, Any]:
     folder = Path(folder)
     if not (folder / MANIFEST).is_file():
         raise UserError(
-            f"{folder} is no edgequant checkpoint: {MANIFEST} is missing; make one with `edgequant qat` or `ptq`"
+            f"{folder} is not an edgequant checkpoint: {MANIFEST} not found; make one with `edgequant qat` or `ptq`"
         )
     manifest = json.loads((folder / MANIFEST).read_text())
     for name, expected in manifest["sha256"].items():
         if not (folder / name).is_file():
-            raise UserError(f"checkpoint {folder}: {name} is missing; copy the whole folder again")
+            raise UserError(f"checkpoint {folder}: {name} not found; copy the whole folder again")
         if (found := sha256_of(folder / name)) != expected:
             raise UserError(
                 f"checkpoint {folder}: {name} is damaged (SHA-256 {found[:12]}..., expected {expected[:12]}...); "

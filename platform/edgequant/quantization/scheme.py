@@ -14,7 +14,7 @@ from edgequant.quantization.size_budget import SizeBudget, budget_of_suffix
 Granularity = Literal["tensor", "channel", "group"]
 ZeroPoint = Literal["none", "integer", "real"]
 
-# The names of the house; any other combination that the grammar below admits works as well.
+# edgequant's named schemes; any other combination that the grammar below admits works as well.
 SCHEMES = (
     *("w8a8-static", "w8a8", "w8", "w4-g32", "w4-g64", "w4-g128", "w3-g64", "w4a8-g32"),
     *("q8_0", "q4_0", "q4_1", "bnb-int8", "bnb-nf4", "bnb-fp4"),
@@ -92,7 +92,7 @@ class Scheme:
         object.__setattr__(self, "layer_bits", tuple(sorted(self.layer_bits)))  # one order: YAML keeps none
         for layer, bits in self.layer_bits:
             if bits not in range(2, 9):
-                raise UserError(f"scheme {self.name}: {layer} cannot have {bits} bits; expected 2 to 8")
+                raise UserError(f"scheme {self.name}: bits of {layer} must be from 2 to 8, got {bits}")
 
     @property
     def can_mix_bits(self) -> bool:
@@ -169,7 +169,7 @@ def parse_scheme(name: str) -> Scheme:
     fixed, `@4.5bpp` or `@80MB` is a size budget (bits per parameter, megabytes): bits are then chosen layer by layer.
 
     Raises:
-        UserError: the name does not follow the grammar (names the nearest known scheme), or the budget is impossible.
+        UserError: the name does not follow the grammar (names the nearest known scheme), or the budget cannot be meant.
     """
     base, at, suffix = name.partition("@")
     if at and (budget := budget_of_suffix(suffix)):

@@ -32,15 +32,21 @@ class SizeBudget:
 
     def __post_init__(self) -> None:
         if self.unit not in SUFFIXES:
-            raise UserError(f"size budget in {self.unit!r} is unknown; give it as {EXAMPLES}")
+            raise UserError(
+                f"unit of size_budget must be {' or '.join(SUFFIXES)}, got {self.unit!r}; give it as {EXAMPLES}"
+            )
         if not (math.isfinite(self.amount) and self.amount > 0):
-            raise UserError(f"size budget {self.amount:g} {self.unit} is impossible; expected a number above 0")
+            raise UserError(
+                f"size_budget must be a number above 0, got {self.amount:g} {self.unit}; give it as {EXAMPLES}"
+            )
         if not self.candidates or {*self.candidates} - {*range(2, 9)} or [*self.candidates] != sorted(self.candidates):
-            raise UserError(f"size budget's candidate bits {self.candidates} are impossible; expected some of 2 to 8")
+            raise UserError(
+                f"candidate bits of size_budget must be some of 2 to 8 in rising order, got {self.candidates}"
+            )
         if self.unit == "bits_per_parameter" and self.amount <= self.candidates[0]:
             raise UserError(
-                f"size budget of {self.amount:g} bits per parameter is impossible: a layer gets at least "
-                f"{self.candidates[0]}, and scales come on top; give more than {self.candidates[0]}"
+                f"size_budget must be above {self.candidates[0]} bits per parameter, which a layer gets at least, "
+                f"scales on top, got {self.amount:g}"
             )
 
     @property
@@ -67,11 +73,11 @@ def parse_size_budget(text: str) -> SizeBudget:
     given, _, amount = text.partition("=")
     unit = next((unit for unit in SUFFIXES if unit == given.strip()), None)
     if unit is None:
-        raise UserError(f"size_budget {text!r} is not understood; give it as {EXAMPLES}")
+        raise UserError(f"size_budget must begin with {'= or '.join(SUFFIXES)}=, got {text!r}; give it as {EXAMPLES}")
     try:
         number = float(amount)
     except ValueError:
-        raise UserError(f"size_budget {text!r}: {amount.strip()!r} is no number; give it as {EXAMPLES}") from None
+        raise UserError(f"size_budget {text!r}: {amount.strip()!r} is not a number; give it as {EXAMPLES}") from None
     return SizeBudget(unit=unit, amount=number)
 
 

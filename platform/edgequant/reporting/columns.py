@@ -1,6 +1,6 @@
 """How a metric is shown to people: heading, unit, number of digits, and which end of the scale is better.
 
-Light (no torch, no mlflow): the closing table on the terminal, Markdown, HTML and the plots all take it from here.
+Light (no torch, no mlflow): the summary table on the terminal, Markdown, HTML and the plots all take it from here.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ class Column:
 # What no task measures; the tasks describe their own metrics.
 _SIZE = {
     "size/checkpoint_gb": Metric("size", "GB", "lower"),
-    "size/reduction_vs_fp16": Metric("smaller than fp16", "%", "higher", prominence="summary"),
-    "size/reduction_vs_fp32": Metric("smaller than fp32", "%", "higher", prominence="detail"),
+    "size/reduction_vs_fp16": Metric("size reduction vs fp16", "%", "higher", prominence="summary"),
+    "size/reduction_vs_fp32": Metric("size reduction vs fp32", "%", "higher", prominence="detail"),
     "size/bits_per_parameter": Metric("bits/parameter", "", "lower", prominence="summary"),
     "size/resident_gb": Metric("resident", "GB", "lower", prominence="detail"),
 }
 _CONVERSION_AND_TRAINING = {
     "qat/recovered_fraction": Metric("PTQ loss recovered", "%", "higher", scale=100.0, prominence="summary"),
     "parity/max_logit_error": Metric("largest logit error", "", "lower", prominence="table"),
-    "parity/argmax_agreement": Metric("same next token", "%", "higher", scale=100.0, prominence="table"),
+    "parity/argmax_agreement": Metric("top-1 agreement", "%", "higher", scale=100.0, prominence="table"),
     "parity/perplexity_delta": Metric("perplexity drift", "", None, prominence="table"),
     "train/tokens_per_second": Metric("training tokens/s", "", "higher", prominence="table"),
 }

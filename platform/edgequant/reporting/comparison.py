@@ -71,7 +71,7 @@ def compare(ids: Sequence[str] = (), *, experiment: str | None = None) -> Compar
 def _by_id(known: list[FinishedRun], given: str) -> FinishedRun:
     found = [run for run in known if run.id.startswith(given.strip())] if given.strip() else []
     if len(found) != 1:
-        what = "does not exist" if not found else f"is ambiguous ({len(found)} runs begin so)"
+        what = "not found" if not found else f"is ambiguous ({len(found)} runs begin so)"
         recent = ", ".join(f"{run.id[:12]} ({run.workflow})" for run in known if run.workflow)[:300]
         raise UserError(f"run {given!r} {what}; the newest workflow runs are {recent or 'none'}")
     return found[0]

@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from edgequant.reporting.columns import Column
 
 PLAIN_WIDTH = 100  # characters, where output goes to a file or a pipe
-MOST_METRICS = 12  # with more, only those that people compare first; summary.json has them all
+MAX_METRICS = 12  # with more, only those that people compare first; summary.json has them all
 LONG_TEXT = 40  # longer texts (warnings, hashes) stand below the table
 TURNED_ROWS = 5  # up to so many models stand side by side, one line per metric
 
 
-def closing_console() -> Console:
+def summary_console() -> Console:
     """The terminal at its own width; 100 columns where there is none."""
     from rich.console import Console
 
@@ -34,7 +34,7 @@ def print_table(title: str, rows: Sequence[Mapping[str, Any]], console: Console)
         console.print(f"{title}: nothing to show", markup=False)
         return
     everything = columns(rows)
-    chosen = headline(everything, MOST_METRICS)
+    chosen = headline(everything, MAX_METRICS)
     if len(rows) > TURNED_ROWS and not _fits(_table(chosen, len(rows)), console):
         chosen = core(chosen)
     shown, shared = _without_shared_names(chosen)

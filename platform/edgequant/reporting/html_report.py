@@ -25,7 +25,7 @@ from edgequant.reporting.columns import (
 from edgequant.reporting.comparison import Comparison
 from edgequant.reporting.plots import bars, scatter
 from edgequant.reporting.protocols import protocols_for
-from edgequant.reporting.tables import MOST_METRICS, markdown_table, markdown_text
+from edgequant.reporting.tables import MAX_METRICS, markdown_table, markdown_text
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -42,7 +42,7 @@ def html_report(comparison: Comparison, title: str = "edgequant report") -> str:
 
     named = figures(comparison.rows)
     everything = sorted(columns(comparison.rows), key=lambda column: column.key == "run")  # links last: figures first
-    shown = headline(everything, MOST_METRICS)
+    shown = headline(everything, MAX_METRICS)
     links = {row["run"]: run.url for row, run in zip(comparison.rows, comparison.runs, strict=True) if "run" in row}
     return _template().render(
         title=title,

@@ -16,7 +16,7 @@ def model_card(name: str, version: str, tags: Mapping[str, str], run_url: str | 
     Args:
         name: registered model's name, e.g. `edgequant-smollm2-135m`.
         version: its version.
-        tags: the version's tags: metrics under the contract's names, `edgequant.model`, `edgequant.scheme`,
+        tags: the version's tags: metrics under edgequant's metric names, `edgequant.model`, `edgequant.scheme`,
             `edgequant.variant`, `edgequant.baseline` (the baseline's metrics as JSON).
         run_url: the run that made it.
     """
@@ -58,7 +58,7 @@ def model_card(name: str, version: str, tags: Mapping[str, str], run_url: str | 
         "## Limits",
         "",
         "A small language model states wrong facts fluently, the more so when quantised. Only what stands above was",
-        "measured. It is no source of safety-critical instructions.",
+        "measured. It is not a source of safety-critical instructions.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -17,15 +17,15 @@ from edgequant.reporting.label_placement import label_positions
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-VARIANT_COLOURS = {
+VARIANT_COLORS = {
     "baseline": "#767676",
     "control": "#56B4E9",
     "ptq": "#E69F00",
     "qat": "#0072B2",
     "finetuned": "#009E73",
 }
-OTHER_COLOURS = ("#CC79A7", "#D55E00", "#009E73", "#56B4E9", "#E69F00")
-SINGLE_COLOUR = "#0072B2"
+OTHER_COLORS = ("#CC79A7", "#D55E00", "#009E73", "#56B4E9", "#E69F00")
+SINGLE_COLOR = "#0072B2"
 INK, GRID = "#4d4d4d", "rgba(128,128,128,0.25)"
 LOG_ABOVE = 10.0  # a positive axis whose largest value is more than so many times the smallest is logarithmic
 
@@ -34,12 +34,12 @@ def bars(rows: Sequence[Row], metric_name: str) -> Figure:
     """Horizontal bars of one metric, one per row that has it, in the rows' order, with confidence intervals.
 
     Args:
-        rows: comparison rows: `model`, `variant`, `scheme`, and metrics under the contract's names.
+        rows: comparison rows: `model`, `variant`, `scheme`, and metrics under edgequant's metric names.
         metric_name: e.g. `domain/perplexity`.
     """
     from plotly import graph_objects
 
-    kept, labels, colours = _kept(rows, metric_name)
+    kept, labels, colors = _kept(rows, metric_name)
     shown = _shown(kept, metric_name)
     values = [row[metric_name] * shown.scale for row in kept]
     bar = graph_objects.Bar(
@@ -47,7 +47,7 @@ def bars(rows: Sequence[Row], metric_name: str) -> Figure:
         y=list(range(len(kept))),
         orientation="h",
         width=0.6,
-        marker={"color": colours, "line_width": 0},
+        marker={"color": colors, "line_width": 0},
         error_x=_error_bars(kept, metric_name, shown),
         text=[significant(value, shown.digits) for value in values],
         textposition="inside" if _has_interval(kept, metric_name) else "outside",
@@ -77,14 +77,14 @@ def scatter(rows: Sequence[Row], x: str, y: str) -> Figure:
     """
     from plotly import graph_objects
 
-    kept, labels, colours = _kept(rows, x, y)
+    kept, labels, colors = _kept(rows, x, y)
     shown_x, shown_y = _shown(kept, x), _shown(kept, y)
     xs, ys = [row[x] * shown_x.scale for row in kept], [row[y] * shown_y.scale for row in kept]
     points = graph_objects.Scatter(
         x=xs,
         y=ys,
         mode="markers+text",
-        marker={"color": colours, "size": 13},
+        marker={"color": colors, "size": 13},
         error_x=_error_bars(kept, x, shown_x),
         error_y=_error_bars(kept, y, shown_y),
         text=labels,
@@ -143,11 +143,11 @@ def _pairs(labels: list[str], rows: Sequence[Row]) -> list[tuple[str, Row]]:
 def _kept(rows: Sequence[Row], *names: str) -> tuple[list[Row], list[str], list[str]]:
     """Rows that have all the metrics, with the labels and colours they have among all rows (so that figures agree)."""
     chosen = [
-        (row, escape_label(label), colour)
-        for row, label, colour in zip(rows, row_labels(rows), _colours(rows), strict=True)
+        (row, escape_label(label), color)
+        for row, label, color in zip(rows, row_labels(rows), _colors(rows), strict=True)
         if all(is_finite(row.get(name)) for name in names)
     ]
-    return [row for row, _, _ in chosen], [label for _, label, _ in chosen], [colour for _, _, colour in chosen]
+    return [row for row, _, _ in chosen], [label for _, label, _ in chosen], [color for _, _, color in chosen]
 
 
 def escape_label(text: str) -> str:
@@ -155,12 +155,12 @@ def escape_label(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def _colours(rows: Sequence[Row]) -> list[str]:
+def _colors(rows: Sequence[Row]) -> list[str]:
     variants = list(dict.fromkeys(str(row.get("variant", "")) for row in rows))
     if len(variants) < 2:
-        return [SINGLE_COLOUR] * len(rows)
-    unknown = [variant for variant in variants if variant not in VARIANT_COLOURS]
-    given = VARIANT_COLOURS | {name: OTHER_COLOURS[i % len(OTHER_COLOURS)] for i, name in enumerate(unknown)}
+        return [SINGLE_COLOR] * len(rows)
+    unknown = [variant for variant in variants if variant not in VARIANT_COLORS]
+    given = VARIANT_COLORS | {name: OTHER_COLORS[i % len(OTHER_COLORS)] for i, name in enumerate(unknown)}
     return [given[str(row.get("variant", ""))] for row in rows]
 
 

@@ -10,14 +10,14 @@ from typing import Any
 
 from edgequant.reporting.columns import IDENTITY, Row, columns, headline, is_metric
 
-MOST_METRICS = 12
+MAX_METRICS = 12
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
     """A Markdown table with units in the headings and the best value of each metric in bold."""
     if not rows:
         return "Nothing was measured.\n"
-    shown = headline(columns(rows), MOST_METRICS)
+    shown = headline(columns(rows), MAX_METRICS)
     lines = [
         _line([markdown_text(column.heading) for column in shown]),
         _line(["---:" if column.is_number else "---" for column in shown]),

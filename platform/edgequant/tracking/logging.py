@@ -54,7 +54,7 @@ def log_folder(path: str | os.PathLike[str], folder: str) -> None:
 
 
 def log_summary(rows: Sequence[Mapping[str, Any]]) -> None:
-    """The workflow's closing table as data: `summary.json`, a list of rows."""
+    """The workflow's summary table as data: `summary.json`, a list of rows."""
     mlflow.log_text(json.dumps(list(rows), indent=2, default=float), "summary.json")
 
 

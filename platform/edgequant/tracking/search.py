@@ -48,7 +48,7 @@ def _experiment_id(name: str) -> str:
     found = client().get_experiment_by_name(name)
     if found is None:
         known = ", ".join(sorted(experiment.name for experiment in client().search_experiments()))
-        raise UserError(f"experiment {name!r} is not in {mlflow.get_tracking_uri()}; there are: {known}")
+        raise UserError(f"experiment {name!r} not found in {mlflow.get_tracking_uri()}; there are: {known}")
     return str(found.experiment_id)
 
 

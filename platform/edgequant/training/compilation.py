@@ -14,14 +14,14 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-PAYS_FROM = 200  # passes: a start costs some ten seconds on an H100, which QAT saves again in less than these
+COMPILE_FROM_PASSES = 200  # passes: a start costs some ten seconds on an H100, which QAT saves again in less than these
 BACKEND = "inductor"
 VARIANTS = 64  # of a block's code: layers that differ (attention kinds, bits), phases of training
 
 
 def should_compile(device: torch.device, passes: int) -> bool:
     """Whether compiling is worth its time: on a GPU, in a training of some length, where its compiler is installed."""
-    return device.type == "cuda" and passes >= PAYS_FROM and importlib.util.find_spec("triton") is not None
+    return device.type == "cuda" and passes >= COMPILE_FROM_PASSES and importlib.util.find_spec("triton") is not None
 
 
 @contextlib.contextmanager

@@ -96,8 +96,8 @@ def check_top_k(teacher: nn.Module, k: int) -> None:
     vocabulary = int(teacher.config.vocab_size)  # type: ignore[union-attr, arg-type]
     if k > vocabulary:
         raise UserError(
-            f"training.teacher_top_k {k} exceeds the model's vocabulary of {vocabulary}; use 32 to 256, or 0 to run "
-            "the teacher at every step"
+            f"training.teacher_top_k must be at most the model's vocabulary of {vocabulary}, got {k}; use 32 to 256, "
+            "or 0 to run the teacher at every step"
         )
 
 

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from edgequant.corpora.settings import CorpusSettings
 from edgequant.errors import UserError
+from edgequant.workflows.settings import WorkflowResult
 
 if TYPE_CHECKING:
-    from edgequant.corpora.pipeline import Corpus
+    from edgequant.corpora.processing.pipeline import Corpus
 
 
 def corpus(
@@ -26,7 +27,7 @@ def corpus(
     tokenizer: str | None = None,
     settings: CorpusSettings = CorpusSettings(),
     experiment: str = "edgequant",
-) -> None:
+) -> WorkflowResult:
     """Build a data set of annotated chunks of 100-150 tokens from a folder of documents.
 
     Files are processed in parallel under time and memory limits; what cannot be read is reported and left out. A second
@@ -47,9 +48,9 @@ def corpus(
     from edgequant import tracking
     from edgequant.corpora.output.manifest import read_manifest
     from edgequant.corpora.output.write import write_corpus
-    from edgequant.corpora.pipeline import build, files_of, source_fingerprint
+    from edgequant.corpora.processing.pipeline import build, files_of, source_fingerprint
     from edgequant.corpora.text.tokens import tokenizer_file
-    from edgequant.workflows.steps.summary import print_closing
+    from edgequant.workflows.steps.summary import print_summary
 
     files = files_of(source)
     with tracking.workflow_run("corpus", config, experiment=experiment) as run:
@@ -65,9 +66,11 @@ def corpus(
         tracking.log_dataset(
             "corpus", manifest["digest"], source or "bundled", rows=sum(manifest["rows"].values()), context="training"
         )
-        tracking.log_metrics({f"corpus/{split}_chunks": rows for split, rows in manifest["rows"].items()})
+        metrics = {f"corpus/{split}_chunks": float(rows) for split, rows in manifest["rows"].items()}
+        tracking.log_metrics(metrics)
         print_files(manifest["files"])
-        print_closing(closing_title(unchanged), manifest["splits"], run, next_command(output))
+        print_summary(summary_title(unchanged), manifest["splits"], run, next_command(output))
+    return WorkflowResult(run.id, metrics, str(folder.resolve()), manifest["splits"])
 
 
 def check_source(source: str | None, output: Path) -> None:
@@ -83,7 +86,9 @@ def check_source(source: str | None, output: Path) -> None:
         folder = Path(source).expanduser()
         list_files(folder)
         if folder.is_dir() and output.resolve().is_relative_to(folder.resolve()):
-            raise UserError(f"output {str(output)!r} lies in source {source!r} and would be read as input; move it out")
+            raise UserError(
+                f"output must lie outside source {source!r}, whose files are read, got {str(output)!r}; move it out"
+            )
     check_output(output)
 
 
@@ -119,7 +124,7 @@ def print_files(files: list[dict[str, Any]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from edgequant.reporting.console import closing_console
+    from edgequant.reporting.console import summary_console
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), header_style="bold")
     table.add_column("file", overflow="fold")
@@ -131,10 +136,10 @@ def print_files(files: list[dict[str, Any]]) -> None:
     for line in [*files, {"file": f"all {len(files)}", **total, "warnings": ""}]:
         numbers = (f"{line[key]:,}" if line[key] else "–" for key in counted)
         table.add_row(Text(line["file"]), *numbers, Text(line["warnings"]))
-    closing_console().print(table)
+    summary_console().print(table)
 
 
-def closing_title(unchanged: bool) -> str:
+def summary_title(unchanged: bool) -> str:
     """Whether this run had anything to do."""
     return "corpus: nothing to do, the input is unchanged" if unchanged else "corpus"
 

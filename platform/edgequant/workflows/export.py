@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from edgequant.errors import UserError
 from edgequant.export.formats import COMPRESSED_TENSORS, FORMATS, check_expressible, check_format, needs_checkpoint
 from edgequant.quantization.scheme import Scheme
+from edgequant.workflows.settings import WorkflowResult
 
 if TYPE_CHECKING:
     from edgequant.export.formats import Exported
@@ -34,7 +35,7 @@ def export(
     upload_limit_mb: float = 500.0,
     device: str = "cpu",
     experiment: str = "edgequant",
-) -> None:
+) -> WorkflowResult:
     """Write a GGUF file or a compressed-tensors folder; log its size, SHA-256 and distance from the model.
 
     Args:
@@ -55,7 +56,7 @@ def export(
     check_configuration(format, embedding_format, upload_limit_mb, output)
 
     from edgequant import models, tracking
-    from edgequant.workflows.steps.summary import print_closing
+    from edgequant.workflows.steps.summary import print_summary
 
     source = model or default_model()
     check_source(models.check_available(source), format)
@@ -68,7 +69,8 @@ def export(
         record(written, metrics, notes, loaded, format, upload_limit_mb)
         row = {"model": loaded.source.name, "scheme": scheme_of(loaded), "format": format, **metrics}
         row |= {"file": str(written.path), "sha256": written.sha256, "note": "; ".join(notes)}
-        print_closing(f"export: {loaded.source.name} as {format}", [row], run, next_command(written.path))
+        print_summary(f"export: {loaded.source.name} as {format}", [row], run, next_command(written.path))
+    return WorkflowResult(run.id, metrics, str(written.path), [row])
 
 
 def write(loaded: LoadedModel, folder: Path, format: str, embedding_format: str | None) -> Exported:
@@ -94,7 +96,7 @@ def check_configuration(
     if embedding_format is not None:
         check_format(embedding_format, "embedding_format")
     if upload_limit_mb < 0:
-        raise UserError(f"upload_limit_mb {upload_limit_mb} is negative; expected 0 (never upload) or more")
+        raise UserError(f"upload_limit_mb must be 0 (never upload) or more, got {upload_limit_mb}")
     if format != COMPRESSED_TENSORS:
         return
     if embedding_format is not None:
@@ -104,7 +106,7 @@ def check_configuration(
         )
     if output is not None and Path(output).exists() and not _is_empty_folder(Path(output)):
         raise UserError(
-            f"output {output!r} is not empty, and format {COMPRESSED_TENSORS} fills a folder of its own; name a new one"
+            f"output must be a new or empty folder for format {COMPRESSED_TENSORS}, got {output!r}; name a new one"
         )
 
 

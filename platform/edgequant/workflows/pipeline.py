@@ -53,7 +53,7 @@ def pipeline(
 
     from edgequant import tracking
     from edgequant.workflows.evaluate import resolved_settings
-    from edgequant.workflows.steps.summary import print_closing
+    from edgequant.workflows.steps.summary import print_summary
 
     folder = Path(output).expanduser().resolve()
     # Three phases measure the same floating-point model: score it once.
@@ -61,9 +61,9 @@ def pipeline(
     with tracking.workflow_run("pipeline", config, experiment=run.experiment, resume=run.resume) as tracked:
         plan = Plan(model, scheme, source, training, evaluation, folder, register, run, tracked.id)
         rows = [_done(phase, plan, resumed=tracked.resumed) for phase in PHASES if phase in phases]
-        metrics = _delivered(tracked.id)
+        metrics = _metrics_of_qat(tracked.id)
         tracking.log_metrics(metrics)
-        print_closing(f"pipeline: {model}, {scheme}", rows, tracked, f"open {folder / 'report' / 'report.html'}")
+        print_summary(f"pipeline: {model}, {scheme}", rows, tracked, f"open {folder / 'report' / 'report.html'}")
     return WorkflowResult(tracked.id, metrics, str(plan.checkpoint) if plan.checkpoint.is_dir() else None, rows)
 
 
@@ -173,7 +173,7 @@ def _finished(phase: str, parent: str) -> bool:
     return any(found.status == "FINISHED" for found in tracking.find_runs(workflow=phase, parent=parent))
 
 
-def _delivered(parent: str) -> dict[str, float]:
+def _metrics_of_qat(parent: str) -> dict[str, float]:
     """The metrics of the model that the pipeline delivers: the QAT checkpoint's."""
     from edgequant import tracking
 

@@ -15,7 +15,7 @@ from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.quantization.calibration import CalibrationSettings
 from edgequant.quantization.ptq.settings import PtqSettings
 from edgequant.workflows.settings import RunSettings, WorkflowResult, configuration
-from edgequant.workflows.steps.layer_bits import choose, log_layer_bits
+from edgequant.workflows.steps.layer_bits import log_layer_bits, resolve_layer_bits
 from edgequant.workflows.steps.measure import COMPARISON, headline
 from edgequant.workflows.validate import validate
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from edgequant.models.loading import LoadedModel
+    from edgequant.models.sources import ModelSource
     from edgequant.quantization.scheme import Scheme
 
 SEQUENCE_LENGTH = 512  # tokens of a calibration sequence
@@ -60,16 +61,16 @@ def ptq(
         run: data, device, seed, resuming (behind the decoder blocks that were finished) and experiment.
     """
     config = configuration(locals())
-    schemes = validate(model, dataset, schemes=scheme, size_budget=size_budget, method=method)
+    source, schemes = validate(model, dataset, schemes=scheme, size_budget=size_budget, method=method)
 
     from edgequant import models, tracking
     from edgequant.workflows.steps.data import evaluation_data, training_sequences
     from edgequant.workflows.steps.measure import log_layer_errors, measure
     from edgequant.workflows.steps.register import promote_command, register_version
-    from edgequant.workflows.steps.summary import print_closing
+    from edgequant.workflows.steps.summary import print_summary
 
     with tracking.workflow_run("ptq", config, experiment=run.experiment, resume=run.resume) as tracked:
-        loaded = models.load(model, dtype="float32", device=run.device)
+        loaded = models.load(source, dtype="float32", device=run.device)
         name, dtype = loaded.source.name, models.pick_dtype(run.dtype, str(loaded.model.device))
         data = evaluation_data(evaluation.tasks, run.data_dir)
         wanted = calibration.num_calibration_samples
@@ -79,7 +80,10 @@ def ptq(
         )[:wanted]  # fmt: skip
         work = tracking.run_folder("ptq", tracked.id)
         rounding = Rounding(method, ptq, calibration, sequences, work / "finished-blocks")
-        mixed = [choose(each, loaded.model, sequences, work, dtype=dtype, resume=tracked.resumed) for each in schemes]
+        mixed = [
+            resolve_layer_bits(each, loaded.model, sequences, work, dtype=dtype, resume=tracked.resumed)
+            for each in schemes
+        ]
         with tracking.variant_run("baseline", model=name, scheme="none", phase="ptq"):
             floating = models.cast(copy.deepcopy(loaded.model), dtype)
             rows = {"none": measure(floating, loaded.tokenizer, data, evaluation)}
@@ -87,7 +91,7 @@ def ptq(
         for parsed, layer_bits in mixed:
             with tracking.variant_run("ptq", model=name, scheme=parsed.name, phase="ptq"):
                 folder = folders[parsed.name] = _folder(output, parsed, schemes, work)
-                log_layer_errors(write_quantized(loaded, model, parsed, rounding, folder, dtype=dtype))
+                log_layer_errors(write_quantized(loaded, parsed, rounding, folder, dtype=dtype))
                 log_layer_bits(layer_bits)
                 reloaded = models.load(str(folder), device=run.device)
                 row = measure(reloaded.model, reloaded.tokenizer, data, evaluation, checkpoint=folder)
@@ -98,14 +102,14 @@ def ptq(
         shutil.rmtree(rounding.work_folder, ignore_errors=True)
         delivered = mixed[0].scheme.name
         tracking.log_metrics(rows[delivered])
-        table = closing_rows(rows, name)
+        table = summary_rows(rows, name)
         following = promote_command(versions[0]) if versions else f"edgequant qat --model {model} --scheme {delivered}"
-        print_closing(f"ptq: {name}", table, tracked, following)
+        print_summary(f"ptq: {name}", table, tracked, following)
     return WorkflowResult(tracked.id, rows[delivered], str(folders[delivered]), table)
 
 
-def closing_rows(rows: dict[str, dict[str, float]], model: str) -> list[dict[str, Any]]:
-    """The closing table: the model as it came, then one row per scheme."""
+def summary_rows(rows: dict[str, dict[str, float]], model: str) -> list[dict[str, Any]]:
+    """The summary table: the model as it came, then one row per scheme."""
     variants = {scheme: "baseline" if scheme == "none" else "ptq" for scheme in rows}
     return [
         {"model": model, "variant": variants[scheme], "scheme": scheme, **headline(row)} for scheme, row in rows.items()
@@ -123,18 +127,18 @@ class Rounding(NamedTuple):
 
 
 def write_quantized(
-    loaded: LoadedModel, source: str, scheme: Scheme, rounding: Rounding, folder: Path, *, dtype: str
+    loaded: LoadedModel, scheme: Scheme, rounding: Rounding, folder: Path, *, dtype: str
 ) -> list[dict[str, Any]]:
     """Quantise a copy of a loaded model and write it to `folder`; returns the per-layer errors, if any."""
     if scheme.backend == "bitsandbytes":
-        _write_bitsandbytes(source, scheme, folder, dtype=dtype, device=str(loaded.model.device))
+        _write_bitsandbytes(loaded.source, scheme, folder, dtype=dtype, device=str(loaded.model.device))
         return []
     from edgequant import models
     from edgequant.quantization import checkpoint
-    from edgequant.quantization.ptq import quantize as methods
+    from edgequant.quantization.ptq.quantize import quantize
 
     model: Any = copy.deepcopy(loaded.model)
-    errors = methods.quantize(
+    errors = quantize(
         model,
         scheme,
         calibration=[rounding.sequences.to(model.device)],
@@ -149,7 +153,7 @@ def write_quantized(
     return errors
 
 
-def _write_bitsandbytes(source: str, scheme: Scheme, folder: Path, *, dtype: str, device: str) -> None:
+def _write_bitsandbytes(source: ModelSource, scheme: Scheme, folder: Path, *, dtype: str, device: str) -> None:
     from edgequant import models
 
     options = {"quantization_config": bitsandbytes_config(scheme.name, dtype)}

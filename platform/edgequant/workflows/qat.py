@@ -18,7 +18,7 @@ from edgequant.workflows.steps.measure import COMPARISON, headline, measure_vari
 from edgequant.workflows.validate import validate
 
 Metrics = dict[str, float]
-LEAST_LOSS = 1e-3  # of the control's perplexity: where PTQ loses less, there is nothing to recover
+MIN_LOSS = 1e-3  # of the control's perplexity: where PTQ loses less, there is nothing to recover
 
 
 def qat(
@@ -56,7 +56,7 @@ def qat(
         run: data, device, seed, resuming and experiment.
     """
     config = configuration(locals())
-    (parsed,) = validate(
+    source, (parsed,) = validate(
         model, dataset, schemes=scheme, size_budget=size_budget, training=training, qat=qat, calibration=calibration
     )
 
@@ -66,11 +66,11 @@ def qat(
     from edgequant.workflows.steps.layer_bits import log_layer_bits
     from edgequant.workflows.steps.qat_variants import VARIANTS, save_result
     from edgequant.workflows.steps.register import promote_command, register_version
-    from edgequant.workflows.steps.summary import print_closing
+    from edgequant.workflows.steps.summary import print_summary
 
     with tracking.workflow_run("qat", config, experiment=run.experiment, resume=run.resume) as tracked:
         experiment = qat_experiment.load(
-            model, parsed, dataset, training=training, qat=qat, calibration=calibration, evaluation=evaluation,
+            source, parsed, dataset, training=training, qat=qat, calibration=calibration, evaluation=evaluation,
             data=evaluation_data(evaluation.tasks, run.data_dir), folder=tracking.run_folder("qat", tracked.id),
             run=run, resume=tracked.resumed,
         )  # fmt: skip
@@ -85,8 +85,8 @@ def qat(
             names = {"model": experiment.name, "scheme": parsed.name, "variant": "qat"}
             version = register_version(checkpoint, **names, metrics=rows["qat"], baseline=rows["baseline"])
             following = promote_command(version)
-        table = closing_rows(rows, experiment.name, parsed.name, warnings)
-        print_closing(f"qat: {experiment.name}, {parsed.name}", table, tracked, following)
+        table = summary_rows(rows, experiment.name, parsed.name, warnings)
+        print_summary(f"qat: {experiment.name}, {parsed.name}", table, tracked, following)
     return WorkflowResult(tracked.id, rows["qat"], str(checkpoint), table)
 
 
@@ -105,7 +105,7 @@ def compare(rows: dict[str, Metrics], dataset: str) -> list[str]:
     metric = "wikitext2/perplexity" if dataset == "wikitext-2" else "domain/perplexity"
     if "control-ptq" in rows and metric in qat_metrics:
         rounded, floating = rows["control-ptq"][metric], reference[metric]
-        if rounded > (1 + LEAST_LOSS) * floating:
+        if rounded > (1 + MIN_LOSS) * floating:
             qat_metrics["qat/recovered_fraction"] = (rounded - qat_metrics[metric]) / (rounded - floating)
     warnings = [
         f"{task} fell from {reference[task]:.3f} to {qat_metrics[task]:.3f}, beyond the reference's interval"
@@ -117,8 +117,8 @@ def compare(rows: dict[str, Metrics], dataset: str) -> list[str]:
     return warnings
 
 
-def closing_rows(rows: dict[str, Metrics], model: str, scheme: str, warnings: list[str]) -> list[dict[str, Any]]:
-    """The closing table: one row per variant, the warnings on QAT's."""
+def summary_rows(rows: dict[str, Metrics], model: str, scheme: str, warnings: list[str]) -> list[dict[str, Any]]:
+    """The summary table: one row per variant, the warnings on QAT's."""
     names = {"baseline": "none", "control": "none"}
     table = [
         {"model": model, "variant": v, "scheme": names.get(v, scheme), **headline(metrics)}

@@ -45,7 +45,11 @@ PTQ = {
     "quantization.block_steps": "ptq.signround_steps",
     "quantization.block_learning_rate": "ptq.signround_learning_rate",
 }
-CORPUS = {"settings.near_duplicate": "settings.dedup_threshold", "settings.file_seconds": "settings.file_timeout_s"}
+CORPUS = {
+    "settings.near_duplicate": "settings.dedup_threshold",
+    "settings.file_seconds": "settings.file_timeout_s",
+    "settings.licence": "settings.license",
+}
 RENAMED = {
     "corpus": CORPUS,
     "baseline": EVALUATION,

@@ -57,7 +57,7 @@ class WorkflowResult(NamedTuple):
         run_id: of the MLflow run.
         metrics: of the model that the workflow delivers; empty where it delivers none.
         checkpoint: folder or file that it wrote, an MLflow URI, or None.
-        rows: the closing table, one mapping per model.
+        rows: the summary table, one mapping per model.
     """
 
     run_id: str

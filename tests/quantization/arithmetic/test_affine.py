@@ -78,7 +78,7 @@ def test_a_wider_real_range_never_has_a_finer_scale(values, bits, lower, higher)
 
 @EXACT
 @given(VALUES, BITS)
-def test_fake_quantisation_shows_what_the_integers_stand_for(values, bits):
+def test_fake_quantization_shows_what_the_integers_stand_for(values, bits):
     real = torch.from_numpy(values)
     scale, zero_point = parameters_of(real / 2, bits)  # so that some values are clipped
     integers = dequantize(quantize(real, scale, zero_point, integer_range(bits)), scale, zero_point)

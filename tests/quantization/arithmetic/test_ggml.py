@@ -51,7 +51,7 @@ def test_codes_and_scales_are_those_of_the_gguf_package(layout, kind):
 
 
 @pytest.mark.parametrize("layout", TYPES)
-def test_dequantised_weights_are_those_of_the_gguf_package(layout):
+def test_dequantized_weights_are_those_of_the_gguf_package(layout):
     weight = weights()["normal"]
     stored = gguf.quants.quantize(weight, TYPES[layout])
     expected = gguf.quants.dequantize(stored, TYPES[layout])

@@ -72,7 +72,7 @@ def test_equation_7_of_the_test_agrees_with_real_arithmetic():
 
 
 @pytest.mark.parametrize("scheme", ["w8a8", "w8a8-static"])
-def test_int8_layers_multiply_integers_and_never_dequantise_the_weight(scheme, monkeypatch):
+def test_int8_layers_multiply_integers_and_never_dequantize_the_weight(scheme, monkeypatch):
     values = torch.randn(4, 64)
     layer = converted(scheme, 64, 32, [values])
     seen = []
@@ -84,7 +84,7 @@ def test_int8_layers_multiply_integers_and_never_dequantise_the_weight(scheme, m
     assert seen == [(torch.int8, torch.int8)]
 
 
-def test_dynamic_tokens_match_the_dequantised_product():
+def test_dynamic_tokens_match_the_dequantized_product():
     values = torch.randn(2, 7, 128) * torch.tensor([0.01, 100.0])[:, None, None]
     layer = converted("w8a8", 128, 40, [])
     real = values.numpy()
@@ -99,7 +99,7 @@ def test_dynamic_tokens_match_the_dequantised_product():
 
 @pytest.mark.parametrize("scheme", ["w4-g32", "w4-g64", "w4-g128", "w4a8-g32"])
 @pytest.mark.parametrize("rows", [1, 4])
-def test_int4_decode_kernel_agrees_with_the_dequantised_product(scheme, rows):
+def test_int4_decode_kernel_agrees_with_the_dequantized_product(scheme, rows):
     layer = converted(scheme, 256, 64, []).to(torch.bfloat16)
     values = torch.randn(rows, 256).to(torch.bfloat16)
     with torch.no_grad():
@@ -158,7 +158,7 @@ def test_a_copied_model_keeps_its_tied_head_tied(tiny):
     assert twin.lm_head.packed is not tiny.model.lm_head.packed
 
 
-def test_only_the_rows_looked_up_are_dequantised(tiny):
+def test_only_the_rows_looked_up_are_dequantized(tiny):
     floating = tiny.model.model.embed_tokens.weight.detach().clone()
     prepare(tiny.model, parse_scheme("w4-g32+emb8"))
     convert(tiny.model)

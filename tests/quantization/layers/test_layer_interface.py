@@ -8,7 +8,7 @@ from torch import nn
 
 from edgequant.quantization.layers.convert import convert, has_static_ranges, prepare
 from edgequant.quantization.layers.fake_quantized import fake_quantized_layers, fake_quantized_linears
-from edgequant.quantization.layers.fixed_weights import IdentityQuantizer, choose, chosen_of
+from edgequant.quantization.layers.fixed_weights import IdentityQuantizer, fix_codes, fixed_codes_of
 from edgequant.quantization.layers.integer import integer_layers
 from edgequant.quantization.scheme import parse_scheme
 
@@ -87,10 +87,10 @@ def test_a_quantizer_given_to_any_other_layer_takes_the_old_ones_place(prepared,
 @pytest.mark.parametrize("name", [EMBEDDING, HEAD, LINEAR])
 def test_chosen_integers_are_what_the_layer_simulates(prepared, name):
     layer = fake_quantized_layers(prepared)[name]
-    assert chosen_of(layer) is None
+    assert fixed_codes_of(layer) is None
     chosen = layer.quantizer.quantized(layer.weight)
-    choose(layer, chosen)
-    assert chosen_of(layer) is chosen
+    fix_codes(layer, chosen)
+    assert fixed_codes_of(layer) is chosen
 
 
 @pytest.mark.parametrize(("scheme", "mode", "needed"), [
@@ -103,7 +103,7 @@ def test_a_layer_knows_where_its_inputs_range_comes_from(tiny, scheme, mode, nee
     assert layer.needs_range == has_static_ranges(tiny.model) == needed
 
 
-def test_integers_know_how_inputs_are_quantised(converted):
+def test_integers_know_how_inputs_are_quantized(converted):
     layers = integer_layers(converted)
     assert layers[LINEAR].activation.mode == "dynamic"
     assert layers[EMBEDDING].activation is None

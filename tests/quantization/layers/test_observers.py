@@ -6,9 +6,9 @@ import torch
 
 from edgequant.errors import UserError
 from edgequant.quantization.layers.observers import (
-    ExponentialMovingAverage,
     LeastSquares,
     MinMax,
+    MovingAverageMinMax,
     Percentile,
     make_observer,
 )
@@ -36,7 +36,7 @@ def test_minmax_of_all_positive_batches_does_not_contain_zero():
 
 
 def test_moving_average_is_the_mean_of_the_first_batches_extremes():
-    low, high = observed(ExponentialMovingAverage(), batches(20))
+    low, high = observed(MovingAverageMinMax(), batches(20))
     assert low == pytest.approx(np.mean([batch.min() for batch in batches(20)]), rel=1e-5)
     assert high == pytest.approx(np.mean([batch.max() for batch in batches(20)]), rel=1e-5)
 
@@ -48,11 +48,11 @@ def test_moving_average_forgets_with_its_decay_once_its_memory_is_full():
     for index, batch in enumerate(given, start=1):
         weight = max(1 / index, 1 - decay)
         average = (1 - weight) * average + weight * float(batch.max())
-    assert observed(ExponentialMovingAverage(decay), given)[1] == pytest.approx(average, rel=1e-5)
+    assert observed(MovingAverageMinMax(decay), given)[1] == pytest.approx(average, rel=1e-5)
 
 
 @pytest.mark.parametrize("kept", [0.999, 0.99, 0.9])
-def test_percentile_range_lies_between_the_neighbouring_order_statistics(kept):
+def test_percentile_range_lies_between_the_neighboring_order_statistics(kept):
     given = batches(8, growth=0.3)
     everything = np.sort(np.concatenate([batch.ravel() for batch in given]))
     low, high = observed(Percentile(kept), given)
@@ -87,5 +87,7 @@ def test_histogram_keeps_every_value_when_its_range_doubles():
 
 
 def test_unknown_observer_is_refused_with_the_known_ones():
-    with pytest.raises(UserError, match=r"'median' is unknown.*moving_average_minmax, minmax, percentile, mse"):
+    with pytest.raises(
+        UserError, match=r"observer must be one of moving_average_minmax, minmax, percentile, mse, got 'median'"
+    ):
         make_observer("median")  # type: ignore[arg-type]

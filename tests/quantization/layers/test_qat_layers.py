@@ -11,7 +11,7 @@ from near_ties import assert_same_linear_by_linear, linear_by_linear
 
 from edgequant.errors import UserError
 from edgequant.quantization.arithmetic.affine import (
-    best_shrink,
+    best_clipping_factor,
     dequantize_weight,
     fake_quantize_learned,
     grouped,
@@ -71,7 +71,7 @@ def test_clipping_by_least_error_beats_the_full_range_in_every_group(bits):
         back = dequantize_weight(quantize_weight(weight, spec, shrink), weight.shape)
         return (grouped(back, spec) - groups).square().sum(-1)
 
-    chosen, full = error(best_shrink(groups, spec)), error(1.0)
+    chosen, full = error(best_clipping_factor(groups, spec)), error(1.0)
     assert (chosen <= full * 1.0001).all()
     assert chosen.sum() < 0.98 * full.sum()
 
@@ -110,7 +110,7 @@ def test_without_learned_scales_the_parameters_are_the_models_own(tiny):
     assert tiny.model.lm_head.weight is tiny.model.model.embed_tokens.weight
 
 
-def test_delayed_inputs_pass_unquantised_until_the_phase_comes(tiny, tokens):
+def test_delayed_inputs_pass_unquantized_until_the_phase_comes(tiny, tokens):
     weights_only = copy.deepcopy(tiny.model)
     prepare(weights_only, parse_scheme("w8"))
     for scheme in ("w8a8", "w8a8-static"):
@@ -124,7 +124,7 @@ def test_delayed_inputs_pass_unquantised_until_the_phase_comes(tiny, tokens):
             assert not torch.equal(model(input_ids=tokens).logits, delayed)
 
 
-def test_linears_that_share_an_input_see_it_quantised_as_each_would_alone(tiny, tokens):
+def test_linears_that_share_an_input_see_it_quantized_as_each_would_alone(tiny, tokens):
     prepare(tiny.model, parse_scheme("w8a8"))
     seen = {}
     for name, module in tiny.model.named_modules():
@@ -141,7 +141,7 @@ def test_linears_that_share_an_input_see_it_quantised_as_each_would_alone(tiny, 
             torch.testing.assert_close(outputs, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_an_input_changed_in_place_is_quantised_anew(tiny):
+def test_an_input_changed_in_place_is_quantized_anew(tiny):
     prepare(tiny.model, parse_scheme("w8a8"))
     quantizer = tiny.model.model.layers[0].self_attn.q_proj.input_quantizer
     values = torch.randn(4, 128)

@@ -248,7 +248,7 @@ def test_training_simulates_each_layers_own_bits(trained, mixed):
         assert max(len(group.unique()) for group in groups[:, 0]) <= 2**layer.spec.bits
 
 
-def test_bits_have_to_be_chosen_before_a_model_is_quantised(trained):
+def test_bits_have_to_be_chosen_before_a_model_is_quantized(trained):
     with pytest.raises(UserError, match="bits of each layer have to be chosen first"):
         prepare(copy.deepcopy(trained), parse_scheme("w4-g32+emb4@4.6bpp"))
 

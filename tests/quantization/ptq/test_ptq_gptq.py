@@ -82,12 +82,12 @@ def test_outputs_err_less_than_on_the_same_grid_rounded_to_nearest(scheme):
     assert output_error(weight, refitted.quantized, hessian) <= output_error(weight, plain.quantized, hessian)
 
 
-def test_layers_that_share_an_input_are_quantised_as_if_alone():
+def test_layers_that_share_an_input_are_quantized_as_if_alone():
     weight, hessian = case(16)
     spec = parse_scheme("w4-g32").weight
     parts = [weight[:4], weight[4:]]
     grids = [choose_grid(part, spec) for part in parts]
-    options = {"damping": 0.01, "act_order": True, "refit": False}
+    options = {"dampening_frac": 0.01, "act_order": True, "refit": False}
     together = quantize_sharing_input(parts, hessian, grids, **options)
     for part, grid, found in zip(parts, grids, together, strict=True):
         (alone,) = quantize_sharing_input([part], hessian, [grid], **options)

@@ -41,12 +41,12 @@ class Undone:
     seen = []
 
     def apply(self, block):
-        from edgequant.quantization.layers.fixed_weights import choose, chosen_of
+        from edgequant.quantization.layers.fixed_weights import fix_codes, fixed_codes_of
 
         self.seen.append(block.name)
         for layer in block.layers.values():
-            chosen = chosen_of(layer)
-            choose(layer, chosen._replace(codes=0 * chosen.codes + chosen.zero_point.to(chosen.codes.dtype)))
+            chosen = fixed_codes_of(layer)
+            fix_codes(layer, chosen._replace(codes=0 * chosen.codes + chosen.zero_point.to(chosen.codes.dtype)))
 
 
 TWO_SIGMA = PtqMethod(name="two_sigma", stage="round", description="clips to two deviations, to nearest", make=make)
@@ -135,7 +135,7 @@ def test_help_describes_the_packages_method(command, workflow):
         (["qat", "--qat.init_from", "two_sigmas"], "Did you mean two_sigma?"),
         (["qat", "--qat.init_from", "two_sigma"], "set qat.learnable_scales to true"),
         (
-            ["tune", "--space", "{start: {choice: [rtn, two_sigmas]}}", "--qat.learnable_scales", "true"],
+            ["tune", "--space", "{init_from: {choice: [rtn, two_sigmas]}}", "--qat.learnable_scales", "true"],
             "Did you mean two_sigma?",
         ),
     ],
@@ -148,7 +148,7 @@ def test_messages_name_the_packages_method(command, arguments, said):
 
 def test_qat_starts_from_the_packages_method(packages, tiny, tokens):
     packages("TWO_SIGMA")
-    assert QatSettings(init_from="two_sigma", learnable_scales=True).start == "two_sigma"
+    assert QatSettings(init_from="two_sigma", learnable_scales=True).init_from == "two_sigma"
     rounded = copy.deepcopy(tiny.model)
     quantize(rounded, parse_scheme("w4-g32"), method="two_sigma")
     prepare_from_ptq(tiny.model, parse_scheme("w4-g32"), "two_sigma", [tokens])

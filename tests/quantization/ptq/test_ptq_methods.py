@@ -122,12 +122,12 @@ def test_statistics_are_summed_in_full_precision_under_bfloat16(tiny, tokens):
     torch.testing.assert_close(hessian.double(), expected, rtol=0, atol=1e-6 * float(expected.abs().max()))
 
 
-def test_a_quantised_embedding_is_part_of_what_later_layers_see(_tiny, tokens):
+def test_a_quantized_embedding_is_part_of_what_later_layers_see(_tiny, tokens):
     _, errors = quantized(_tiny, tokens, "w4-g32+emb4", "gptq")
     assert [row["layer"] for row in errors if row["kind"] == "embedding"] == ["model.embed_tokens"]
 
 
-def test_an_untied_head_is_quantised_by_gptq_too(tiny, tokens):
+def test_an_untied_head_is_quantized_by_gptq_too(tiny, tokens):
     config = copy.deepcopy(tiny.model.config)
     config.tie_word_embeddings = False
     tiny = tiny._replace(model=type(tiny.model)(config).eval())
@@ -151,7 +151,7 @@ def test_learning_that_does_not_help_is_undone(_tiny, tokens, monkeypatch):
     assert last_block_error(spoilt) == last_block_error(start)
 
 
-def test_learned_codes_are_neighbours_of_the_start(_tiny, tokens):
+def test_learned_codes_are_neighbors_of_the_start(_tiny, tokens):
     """Rounding offsets reach half a step, scales and zero points may add another."""
     start, _ = quantized(_tiny, tokens, "w4-g32", "mse_clip")
     learned, _ = quantized(_tiny, tokens, "w4-g32", "signround")
@@ -178,7 +178,7 @@ def test_calibrated_methods_ask_for_calibration(tiny, method):
         quantize(tiny.model, parse_scheme("w4-g32"), method=method)
 
 
-def test_a_layer_that_gptq_cannot_quantise_is_named(tiny, tokens):
+def test_a_layer_that_gptq_cannot_quantize_is_named(tiny, tokens):
     with torch.no_grad():
         tiny.model.model.layers[1].input_layernorm.weight.fill_(torch.inf)
     with pytest.raises(UserError, match=r"model\.layers\.1\.self_attn\.q_proj"):

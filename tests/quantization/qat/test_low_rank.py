@@ -94,7 +94,7 @@ def test_only_adapters_norms_and_learned_scales_are_trained(tiny, sequences, lea
     assert "model.embed_tokens.weight" not in trained
 
 
-def test_frozen_weights_stay_and_need_no_optimiser_state(tiny, sequences, tmp_path):
+def test_frozen_weights_stay_and_need_no_optimizer_state(tiny, sequences, tmp_path):
     whole = copy.deepcopy(tiny.model).requires_grad_(True)
     prepare(whole, parse_scheme("w4a8-g32+emb4"))
     train(whole, sequences, SETTINGS, tmp_path / "whole")
@@ -105,12 +105,12 @@ def test_frozen_weights_stay_and_need_no_optimiser_state(tiny, sequences, tmp_pa
         if name in before and "norm" not in name:
             assert torch.equal(parameter, before[name]), name
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    states = {run: optimiser_bytes(tmp_path / run) for run in ("whole", "adapters")}
+    states = {run: optimizer_bytes(tmp_path / run) for run in ("whole", "adapters")}
     assert states["adapters"] == pytest.approx(8 * trainable, rel=0.01)  # Adam's two float32 moments of each
     assert states["adapters"] < 0.1 * states["whole"]
 
 
-def optimiser_bytes(folder: Path) -> int:
+def optimizer_bytes(folder: Path) -> int:
     newest = max(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
     state = torch.load(newest / "optimizer.pt", weights_only=True)["state"]
     return sum(value.nbytes for moments in state.values() for value in moments.values() if torch.is_tensor(value))
@@ -140,7 +140,7 @@ def test_resumed_training_ends_with_the_same_bits(tiny, sequences, tmp_path, sch
 def test_a_rank_that_saves_nothing_is_refused_by_the_layers_name(tiny):
     """`tiny` has two key-value heads of 32: its smallest linears are [64, 128]."""
     low_rank.check_rank(tiny.model, parse_scheme("w4-g32"), 64)
-    with pytest.raises(UserError, match=r"lora_rank 65 is more than layer \S+k_proj \[64, 128\].*at most 64"):
+    with pytest.raises(UserError, match=r"lora_rank must be at most 64 for layer \S+k_proj \[64, 128\].* got 65"):
         low_rank.check_rank(tiny.model, parse_scheme("w4-g32"), 65)
 
 
@@ -161,7 +161,7 @@ def test_adapters_bring_no_pruned_weight_back(tiny, sequences, tmp_path):
     masks = pruning.prune(model, parsed, 0.4)
     prepare(model, parsed)
     low_rank.attach(model, parsed, 4, alpha=8.0)
-    pruning.hold(model, masks)
+    pruning.attach_masks(model, masks)
     train(model, sequences, SETTINGS, tmp_path)
     simulated = logits(model, sequences)
     convert(model)

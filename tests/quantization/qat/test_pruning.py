@@ -29,7 +29,7 @@ def test_the_smallest_weights_of_the_matrix_go(rows, fours, sparsity, seed):
 
 @given(rows=st.integers(1, 9), fours=st.integers(1, 9), seed=st.integers(0, 99))
 @settings(deadline=None, max_examples=50)
-def test_two_of_every_four_neighbours_go(rows, fours, seed):
+def test_two_of_every_four_neighbors_go(rows, fours, seed):
     weight = torch.randn(rows, 4 * fours, generator=torch.Generator().manual_seed(seed))
     weight[0, :4] = 1.0  # ties: still two
     keep = pruning.magnitude_mask(weight, 0.5, "2:4").view(rows, fours, 4)
@@ -59,7 +59,7 @@ def test_zeros_stay_zero_through_training_and_rounding(tiny, tokens, scheme, pat
     model, parsed = tiny.model.requires_grad_(True), parse_scheme(scheme)
     masks = pruning.prune(model, parsed, 0.5, pattern)
     prepare(model, parsed, learnable_scales=learned)
-    pruning.hold(model, masks)
+    pruning.attach_masks(model, masks)
     if has_static_ranges(model):
         calibrate(model, [tokens])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
@@ -80,11 +80,11 @@ def test_zeros_stay_zero_through_training_and_rounding(tiny, tokens, scheme, pat
     assert pruning.deployed_sparsity(model) >= 0.5
 
 
-def test_the_mask_holds_where_an_optimiser_moves_a_pruned_weight(tiny, tokens):
+def test_the_mask_holds_where_an_optimizer_moves_a_pruned_weight(tiny, tokens):
     model, parsed = tiny.model, parse_scheme("w4-g32")
     masks = pruning.prune(model, parsed, 0.5)
     prepare(model, parsed)
-    pruning.hold(model, masks)
+    pruning.attach_masks(model, masks)
     name = "model.layers.0.mlp.up_proj"
     with torch.no_grad():
         model.get_submodule(name).weight.add_(1.0)
@@ -106,7 +106,7 @@ def test_sparsity_counts_what_is_exactly_zero_in_the_deployed_linears(tiny):
     [
         ({"sparsity": 1.0}, r"qat.sparsity must be a share from 0 to below 1, got 1.0"),
         ({"sparsity": -0.1}, r"qat.sparsity must be .* got -0.1"),
-        ({"sparsity_pattern": "2:4"}, r"sparsity 0.0 does not fit sparsity_pattern 2:4.*use sparsity 0.5"),
+        ({"sparsity_pattern": "2:4"}, r"qat.sparsity must be 0.5 with sparsity_pattern 2:4, .* got 0.0"),
         ({"lora_rank": -1}, r"qat.lora_rank must be .* got -1"),
         ({"lora_alpha": 0.0}, r"qat.lora_alpha must be above 0, got 0.0"),
     ],

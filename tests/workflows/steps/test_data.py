@@ -57,7 +57,7 @@ def test_files_of_a_folder_are_read_in_their_order_and_a_file_alone(tmp_path):
 
 def test_a_folder_without_text_is_refused(tmp_path):
     (tmp_path / "empty.txt").write_text("  \n")
-    with pytest.raises(UserError, match=r"holds no text; expected \.md or \.txt files"):
+    with pytest.raises(UserError, match=r"dataset must hold \.md or \.txt files, .* without text"):
         training_texts(str(tmp_path), None)
 
 

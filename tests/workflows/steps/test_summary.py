@@ -1,4 +1,4 @@
-"""The closing table: readable without a terminal, honest about missing values, and filed as data."""
+"""The summary table: readable without a terminal, honest about missing values, and filed as data."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from edgequant.reporting.console import print_table
-from edgequant.workflows.steps.summary import print_closing
+from edgequant.workflows.steps.summary import print_summary
 
 BASELINE = {
     "variant": "baseline",
@@ -41,8 +41,8 @@ def line_with(text: str, output: str) -> str:
 
 
 def test_numbers_carry_the_unit_of_their_metric() -> None:
-    output = printed("qat", [BASELINE, QAT])
-    assert "perplexity (domain)" in output and "size MB" in output and "smaller than fp16 %" in output
+    output = printed("qat", [BASELINE, QAT], width=120)
+    assert "perplexity (domain)" in output and "size (MB)" in output and "size reduction vs fp16 (%)" in output
     assert "78.1" in line_with("w4a8-g32+emb4", output) and "71.0" in line_with("w4a8-g32+emb4", output)
 
 
@@ -53,13 +53,13 @@ def test_the_best_value_is_marked_in_plain_text() -> None:
 
 
 def test_a_missing_value_is_a_dash_and_never_the_best() -> None:
-    assert "–" in line_with("baseline", printed("qat", [BASELINE, QAT]))
+    assert "–" in line_with("baseline", printed("qat", [BASELINE, QAT], width=120))
     assert "55.7*" not in printed("qat", [BASELINE, QAT])
 
 
 def test_sizes_stay_in_gigabytes_when_one_is_larger_than_that() -> None:
     output = printed("baseline", [BASELINE, {**QAT, "size/checkpoint_gb": 2.2}])
-    assert "size GB" in output and "0.269" in output and "2.20" in output
+    assert "size (GB)" in output and "0.269" in output and "2.20" in output
 
 
 def test_a_confidence_interval_stands_beside_its_statistic() -> None:
@@ -91,7 +91,7 @@ def test_no_rows_is_said_instead_of_an_empty_table() -> None:
     assert "nothing to show" in printed("report", [])
 
 
-def test_the_closing_names_the_run_and_the_next_command_and_files_the_rows(
+def test_the_summary_names_the_run_and_the_next_command_and_files_the_rows(
     tmp_path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from edgequant import tracking
@@ -99,7 +99,7 @@ def test_the_closing_names_the_run_and_the_next_command_and_files_the_rows(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'store.db'}")
     monkeypatch.chdir(tmp_path)
     with tracking.workflow_run("demo", {"a": 1}) as run:
-        print_closing("demo", [BASELINE, QAT], run, "edgequant promote")
+        print_summary("demo", [BASELINE, QAT], run, "edgequant promote")
     output = capsys.readouterr().out
     assert run.url in output and "mlflow ui --backend-store-uri" in output and "edgequant promote" in output
     filed = json.loads(tracking.download(f"runs:/{run.id}/summary.json").read_text())
@@ -119,4 +119,4 @@ def test_a_long_text_stands_below_the_table_with_its_rows_name() -> None:
 def test_many_models_that_do_not_fit_are_shown_by_the_metrics_that_decide() -> None:
     rows = [QAT | {"model": f"m{n}", "train/tokens_per_second": 1.0, "parity/max_logit_error": 0.1} for n in range(9)]
     output = printed("report", rows)
-    assert "smaller than fp16" in output and "training tokens/s" not in output and "2 more metrics" in output
+    assert "size reduction vs fp16" in output and "training tokens/s" not in output and "2 more metrics" in output

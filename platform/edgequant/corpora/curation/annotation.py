@@ -10,7 +10,7 @@ from edgequant.corpora.contamination import words_of
 from edgequant.corpora.curation.metadata import UNKNOWN, describe, language_of
 from edgequant.corpora.disaster.domain_classifier import Domain, classify
 from edgequant.corpora.documents import DOMAINS, SPLITS
-from edgequant.corpora.processing.file_processing import ProcessedFile, ProcessedPart
+from edgequant.corpora.processed_file import ProcessedFile, ProcessedPart
 from edgequant.files import sha256_of_bytes
 
 PERMUTATIONS = 128
@@ -27,23 +27,23 @@ class Row(NamedTuple):
     minhash: str  # base64 of PERMUTATIONS 32-bit values
 
 
-def annotate(files: Sequence[ProcessedFile], licence: str) -> list[list[Row]]:
+def annotate(files: Sequence[ProcessedFile], license: str) -> list[list[Row]]:
     """The rows of each file, in reading order.
 
     Args:
         files: Processed files.
-        licence: For files that state none.
+        license: For files that state none.
     """
     parts = [(file, index, part) for file in files for index, part in enumerate(file.parts)]
     domains = classify([[chunk.text for chunk in part.chunks] for _, _, part in parts])
     rows: dict[str, list[Row]] = {file.name: [] for file in files}
     for (file, index, part), found in zip(parts, domains, strict=True):
-        rows[file.name].extend(_rows_of(file, index, part, found, licence))
+        rows[file.name].extend(_rows_of(file, index, part, found, license))
     return [rows[file.name] for file in files]
 
 
 def _rows_of(
-    file: ProcessedFile, index: int, part: ProcessedPart, found: Sequence[Domain], licence: str
+    file: ProcessedFile, index: int, part: ProcessedPart, found: Sequence[Domain], license: str
 ) -> Iterable[Row]:
     fields = {key: " ".join(value.split())[:_LONGEST_VALUE] for key, value in part.fields.items()}
     text = "\n".join(chunk.text for chunk in part.chunks)
@@ -63,7 +63,7 @@ def _rows_of(
             "page": chunk.page,
             "section": chunk.section,
             "sha256": file.sha256,
-            "licence": fields.get("licence") or licence or UNKNOWN,
+            "licence": fields.get("licence") or license or UNKNOWN,
             "tokens": chunk.tokens,
             "augmented": False,
         }

@@ -46,7 +46,7 @@ _SYNONYMS = {
     "together with": "along with",
     "volunteers": "volunteer workers",
 }
-_LEAST_SYNONYMS = 3
+_MIN_SYNONYMS = 3
 
 
 def augment(rows: Sequence[dict[str, Any]], below: float, count: CountTokens, max_tokens: int) -> list[dict[str, Any]]:
@@ -97,7 +97,7 @@ def with_synonyms(text: str) -> str | None:
     """The text with every phrase of the list replaced by its synonym; None where fewer than three occur."""
     pattern = r"\b(" + "|".join(sorted(map(re.escape, _SYNONYMS), key=len, reverse=True)) + r")\b"
     changed, number = re.subn(pattern, lambda match: _SYNONYMS[match.group(1)], text)
-    return changed if number >= _LEAST_SYNONYMS else None
+    return changed if number >= _MIN_SYNONYMS else None
 
 
 def shifted_window(text: str, following: str) -> str | None:

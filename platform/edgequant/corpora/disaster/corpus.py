@@ -32,7 +32,7 @@ def bundled_documents(split: str | None = None) -> list[Document]:
         UserError: `split` is not one of the three.
     """
     if split is not None and split not in SPLITS:
-        raise UserError(f"split {split!r} is unknown; expected one of {', '.join(SPLITS)}")
+        raise UserError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     return [document for document in _all_documents() if split in (None, document.split)]
 
 

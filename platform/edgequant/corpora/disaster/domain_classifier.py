@@ -21,10 +21,10 @@ from edgequant.corpora.documents import DOMAINS, NO_DOMAIN
 from edgequant.corpora.text.sentences import split_sentences
 
 # Chosen on the validation documents.
-_NEIGHBOURS = 6  # chunks on either side, together about the length of a field document
-_NEIGHBOUR_WEIGHT = 4.0  # of the neighbourhood's mean log-probability against the chunk's own
-_LEAST_CONFIDENCE = 0.35
-_LEAST_TERMS = 1.5  # distinct terms of one domain per 100 words, chunk and neighbourhood weighted as above
+_NEIGHBORS = 6  # chunks on either side, together about the length of a field document
+_NEIGHBOR_WEIGHT = 4.0  # of the neighbourhood's mean log-probability against the chunk's own
+_MIN_CONFIDENCE = 0.35
+_MIN_TERMS = 1.5  # distinct terms of one domain per 100 words, chunk and neighbourhood weighted as above
 _TERM_SCALE = 2.0
 _PASSAGE_WORDS = 85  # about a chunk
 
@@ -66,8 +66,8 @@ def classify(documents: Sequence[Sequence[str]]) -> list[list[Domain]]:
     for chunks in documents:
         own = slice(start, start + len(chunks))
         start += len(chunks)
-        probabilities = np.exp(_with_neighbours(scores[own])) if chunks else scores[own]
-        density = _with_neighbours(terms[own, None]) if chunks else terms[own, None]
+        probabilities = np.exp(_with_neighbors(scores[own])) if chunks else scores[own]
+        density = _with_neighbors(terms[own, None]) if chunks else terms[own, None]
         decided.append(
             [_decide(model.classes_, row, float(seen[0])) for row, seen in zip(probabilities, density, strict=True)]
         )
@@ -117,25 +117,25 @@ def _f1(confusion: dict[str, dict[str, int]], name: str) -> float:
     return 2 * hits / max(predicted + sum(confusion[name].values()), 1)
 
 
-def _with_neighbours(scores: Any) -> Any:
+def _with_neighbors(scores: Any) -> Any:
     """Weighted mean of each row and the mean over its neighbourhood. scores: [chunks, any] -> the same shape."""
     import numpy as np
 
     sums = np.vstack([np.zeros((1, scores.shape[1])), np.cumsum(scores, axis=0)])
-    low = np.maximum(np.arange(len(scores)) - _NEIGHBOURS, 0)
-    high = np.minimum(np.arange(len(scores)) + _NEIGHBOURS + 1, len(scores))
+    low = np.maximum(np.arange(len(scores)) - _NEIGHBORS, 0)
+    high = np.minimum(np.arange(len(scores)) + _NEIGHBORS + 1, len(scores))
     around = (sums[high] - sums[low]) / (high - low)[:, None]
-    return (scores + _NEIGHBOUR_WEIGHT * around) / (1 + _NEIGHBOUR_WEIGHT)
+    return (scores + _NEIGHBOR_WEIGHT * around) / (1 + _NEIGHBOR_WEIGHT)
 
 
 def _decide(classes: Sequence[str], row: Any, terms_per_100_words: float) -> Domain:
     row = row / row.sum()
     best = int(row.argmax())
     name, confidence = str(classes[best]), float(row[best])
-    if name == NO_DOMAIN or (confidence >= _LEAST_CONFIDENCE and terms_per_100_words >= _LEAST_TERMS):
+    if name == NO_DOMAIN or (confidence >= _MIN_CONFIDENCE and terms_per_100_words >= _MIN_TERMS):
         return Domain(name, round(confidence, 4))
     # Too few terms of the field, or no class in front: the less either is met, the surer that none fits.
-    doubt = 1 - min(confidence, terms_per_100_words / (2 * _LEAST_TERMS))
+    doubt = 1 - min(confidence, terms_per_100_words / (2 * _MIN_TERMS))
     return Domain(NO_DOMAIN, round(doubt, 4))
 
 
@@ -197,6 +197,6 @@ def _fitted() -> Any:
 
 
 def _training_passages() -> tuple[list[str], list[str]]:
-    labelled = [(text, document.domain) for document in bundled_documents("train") for text in passages(document.text)]
-    labelled += [(text, NO_DOMAIN) for text in BACKGROUND.read_text(encoding="utf-8").strip().split("\n\n")]
-    return [text for text, _ in labelled], [label for _, label in labelled]
+    labeled = [(text, document.domain) for document in bundled_documents("train") for text in passages(document.text)]
+    labeled += [(text, NO_DOMAIN) for text in BACKGROUND.read_text(encoding="utf-8").strip().split("\n\n")]
+    return [text for text, _ in labeled], [label for _, label in labeled]

@@ -32,7 +32,7 @@ from edgequant.files import write_atomically
 
 Question = dict[str, Any]
 
-LEAST_QUESTIONS = 300
+MIN_QUESTIONS = 300
 YES_SHARE = (0.45, 0.55)
 CHANCE_MARGIN = 0.02  # of accuracy, on either side of one half
 _FUNCTION_WORDS = frozenset(
@@ -168,7 +168,7 @@ def check_spans(questions: Sequence[Question]) -> list[str]:
 def _check_places(questions: Sequence[Question], key: str) -> list[str]:
     """Enough questions, unique ids, passages verbatim from a test document of the domain that is named."""
     documents = {document.source: document for document in bundled_documents()}
-    faults = [] if len(questions) >= LEAST_QUESTIONS else [f"{len(questions)} questions; expected at least 300"]
+    faults = [] if len(questions) >= MIN_QUESTIONS else [f"{len(questions)} questions; expected at least 300"]
     faults += [
         f"{name}: id used {count} times" for name, count in Counter(q["id"] for q in questions).items() if count > 1
     ]
@@ -195,10 +195,10 @@ def harden_boolean(questions: Sequence[Question]) -> list[Question]:
     """Drop, most telling first, what word overlap gives away, in either direction, until it answers at chance.
 
     A set in which little overlap means yes is as easy as its opposite. Yes and no are dropped in turn, so that they
-    stay balanced; never below LEAST_QUESTIONS.
+    stay balanced; never below MIN_QUESTIONS.
     """
     kept = list(questions)
-    while abs(overlap_accuracy(kept) - 0.5) > CHANCE_MARGIN / 2 and len(kept) > LEAST_QUESTIONS:
+    while abs(overlap_accuracy(kept) - 0.5) > CHANCE_MARGIN / 2 and len(kept) > MIN_QUESTIONS:
         high_means_yes = overlap_accuracy(kept) > 0.5
         answer = sum(item["answer"] for item in kept) * 2 >= len(kept)
         sign = 1 if answer == high_means_yes else -1

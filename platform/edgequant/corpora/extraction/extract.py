@@ -7,7 +7,7 @@ import io
 import re
 import zipfile
 
-from edgequant.corpora.extraction.extracted import Extraction, Part, Unreadable
+from edgequant.corpora.extraction.extracted import Extraction, ExtractionError, Part
 from edgequant.corpora.text.boilerplate import Page
 
 _IMAGES = {b"\x89PNG": "PNG image", b"\xff\xd8\xff": "JPEG image", b"GIF8": "GIF image", b"II*\x00": "TIFF image"}
@@ -41,17 +41,17 @@ def kind_of(content: bytes, name: str) -> str:
     """pdf, docx, zip, html, markdown, json, jsonl or text, from the content where it tells, else from the name.
 
     Raises:
-        Unreadable: empty, or known to be something without text.
+        ExtractionError: empty, or known to be something without text.
     """
     if not content.strip(b"\x00\t\n\r "):
-        raise Unreadable("empty file" if not content else "only blanks or null bytes")
+        raise ExtractionError("empty file" if not content else "only blanks or null bytes")
     if content[:1024].find(b"%PDF-") >= 0:
         return "pdf"
     if content.startswith(b"PK\x03\x04"):
         return _kind_of_zip(content)
     for magic, what in {**_IMAGES, **_OTHERS}.items():
         if content.startswith(magic):
-            raise Unreadable(f"not a document: {what}")
+            raise ExtractionError(f"not a document: {what}")
     if _HTML.match(content[:4096]):
         return "html"
     kind = _EXTENSIONS.get(name.rsplit(".", 1)[-1].lower() if "." in name else "", "text")
@@ -65,11 +65,11 @@ def _kind_of_zip(content: bytes) -> str:
     try:
         names = zipfile.ZipFile(io.BytesIO(content)).namelist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
-        raise Unreadable(f"damaged zip or docx: {error}") from None
+        raise ExtractionError(f"damaged zip or docx: {error}") from None
     if "word/document.xml" in names:
         return "docx"
     if any(name.startswith(("xl/", "ppt/")) for name in names) or "mimetype" in names:
-        raise Unreadable("not a document: spreadsheet, slides or e-book; export it as PDF or text")
+        raise ExtractionError("not a document: spreadsheet, slides or e-book; export it as PDF or text")
     return "zip"
 
 
@@ -82,7 +82,7 @@ def extract(content: bytes, name: str, max_bytes: int) -> Extraction:
         max_bytes: Limit on unpacked size.
 
     Raises:
-        Unreadable: no text can be had; the message says why.
+        ExtractionError: no text can be had; the message says why.
     """
     from edgequant.corpora.extraction import markup, pdf, records
 
@@ -99,7 +99,7 @@ def extract(content: bytes, name: str, max_bytes: int) -> Extraction:
         case "json" | "jsonl":
             extraction = records.extract_records(*decode(content), kind)
         case "zip":
-            raise Unreadable("archive in an archive; unpack it")
+            raise ExtractionError("archive in an archive; unpack it")
         case _:
             extraction = _extract_text(*decode(content))
     expected = _EXTENSIONS.get(name.rsplit(".", 1)[-1].lower()) if "." in name else None
@@ -112,7 +112,7 @@ def decode(content: bytes) -> tuple[str, list[str]]:
     """Return (text, warnings). UTF-8, UTF-16 and UTF-32 are recognised; anything else is read as Windows-1252.
 
     Raises:
-        Unreadable: the bytes are no text.
+        ExtractionError: the bytes are no text.
     """
     text, warning = _text_of(content)
     return text, [warning] if warning else []
@@ -134,7 +134,7 @@ def _text_of(content: bytes) -> tuple[str, str | None]:
         return _checked_text(content.decode("utf-8")), None
     except UnicodeDecodeError:
         pass
-    except Unreadable:
+    except ExtractionError:
         if b"\x00" not in content:
             raise
     return _guess(content)
@@ -154,7 +154,7 @@ def _checked_text(text: str) -> str:
     sample = text[:20_000]
     controls = sum(1 for character in sample if ord(character) < 32 and character not in "\t\n\r\f\x0b\x1b")
     if controls > 0.02 * len(sample):
-        raise Unreadable("binary data, not text")
+        raise ExtractionError("binary data, not text")
     return text
 
 

@@ -8,7 +8,7 @@ from edgequant.corpora.text.boilerplate import Page, Removed
 from edgequant.corpora.text.chunking import Block
 
 
-class Unreadable(Exception):
+class ExtractionError(Exception):
     """A file that gives no text; the message says what it is and what would help."""
 
 

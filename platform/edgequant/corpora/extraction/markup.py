@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from edgequant.corpora.documents import split_front_matter
-from edgequant.corpora.extraction.extracted import Extraction, Part, Unreadable
+from edgequant.corpora.extraction.extracted import Extraction, ExtractionError, Part
 from edgequant.corpora.text.boilerplate import Removed
 from edgequant.corpora.text.chunking import Block
 
@@ -64,7 +64,7 @@ def extract_html(text: str, warnings: list[str]) -> Extraction:
     """The visible text by its block elements; navigation, forms and page furniture are listed as removed.
 
     Raises:
-        Unreadable: no visible text.
+        ExtractionError: no visible text.
     """
     from bs4 import BeautifulSoup
 
@@ -81,7 +81,7 @@ def extract_html(text: str, warnings: list[str]) -> Extraction:
         tag.clear()
     part.blocks = [Block(kind, words) for kind, words in _html_blocks(soup.body or soup)]
     if not part.blocks:
-        raise Unreadable("HTML without visible text (built by scripts?)")
+        raise ExtractionError("HTML without visible text (built by scripts?)")
     return Extraction("html", [part], 0, warnings)
 
 
@@ -148,25 +148,27 @@ def extract_docx(content: bytes, max_bytes: int) -> Extraction:
     """Paragraphs and table rows in document order; headers, footers and tables of contents are listed as removed.
 
     Raises:
-        Unreadable: damaged, or unpacks to more than max_bytes.
+        ExtractionError: damaged, or unpacks to more than max_bytes.
     """
     import docx
 
     try:
         unpacked = sum(member.file_size for member in zipfile.ZipFile(io.BytesIO(content)).infolist())
         if unpacked > max_bytes:
-            raise Unreadable(f"unpacks to {unpacked / 1e6:,.0f} MB, more than file_megabytes {max_bytes / 1e6:,.0f}")
+            raise ExtractionError(
+                f"unpacks to {unpacked / 1e6:,.0f} MB, more than file_megabytes {max_bytes / 1e6:,.0f}"
+            )
         document = docx.Document(io.BytesIO(content))
         part = Part(fields=_docx_fields(document))
         for block in _docx_blocks(document, part.removed):
             part.blocks.append(block)
         part.removed.extend(_docx_edges(document))
-    except (Unreadable, MemoryError):
+    except (ExtractionError, MemoryError):
         raise
     except Exception as error:  # zipfile, lxml and python-docx each have their own
-        raise Unreadable(f"damaged DOCX: {type(error).__name__}: {str(error)[:100]}") from None
+        raise ExtractionError(f"damaged DOCX: {type(error).__name__}: {str(error)[:100]}") from None
     if not any(block.text.strip() for block in part.blocks):
-        raise Unreadable("DOCX without text (only images?)")
+        raise ExtractionError("DOCX without text (only images?)")
     return Extraction("docx", [part])
 
 

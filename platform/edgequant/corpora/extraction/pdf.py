@@ -6,7 +6,7 @@ import io
 import logging
 from typing import Any
 
-from edgequant.corpora.extraction.extracted import Extraction, Part, Unreadable
+from edgequant.corpora.extraction.extracted import Extraction, ExtractionError, Part
 from edgequant.corpora.text.boilerplate import Page
 
 logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # its warnings are counted per file instead
@@ -16,7 +16,7 @@ def extract_pdf(content: bytes) -> Extraction:
     """Extract the text of every page; a page that cannot be read is a warning, not the end of the file.
 
     Raises:
-        Unreadable: damaged beyond reading, locked with a password, or without any text (scanned images).
+        ExtractionError: damaged beyond reading, locked with a password, or without any text (scanned images).
     """
     reader = _open(content)
     pages, broken, without_text = [], [], []
@@ -32,7 +32,7 @@ def extract_pdf(content: bytes) -> Extraction:
             without_text.append(number)
         pages.append(Page(number, text.split("\n")))
     if len(without_text) + len(broken) == len(reader.pages):
-        raise Unreadable(_why_no_text(len(reader.pages), broken))
+        raise ExtractionError(_why_no_text(len(reader.pages), broken))
     warnings = broken[:3] + ([f"{len(broken) - 3} more pages unreadable"] if len(broken) > 3 else [])
     if without_text:
         warnings.append(f"{len(without_text)} pages without text (blank or image)")
@@ -45,14 +45,14 @@ def _open(content: bytes) -> Any:
     try:
         reader = pypdf.PdfReader(io.BytesIO(content))
         if reader.is_encrypted and not reader.decrypt(""):
-            raise Unreadable("encrypted PDF: needs its password; save an unlocked copy")
+            raise ExtractionError("encrypted PDF: needs its password; save an unlocked copy")
         len(reader.pages)
-    except (Unreadable, MemoryError):
+    except (ExtractionError, MemoryError):
         raise
     except Exception as error:
-        raise Unreadable(f"damaged PDF: {type(error).__name__}: {str(error)[:100]}") from None
+        raise ExtractionError(f"damaged PDF: {type(error).__name__}: {str(error)[:100]}") from None
     if len(reader.pages) == 0:
-        raise Unreadable("damaged PDF: no pages (truncated?)")
+        raise ExtractionError("damaged PDF: no pages (truncated?)")
     return reader
 
 

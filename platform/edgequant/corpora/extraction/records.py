@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from edgequant.corpora.extraction.extracted import Extraction, Part, Unreadable
+from edgequant.corpora.extraction.extracted import Extraction, ExtractionError, Part
 from edgequant.corpora.text.chunking import Block
 
 TEXT_KEYS = ("chunk", "text", "content", "passage", "body")
@@ -18,7 +18,7 @@ def extract_records(text: str, warnings: list[str], kind: str) -> Extraction:
     """A JSON list (also under a key such as "data"), or one JSON value per line.
 
     Raises:
-        Unreadable: not JSON, or no record with text under one of TEXT_KEYS.
+        ExtractionError: not JSON, or no record with text under one of TEXT_KEYS.
     """
     items = _lines(text, warnings) if kind == "jsonl" else _whole(text, warnings)
     parts, skipped = [], 0
@@ -29,7 +29,9 @@ def extract_records(text: str, warnings: list[str], kind: str) -> Extraction:
         else:
             parts.append(part)
     if not parts:
-        raise Unreadable(f"no record with text; expected strings, or objects with one of {', '.join(TEXT_KEYS)}")
+        raise ExtractionError(
+            f"records must be strings, or objects with one of {', '.join(TEXT_KEYS)}, got none with text"
+        )
     if skipped:
         warnings.append(f"{skipped} records without text under {', '.join(TEXT_KEYS)}")
     return Extraction(kind, parts, 0, warnings)
@@ -41,7 +43,7 @@ def _whole(text: str, warnings: list[str]) -> list[Any]:
     except (json.JSONDecodeError, RecursionError) as error:
         if "\n" in text.strip():  # JSONL under the wrong name
             return _lines(text, warnings)
-        raise Unreadable(f"not JSON: {str(error)[:100]}") from None
+        raise ExtractionError(f"not JSON: {str(error)[:100]}") from None
     if isinstance(value, dict):
         lists = [item for item in value.values() if isinstance(item, list)]
         return lists[0] if lists and _part_of(value) is None else [value]
@@ -57,7 +59,7 @@ def _lines(text: str, warnings: list[str]) -> list[Any]:
             except (json.JSONDecodeError, RecursionError):
                 bad += 1
     if not items:
-        raise Unreadable("not JSON: no line parses")
+        raise ExtractionError("not JSON: no line parses")
     if bad:
         warnings.append(f"{bad} lines are not JSON")
     return items

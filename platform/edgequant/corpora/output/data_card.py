@@ -10,7 +10,7 @@ from typing import Any
 
 from edgequant.corpora.contamination import ngrams, words_of
 from edgequant.corpora.documents import DOMAINS, NO_DOMAIN, SPLITS
-from edgequant.corpora.pipeline import Corpus
+from edgequant.corpora.processing.pipeline import Corpus
 
 BUNDLED_NOTICE = (
     "Written for this project: original prose, people and agencies invented. It leans on public standards, which each "
@@ -40,7 +40,7 @@ def data_card(corpus: Corpus, description: Mapping[str, str]) -> str:
 
 ## Licences
 
-{_table(("licence", "files", "chunks"), _licences(rows))}
+{_table(("licence", "files", "chunks"), _licenses(rows))}
 
 ## Removed
 
@@ -90,7 +90,7 @@ def _count_table(corpus: Corpus, key: str) -> str:
     return _table((key, *SPLITS, "all"), lines)
 
 
-def _licences(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, int, int]]:
+def _licenses(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, int, int]]:
     names = sorted({row["licence"] for row in rows})
     chosen = {name: [row for row in rows if row["licence"] == name] for name in names}
     return [(name, len({row["sha256"] for row in found}), len(found)) for name, found in chosen.items()]

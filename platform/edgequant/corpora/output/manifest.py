@@ -18,10 +18,12 @@ def check_output(folder: Path) -> None:
         UserError: it is a file, or has content but no manifest of an earlier data set.
     """
     if folder.is_file():
-        raise UserError(f"output {str(folder)!r} is a file; give a folder")
+        raise UserError(f"output must be a folder, got the file {str(folder)!r}")
     ours = (MANIFEST, "dataset_dict.json")  # an interrupted write leaves the second without the first
     if folder.is_dir() and any(folder.iterdir()) and not any((folder / name).is_file() for name in ours):
-        raise UserError(f"output {str(folder)!r} holds files that are no data set of this workflow; give a new folder")
+        raise UserError(
+            f"output must be a new folder or a data set of this workflow, got {str(folder)!r}, which holds other files"
+        )
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:

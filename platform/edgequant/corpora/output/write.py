@@ -12,7 +12,7 @@ from typing import Any
 from edgequant.corpora.documents import NO_DOMAIN
 from edgequant.corpora.output.data_card import data_card, save_plots
 from edgequant.corpora.output.manifest import MANIFEST
-from edgequant.corpora.pipeline import Corpus
+from edgequant.corpora.processing.pipeline import Corpus
 from edgequant.corpora.settings import CorpusSettings
 from edgequant.files import write_atomically
 
@@ -68,7 +68,7 @@ def write_corpus(
 
 
 def _split_lines(corpus: Corpus, settings: CorpusSettings) -> list[dict[str, Any]]:
-    """The closing table: size of each split, and how many of its chunks have the wanted length."""
+    """The summary table: size of each split, and how many of its chunks have the wanted length."""
     lines = []
     for split, rows in corpus.rows.items():
         inside = sum(settings.min_tokens <= row["tokens"] <= settings.max_tokens for row in rows)

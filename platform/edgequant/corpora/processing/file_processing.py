@@ -6,60 +6,20 @@ import io
 import os
 import zipfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import PurePosixPath
-from typing import Any
 
 from edgequant.corpora.extraction.extract import extract
-from edgequant.corpora.extraction.extracted import Part, Unreadable
+from edgequant.corpora.extraction.extracted import ExtractionError, Part
+from edgequant.corpora.processed_file import ProcessedFile, ProcessedPart
 from edgequant.corpora.settings import CorpusSettings
 from edgequant.corpora.sources import printable
 from edgequant.corpora.text.boilerplate import Page, Removed, remove_boilerplate
-from edgequant.corpora.text.chunking import Block, Chunk, CountTokens, chunk_blocks
-from edgequant.corpora.text.normalisation import count_words, normalise
+from edgequant.corpora.text.chunking import Block, CountTokens, chunk_blocks
+from edgequant.corpora.text.normalization import count_words, normalize
 from edgequant.corpora.text.paragraphs import blocks_of_pages
 from edgequant.files import sha256_of_bytes
 
 _MEMBER_LIMIT = 10_000
-
-
-@dataclass
-class ProcessedPart:
-    """One document of a file: its stated metadata, its opening text, its chunks, and what was left out."""
-
-    fields: dict[str, str]
-    chunks: list[Chunk]
-    removed: list[Removed]
-
-
-@dataclass
-class ProcessedFile:
-    """What came of a file. `words` = words in chunks + words removed + `joined` (halves of hyphenated words)."""
-
-    name: str
-    sha256: str = ""
-    kind: str = ""
-    refused: str = ""
-    pages: int = 0
-    words: int = 0
-    joined: int = 0
-    parts: list[ProcessedPart] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @staticmethod
-    def from_json(value: dict[str, Any]) -> ProcessedFile:
-        parts = [
-            ProcessedPart(
-                part["fields"],
-                [Chunk(*chunk) for chunk in part["chunks"]],
-                [Removed(*item) for item in part["removed"]],
-            )
-            for part in value["parts"]
-        ]
-        return ProcessedFile(**{**value, "parts": parts})
 
 
 def process_file(
@@ -72,7 +32,7 @@ def process_file(
     try:
         content = _read(path, member, int(settings.file_megabytes * 1e6))
         return process_content(content, name, settings, count)
-    except Unreadable as error:
+    except ExtractionError as error:
         return ProcessedFile(name, refused=str(error))
     except OSError as error:
         return ProcessedFile(name, refused=f"not readable: {error.strerror or error}")
@@ -82,7 +42,7 @@ def process_content(content: bytes, name: str, settings: CorpusSettings, count: 
     """As `process_file`, for bytes in memory.
 
     Raises:
-        Unreadable: the bytes give no text.
+        ExtractionError: the bytes give no text.
     """
     extraction = extract(content, name, int(settings.file_megabytes * 1e6))
     result = ProcessedFile(name, sha256_of_bytes(content), extraction.kind, pages=extraction.pages)
@@ -90,7 +50,7 @@ def process_content(content: bytes, name: str, settings: CorpusSettings, count: 
     for part in extraction.parts:
         _process_part(part, settings, count, result)
     if result.words == 0:
-        raise Unreadable("no words in it")
+        raise ExtractionError("no words in it")
     overlong = sum(chunk.tokens > 2 * settings.max_tokens for part in result.parts for chunk in part.chunks)
     if overlong:
         result.warnings.append(f"{overlong} chunks far above max_tokens")
@@ -99,7 +59,7 @@ def process_content(content: bytes, name: str, settings: CorpusSettings, count: 
 
 def _process_part(part: Part, settings: CorpusSettings, count: CountTokens, result: ProcessedFile) -> None:
     def clean(text: str) -> str:
-        return normalise(text, lowercase=settings.lowercase)
+        return normalize(text, lowercase=settings.lowercase)
 
     pages = [Page(page.number, [clean(line) for line in page.lines]) for page in part.pages]
     blocks = [Block(block.kind, clean(block.text).replace("\n", " "), block.page) for block in part.blocks]
@@ -126,7 +86,7 @@ def _without_empty(blocks: Sequence[Block]) -> tuple[list[Block], list[Removed]]
 def list_members(path: str, name: str, settings: CorpusSettings) -> tuple[list[tuple[str, str]], list[ProcessedFile]]:
     """Members of a zip archive as (member, name) and those refused. Nothing is ever unpacked to disk.
 
-    A file that is no archive gives ([], []).
+    A file that is not an archive gives ([], []).
     """
     limit = int(settings.file_megabytes * 1e6)
     members: list[tuple[str, str]] = []
@@ -174,7 +134,9 @@ def is_archive(path: str) -> bool:
 def _read(path: str, member: str | None, limit: int) -> bytes:
     size = os.path.getsize(path)
     if size > limit:
-        raise Unreadable(f"{size / 1e6:,.0f} MB, more than file_megabytes {limit / 1e6:g}; split it or raise the limit")
+        raise ExtractionError(
+            f"{size / 1e6:,.0f} MB, more than file_megabytes {limit / 1e6:g}; split it or raise the limit"
+        )
     if member is None:
         with open(path, "rb") as handle:
             return handle.read()
@@ -189,7 +151,7 @@ def _read(path: str, member: str | None, limit: int) -> bytes:
         EOFError,
         io.UnsupportedOperation,
     ) as error:
-        raise Unreadable(f"damaged archive member: {error}") from None
+        raise ExtractionError(f"damaged archive member: {error}") from None
     if len(content) > limit:
-        raise Unreadable(f"unpacks to more than file_megabytes {limit / 1e6:g} (zip bomb?)")
+        raise ExtractionError(f"unpacks to more than file_megabytes {limit / 1e6:g} (zip bomb?)")
     return content

@@ -20,7 +20,7 @@ _CUT_IN_PARAGRAPH = 0.04
 _CUT_BETWEEN_PARAGRAPHS = 0.01
 _SECTION_BOND = 0.2  # a chunk that runs on into the next section
 _LONELY_HEADING = 3.0  # a chunk that ends with a heading, parted from its text
-_UNIT_LIMIT = 2  # a unit above this many times max_tokens is no sentence but a list, a table or a run of tokens
+_UNIT_LIMIT = 2  # a unit above this many times max_tokens is not a sentence but a list, a table or a run of tokens
 
 
 class Block(NamedTuple):

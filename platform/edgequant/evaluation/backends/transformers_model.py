@@ -21,7 +21,9 @@ from edgequant.evaluation.backends.prefix_sharing import Group, batches_of_group
 from edgequant.evaluation.backends.token_losses import LMHead, logit_losses, token_losses
 
 # A decorator that keeps cuDNN's attention out: it plans anew for every shape, and each batch and each step has its own.
-in_any_shape = sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
+with_shape_agnostic_attention = sdpa_kernel(
+    [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+)
 
 
 class TransformersModel:
@@ -101,7 +103,7 @@ class TransformersModel:
             firsts = [len(w.tokens) - w.scored - 1 for w in batch]
             targets = [token for w in batch for token in w.tokens[len(w.tokens) - w.scored :]]
             values = self._token_losses(
-                [w.tokens[:-1] for w in batch], *_spots(range(len(batch)), firsts, counts), targets
+                [w.tokens[:-1] for w in batch], *_scored_positions(range(len(batch)), firsts, counts), targets
             )
             return [float(part.sum()) for part in values.split(counts)]
 
@@ -141,7 +143,7 @@ class TransformersModel:
                 members = [index for group in parts for index in group.members]
                 return list(zip(members, self._answers(rows), strict=True))
 
-            for _, answered in run_within_memory(in_any_shape(answer), list(range(len(batch)))):
+            for _, answered in run_within_memory(with_shape_agnostic_attention(answer), list(range(len(batch)))):
                 yield from answered
 
     def decode_timings(
@@ -175,7 +177,7 @@ class TransformersModel:
 
     def _in_batches(self, lengths: Sequence[int], run: Any) -> Iterator[tuple[int, Any]]:
         for batch in batches_by_length(lengths, self.max_batch_tokens):
-            for indices, values in run_within_memory(in_any_shape(run), batch):
+            for indices, values in run_within_memory(with_shape_agnostic_attention(run), batch):
                 yield from zip(indices, values, strict=True)
 
     def _choice_scores(self, choices: Sequence[Choice]) -> list[tuple[float, ...]]:
@@ -186,7 +188,7 @@ class TransformersModel:
         counts = [len(continuation) for _, continuation in pairs]
         firsts = [len(context) - 1 for context, _ in pairs]
         targets = [token for _, continuation in pairs for token in continuation]
-        values = self._token_losses(list(rows), *_spots(owners, firsts, counts), targets)
+        values = self._token_losses(list(rows), *_scored_positions(owners, firsts, counts), targets)
         sums = iter([-float(part.sum()) for part in values.split(counts)])
         return [tuple(next(sums) for _ in choice.continuations) for choice in choices]
 
@@ -216,7 +218,9 @@ class TransformersModel:
         return [Generated(self.decode(row).split("\n")[0], len(row)) for row in rows]
 
 
-def _spots(owners: Sequence[int], firsts: Sequence[int], counts: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+def _scored_positions(
+    owners: Sequence[int], firsts: Sequence[int], counts: Sequence[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Row and position of counts[i] neighbours in row owners[i] from position firsts[i] on, for every i."""
     length = torch.tensor(counts)
     before = (length.cumsum(0) - length).repeat_interleave(length)

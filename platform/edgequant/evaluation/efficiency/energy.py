@@ -13,7 +13,7 @@ def energy_metrics(
     """Energy per decoded token of plain `generate` at batch 1.
 
     codecarbon reads RAPL on the CPU and NVML on the GPU; where it finds neither it multiplies a typical draw by time.
-    Then nothing is reported, because a guess is no measurement.
+    Then nothing is reported, because a guess is not a measurement.
 
     Returns:
         `energy/joules_per_token`, `energy/total_wh`, and `energy/measured_cpu`, `energy/measured_gpu` as 0 or 1; empty

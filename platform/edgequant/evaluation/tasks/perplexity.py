@@ -147,9 +147,7 @@ def window_for(model: LanguageModel, window: int | None) -> int:
     if window is None:
         return min(DEFAULT_WINDOW, model.context_length)
     if window > model.context_length:
-        raise UserError(
-            f"window {window} is beyond the model's context of {model.context_length} tokens; use at most that"
-        )
+        raise UserError(f"window must be at most the model's context of {model.context_length} tokens, got {window}")
     return window
 
 

@@ -103,11 +103,11 @@ def read_predictions(path: str | Path) -> dict[str, str]:
         predictions = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(
-            f"squad_predictions {path} cannot be read: {error}; expected a JSON file of id to answer"
+            f"squad_predictions must be a JSON file of id to answer, got {path}, which cannot be read: {error}"
         ) from None
     if not isinstance(predictions, dict) or not all(isinstance(value, str) for value in predictions.values()):
         raise UserError(
-            f'squad_predictions {path} is not an object of strings; expected {{"question id": "answer", ...}}'
+            f'squad_predictions must be an object of strings, {{"question id": "answer", ...}}, got others in {path}'
         )
     return predictions
 

@@ -50,7 +50,7 @@ class Metric:
 
     @property
     def label(self) -> str:
-        return f"{self.heading} {self.unit}".strip()
+        return f"{self.heading} ({self.unit})" if self.unit else self.heading
 
 
 @dataclass(frozen=True, kw_only=True)

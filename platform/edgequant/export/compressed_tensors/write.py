@@ -40,7 +40,7 @@ def write_compressed_tensors(loaded: LoadedModel, folder: str | Path) -> Exporte
         folder: to write; replaced if it exists.
 
     Raises:
-        UserError: the model is no quantised checkpoint, or its scheme has no place in compressed-tensors.
+        UserError: the model is not a quantised checkpoint, or its scheme has no place in compressed-tensors.
     """
     scheme = checkpoint_scheme(loaded)
     check_expressible(scheme)

@@ -41,7 +41,7 @@ def architecture_of(config: Any) -> Architecture:
     """
     if config.model_type not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
-        raise UserError(f"architecture {config.model_type!r} cannot be exported to GGUF; expected one of {known}")
+        raise UserError(f"architecture for GGUF must be one of {known}, got {config.model_type!r}")
     return ARCHITECTURES[config.model_type]
 
 
@@ -147,7 +147,7 @@ def _write_rope(writer: GGUFWriter, rope: dict[str, Any], config: Any) -> None:
         original = rope.get("original_max_position_embeddings") or config.max_position_embeddings
         writer.add_rope_scaling_orig_ctx_len(original)
     elif kind not in ("default", "llama3"):  # llama3's goes into a tensor
-        raise UserError(f"rope_type {kind!r} cannot be exported to GGUF; expected default, linear, yarn or llama3")
+        raise UserError(f"rope_type for GGUF must be default, linear, yarn or llama3, got {kind!r}")
 
 
 def _key_value_heads(config: Any) -> int:

@@ -54,7 +54,7 @@ def _reader(parameter: nn.Parameter) -> Callable[[], Tensor]:
     return lambda: parameter.detach().to("cpu", torch.float32)
 
 
-def keeps_integers(spec: WeightSpec, format_name: str) -> bool:
+def copies_integers(spec: WeightSpec, format_name: str) -> bool:
     """Whether a weight's integers can be written in a format as they are.
 
     llama.cpp's own layouts are copied bit for bit. Four-bit affine groups become q4_1: same integers and scales; only
@@ -83,7 +83,7 @@ def encode(values: Tensor, kind: GGMLQuantizationType) -> Bytes:
 
 
 def encode_packed(packed: PackedWeight, row_order: Tensor | None, format_name: str) -> Bytes:
-    """Lay a checkpoint's integers out as llama.cpp's blocks, rows in the given order. See `keeps_integers`."""
+    """Lay a checkpoint's integers out as llama.cpp's blocks, rows in the given order. See `copies_integers`."""
     weight = packed.unpacked(None if row_order is None else row_order.to(packed.codes.device))
     codes = weight.codes.reshape(packed.rows, -1, BLOCK).cpu().numpy()
     blocks = codes.shape[1]

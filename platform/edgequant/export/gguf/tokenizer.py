@@ -59,9 +59,7 @@ def _definition(tokenizer: Any) -> dict[str, Any]:
     definition = json.loads(backend.to_str()) if backend is not None else {"model": {"type": "slow"}}
     kind = definition["model"].get("type")
     if kind != "BPE":
-        raise UserError(
-            f"tokenizer {type(tokenizer).__name__} ({kind}) cannot be exported to GGUF; expected a fast BPE one"
-        )
+        raise UserError(f"tokenizer for GGUF must be a fast BPE one, got {type(tokenizer).__name__} ({kind})")
     return dict(definition)
 
 
@@ -95,7 +93,7 @@ def pre_tokenizer_name(definition: dict[str, Any]) -> str:
     identity = tuple(_step_identity(step) for step in steps)
     if identity not in PRE_TOKENIZERS:
         known = ", ".join(PRE_TOKENIZERS.values())
-        raise UserError(f"pre-tokenizer {json.dumps(outer)} is none that export knows ({known}); expected one of these")
+        raise UserError(f"pre-tokenizer for GGUF must be one of {known}, got {json.dumps(outer)}")
     return PRE_TOKENIZERS[identity]
 
 

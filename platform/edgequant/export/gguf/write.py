@@ -22,9 +22,9 @@ from edgequant.export.gguf.architectures import (
 from edgequant.export.gguf.tensors import (
     Bytes,
     SourceTensor,
+    copies_integers,
     encode,
     encode_packed,
-    keeps_integers,
     source_tensors,
     stored_shape,
 )
@@ -50,8 +50,8 @@ class _Plan(NamedTuple):
         return GGMLQuantizationType[self.format.upper()]
 
     @property
-    def keeps_integers(self) -> bool:
-        return self.source.packed is not None and keeps_integers(self.source.packed.spec, self.format)
+    def copies_integers(self) -> bool:
+        return self.source.packed is not None and copies_integers(self.source.packed.spec, self.format)
 
 
 def write_gguf(
@@ -124,7 +124,7 @@ def _wanted_format(name: str, source: SourceTensor, format_name: str, embedding_
         return "f32"
     wanted = format_name
     if name in EMBEDDINGS:
-        fits = source.packed is not None and keeps_integers(source.packed.spec, format_name)
+        fits = source.packed is not None and copies_integers(source.packed.spec, format_name)
         wanted = embedding_format or (format_name if fits or FORMATS[format_name] > 8 else "q8_0")
     return wanted if source.shape[-1] % BLOCK == 0 or FORMATS[wanted] >= 16 else "f16"
 
@@ -166,7 +166,7 @@ def _write_tensors(writer: GGUFWriter, plans: list[_Plan], extra: dict[str, Byte
 
 
 def _encoded(plan: _Plan) -> Bytes:
-    if plan.keeps_integers and plan.source.packed is not None:
+    if plan.copies_integers and plan.source.packed is not None:
         return encode_packed(plan.source.packed, plan.order, plan.format)
     values = plan.source.read() + plan.offset
     return encode(values if plan.order is None else values[plan.order], plan.kind)
@@ -178,7 +178,7 @@ def _unique(plans: list[_Plan]) -> list[_Plan]:
 
 def _notes(plans: list[_Plan], loaded: LoadedModel, format_name: str) -> list[str]:
     packed = [plan for plan in plans if plan.source.packed is not None]
-    kept = [plan for plan in packed if plan.keeps_integers]
+    kept = [plan for plan in packed if plan.copies_integers]
     odd = [plan.name for plan in plans if len(plan.source.shape) > 1 and plan.format != format_name]
     notes = []
     if kept:

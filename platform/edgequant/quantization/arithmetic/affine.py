@@ -234,7 +234,7 @@ def rounded_straight_through(values: Tensor) -> Tensor:
     return values + (torch.round(values) - values).detach()
 
 
-def best_shrink(groups: Tensor, spec: WeightSpec, candidates: int = 20) -> Tensor:
+def best_clipping_factor(groups: Tensor, spec: WeightSpec, candidates: int = 20) -> Tensor:
     """For each group the factor on its range, from 0.5 to 1, with the least squared error: [rows, groups, 1]."""
     best = torch.ones_like(groups[..., :1])
     least = torch.full_like(best, torch.inf)

@@ -1,4 +1,4 @@
-"""Weight quantisers that PTQ puts into fake-quantised layers: none yet, or integers that are already chosen."""
+"""Weight quantisers that PTQ puts into fake-quantised layers: none yet, or integers that are already fixed."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class IdentityQuantizer(WeightQuantizer):
 
 
 class FixedCodesQuantizer(WeightQuantizer):
-    """Stands for a weight by integers chosen beforehand, whatever the weight is; `convert` takes exactly these."""
+    """Stands for a weight by integers fixed beforehand, whatever the weight is; `convert` takes exactly these."""
 
-    def __init__(self, spec: WeightSpec, chosen: QuantizedWeight) -> None:
+    def __init__(self, spec: WeightSpec, fixed: QuantizedWeight) -> None:
         super().__init__(spec, torch.empty(0), learned=False)
-        self.chosen = chosen
+        self.fixed = fixed
 
     def forward(self, weight: Tensor, rows: Tensor | None = None) -> Tensor:
-        chosen = self.chosen
+        chosen = self.fixed
         if rows is not None and chosen.scale.shape[0] > 1:
             chosen = QuantizedWeight(*(None if part is None else part[rows] for part in chosen))  # type: ignore[arg-type]
         elif rows is not None:  # one scale for the tensor
@@ -41,15 +41,15 @@ class FixedCodesQuantizer(WeightQuantizer):
         return dequantize_weight(chosen, weight.shape).to(weight.dtype)
 
     def quantized(self, weight: Tensor) -> QuantizedWeight:
-        return self.chosen
+        return self.fixed
 
 
-def choose(layer: FakeQuantizedLayer, quantized: QuantizedWeight) -> None:
+def fix_codes(layer: FakeQuantizedLayer, quantized: QuantizedWeight) -> None:
     """Fix a layer's integers."""
     layer.quantizer = FixedCodesQuantizer(layer.spec, quantized)
 
 
-def chosen_of(layer: FakeQuantizedLayer) -> QuantizedWeight | None:
+def fixed_codes_of(layer: FakeQuantizedLayer) -> QuantizedWeight | None:
     """The integers fixed for a layer, or None."""
     quantizer = layer.quantizer
-    return quantizer.chosen if isinstance(quantizer, FixedCodesQuantizer) else None
+    return quantizer.fixed if isinstance(quantizer, FixedCodesQuantizer) else None

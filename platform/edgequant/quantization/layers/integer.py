@@ -15,7 +15,7 @@ from edgequant.quantization.arithmetic.affine import (
 )
 from edgequant.quantization.layers import kernels
 from edgequant.quantization.layers.input_quantizers import INT8
-from edgequant.quantization.layers.packed_weight import KeepsBufferTypes, PackedWeight
+from edgequant.quantization.layers.packed_weight import FixedDtypeBuffers, PackedWeight
 from edgequant.quantization.scheme import ActivationSpec
 
 
@@ -52,7 +52,7 @@ class IntegerLayer(nn.Module):
         return self.packed.dequantized()
 
 
-class IntegerLinear(IntegerLayer, KeepsBufferTypes):
+class IntegerLinear(IntegerLayer, FixedDtypeBuffers):
     """y = x W^T + b with integer weights, and with integer inputs where the scheme quantises activations.
 
     8-bit weights and 8-bit inputs are multiplied as integers with 32-bit accumulation (Jacob et al. 2017, equation 7):

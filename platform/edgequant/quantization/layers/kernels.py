@@ -69,7 +69,7 @@ def weight_only_product(input: Tensor, packed: PackedWeight, cache: dict[str, An
     CPU's int8 kernel (one scale per output), which read the integers instead of a dequantised copy; each where it is
     trusted.
     """
-    if input.dtype != torch.bfloat16 or not _pays(input, packed):
+    if input.dtype != torch.bfloat16 or not _is_faster(input, packed):
         return None
     if _fits_int4(packed, input.device.type):
         return _int4_product(input, packed, cache) if is_trusted(INT4_WEIGHT, input.device) else None
@@ -78,7 +78,7 @@ def weight_only_product(input: Tensor, packed: PackedWeight, cache: dict[str, An
     return None
 
 
-def _pays(input: Tensor, packed: PackedWeight) -> bool:
+def _is_faster(input: Tensor, packed: PackedWeight) -> bool:
     rows = input.numel() // input.shape[-1]
     if input.device.type == "cuda":
         return rows * packed.rows * packed.features <= CUDA_MULTIPLICATIONS

@@ -44,7 +44,7 @@ class MinMax(_Range):
         self.batches += 1
 
 
-class ExponentialMovingAverage(_Range):
+class MovingAverageMinMax(_Range):
     """Moving average of each batch's extremes (Jacob et al. 2017, section 3.1).
 
     The first batches count fully, batch n with weight 1/n, until the average's memory is 1 / (1 - decay) batches long:
@@ -116,30 +116,30 @@ class LeastSquares(_Histogram):
 
     def range(self) -> tuple[Tensor, Tensor]:
         edges = self.edges()
-        centres = (edges[1:] + edges[:-1]) / 2
+        centers = (edges[1:] + edges[:-1]) / 2
         filled = self.counts.nonzero().flatten()
         if not len(filled):
             return self.low, self.high
         low, high = edges[filled[0]], edges[filled[-1] + 1]
         shrink = torch.linspace(0.2, 1.0, 100, device=edges.device)[:, None]
         scale, zero_point = affine_parameters(low * shrink, high * shrink, (-128, 127))
-        error = dequantize(quantize(centres, scale, zero_point, (-128, 127)), scale, zero_point) - centres
+        error = dequantize(quantize(centers, scale, zero_point, (-128, 127)), scale, zero_point) - centers
         best = shrink[(error.square() * self.counts).sum(1).argmin(), 0]
         return low * best, high * best
 
 
-def make_observer(name: ObserverName) -> MinMax | ExponentialMovingAverage | Percentile | LeastSquares:
+def make_observer(name: ObserverName) -> MinMax | MovingAverageMinMax | Percentile | LeastSquares:
     """An observer by name.
 
     Raises:
         UserError: unknown name.
     """
     kinds = {
-        "moving_average_minmax": ExponentialMovingAverage,
+        "moving_average_minmax": MovingAverageMinMax,
         "minmax": MinMax,
         "percentile": Percentile,
         "mse": LeastSquares,
     }
     if name not in kinds:
-        raise UserError(f"observer {name!r} is unknown; use one of {', '.join(kinds)}")
+        raise UserError(f"observer must be one of {', '.join(kinds)}, got {name!r}")
     return kinds[name]()

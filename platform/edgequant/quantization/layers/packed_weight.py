@@ -18,7 +18,7 @@ from edgequant.quantization.scheme import WeightSpec
 STORAGE = {"float16": torch.float16, "float32": torch.float32}
 
 
-class KeepsBufferTypes(nn.Module):
+class FixedDtypeBuffers(nn.Module):
     """Buffers follow moves between devices but stay out of casts: a scale rounded to bfloat16 is another scale."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -31,7 +31,7 @@ class KeepsBufferTypes(nn.Module):
         return self
 
 
-class PackedWeight(KeepsBufferTypes):
+class PackedWeight(FixedDtypeBuffers):
     """The integers of a weight [rows, features] as they lie in the checkpoint.
 
     Buffers: `codes` [rows, bytes] (uint8, or int8 at 8 bits), `scale` [rows, groups], and, where the spec has them,

@@ -58,7 +58,7 @@ def find_targets(model: nn.Module, scheme: Scheme) -> Targets:
     strangers = [layer for layer, _ in scheme.layer_bits if layer not in targets.names]
     if strangers:
         raise UserError(
-            f"scheme {scheme.name} gives bits to {strangers[0]}, which is no layer that it quantises in "
+            f"scheme {scheme.name} gives bits to {strangers[0]}, which is not a layer that it quantises in "
             f"{type(model).__name__}; choose the bits for this model"
         )
     return targets

@@ -35,7 +35,7 @@ class Kernel(NamedTuple):
     name: str
     instead: str
     devices: tuple[str, ...]
-    is_right: Callable[[torch.device], bool]
+    is_correct: Callable[[torch.device], bool]
 
 
 # ---------------------------------------------------------------------------------------------------------- the kernels
@@ -80,7 +80,7 @@ def int8_weight_kernel(input: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
 # ------------------------------------------------------------------------------------------------------ the comparisons
 
 
-def _int8_is_right(device: torch.device) -> bool:
+def _int8_is_correct(device: torch.device) -> bool:
     return all(
         torch.equal(int8_kernel(left.to(device), right.to(device)).cpu().long(), _exact(left, right))
         for left, right in _int8_operands()
@@ -107,7 +107,7 @@ def _exact(left: Tensor, right: Tensor) -> Tensor:
     return (left.double() @ right.double().t()).long()  # below 2^53
 
 
-def _int4_is_right(device: torch.device) -> bool:
+def _int4_is_correct(device: torch.device) -> bool:
     return all(_int4_agrees(device, *size) for size in INT4_SIZES)
 
 
@@ -122,7 +122,7 @@ def _int4_agrees(device: torch.device, inputs: int, outputs: int, group: int) ->
     return _agrees(lambda x: int4_kernel(x.to(device), layout, group, on_device), parts, draw)
 
 
-def _int8_weight_is_right(device: torch.device) -> bool:
+def _int8_weight_is_correct(device: torch.device) -> bool:
     return all(_int8_weight_agrees(device, *size) for size in INT8_SIZES[1:])
 
 
@@ -162,10 +162,14 @@ def _bfloat16(*shape: int, draw: torch.Generator) -> Tensor:
 
 
 INT8 = Kernel(
-    "int8 x int8 (torch._int_mm)", "exact float32 products, about 2 times slower", ("cpu", "cuda"), _int8_is_right
+    "int8 x int8 (torch._int_mm)", "exact float32 products, about 2 times slower", ("cpu", "cuda"), _int8_is_correct
 )
-INT4_WEIGHT = Kernel("int4 weights (torch _weight_int4pack_mm)", "dequantised weights", ("cpu", "cuda"), _int4_is_right)
-INT8_WEIGHT = Kernel("int8 weights (torch._weight_int8pack_mm)", "dequantised weights", ("cpu",), _int8_weight_is_right)
+INT4_WEIGHT = Kernel(
+    "int4 weights (torch _weight_int4pack_mm)", "dequantised weights", ("cpu", "cuda"), _int4_is_correct
+)
+INT8_WEIGHT = Kernel(
+    "int8 weights (torch._weight_int8pack_mm)", "dequantised weights", ("cpu",), _int8_weight_is_correct
+)
 KERNELS = (INT8, INT4_WEIGHT, INT8_WEIGHT)
 
 
@@ -187,6 +191,6 @@ def _verdict(kernel: Kernel, device: torch.device, *_: object) -> bool:
         return False
     try:
         with torch.inference_mode(), torch.autocast(device.type, enabled=False):
-            return kernel.is_right(device)
+            return kernel.is_correct(device)
     except (RuntimeError, NotImplementedError, AttributeError):  # this build or device has no such kernel
         return False

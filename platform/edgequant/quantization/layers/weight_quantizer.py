@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from edgequant.quantization.arithmetic.affine import (
     QuantizedWeight,
-    best_shrink,
+    best_clipping_factor,
     fake_quantize_learned,
     fake_quantize_weight,
     grouped,
@@ -59,7 +59,7 @@ class WeightQuantizer(nn.Module):
     @torch.no_grad()
     def _least_error(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
         groups = grouped(weight.detach().float(), self.spec)
-        return weight_parameters(groups, self.spec, best_shrink(groups, self.spec))
+        return weight_parameters(groups, self.spec, best_clipping_factor(groups, self.spec))
 
     def _learn_from(self, scale: Tensor, zero_point: Tensor | None) -> None:
         self.register_buffer("initial_scale", scale)
@@ -67,7 +67,7 @@ class WeightQuantizer(nn.Module):
         self.relative_scale = _parameter(torch.ones_like(scale), SCALE_LEARNING_RATE)
         self.zero_point = None if zero_point is None else _parameter(zero_point, ZERO_POINT_LEARNING_RATE)
 
-    def parameters_now(self) -> tuple[Tensor, Tensor | None]:
+    def current_parameters(self) -> tuple[Tensor, Tensor | None]:
         """Scale, as stored, and zero point, integral; both with straight-through gradients."""
         assert self.relative_scale is not None
         scale = self.initial_scale * self.relative_scale
@@ -84,7 +84,7 @@ class WeightQuantizer(nn.Module):
         """The simulated weight [out, in]; `rows` [n] says which rows of the whole these are."""
         if not self.learned:
             return self._simulated(weight, whole=rows is None)
-        scale, zero_point = self.parameters_now()
+        scale, zero_point = self.current_parameters()
         if rows is not None:
             scale, zero_point = scale[rows], None if zero_point is None else zero_point[rows]
         groups = grouped(weight.float(), self.spec)
@@ -113,6 +113,6 @@ class WeightQuantizer(nn.Module):
         """The integers that `forward` simulates."""
         if not self.learned:
             return quantize_weight(weight.detach(), self.spec)
-        scale, zero_point = self.parameters_now()
+        scale, zero_point = self.current_parameters()
         codes = quantize(grouped(weight.detach().float(), self.spec), scale, zero_point, self._bounds)
         return QuantizedWeight(codes.to(torch.int8), scale, zero_point)

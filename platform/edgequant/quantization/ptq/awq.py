@@ -33,7 +33,7 @@ class ActivationAwareScaling:
         def add(name: str, inputs: Tensor) -> None:
             magnitudes[name] = magnitudes[name].to(inputs.device) + inputs.abs().mean(0)
 
-        block.watch(firsts, add)
+        block.capture_inputs(firsts, add)
         hessians = block.hessians(firsts)
         for group, pair in pairs:
             name = group.names[0]
@@ -42,12 +42,12 @@ class ActivationAwareScaling:
     def _best_scale(self, block: CalibratedBlock, pair: ScalingPair, magnitude: Tensor, hessian: Tensor) -> Tensor:
         layers = [block.layers[name] for name in pair.names]
         base = pair.gather(magnitude).clamp(min=1e-6)
-        candidates = [_centred(base**alpha) for alpha in self.alphas]
+        candidates = [_centered(base**alpha) for alpha in self.alphas]
         errors = [sum(_rounding_error(layer, pair.spread(scale), hessian) for layer in layers) for scale in candidates]
         return candidates[min(range(len(errors)), key=errors.__getitem__)]
 
 
-def _centred(scale: Tensor) -> Tensor:
+def _centered(scale: Tensor) -> Tensor:
     """Scales around 1, within three orders of magnitude either way: what absorbs them stays well conditioned."""
     return (scale / (scale.max() * scale.min()).sqrt()).clamp(1e-3, 1e3)
 

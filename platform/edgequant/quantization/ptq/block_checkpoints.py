@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from edgequant.files import atomic_path
 from edgequant.quantization.layers.fake_quantized import fake_quantized_linears
-from edgequant.quantization.layers.fixed_weights import choose, chosen_of
+from edgequant.quantization.layers.fixed_weights import fix_codes, fixed_codes_of
 from edgequant.quantization.layers.packed_weight import PackedWeight
 
 CODES = "integers."  # packed integers of a linear; every other tensor goes by its own name in the block
@@ -70,7 +70,7 @@ def _state(block: nn.Module, with_weights: bool) -> dict[str, Tensor]:
     """Integers of the linears, and everything else: norms, biases, observed ranges, where asked weights."""
     state: dict[str, Tensor] = {}
     for name, layer in fake_quantized_linears(block).items():
-        chosen = chosen_of(layer)
+        chosen = fixed_codes_of(layer)
         assert chosen is not None
         packed = PackedWeight.of(chosen, layer.out_features, layer.in_features, layer.spec)
         state |= {f"{CODES}{name}.{key}": value for key, value in packed.state_dict().items()}
@@ -89,6 +89,6 @@ def _restore(block: nn.Module, tensors: dict[str, Tensor]) -> None:
         packed = PackedWeight(layer.out_features, layer.in_features, layer.spec)
         prefix = f"{CODES}{name}."
         packed.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
-        choose(layer, packed.to(device).unpacked())
+        fix_codes(layer, packed.to(device).unpacked())
     rest = {name: tensor for name, tensor in tensors.items() if not name.startswith(CODES)}
     block.load_state_dict(rest, strict=False)

@@ -15,7 +15,7 @@ from edgequant.quantization.layers.fake_quantized import fake_quantized_linears
 Context = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-class _Reached(Exception):
+class _ForwardStopped(Exception):
     """Raised inside a forward pass once what was wanted has been seen."""
 
 
@@ -95,7 +95,7 @@ class BlockStream:
         def record(index: int, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             contexts.append((args, kwargs))
             if index == len(self.blocks) - 1:
-                raise _Reached
+                raise _ForwardStopped
             return hidden
 
         self._run_with(record, batch)
@@ -107,7 +107,7 @@ class BlockStream:
         def record(index: int, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             if index == wanted:
                 seen.append(hidden)
-                raise _Reached
+                raise _ForwardStopped
             return hidden
 
         self._run_with(record, batch)
@@ -118,7 +118,7 @@ class BlockStream:
 
         def stop(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             seen.append(inputs[0])
-            raise _Reached
+            raise _ForwardStopped
 
         handle = head.register_forward_pre_hook(stop)
         try:
@@ -132,7 +132,7 @@ class BlockStream:
         with _blocks_replaced(list(self.blocks.values()), stand_in), self.autocast():
             try:
                 self.model(input_ids=batch.to(self.device), use_cache=False)
-            except _Reached:
+            except _ForwardStopped:
                 return
 
 
@@ -170,7 +170,7 @@ def capture_inputs(
         seen.add(id(module))
         if stop and len(seen) == len(layers):
             seen.clear()
-            raise _Reached
+            raise _ForwardStopped
 
     handles = [layer.register_forward_pre_hook(hook) for layer in layers]
     try:
@@ -180,9 +180,9 @@ def capture_inputs(
             handle.remove()
 
 
-def until_seen(run: Callable[[], Any]) -> None:
+def run_until_captured(run: Callable[[], Any]) -> None:
     """Run a pass that `capture_inputs(..., stop=True)` may end early."""
     try:
         run()
-    except _Reached:
+    except _ForwardStopped:
         return

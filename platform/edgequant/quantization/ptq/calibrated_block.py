@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from edgequant.quantization.layers.fake_quantized import FakeQuantizedLinear, fake_quantized_linears
-from edgequant.quantization.ptq.block_stream import BlockStream, capture_inputs, until_seen
+from edgequant.quantization.ptq.block_stream import BlockStream, capture_inputs, run_until_captured
 
 ERROR_BATCHES = 2  # enough for a table
 
@@ -28,20 +28,20 @@ class Trace:
 
     def __init__(self, linears: Container[str]) -> None:
         self.linears = linears
-        self.readers: dict[int, list[str]] = {}
-        self.makers: dict[int, str] = {}
+        self.consumers: dict[int, list[str]] = {}
+        self.producers: dict[int, str] = {}
         self.order: list[str] = []
         self._alive: list[Tensor] = []  # an id must not be used again
 
-    def watch(self, name: str, module: nn.Module) -> RemovableHandle:
+    def register(self, name: str, module: nn.Module) -> RemovableHandle:
         def called(_module: nn.Module, inputs: tuple[Tensor, ...], output: object) -> None:
             if not isinstance(output, Tensor):
                 return
             if name in self.linears:
                 self._alive.append(inputs[0])
-                self.readers.setdefault(id(inputs[0]), []).append(name)
+                self.consumers.setdefault(id(inputs[0]), []).append(name)
             self._alive.append(output)
-            self.makers.setdefault(id(output), name)
+            self.producers.setdefault(id(output), name)
             self.order.append(name)
 
         return module.register_forward_hook(called)
@@ -49,10 +49,10 @@ class Trace:
 
 @dataclass
 class Group:
-    """Linears of a block that read the same input; `maker` names the module that produced it, where there is one."""
+    """Linears of a block that read the same input; `producer` names the module that produced it, where there is one."""
 
     names: list[str]
-    maker: str | None
+    producer: str | None
 
 
 class CalibratedBlock:
@@ -100,7 +100,7 @@ class CalibratedBlock:
     def groups(self) -> list[Group]:
         """The linears grouped by shared input, in the order in which the block computes them."""
         trace = Trace(fake_quantized_linears(self.module))
-        handles = [trace.watch(name, module) for name, module in self.module.named_modules() if name]
+        handles = [trace.register(name, module) for name, module in self.module.named_modules() if name]
         try:
             self.probe()
         finally:
@@ -108,15 +108,15 @@ class CalibratedBlock:
                 handle.remove()
         self.order = [f"{self.name}.{name}" for name in trace.order]
         return [
-            Group([f"{self.name}.{name}" for name in readers], self._full(trace.makers.get(made)))
-            for made, readers in trace.readers.items()
+            Group([f"{self.name}.{name}" for name in consumers], self._full(trace.producers.get(tensor)))
+            for tensor, consumers in trace.consumers.items()
         ]
 
     def _full(self, name: str | None) -> str | None:
         return None if name is None else f"{self.name}.{name}"
 
     @torch.no_grad()
-    def watch(self, names: list[str], see: Callable[[str, Tensor], None], batches: int | None = None) -> None:
+    def capture_inputs(self, names: list[str], see: Callable[[str, Tensor], None], batches: int | None = None) -> None:
         """Show `see(name, inputs [tokens, in] float32)` the inputs of the named layers, in all or the first batches."""
         by_module = {id(self.layers[name]): name for name in names}
 
@@ -126,7 +126,7 @@ class CalibratedBlock:
 
         with capture_inputs([self.layers[name] for name in names], flat, stop=True):
             for batch in range(min(len(self.inputs), batches or len(self.inputs))):
-                until_seen(lambda batch=batch: self.run(batch))  # type: ignore[misc]
+                run_until_captured(lambda batch=batch: self.run(batch))  # type: ignore[misc]
 
     def hessians(self, names: list[str]) -> dict[str, Tensor]:
         """For each named layer the mean of x x^T over its inputs as they are at present, [in, in] float32."""
@@ -138,7 +138,7 @@ class CalibratedBlock:
             sums[name] = sums[name].add_(product) if name in sums else product
             tokens[name] += len(inputs)
 
-        self.watch(names, add)
+        self.capture_inputs(names, add)
         return {name: total / tokens[name] for name, total in sums.items()}
 
     def set_phase(self, *, quantize_inputs: bool, observe: bool) -> None:
@@ -171,7 +171,7 @@ class CalibratedBlock:
             wrong, right = inputs @ (chosen[name] - weight).float().t(), inputs @ weight.float().t()
             sums[name] += torch.stack([wrong.square().sum(), right.square().sum()])
 
-        self.watch(list(layers), add, ERROR_BATCHES)
+        self.capture_inputs(list(layers), add, ERROR_BATCHES)
         rows = [
             {
                 "layer": name,

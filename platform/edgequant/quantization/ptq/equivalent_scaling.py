@@ -25,15 +25,15 @@ class ScalingPair:
 
     Attributes:
         names: the linears whose columns are scaled.
-        maker: the module that absorbs the inverse: a norm, or a linear whose rows are divided.
+        producer: the module that absorbs the inverse: a norm, or a linear whose rows are divided.
         plus_one: the norm multiplies by weight + 1 (Gemma).
-        shared: s has one number per output of `maker`; each serves this many runs of `run` columns (query heads of a
+        shared: s has one number per output of `producer`; each serves this many runs of `run` columns (query heads of a
             group).
         run: columns that lie together (a head's size); the whole input where nothing is shared.
     """
 
     names: list[str]
-    maker: nn.Module
+    producer: nn.Module
     features: int
     plus_one: bool = False
     shared: int = 1
@@ -49,10 +49,10 @@ class ScalingPair:
 
     @torch.no_grad()
     def apply(self, block: CalibratedBlock, scale: Tensor) -> None:
-        """Multiply the columns by s, divide their maker by it."""
-        maker = self.maker
-        weight, bias = getattr(maker, "weight"), getattr(maker, "bias", None)  # noqa: B009 - Module hides the type
-        if isinstance(maker, nn.Linear):
+        """Multiply the columns by s, divide their producer by it."""
+        producer = self.producer
+        weight, bias = getattr(producer, "weight"), getattr(producer, "bias", None)  # noqa: B009 - Module hides the type
+        if isinstance(producer, nn.Linear):
             weight.div_(scale[:, None])
         elif self.plus_one:
             weight.copy_((weight + 1) / scale - 1)
@@ -78,11 +78,11 @@ def find_scaling_pairs(block: CalibratedBlock) -> list[tuple[Group, ScalingPair]
 def _proposals(block: CalibratedBlock, group: Group) -> Iterator[ScalingPair]:
     modules = {f"{block.name}.{name}": module for name, module in block.module.named_modules()}
     features = block.layers[group.names[0]].in_features
-    maker = modules.get(group.maker or "")
-    weight = getattr(maker, "weight", None)
-    if maker is not None and weight is not None and weight.shape == (features,):
-        yield ScalingPair(group.names, maker, features)
-        yield ScalingPair(group.names, maker, features, plus_one=True)
+    producer = modules.get(group.producer or "")
+    weight = getattr(producer, "weight", None)
+    if producer is not None and weight is not None and weight.shape == (features,):
+        yield ScalingPair(group.names, producer, features)
+        yield ScalingPair(group.names, producer, features, plus_one=True)
         return
     before = block.order[: block.order.index(group.names[0])]
     for linear in [block.layers[name] for name in reversed(before) if name in block.layers]:
@@ -94,12 +94,12 @@ def _proposals(block: CalibratedBlock, group: Group) -> Iterator[ScalingPair]:
 
 
 def _shared_heads(
-    block: CalibratedBlock, group: Group, maker: nn.Module, features: int, outputs: int
+    block: CalibratedBlock, group: Group, producer: nn.Module, features: int, outputs: int
 ) -> Iterator[ScalingPair]:
     sizes = {int(size) for module in block.module.modules() if (size := getattr(module, "head_dim", None))}
     for size in sizes:
         if outputs % size == 0:
-            yield ScalingPair(group.names, maker, features, shared=features // outputs, run=size)
+            yield ScalingPair(group.names, producer, features, shared=features // outputs, run=size)
 
 
 @torch.no_grad()
@@ -108,10 +108,10 @@ def _is_exact(block: CalibratedBlock, pair: ScalingPair, expected: Tensor) -> bo
     generator = torch.Generator().manual_seed(PROBE_SEED)
     count = pair.features // pair.shared
     scale = torch.exp2(torch.randint(-2, 3, (count,), generator=generator).float()).to(expected.device)
-    kept = {name: parameter.clone() for name, parameter in pair.maker.named_parameters(recurse=False)}
+    kept = {name: parameter.clone() for name, parameter in pair.producer.named_parameters(recurse=False)}
     pair.apply(block, scale)
     same = bool((block.probe() - expected).abs().max() <= TOLERANCE * expected.abs().max())
     pair.apply(block, 1 / scale)
-    for name, parameter in pair.maker.named_parameters(recurse=False):
+    for name, parameter in pair.producer.named_parameters(recurse=False):
         parameter.copy_(kept[name])  # weight + 1 does round
     return same

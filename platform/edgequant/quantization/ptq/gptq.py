@@ -15,7 +15,7 @@ from edgequant.quantization.arithmetic.affine import QuantizedWeight
 from edgequant.quantization.arithmetic.grids import Grid
 
 COLUMNS = 128  # per block: errors reach the columns behind it once, as one matrix product (section 3.3, step 2)
-DAMPINGS = (1, 10, 100)  # multiples of the damping tried until the Hessian factorises
+DAMPENING_MULTIPLES = (1, 10, 100)  # multiples of it tried until the Hessian factorises
 REFITS = 2
 REFIT_CHUNK = 1 << 26  # numbers held at once while scales are refitted
 
@@ -37,7 +37,7 @@ def round_columns(
         weight: [rows, in] float32; layers that share their input can be stacked.
         hessian: [in, in], the mean of x x^T over the calibration inputs.
         scale, offset: [rows, in]: code c of a column stands for scale * c + offset.
-        options: `damping` (share of the mean diagonal, 0.01) and `act_order` (largest inputs first, True).
+        options: `dampening_frac` (share of the mean diagonal, 0.01) and `act_order` (largest inputs first, True).
 
     Raises:
         UserError: the Hessian is not finite or cannot be factorised.
@@ -45,7 +45,7 @@ def round_columns(
     order = torch.argsort(hessian.diagonal(), descending=True) if options.get("act_order", True) else None
     if order is not None:
         weight, hessian, scale, offset = weight[:, order], hessian[order][:, order], scale[:, order], offset[:, order]
-    factor = _inverse_factor(hessian, options.get("damping", 0.01)).to(weight.dtype)
+    factor = _inverse_factor(hessian, options.get("dampening_frac", 0.01)).to(weight.dtype)
     codes, compensated = _blocks(weight.t().contiguous(), factor, scale.t(), offset.t(), integer_range)
     if order is not None:
         back = torch.argsort(order)
@@ -53,20 +53,20 @@ def round_columns(
     return Rounded(codes.t(), compensated.t())
 
 
-def _inverse_factor(hessian: Tensor, damping: float) -> Tensor:
+def _inverse_factor(hessian: Tensor, dampening_frac: float) -> Tensor:
     """Upper Cholesky factor of the damped Hessian's inverse, float64 (section 3.3, step 3)."""
     hessian = hessian.double()
     diagonal = hessian.diagonal()
     silent = diagonal == 0  # inputs that never fire: their columns neither pass errors on nor receive any
     mean = diagonal[~silent].mean() if (~silent).any() else torch.ones((), dtype=torch.float64)
-    for multiple in DAMPINGS:
-        damped = hessian + torch.diag(silent * mean + damping * multiple * mean)
+    for multiple in DAMPENING_MULTIPLES:
+        damped = hessian + torch.diag(silent * mean + dampening_frac * multiple * mean)
         lower, failed = torch.linalg.cholesky_ex(damped)
         if not failed:
             upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
         if not failed and bool(torch.isfinite(upper).all()):
             return upper
-    raise UserError("its Hessian is not positive definite; use more calibration text or a larger damping")
+    raise UserError("its Hessian is not positive definite; use more calibration text or a larger ptq.dampening_frac")
 
 
 def _blocks(
@@ -138,7 +138,7 @@ class Chosen(NamedTuple):
 
 
 def quantize_sharing_input(
-    weights: list[Tensor], hessian: Tensor, grids: list[Grid], *, damping: float, act_order: bool, refit: bool
+    weights: list[Tensor], hessian: Tensor, grids: list[Grid], *, dampening_frac: float, act_order: bool, refit: bool
 ) -> list[Chosen]:
     """GPTQ of layers [out, in] that share their input, stacked into one, each on its own grid.
 
@@ -146,7 +146,7 @@ def quantize_sharing_input(
     """
     best: list[tuple[float, Chosen]] = []
     for _ in range(1 + REFITS * refit):
-        rounded = _round_stacked(weights, hessian, grids, damping=damping, act_order=act_order)
+        rounded = _round_stacked(weights, hessian, grids, dampening_frac=dampening_frac, act_order=act_order)
         codes = [found.codes.reshape(*grid.scale.shape[:2], -1) for found, grid in zip(rounded, grids, strict=True)]
         tried = [grids]
         if refit:

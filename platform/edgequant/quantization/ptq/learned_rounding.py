@@ -12,15 +12,15 @@ from edgequant.quantization.arithmetic.affine import QuantizedWeight, grouped, r
 from edgequant.quantization.arithmetic.grids import Grid, stored
 from edgequant.quantization.arithmetic.half_precision import rounded_to_float16
 from edgequant.quantization.layers.fake_quantized import FakeQuantizedLinear
-from edgequant.quantization.layers.fixed_weights import choose, chosen_of
+from edgequant.quantization.layers.fixed_weights import fix_codes, fixed_codes_of
 from edgequant.quantization.layers.weight_quantizer import WeightQuantizer
 from edgequant.quantization.ptq.calibrated_block import CalibratedBlock
 from edgequant.quantization.ptq.settings import PtqSettings
 
-REACH = 0.5  # a code moves to a neighbour at most
+MAX_ROUNDING_OFFSET = 0.5  # a code moves to a neighbour at most
 HALF_STEP = 0.499
-STRETCH = 0.5  # a scale changes by at most this share
-SHIFT = 1.0  # a zero point or minimum moves by at most so many steps
+MAX_SCALE_CHANGE = 0.5  # a scale changes by at most this share
+MAX_SHIFT = 1.0  # a zero point or minimum moves by at most so many steps
 
 
 class LearnedRounding(WeightQuantizer):
@@ -41,12 +41,12 @@ class LearnedRounding(WeightQuantizer):
 
     def clamp_(self) -> None:
         """Bring the parameters back into their bounds."""
-        self.offset.data.clamp_(-REACH, REACH)
-        self.stretch.data.clamp_(-STRETCH, STRETCH)
+        self.offset.data.clamp_(-MAX_ROUNDING_OFFSET, MAX_ROUNDING_OFFSET)
+        self.stretch.data.clamp_(-MAX_SCALE_CHANGE, MAX_SCALE_CHANGE)
         if self.shift is not None:
-            self.shift.data.clamp_(-SHIFT, SHIFT)
+            self.shift.data.clamp_(-MAX_SHIFT, MAX_SHIFT)
 
-    def grid_now(self) -> Grid:
+    def current_grid(self) -> Grid:
         """The grid as stored, with straight-through gradients for scale and zero point."""
         grid, spec = self.grid, self.grid.spec
         scale = grid.scale * (1 + self.stretch)
@@ -66,12 +66,12 @@ class LearnedRounding(WeightQuantizer):
         return rounded_straight_through(steps).clamp(*self.spec.integer_range)
 
     def forward(self, weight: Tensor, rows: Tensor | None = None) -> Tensor:
-        grid = self.grid_now()
+        grid = self.current_grid()
         return grid.values(self._codes(grid)).view_as(weight).to(weight.dtype)
 
     @torch.no_grad()
     def quantized(self, weight: Tensor) -> QuantizedWeight:
-        grid = self.grid_now()
+        grid = self.current_grid()
         return grid.quantized(self._codes(grid))
 
 
@@ -88,14 +88,14 @@ class BlockRounding:
 
     def apply(self, block: CalibratedBlock) -> None:
         before = _loss(block)
-        starts = {name: _chosen(layer) for name, layer in block.layers.items()}
-        learned = {name: _learner(layer, block.rounded_from.get(name)) for name, layer in block.layers.items()}
+        starts = {name: _codes_of(layer) for name, layer in block.layers.items()}
+        learned = {name: _learned_rounding(layer, block.rounded_from.get(name)) for name, layer in block.layers.items()}
         for name, layer in block.layers.items():
             layer.quantizer = learned[name]
         self._learn(block, list(learned.values()))
         better = _loss(block) < before
         for name, layer in block.layers.items():
-            choose(layer, learned[name].quantized(layer.weight) if better else starts[name])
+            fix_codes(layer, learned[name].quantized(layer.weight) if better else starts[name])
 
     def _learn(self, block: CalibratedBlock, learned: list[LearnedRounding]) -> None:
         steps = self.settings.signround_steps
@@ -116,9 +116,9 @@ class BlockRounding:
 
 
 @torch.no_grad()
-def _learner(layer: FakeQuantizedLinear, rounded_from: Tensor | None) -> LearnedRounding:
+def _learned_rounding(layer: FakeQuantizedLinear, rounded_from: Tensor | None) -> LearnedRounding:
     """Starts at the chosen integers: the weight is brought to within half a step of them."""
-    chosen = _chosen(layer)
+    chosen = _codes_of(layer)
     grid = Grid(layer.spec, chosen.scale, chosen.zero_point, chosen.minimum)
     values = grid.values(chosen.codes.float())
     base = grouped((layer.weight if rounded_from is None else rounded_from).float(), layer.spec)
@@ -126,8 +126,8 @@ def _learner(layer: FakeQuantizedLinear, rounded_from: Tensor | None) -> Learned
     return LearnedRounding(values + torch.minimum(torch.maximum(base - values, -half), half), grid)
 
 
-def _chosen(layer: FakeQuantizedLinear) -> QuantizedWeight:
-    chosen = chosen_of(layer)
+def _codes_of(layer: FakeQuantizedLinear) -> QuantizedWeight:
+    chosen = fixed_codes_of(layer)
     assert chosen is not None, "a rounding step comes first"
     return chosen
 

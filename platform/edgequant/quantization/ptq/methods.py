@@ -153,7 +153,7 @@ def methods() -> dict[str, PtqMethod]:
     """Every method by name: edgequant's own, then those of installed packages.
 
     Raises:
-        UserError: an entry point that is no method, or one whose name is taken.
+        UserError: an entry point that is not a method, or one whose name is taken.
     """
     known = {method.name: method for method in METHODS}
     for method in extensions(PTQ_METHODS, PtqMethod):

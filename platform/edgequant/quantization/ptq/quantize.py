@@ -22,7 +22,7 @@ from edgequant.quantization.layers.fake_quantized import (
     fake_quantized_layers,
     fake_quantized_linears,
 )
-from edgequant.quantization.layers.fixed_weights import IdentityQuantizer, choose
+from edgequant.quantization.layers.fixed_weights import IdentityQuantizer, fix_codes
 from edgequant.quantization.layers.targets import Targets
 from edgequant.quantization.ptq.block_checkpoints import BlockCheckpoints, fingerprint
 from edgequant.quantization.ptq.block_stream import BlockStream
@@ -131,7 +131,7 @@ def _steps(chosen: Combination, settings: PtqSettings) -> _Steps:
 
 def _round(name: str, layer: FakeQuantizedLayer, rounding: Rounding) -> ErrorRow:
     """Choose a layer's integers from its weight alone."""
-    choose(layer, rounding.quantized(layer.weight.detach(), layer.spec))
+    fix_codes(layer, rounding.quantized(layer.weight.detach(), layer.spec))
     return _weight_error(name, layer)
 
 

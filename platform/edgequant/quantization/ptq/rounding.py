@@ -11,7 +11,7 @@ from edgequant.errors import UserError
 from edgequant.quantization.arithmetic.affine import QuantizedWeight, quantize_weight
 from edgequant.quantization.arithmetic.range_search import choose_grid, quantize_clipped
 from edgequant.quantization.layers.fake_quantized import FakeQuantizedLinear
-from edgequant.quantization.layers.fixed_weights import choose
+from edgequant.quantization.layers.fixed_weights import fix_codes
 from edgequant.quantization.ptq.calibrated_block import CalibratedBlock
 from edgequant.quantization.ptq.gptq import quantize_sharing_input
 from edgequant.quantization.ptq.settings import PtqSettings
@@ -32,9 +32,9 @@ class Rounding:
         return quantize_clipped(weight, spec)
 
     def apply(self, block: CalibratedBlock) -> None:
-        """Choose the integers of all layers of a block, by `choose(layer, QuantizedWeight)`."""
+        """Choose the integers of all layers of a block, by `fix_codes(layer, QuantizedWeight)`."""
         for layer in block.layers.values():
-            choose(layer, self.quantized(layer.weight.detach(), layer.spec))
+            fix_codes(layer, self.quantized(layer.weight.detach(), layer.spec))
 
 
 class RoundToNearest(Rounding):
@@ -59,9 +59,9 @@ class Clipping(Rounding):
             squares[name] = squares[name] + seen if name in squares else seen
 
         if self.uses_inputs:
-            block.watch(list(block.layers), add)
+            block.capture_inputs(list(block.layers), add)
         for name, layer in block.layers.items():
-            choose(layer, quantize_clipped(layer.weight, layer.spec, squares.get(name)))
+            fix_codes(layer, quantize_clipped(layer.weight, layer.spec, squares.get(name)))
 
 
 class HessianRounding(Rounding):
@@ -102,11 +102,15 @@ class Gptq(HessianRounding):
         importance = hessian.diagonal() if settings.activation_weighted else None
         weights = [layer.weight.float() for layer in layers.values()]
         grids = [choose_grid(w, layer.spec, importance) for w, layer in zip(weights, layers.values(), strict=True)]
-        options = {"damping": settings.dampening_frac, "act_order": settings.act_order, "refit": settings.refit_scales}
+        options = {
+            "dampening_frac": settings.dampening_frac,
+            "act_order": settings.act_order,
+            "refit": settings.refit_scales,
+        }
         try:
             found = quantize_sharing_input(weights, hessian, grids, **options)  # type: ignore[arg-type]
         except UserError as error:
             raise UserError(f"{', '.join(layers)} cannot be quantised by gptq: {error}") from error
         for layer, chosen in zip(layers.values(), found, strict=True):
-            choose(layer, chosen.quantized)
+            fix_codes(layer, chosen.quantized)
         return {name: chosen.compensated for name, chosen in zip(layers, found, strict=True)}

@@ -26,7 +26,7 @@ ALPHAS = [step / 10 for step in range(11)]
 
 
 @dataclass
-class Seen:
+class InputStatistics:
     """What calibration showed of one input: its columns' extremes [in] and a sample of its tokens [tokens, in]."""
 
     low: Tensor
@@ -55,23 +55,23 @@ class Smoothing:
     @torch.no_grad()
     def apply(self, block: CalibratedBlock) -> None:
         pairs = find_scaling_pairs(block)
-        seen: dict[str, Seen] = {}
+        seen: dict[str, InputStatistics] = {}
         kept = -(-SAMPLED_TOKENS // len(block.inputs))
 
         def add(name: str, inputs: Tensor) -> None:
             first = inputs[0]
-            seen.setdefault(name, Seen(first, first, [])).add(inputs, kept)
+            seen.setdefault(name, InputStatistics(first, first, [])).add(inputs, kept)
 
-        block.watch([group.names[0] for group, _ in pairs], add)
+        block.capture_inputs([group.names[0] for group, _ in pairs], add)
         for group, pair in pairs:
             pair.apply(block, self._scale(block, pair, seen[group.names[0]]))
 
-    def _scale(self, block: CalibratedBlock, pair: ScalingPair, seen: Seen) -> Tensor:
+    def _scale(self, block: CalibratedBlock, pair: ScalingPair, seen: InputStatistics) -> Tensor:
         layers = [block.layers[name] for name in pair.names]
         weights = torch.stack([layer.weight.abs().amax(0).float() for layer in layers]).amax(0)
         weights = pair.gather(weights).clamp(min=1e-5)
         inputs = pair.gather(torch.maximum(seen.low.abs(), seen.high.abs())).clamp(min=1e-5)
-        scales = [_centred(inputs**alpha / weights ** (1 - alpha)) for alpha in self.alphas]
+        scales = [_centered(inputs**alpha / weights ** (1 - alpha)) for alpha in self.alphas]
         if len(scales) == 1:
             return scales[0]
         sample = torch.cat(seen.sample)
@@ -80,13 +80,13 @@ class Smoothing:
         return scales[min(range(len(errors)), key=errors.__getitem__)]
 
 
-def _centred(scale: Tensor) -> Tensor:
+def _centered(scale: Tensor) -> Tensor:
     """Scales whose geometric mean is 1."""
     return scale / scale.log().mean().exp()
 
 
 def _output_error(
-    layers: list[FakeQuantizedLinear], scale: Tensor, sample: Tensor, expected: list[Tensor], seen: Seen
+    layers: list[FakeQuantizedLinear], scale: Tensor, sample: Tensor, expected: list[Tensor], seen: InputStatistics
 ) -> float:
     """Squared error of the layers' outputs with x / s and W s quantised to nearest, on the sample [tokens, in]."""
     smooth = sample / scale

@@ -46,8 +46,8 @@ def check_rank(model: nn.Module, scheme: Scheme, rank: int) -> None:
         rows, features = cast(nn.Linear, model.get_submodule(name)).weight.shape
         if rank > min(rows, features):
             raise UserError(
-                f"qat.lora_rank {rank} is more than layer {name} [{rows}, {features}] can have; "
-                f"expected at most {min(rows, features)}, usually 8 to 64"
+                f"qat.lora_rank must be at most {min(rows, features)} for layer {name} [{rows}, {features}], usually "
+                f"8 to 64, got {rank}"
             )
 
 

@@ -62,7 +62,7 @@ def prune(model: nn.Module, scheme: Scheme, sparsity: float, pattern: SparsityPa
         pattern: see `magnitude_mask`.
 
     Returns:
-        What was kept: layer name to mask [out, in], for `hold`.
+        What was kept: layer name to mask [out, in], for `attach_masks`.
     """
     masks = {}
     for name in find_targets(model, scheme).linears:
@@ -85,7 +85,7 @@ class Mask(nn.Module):
         return weight * self.keep
 
 
-def hold(model: nn.Module, masks: Masks) -> None:
+def attach_masks(model: nn.Module, masks: Masks) -> None:
     """Keep the pruned entries of a prepared model at 0. Adapters have to be attached before."""
     layers = fake_quantized_linears(model)
     for name, keep in masks.items():

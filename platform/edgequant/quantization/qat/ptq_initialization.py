@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from edgequant.quantization.arithmetic.affine import QuantizedWeight, dequantize_weight, grouped
 from edgequant.quantization.calibration import CalibrationSettings
 from edgequant.quantization.layers.fake_quantized import fake_quantized_layers
-from edgequant.quantization.layers.fixed_weights import chosen_of
+from edgequant.quantization.layers.fixed_weights import fixed_codes_of
 from edgequant.quantization.layers.weight_quantizer import WeightQuantizer
 from edgequant.quantization.ptq.quantize import choose_integers
 from edgequant.quantization.ptq.settings import PtqSettings
@@ -52,7 +52,7 @@ def prepare_from_ptq(
     # Embeddings first: a tied head sees the shared weight through the embedding's quantiser.
     for layer in sorted(fake_quantized_layers(model).values(), key=lambda layer: layer.kind != "embedding"):
         if id(layer.weight) not in quantizers:
-            chosen = chosen_of(layer)
+            chosen = fixed_codes_of(layer)
             assert chosen is not None  # a method leaves no layer without integers
             layer.weight.copy_(nearest_that_round_to(layer.weight, chosen, layer.spec))
             made = WeightQuantizer(layer.spec, layer.weight, learned=True, start=chosen)

@@ -82,7 +82,8 @@ def _texts_in(path: Path) -> list[str]:
     texts = [file.read_text(encoding="utf-8") for file in files]
     if not any(text.strip() for text in texts):
         raise UserError(
-            f"dataset {str(path)!r} holds no text; expected .md or .txt files, or a folder made by `edgequant corpus`"
+            f"dataset must hold .md or .txt files, or be a folder made by `edgequant corpus`, got {str(path)!r} "
+            "without text"
         )
     return texts
 

@@ -15,13 +15,13 @@ from edgequant.models.loading import weights_digest
 if TYPE_CHECKING:
     from torch import Tensor
 
-MOST_SEQUENCES = 8192  # a training that draws more begins again with the first
+MAX_SEQUENCES = 8192  # a training that draws more begins again with the first
 GREEDY_TOKENS = 4
 BATCH = 32  # rows at a time; part of what a seed gives
 
 
 def generated_sequences(model: Any, tokenizer: Any, count: int, length: int, *, seed: int = 0) -> Tensor:
-    """Rows of tokens [n, length] int64 written by the model, n = count or MOST_SEQUENCES if that is less.
+    """Rows of tokens [n, length] int64 written by the model, n = count or MAX_SEQUENCES if that is less.
 
     The same weights, tokenizer, count, length and seed find them in the cache folder (`generated/`).
 
@@ -33,7 +33,7 @@ def generated_sequences(model: Any, tokenizer: Any, count: int, length: int, *, 
     from safetensors.torch import load_file, save_file
     from tqdm import tqdm
 
-    count = min(count, MOST_SEQUENCES)
+    count = min(count, MAX_SEQUENCES)
     begin, first = _beginning(tokenizer), _first_tokens(tokenizer, model)
     what = repr((weights_digest(model), begin, len(first), count, length, seed, GREEDY_TOKENS, BATCH))
     path = cache_dir() / "generated" / f"{hashlib.sha256(what.encode()).hexdigest()[:32]}.safetensors"
@@ -44,7 +44,7 @@ def generated_sequences(model: Any, tokenizer: Any, count: int, length: int, *, 
     with tqdm(total=count, desc="generated text", unit="sequence", disable=None) as bar:
         for start in range(0, count, BATCH):
             size = min(BATCH, count - start)
-            rows[start : start + size] = _rows(model, begin, first, size, length, seed=seed * MOST_SEQUENCES + start)
+            rows[start : start + size] = _rows(model, begin, first, size, length, seed=seed * MAX_SEQUENCES + start)
             bar.update(size)
     with atomic_path(path) as temporary:
         save_file({"tokens": rows}, temporary)

@@ -48,7 +48,7 @@ class LayerBits(NamedTuple):
     rows: list[dict[str, Any]]
 
 
-def choose(
+def resolve_layer_bits(
     scheme: Scheme,
     model: Any,
     sequences: Tensor,
@@ -88,11 +88,11 @@ def choose(
         bfloat16=models.pick_dtype("auto", str(model.device)) == "bfloat16",
     )
     write_atomically(kept, json.dumps({"scheme": chosen.scheme.to_dict(), "rows": chosen.rows}))
-    print(_said(chosen), flush=True)
+    print(_description(chosen), flush=True)
     return LayerBits(chosen.scheme, chosen.rows)
 
 
-def _said(chosen: Allocation) -> str:
+def _description(chosen: Allocation) -> str:
     bits = [row["bits"] for row in chosen.rows]
     counts = ", ".join(f"{bits.count(width)} of {width} bits" for width in sorted({*bits}))
     note = f" ({chosen.note})" if chosen.note else ""

@@ -1,4 +1,4 @@
-"""Measuring one model: a nested run with the contract's metrics, the items behind them and remarks."""
+"""Measuring one model: a nested run with edgequant's metrics, the items behind them and remarks."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from edgequant.training.settings import TrainingSettings
 from edgequant.training.teacher_cache import check_top_k
 from edgequant.workflows.settings import RunSettings
 from edgequant.workflows.steps.data import training_sequences
-from edgequant.workflows.steps.layer_bits import choose
+from edgequant.workflows.steps.layer_bits import resolve_layer_bits
 
 Metrics = dict[str, float]
 OnStep = Callable[[str, nn.Module, int, Mapping[str, float]], None]
@@ -131,7 +131,7 @@ class QatExperiment:
 
 
 def load(
-    model: str,
+    model: str | models.ModelSource,
     scheme: Scheme,
     dataset: str,
     *,
@@ -161,7 +161,7 @@ def load(
     torch.manual_seed(run.seed)
     loaded = models.load(model, dtype="float32", device=run.device)
     if getattr(loaded.model, "is_quantized", False):
-        raise UserError(f"model must be a floating-point model, got {model!r}, which is quantised already")
+        raise UserError(f"model must be a floating-point model, got {loaded.source.name!r}, which is quantised already")
     check_model(loaded.model, scheme, training, qat)
     needed = max(training.sequences, calibration.num_calibration_samples)
     sequences = training_sequences(
@@ -169,7 +169,7 @@ def load(
         model=loaded.model, needed=needed,
     )  # fmt: skip
     dtype = models.pick_dtype(run.dtype, str(loaded.model.device))
-    scheme, layer_bits = choose(scheme, loaded.model, sequences, folder, dtype=dtype, resume=resume)
+    scheme, layer_bits = resolve_layer_bits(scheme, loaded.model, sequences, folder, dtype=dtype, resume=resume)
     return QatExperiment(
         scheme=scheme, layer_bits=layer_bits, training=training, qat=qat, calibration=calibration,
         evaluation=evaluation, floating=loaded.model, tokenizer=loaded.tokenizer, name=loaded.source.name,

@@ -32,12 +32,13 @@ def parse_mix(dataset: str) -> list[Part]:
     given = [_share(dataset, last) if colon else None for _, colon, last in pieces]
     if not all(names) or len(set(names)) != len(names):
         raise UserError(f"dataset must be a mix of different texts such as disaster,wikitext-2:0.3, got {dataset!r}")
-    said, open_parts = sum(share for share in given if share is not None), given.count(None)
-    rest = 1.0 - said
-    if (rest <= 1e-9) if open_parts else not math.isclose(said, 1.0, abs_tol=1e-6):
+    given_sum, open_parts = sum(share for share in given if share is not None), given.count(None)
+    rest = 1.0 - given_sum
+    if (rest <= 1e-9) if open_parts else not math.isclose(given_sum, 1.0, abs_tol=1e-6):
         raise UserError(
-            f"dataset {dataset!r}: the given shares make {said:g}; expected "
-            + ("less than 1, since other parts take the rest" if open_parts else "1, or a part without a share")
+            f"dataset {dataset!r}: the given shares must make "
+            + ("less than 1, since other parts take the rest" if open_parts else "1, or leave a part without a share")
+            + f", got {given_sum:g}"
         )
     return [Part(name, rest / open_parts if share is None else share) for name, share in zip(names, given, strict=True)]
 

@@ -30,7 +30,7 @@ _FTFY = ftfy.TextFixerConfig(unescape_html=False, uncurl_quotes=False, normaliza
 _MAX_PASSES = 8
 
 
-def normalise(text: str, *, lowercase: bool = False) -> str:
+def normalize(text: str, *, lowercase: bool = False) -> str:
     """Normalise one line or paragraph; line ends stay where they are.
 
     Repairing one level of mis-decoding can reveal another, hence the passes until nothing changes.

@@ -1,4 +1,4 @@
-"""Every scheme of the house on `tiny`: what is simulated, what is converted, what lies on disk, what is loaded back."""
+"""Every named scheme on `tiny`: what is simulated, what is converted, what lies on disk, what is loaded back."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LINEARS = [
 
 
 class Made(NamedTuple):
-    """A scheme's way through the house: logits while simulated, as integers, their `rounding_noise`, the checkpoint."""
+    """A scheme's way through edgequant: logits while simulated, as integers, their `rounding_noise`, the checkpoint."""
 
     floating: Any
     targets: Any
@@ -99,7 +99,7 @@ def test_reloaded_checkpoint_gives_the_same_logits(made: Made, tokens: torch.Ten
         assert torch.equal(reloaded(input_ids=tokens).logits, made.integer)
 
 
-def test_every_quantised_layer_is_stored_as_integers_and_only_so(made: Made) -> None:
+def test_every_quantized_layer_is_stored_as_integers_and_only_so(made: Made) -> None:
     header, _ = stored_tensors(made.saved.folder)
     scheme = made.saved.scheme
     assert set(made.targets.linears) == set(LINEARS)
@@ -114,8 +114,8 @@ def test_every_quantised_layer_is_stored_as_integers_and_only_so(made: Made) -> 
 def test_tied_embedding_and_head_are_stored_once(made: Made) -> None:
     header, _ = stored_tensors(made.saved.folder)
     kept = [name for name in header if re.match(r"(model\.embed_tokens|lm_head)\..*(weight|codes)$", name)]
-    quantised = made.saved.scheme.embedding is not None
-    assert kept == ["model.embed_tokens.packed_weight.codes" if quantised else "model.embed_tokens.weight"]
+    quantized = made.saved.scheme.embedding is not None
+    assert kept == ["model.embed_tokens.packed_weight.codes" if quantized else "model.embed_tokens.weight"]
 
 
 def bytes_of_matrix(rows: int, features: int, bits: int, group: int | None, kind: str) -> int:

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgequant.corpora import file_cache
 from edgequant.corpora.curation.annotation import Row, annotate
 from edgequant.corpora.disaster.corpus import DOCUMENTS
 from edgequant.corpora.documents import SPLITS
-from edgequant.corpora.processing.file_processing import ProcessedFile
+from edgequant.corpora.processed_file import ProcessedFile
+from edgequant.corpora.processing import file_cache
 from edgequant.corpora.settings import CorpusSettings
 from edgequant.corpora.sources import SourceFile, list_files
-from edgequant.corpora.text.normalisation import count_words
+from edgequant.corpora.text.normalization import count_words
 from edgequant.corpora.text.tokens import TokenCounter
 from edgequant.errors import UserError
 from edgequant.files import sha256_of_bytes
@@ -111,7 +111,7 @@ def _process(
 
 def _annotate_and_keep(fresh: dict[int, list[ProcessedFile]], keys: Sequence[str], settings: CorpusSettings) -> None:
     processed = [file for files in fresh.values() for file in files]
-    rows = iter(annotate(processed, settings.licence))
+    rows = iter(annotate(processed, settings.license))
     for index, files in fresh.items():
         file_cache.write_results(keys[index], [(file, next(rows)) for file in files])
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgequant.corpora.text.normalisation import count_words, normalise
+from edgequant.corpora.text.normalization import count_words, normalize
 
 # Sinhala, Tamil, Latin with accents, Greek, Cyrillic, Devanagari; joiners, spaces and punctuation in between.
 LETTERS = st.characters(
@@ -19,9 +19,9 @@ TEXTS = st.text(st.one_of(LETTERS, st.sampled_from(" \t.,;:!?-–—“”‘’
 
 
 @given(st.text(max_size=300), st.booleans())
-def test_normalising_twice_changes_nothing_more(text: str, lowercase: bool) -> None:
-    once = normalise(text, lowercase=lowercase)
-    assert normalise(once, lowercase=lowercase) == once
+def test_normalizing_twice_changes_nothing_more(text: str, lowercase: bool) -> None:
+    once = normalize(text, lowercase=lowercase)
+    assert normalize(once, lowercase=lowercase) == once
 
 
 @given(st.lists(st.text(st.sampled_from("abcXYZකගතරමனமரக்ක්‍රéüñжω09"), min_size=1, max_size=12), max_size=20))
@@ -30,12 +30,12 @@ def test_no_letter_is_lost_added_or_moved(words: list[str]) -> None:
         return "".join(c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c)[0] in "LMN")
 
     text = " ".join(words)
-    assert letters(normalise(text)) == letters(text)
+    assert letters(normalize(text)) == letters(text)
 
 
 @given(TEXTS)
 def test_no_white_space_runs_and_no_outer_space_remain(text: str) -> None:
-    result = normalise(text)
+    result = normalize(text)
     assert result == result.strip()
     assert "  " not in result and "\t" not in result
 
@@ -52,17 +52,17 @@ def test_no_white_space_runs_and_no_outer_space_remain(text: str) -> None:
     ],
 )
 def test_known_repairs(raw: str, expected: str) -> None:
-    assert normalise(raw) == expected
+    assert normalize(raw) == expected
 
 
 def test_sinhala_conjuncts_and_tamil_marks_survive() -> None:
     for text in ("ක්‍රමය ශ්‍රී ලංකාව ප්‍රදේශයේ", "வெள்ளம் ஏற்பட்ட பகுதி", "க்ஷ"):
-        assert normalise(text) == text
+        assert normalize(text) == text
 
 
 def test_lower_casing_is_a_switch() -> None:
-    assert normalise("FEMA Região ΣΟΦΟΣ", lowercase=True) == "fema região σοφος"
-    assert normalise("FEMA") == "FEMA"
+    assert normalize("FEMA Região ΣΟΦΟΣ", lowercase=True) == "fema região σοφος"
+    assert normalize("FEMA") == "FEMA"
 
 
 def test_words_are_runs_with_a_letter_or_digit() -> None:

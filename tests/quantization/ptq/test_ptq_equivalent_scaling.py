@@ -83,7 +83,7 @@ def test_looking_for_scalings_changes_no_weight(prepared):
 
 
 @pytest.mark.parametrize("step", [ActivationAwareScaling(4), Smoothing()], ids=["awq", "smoothquant"])
-def test_folded_scales_keep_the_logits_of_the_unquantised_model(prepared, step):
+def test_absorbed_scales_keep_the_logits_of_the_unquantized_model(prepared, step):
     _, model, tokens = prepared
     expected = model(input_ids=tokens).logits
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
