@@ -59,7 +59,8 @@ def test_what_has_moved_is_gone_from_where_it_stood(place):
 
 
 def test_the_folders_of_tests_are_the_packages_or_what_holds_for_all_of_them():
-    """Tests of corpora/ stand in tests/corpora; those in tests/architecture and tests/ itself are about the whole."""
+    """Tests of corpora/ stand in tests/corpora; tests/architecture, tests/documents and tests/ are about the whole."""
     packages = {path.parent.name for path in (ROOT / "platform" / "edgequant").glob("*/__init__.py")}
     folders = {path.parent.relative_to(ROOT / "tests").parts[:1] for path in modules("tests")} - {()}
-    assert {name for (name,) in folders} <= packages | {"tune", "registry", "benchmarks", "examples", "architecture"}
+    whole = {"tune", "registry", "benchmarks", "examples", "architecture", "documents"}
+    assert {name for (name,) in folders} <= packages | whole

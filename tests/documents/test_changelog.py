@@ -11,7 +11,7 @@ from edgequant.quantization.ptq import methods
 from edgequant.workflows.renamed_options import RENAMED
 from edgequant.workflows.steps.data import SELF_GENERATED
 
-TEXT = (Path(__file__).resolve().parent.parent / "CHANGELOG.md").read_text()
+TEXT = (Path(__file__).resolve().parent.parent.parent / "CHANGELOG.md").read_text()
 
 
 def table(heading: str) -> list[list[str]]:
