@@ -1,9 +1,11 @@
-# make qat     set up, then quantise the embedded model and measure it (the main job)
-# make test    set up, then run the tests
-# make check   ruff, ruff format, mypy
-# make setup   only set up: .venv with the pinned dependencies and the embedded model
+# make qat             set up, then quantise the embedded model and measure it (the main job)
+# make test            set up, then run the tests
+# make check           ruff, ruff format, mypy, vulture
+# make docs            the documentation as a site in site/, strictly: a broken link fails
+# make setup           only set up: .venv with the pinned dependencies and the embedded model
 # make test-isa        the tests that compute numbers, once for each kind of CPU that oneDNN and PyTorch can be limited to
 # make test-isa-short  the tests of integer kernels alone, likewise, without this CPU's own kind: 2 minutes
+# make clean           remove .venv and everything that was built
 
 PYTHON ?= python3
 VENV := .venv
@@ -28,7 +30,7 @@ failed=; for setting in $(1); do \
 done; test -z "$$failed" || { echo "failed under:$$failed"; exit 1; }
 endef
 
-.PHONY: setup qat test test-isa test-isa-short check clean
+.PHONY: setup qat test test-isa test-isa-short check docs clean
 
 setup: $(STAMP)
 
@@ -59,6 +61,11 @@ check: setup
 	ruff check .
 	ruff format --check .
 	mypy
+	vulture
+
+# The theme would otherwise advertise its successor at every build.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache

@@ -13,17 +13,13 @@ other side; without it only edgequant's column is filled.
 from __future__ import annotations
 
 import argparse
-import gc
-import importlib
 import importlib.util
 import json
-import logging
 import math
 import os
+import sys
 import tempfile
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,45 +28,25 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "platform"))
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+
+from peers.lm_eval import Harness
+from peers.timed_sides import Task, fastest
+
 from edgequant import models
 from edgequant.corpora.benchmarks import load_boolq, load_squad, load_wikitext2
 from edgequant.evaluation.backends.transformers_model import TransformersModel
 from edgequant.evaluation.tasks.boolq import boolq_items
 from edgequant.evaluation.tasks.perplexity import Scored, wikitext_perplexity
-from edgequant.evaluation.tasks.squad import squad_items, squad_prompt
+from edgequant.evaluation.tasks.squad import squad_items
 from edgequant.evaluation.tasks.squad_scoring import score_predictions
 from edgequant.evaluation.tasks.wikitext import join_rows, wikitext_pages
 
-os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 WINDOW = 2048
 TRIED_BATCHES = {"cuda": (32, 128, 256), "cpu": (1, 4, 16)}  # lm-eval: items
 TRIED_TOKENS = {"cuda": (16_384, 65_536, 131_072), "cpu": (1_024, 4_096)}  # edgequant: tokens
 TIE = 1e-3  # nats
-
-
-@dataclass
-class Side:
-    """One side's result on one task: seconds, peak memory, score as text, and what is compared item by item."""
-
-    seconds: float = math.nan
-    peak_gb: float = math.nan
-    batch: int = 0
-    score: str = "-"
-    values: Any = None
-
-
-@dataclass
-class Task:
-    """One task on both sides. `ours` and `theirs` take (items, batch) and return (score, values)."""
-
-    name: str
-    items: int
-    trial: int
-    unit: str
-    ours: Callable[[int, int], tuple[str, Any]]
-    theirs: Callable[[int, int], tuple[str, Any]] | None = None
-    compare: Callable[[Any, Any], str] = lambda ours, theirs: ""
-    sides: dict[str, Side] = field(default_factory=dict)
 
 
 def main() -> None:
@@ -103,7 +79,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def make_tasks(loaded: Any, arguments: argparse.Namespace, folder: Path) -> list[Task]:
-    harness = Harness(loaded, folder) if importlib.util.find_spec("lm_eval") else None
+    harness = Harness(loaded, folder, WINDOW) if importlib.util.find_spec("lm_eval") else None
     if harness is None:
         print("lm_eval is not installed: only edgequant's side is measured (pip install lm_eval==0.4.13)")
     makers = {"boolq": boolq_task, "wikitext": wikitext_task, "squad": squad_task}
@@ -183,78 +159,6 @@ def em_f1(items: list[dict]) -> str:
     return f"{100 * np.mean([i['exact_match'] for i in items]):.2f} / {100 * np.mean([i['f1'] for i in items]):.2f}"
 
 
-# ----------------------------------------------------------------------------------------------------------- lm-eval
-
-
-class Harness:
-    """lm-evaluation-harness over local rows, with the prompts of its own task files."""
-
-    def __init__(self, loaded: Any, folder: Path) -> None:
-        logging.getLogger("lm_eval").setLevel(logging.ERROR)
-        self.loaded, self.folder = loaded, folder
-
-    def boolq(self, rows: list[dict]) -> Any:
-        """`tasks/super_glue/boolq/default.yaml`."""
-        labeled = [{**row, "label": int(row["answer"])} for row in rows]
-        config = {
-            "output_type": "multiple_choice",
-            "doc_to_text": "{{passage}}\nQuestion: {{question}}?\nAnswer:",
-            "doc_to_target": "label",
-            "doc_to_choice": ["no", "yes"],
-            "metric_list": [{"metric": "acc"}],
-        }
-        return self._task("boolq", labeled, config)
-
-    def wikitext(self, pages: list[str]) -> Any:
-        """`tasks/wikitext/wikitext.yaml`."""
-        process = importlib.import_module("lm_eval.tasks.wikitext.preprocess_wikitext")
-        config = {
-            "output_type": "loglikelihood_rolling",
-            "doc_to_text": "",
-            "doc_to_target": process.wikitext_detokenizer,
-            "process_results": process.process_results,
-            "metric_list": [{"metric": m} for m in ("word_perplexity", "byte_perplexity", "bits_per_byte")],
-        }
-        return self._task("wikitext", [{"page": page} for page in pages], config)
-
-    def squad(self, rows: list[dict]) -> Any:
-        """The prompt of `tasks/squadv2`, greedy to the first line end or 32 tokens."""
-        asked = [{"prompt": squad_prompt(row), "first": row["answers"]["text"][0]} for row in rows]
-        config = {
-            "output_type": "generate_until",
-            "doc_to_text": "{{prompt}}",
-            "doc_to_target": "{{first}}",
-            "generation_kwargs": {"until": ["\n"], "max_gen_toks": 32, "do_sample": False},
-            "metric_list": [{"metric": "exact_match"}],
-        }
-        return self._task("squad", asked, config)
-
-    def run(self, task: Any, count: int, batch: int) -> list[dict]:
-        """One sample per document, in the documents' order."""
-        from lm_eval import evaluator
-        from lm_eval.models.huggingface import HFLM
-
-        model, tokenizer = self.loaded.model, self.loaded.tokenizer
-        harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch, max_length=WINDOW)
-        result = evaluator.evaluate(harness, task, limit=count, bootstrap_iters=0, log_samples=True)
-        return sorted(next(iter(result["samples"].values())), key=lambda sample: sample["doc_id"])
-
-    def _task(self, name: str, rows: list[dict], config: dict[str, Any]) -> Any:
-        """Built once, outside what is timed: reading the task index takes lm-eval seconds."""
-        from lm_eval.tasks import TaskManager
-
-        file = self.folder / f"{name}.jsonl"
-        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        local = {
-            "task": f"local_{name}",
-            "dataset_path": "json",
-            "dataset_kwargs": {"data_files": {"validation": str(file)}, "cache_dir": str(self.folder / "cache")},
-            "validation_split": "validation",
-            "num_fewshot": 0,
-        }
-        return TaskManager().load([local | config])
-
-
 # --------------------------------------------------------------------------------------------------------- measuring
 
 
@@ -268,36 +172,6 @@ def run_task(task: Task, device: str, arguments: argparse.Namespace) -> None:
         if run is not None:
             task.sides[name] = fastest(run, task, tried)
             print(f"{task.name}: {name} {task.sides[name].seconds:.2f} s at batch {task.sides[name].batch}", flush=True)
-
-
-def fastest(run: Callable[[int, int], tuple[str, Any]], task: Task, tried: tuple[int, ...]) -> Side:
-    """Try the batch sizes on a part of the items (the first try also warms up), then run everything at the best."""
-    part = min(task.items, task.trial if torch.cuda.is_available() else max(1, task.items // 4))
-    seconds = {}
-    if len(tried) > 1:
-        timed(run, min(part, 32), tried[0])
-        for batch in tried:
-            try:
-                seconds[batch] = timed(run, part, batch).seconds
-            except torch.cuda.OutOfMemoryError:
-                continue
-    best = min(seconds, key=lambda batch: seconds[batch]) if seconds else tried[0]
-    return timed(run, task.items, best)
-
-
-def timed(run: Callable[[int, int], tuple[str, Any]], count: int, batch: int) -> Side:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    score, values = run(count, batch)
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    seconds = time.perf_counter() - start
-    peak = torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else math.nan
-    return Side(seconds, peak, batch, score, values)
 
 
 def compare_choices(ours: list[tuple[float, float]], theirs: list[tuple[float, float]]) -> str:

@@ -34,6 +34,9 @@ from torch import nn
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "platform"))
 
+from peers.table import markdown_table  # noqa: E402
+from peers.torchao import qat_step, weight_config  # noqa: E402
+
 from edgequant import models  # noqa: E402
 from edgequant.corpora.benchmarks import load_boolq, load_squad, load_wikitext2  # noqa: E402
 from edgequant.corpora.packing import pack  # noqa: E402
@@ -152,7 +155,7 @@ class Experiment:
                 made, cost = self.qat(scheme, seed, control)
                 yield {"scheme": name, "variant": "qat", **self.scores(made, name), **cost}
                 del made
-            if "torchao" in wanted and importlib.util.find_spec("torchao") and torchao_config(scheme):
+            if "torchao" in wanted and torchao_can(scheme):
                 made, cost = self.torchao(scheme, seed)
                 yield {"scheme": name, "variant": "torchao", **self.scores(made, name), **cost}
                 del made
@@ -193,17 +196,10 @@ class Experiment:
 
     def torchao(self, scheme: Scheme, seed: int) -> tuple[nn.Module, dict[str, float]]:
         """torchao's QAT of the same bits and groups (symmetric, its default), in our loop."""
-        from torchao.quantization import quantize_
-        from torchao.quantization.qat import QATConfig
-
-        model, config = copy.deepcopy(self.base), torchao_config(scheme)
-
-        def inner_linear(module: nn.Module, name: str) -> bool:
-            return isinstance(module, nn.Linear) and not name.endswith("lm_head")
-
-        quantize_(model, QATConfig(config, step="prepare"), inner_linear)
+        model = copy.deepcopy(self.base)
+        qat_step(model, scheme, "prepare")
         cost = self.trained(model, self.settings, seed, f"torchao {scheme.name}")
-        quantize_(model, QATConfig(config, step="convert"), inner_linear)
+        qat_step(model, scheme, "convert")
         return model, cost
 
     def trained(
@@ -255,17 +251,9 @@ def evaluation_data(options: argparse.Namespace) -> dict[str, list | None]:
     }
 
 
-def torchao_config(scheme: Scheme) -> Any:
-    """torchao's configuration for a scheme of groups without a quantised embedding; None where it has none."""
-    weight = scheme.weight
-    if weight is None or weight.group_size is None or scheme.embedding is not None:
-        return None
-    from torchao.quantization import Int8DynamicActivationIntxWeightConfig, IntxWeightOnlyConfig, PerGroup
-
-    dtype, group = getattr(torch, f"int{weight.bits}"), PerGroup(weight.group_size)
-    if scheme.activation is None:
-        return IntxWeightOnlyConfig(weight_dtype=dtype, granularity=group)
-    return Int8DynamicActivationIntxWeightConfig(weight_dtype=dtype, weight_granularity=group)
+def torchao_can(scheme: Scheme) -> bool:
+    """Whether torchao is installed and its QAT knows the scheme, which quantises no embedding there."""
+    return bool(importlib.util.find_spec("torchao") and scheme.embedding is None and weight_config(scheme))
 
 
 def compared(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -289,12 +277,13 @@ def print_table(results: list[dict[str, Any]]) -> None:
     """One line a scheme and variant: means over seeds, ± their standard deviation."""
     results = compared(results)
     shown = {heading: spec for heading, spec in COLUMNS.items() if any(spec[0] in row for row in results)}
-    print(f"\n{len({row['seed'] for row in results})} seeds\n| scheme | variant | " + " | ".join(shown) + " |")
-    print("|---" * (2 + len(shown)) + "|")
+    lines = []
     for scheme, variant in dict.fromkeys((row["scheme"], row["variant"]) for row in results):
         rows = [row for row in results if (row["scheme"], row["variant"]) == (scheme, variant)]
         cells = [spread([row[key] for row in rows if key in row], digits) for key, digits in shown.values()]
-        print(f"| {scheme} | {variant} | " + " | ".join(cells) + " |")
+        lines.append([scheme, variant, *cells])
+    print(f"\n{len({row['seed'] for row in results})} seeds")
+    print(markdown_table(["scheme", "variant", *shown], lines))
 
 
 def spread(values: list[float], digits: int) -> str:

@@ -13,25 +13,29 @@ transformers are enough, with the model's GGUF file in $EDGEQUANT_SMOLLM2_GGUF o
 from __future__ import annotations
 
 import argparse
-import copy
 import importlib.util
 import json
 import math
 import os
 import sys
-import tempfile
-import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "platform"))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from peers.auto_round import auto_round_rows  # noqa: E402
+from peers.bitsandbytes import bitsandbytes_rows  # noqa: E402
+from peers.hqq import hqq_rows  # noqa: E402
+from peers.llm_compressor import llmcompressor_rows  # noqa: E402
+from peers.ptq_rows import Row, Setting, cast, measured  # noqa: E402
+from peers.table import markdown_table  # noqa: E402
+from peers.torchao import torchao_rows  # noqa: E402
 
 from edgequant import models  # noqa: E402
 from edgequant.corpora.benchmarks import load_wikitext2  # noqa: E402
@@ -43,46 +47,6 @@ from edgequant.quantization.scheme import parse_scheme  # noqa: E402
 WINDOW = 2048
 SCHEMES = ["w4-g64", "w3-g64", "w4a8-g32"]
 METHODS = ["rtn", "mse_clip", "gptq", "awq", "awq+gptq", "signround", "gptq+signround", "awq+gptq+signround"]
-
-
-@dataclass
-class Row:
-    """One line of the table; `bits` per weight of the linears, scales and zero points included."""
-
-    system: str
-    scheme: str
-    bits: float
-    perplexity: float = math.nan
-    seconds: float = math.nan
-    peak_gb: float = math.nan
-    note: str = ""
-
-
-@dataclass
-class Setting:
-    """What every system gets: the floating-point model, its tokenizer, calibration ids [n, length], test windows."""
-
-    options: argparse.Namespace
-    model: Any
-    tokenizer: Any
-    calibration: Tensor
-    windows: Tensor
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.model.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return torch.bfloat16 if self.device.type == "cuda" else torch.float32
-
-    def copy(self, dtype: torch.dtype | None = None) -> Any:
-        return cast(copy.deepcopy(self.model), dtype or self.dtype)
-
-
-def cast(model: Any, dtype: torch.dtype) -> Any:
-    """As a load in that type would: rotary frequencies stay in float32."""
-    return models.cast(model, str(dtype).removeprefix("torch."))
 
 
 def arguments() -> argparse.Namespace:
@@ -141,47 +105,13 @@ def prepare(options: argparse.Namespace) -> Setting:
 
 
 def calibration_texts(options: argparse.Namespace) -> list[str]:
-    if options.text == "wikitext-2":
+    if options.dataset == "wikitext-2":
         return ["".join(load_wikitext2("validation", options.data_dir)).replace("<unk>", "")]
-    if options.text == "disaster":
+    if options.dataset == "disaster":
         from edgequant.corpora.disaster.corpus import bundled_documents
 
         return [document.text for document in bundled_documents("train") if document.language == "en"]
-    return [Path(options.text).read_text(encoding="utf-8")]
-
-
-def measured(row: Row, setting: Setting, make: Callable[[], Any]) -> Row:
-    """Make a model, time that, and score it; a peer that fails leaves its error in the table."""
-    if setting.device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-    start = time.perf_counter()
-    try:
-        model = make()
-        row.seconds = time.perf_counter() - start
-        if setting.device.type == "cuda":
-            row.peak_gb = torch.cuda.max_memory_allocated() / 1e9
-        row.perplexity = perplexity(model, setting.windows)
-    except Exception as error:
-        if row.system.startswith("edgequant"):
-            raise
-        row.note = f"{type(error).__name__}: {error}".splitlines()[0][:100]
-    print(
-        f"{row.system:32} {row.scheme:10} {row.perplexity:8.3f} {row.seconds:6.1f} s {row.peak_gb:6.2f} GB {row.note}",
-        flush=True,
-    )
-    return row
-
-
-@torch.no_grad()
-def perplexity(model: Any, windows: Tensor) -> float:
-    """exp(sum of nats / scored tokens) over windows [n, length]; a window's first token is not scored."""
-    device = next(model.parameters()).device
-    nats = 0.0
-    for window in windows.to(device):
-        logits = model(input_ids=window[None], use_cache=False).logits[0, :-1].float()
-        nats += float(nn.functional.cross_entropy(logits, window[1:], reduction="sum"))
-    return math.exp(nats / (windows.shape[0] * (windows.shape[1] - 1)))
+    return [Path(options.dataset).read_text(encoding="utf-8")]
 
 
 def ours(setting: Setting, scheme: str, method: str) -> Any:
@@ -190,156 +120,6 @@ def ours(setting: Setting, scheme: str, method: str) -> Any:
     batches = [setting.calibration.to(setting.device)]
     quantize(model, parse_scheme(scheme), calibration=batches, method=method, settings=settings)
     return cast(model, setting.dtype)
-
-
-# ------------------------------------------------------------------------------------------------------------- peers
-
-
-def linears(model: nn.Module) -> dict[str, nn.Linear]:
-    """Every linear but the head."""
-    return {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and not n.endswith("lm_head")}
-
-
-def bitsandbytes_rows(scheme: str, setting: Setting) -> list[Row]:
-    if scheme != "w4-g64":
-        return []
-    from transformers import BitsAndBytesConfig
-
-    def load(**options: Any) -> Any:
-        config = {"quantization_config": BitsAndBytesConfig(**options)}
-        name = str(setting.dtype).removeprefix("torch.")
-        return models.load(setting.options.model, dtype=name, device=str(setting.device), load_options=config).model
-
-    def nf4() -> Any:
-        return load(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=setting.dtype)
-
-    return [
-        measured(Row("bitsandbytes nf4 g64", scheme, 4 + 32 / 64), setting, nf4),
-        measured(Row("bitsandbytes int8", "w8a8", 8.0), setting, lambda: load(load_in_8bit=True)),
-    ]
-
-
-def torchao_rows(scheme: str, setting: Setting) -> list[Row]:
-    from torchao.quantization import (
-        Int8DynamicActivationIntxWeightConfig,
-        IntxWeightOnlyConfig,
-        MappingType,
-        PerGroup,
-        quantize_,
-    )
-
-    parsed = parse_scheme(scheme)
-    assert parsed.weight is not None and parsed.weight.group_size is not None
-    group, dtype = PerGroup(parsed.weight.group_size), getattr(torch, f"int{parsed.weight.bits}")
-
-    def make(mapping: Any) -> Any:
-        model = setting.copy()
-        if parsed.activation is None:
-            config: Any = IntxWeightOnlyConfig(weight_dtype=dtype, granularity=group, mapping_type=mapping)
-        else:
-            config = Int8DynamicActivationIntxWeightConfig(
-                weight_dtype=dtype, weight_granularity=group, weight_mapping_type=mapping
-            )
-        quantize_(model, config, filter_fn=lambda module, name: name in linears(setting.model))
-        return model
-
-    scales = 16 / parsed.weight.group_size
-    return [
-        measured(
-            Row(f"torchao rtn {name}", scheme, parsed.weight.bits + scales + zero), setting, lambda m=mapping: make(m)
-        )
-        for name, mapping, zero in (
-            ("symmetric", MappingType.SYMMETRIC, 0.0),
-            ("affine", MappingType.ASYMMETRIC, 8 / parsed.weight.group_size),
-        )
-    ]
-
-
-def hqq_rows(scheme: str, setting: Setting) -> list[Row]:
-    parsed = parse_scheme(scheme)
-    if parsed.activation is not None or parsed.weight is None:
-        return []
-    from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
-
-    spec = parsed.weight
-
-    def make() -> Any:
-        model = setting.copy()
-        config = BaseQuantizeConfig(nbits=spec.bits, group_size=spec.group_size, axis=1)
-        for linear in linears(model).values():
-            given = copy.deepcopy(linear)
-            layer = HQQLinear(given, config, compute_dtype=setting.dtype, device=str(setting.device), initialize=True)
-            linear.weight.data = layer.dequantize().to(linear.weight)
-        return model
-
-    return [measured(Row("hqq", scheme, spec.bits + 32 / (spec.group_size or 1)), setting, make)]
-
-
-def auto_round_rows(scheme: str, setting: Setting) -> list[Row]:
-    parsed = parse_scheme(scheme)
-    if parsed.activation is not None or parsed.weight is None:
-        return []
-    from auto_round import AutoRound
-
-    spec, options = parsed.weight, setting.options
-
-    def make() -> Any:
-        model = setting.copy()
-        dataset = [
-            {"input_ids": row[None], "attention_mask": torch.ones_like(row[None])} for row in setting.calibration
-        ]
-        rounder = AutoRound(
-            model,
-            setting.tokenizer,
-            bits=spec.bits,
-            group_size=spec.group_size,
-            sym=False,
-            iters=options.steps,
-            nsamples=len(setting.calibration),
-            seqlen=setting.calibration.shape[1],
-            batch_size=8,
-            dataset=dataset,
-            device_map=str(setting.device),
-            enable_torch_compile=setting.device.type == "cuda",
-            amp=setting.dtype != torch.float32,
-        )
-        found = rounder.quantize()
-        return cast((found[0] if isinstance(found, tuple) else model).to(setting.device), setting.dtype)
-
-    return [measured(Row("auto-round affine", scheme, spec.bits_per_weight(0)), setting, make)]
-
-
-def llmcompressor_rows(scheme: str, setting: Setting) -> list[Row]:
-    parsed = parse_scheme(scheme)
-    if parsed.activation is not None or parsed.weight is None:
-        return []
-    from datasets import Dataset
-    from llmcompressor import oneshot
-    from llmcompressor.modifiers.quantization import GPTQModifier
-
-    spec = parsed.weight
-
-    def make() -> Any:
-        weights = {"num_bits": spec.bits, "type": "int", "symmetric": False, "strategy": "group"}
-        weights |= {"group_size": spec.group_size, "observer": "mse", "actorder": "static"}
-        group = {"group_0": {"targets": ["Linear"], "weights": weights}}
-        rows = [{"input_ids": row, "attention_mask": [1] * len(row)} for row in setting.calibration.tolist()]
-        model = setting.copy()
-        with tempfile.TemporaryDirectory() as folder:  # it reads the configuration again from where the model came from
-            model.config.save_pretrained(folder)
-            model.config.name_or_path = folder
-            oneshot(
-                model=model,
-                processor=setting.tokenizer,
-                dataset=Dataset.from_list(rows),
-                recipe=[GPTQModifier(config_groups=group, ignore=["lm_head"])],
-                max_seq_length=setting.calibration.shape[1],
-                num_calibration_samples=len(rows),
-                shuffle_calibration_samples=False,
-            )
-        return model
-
-    return [measured(Row("llm-compressor gptq affine mse", scheme, spec.bits_per_weight(0)), setting, make)]
 
 
 PEERS: dict[str, Callable[[str, Setting], list[Row]]] = {
@@ -369,13 +149,14 @@ def save(rows: list[Row], output: str | None) -> None:
 
 def print_table(rows: list[Row], options: argparse.Namespace) -> None:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    print(f"\n{options.model}, calibrated on {options.text}, torch {torch.__version__}, {device}\n")
-    print("| system | scheme | bits/weight | perplexity | seconds | peak GB | |")
-    print("|---|---|---|---|---|---|---|")
-    for row in rows:
-        numbers = [f"{row.bits:.2f}", f"{row.perplexity:.2f}", f"{row.seconds:.1f}", f"{row.peak_gb:.2f}"]
-        cells = [row.system, row.scheme, *("-" if number == "nan" else number for number in numbers), row.note]
-        print("| " + " | ".join(cells) + " |")
+    print(f"\n{options.model}, calibrated on {options.dataset}, torch {torch.__version__}, {device}\n")
+    headings = ["system", "scheme", "bits/weight", "perplexity", "seconds", "peak GB", ""]
+    print(markdown_table(headings, map(cells, rows)))
+
+
+def cells(row: Row) -> list[str]:
+    numbers = [f"{row.bits:.2f}", f"{row.perplexity:.2f}", f"{row.seconds:.1f}", f"{row.peak_gb:.2f}"]
+    return [row.system, row.scheme, *("-" if number == "nan" else number for number in numbers), row.note]
 
 
 if __name__ == "__main__":

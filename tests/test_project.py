@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import subprocess
 import tomllib
+from collections.abc import Iterable
+from importlib import metadata
 
 import pytest
 import yaml
@@ -14,7 +16,8 @@ from packaging.version import Version
 
 from edgequant.__main__ import WORKFLOWS
 
-DEVELOPMENT = ("execnet", "hypothesis", "iniconfig", "librt", "mypy", "mypy-extensions", "pluggy", "pytest")
+# setuptools: torch asks for any version. The others: torch's builds for CUDA bring those that they were built with.
+UNPINNED = re.compile(r"setuptools|triton|(nvidia|cuda)-(?!ml-py).*")
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +48,43 @@ def conda_pins(root) -> dict[str, str]:
     return {canonicalize_name(line.split("==")[0]): line.split("==")[1] for line in given["pip"]}
 
 
+def brought_by(requirements: Iterable[str]) -> set[str]:
+    """These requirements and all that they ask for in turn, as the installed packages' own metadata say."""
+    found, waiting = set(), [Requirement(text) for text in requirements]
+    while waiting:
+        wanted = waiting.pop()
+        key = (canonicalize_name(wanted.name), *sorted(wanted.extras))
+        if key not in found:
+            found.add(key)
+            asked = [Requirement(text) for text in metadata.requires(wanted.name) or []]
+            waiting += [each for each in asked if applies(each, wanted.extras)]
+    return {key[0] for key in found if not UNPINNED.fullmatch(key[0])}
+
+
+def applies(requirement: Requirement, extras: Iterable[str]) -> bool:
+    return requirement.marker is None or any(requirement.marker.evaluate({"extra": e}) for e in ("", *extras))
+
+
 def test_condas_versions_are_the_constraints(root, pins):
     conda = conda_pins(root)
     assert {name: version for name, version in conda.items() if pins.get(name) != version} == {}
-    for name in set(pins) - set(conda):
-        assert name.startswith(("pytest-", "types-")) or name in (*DEVELOPMENT, "ruff"), name
+
+
+def test_conda_holds_what_running_needs_and_nothing_of_development(root, pins, pyproject):
+    project, build = pyproject["project"], pyproject["build-system"]["requires"]
+    running = brought_by(project["dependencies"])
+    assert running - set(conda_pins(root)) == set()
+    assert set(conda_pins(root)) - running - brought_by([*build, "editables"]) == set()
+    assert set(pins) - set(conda_pins(root)) <= brought_by(project["optional-dependencies"]["dev"])
+
+
+def test_whatever_the_dev_extra_brings_is_pinned_too(pins, pyproject):
+    assert brought_by(pyproject["project"]["optional-dependencies"]["dev"]) - set(pins) == set()
+
+
+def test_pins_stand_in_the_alphabets_order_and_once(root):
+    names = [line.split("==")[0].lower() for line in (root / "constraints.txt").read_text().splitlines()[1:]]
+    assert names == sorted(set(names))
 
 
 def test_conda_names_only_python_and_pip_outside_pip_and_no_local_package(root):
@@ -96,8 +131,6 @@ OPTIONAL = {"llama_cpp", "pynvml"}
 
 
 def test_everything_imported_is_a_dependency(root, pyproject):
-    from importlib import metadata
-
     provided = metadata.packages_distributions()
     declared = {canonicalize_name(Requirement(d).name) for d in pyproject["project"]["dependencies"]}
     undeclared = {
@@ -131,10 +164,34 @@ def test_three_source_roots_are_named_everywhere(root, pyproject):
         assert (root / package / "__init__.py").is_file()
 
 
-@pytest.mark.parametrize("target", ["setup", "qat", "test", "check"])
+TARGETS = ["qat", "test", "check", "docs", "setup", "test-isa", "test-isa-short", "clean"]
+
+
+@pytest.mark.parametrize("target", TARGETS)
 def test_make_knows_its_targets(root, target):
     done = subprocess.run(["make", "-n", target, "PYTHON=python3"], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_makefile_begins_with_all_its_targets(root):
+    text = (root / "Makefile").read_text()
+    assert re.findall(r"^# make ([\w-]+) ", text, re.M) == TARGETS
+    assert set(re.search(r"^\.PHONY: (.*)$", text, re.M)[1].split()) == set(TARGETS)
+
+
+def test_hooks_before_a_commit_run_the_pinned_tools(root):
+    (repository,) = yaml.safe_load((root / ".pre-commit-config.yaml").read_text())["repos"]
+    assert repository["repo"] == "local" and {hook["language"] for hook in repository["hooks"]} == {"system"}
+    checked = re.search(r"^check: setup\n((?:\t.*\n)+)", (root / "Makefile").read_text(), re.M)[1]
+    for hook in repository["hooks"]:
+        assert hook["entry"].startswith(".venv/bin/")
+        assert hook["entry"].removeprefix(".venv/bin/").split()[0] in checked
+
+
+def test_everything_that_vulture_is_told_to_ignore_is_there(root, pyproject):
+    told = pyproject["tool"]["vulture"]
+    text = "\n".join(path.read_text() for folder in told["paths"] for path in (root / folder).rglob("*.py"))
+    assert [name for name in told["ignore_names"] if not re.search(rf"\b{name}\b", text)] == []
 
 
 def test_make_qat_runs_the_main_job_in_this_environment(root):
@@ -144,7 +201,9 @@ def test_make_qat_runs_the_main_job_in_this_environment(root):
 
 def test_a_change_has_to_pass_checks_and_tests(root):
     script = (root / ".ci" / "run").read_text()
-    assert re.search(r"set -\w*e", script) and "make check" in script and "make test" in script
+    assert re.search(r"set -\w*e", script)
+    commands = [line for line in script.splitlines() if line.startswith("make")]
+    assert commands == ["make check", "make docs", "make test", "make test-isa-short"]
     assert (root / ".ci" / "run").stat().st_mode & 0o111
 
 

@@ -15,7 +15,7 @@ from edgequant.files import source_digest
 
 KEYS = {
     "edgequant.evaluation": "from edgequant.evaluation.backends.cached_model import _code_digest as key",
-    "edgequant.corpora": "from edgequant.corpora.file_cache import _code_hash as key",
+    "edgequant.corpora": "from edgequant.corpora.processing.file_cache import _code_hash as key",
 }
 
 

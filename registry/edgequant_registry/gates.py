@@ -51,10 +51,6 @@ class Estimate(NamedTuple):
     low: float | None
     high: float | None
 
-    @property
-    def has_interval(self) -> bool:
-        return self.low is not None and self.high is not None
-
 
 def judge(gates: Sequence[Gate], candidate: Metrics, references: Mapping[str, Reference]) -> list[Verdict]:
     """Apply every gate.

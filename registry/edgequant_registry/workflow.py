@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgequant.errors import UserError
+from edgequant.workflows.settings import WorkflowResult
 
 if TYPE_CHECKING:
     from edgequant.tracking.runs import Run
@@ -36,7 +37,7 @@ def promote(
     dry_run: bool = False,
     rollback: bool = False,
     experiment: str = "edgequant",
-) -> None:
+) -> WorkflowResult:
     """Promote a registered version through the gates of a policy, or roll the last promotion back.
 
     Args:
@@ -67,7 +68,9 @@ def promote(
     with tracking.workflow_run("promote", config, experiment=experiment) as run:
         tracking.set_tags(_tags(candidate))
         if rollback:
-            return _report_rollback(*promotion.roll_back(candidate.name, alias, run.id), alias, run)
+            restored, lost = promotion.roll_back(candidate.name, alias, run.id)
+            rows = _report_rollback(restored, lost, alias, run)
+            return WorkflowResult(run.id, restored.metrics, restored.uri, rows)
         champion = versions.with_alias(candidate.name, alias)
         verdicts = _judged(candidate, champion, gates)
         passed = all(verdict.passed for verdict in verdicts)
@@ -79,6 +82,7 @@ def promote(
         _report(candidate, champion, gates, verdicts, alias, dry_run, run)
     if not passed:
         raise PromotionRefusedError
+    return WorkflowResult(run.id, candidate.metrics, candidate.uri, [verdict.to_row() for verdict in verdicts])
 
 
 def _check(alias: str, version: int | None, dry_run: bool, rollback: bool) -> None:
@@ -149,7 +153,7 @@ def _next(candidate: Registered, alias: str, failed: int, dry_run: bool) -> str:
     return f"mlflow models serve -m models:/{candidate.name}@{alias} --env-manager local"
 
 
-def _report_rollback(restored: Registered, lost: Registered, alias: str, run: Run) -> None:
+def _report_rollback(restored: Registered, lost: Registered, alias: str, run: Run) -> list[dict[str, Any]]:
     from edgequant import tracking
     from edgequant.workflows.steps.summary import print_summary
 
@@ -160,3 +164,4 @@ def _report_rollback(restored: Registered, lost: Registered, alias: str, run: Ru
     ]
     title = f"promote: {restored.name}, {alias} is version {restored.version} again"
     print_summary(title, rows, run, f"mlflow models serve -m models:/{restored.name}@{alias} --env-manager local")
+    return rows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgequant.corpora.contamination import measure_overlap, refuse_evaluation_split, refuse_overlap, words_of
+from edgequant.corpora.contamination import measure_overlap, refuse_overlap, words_of
 from edgequant.errors import UserError
 
 SENTENCE = "the boats left the jetty at dawn and carried nine people each across the flooded lagoon to the school"
@@ -31,17 +31,6 @@ def test_a_test_set_hidden_in_much_training_text_is_found() -> None:
 def test_twelve_shared_words_are_no_overlap() -> None:
     twelve = " ".join(SENTENCE.split()[:12])
     assert refuse_overlap([twelve + " but then"], {"boolq": [twelve + " and so on"]})["boolq"].share == 0.0
-
-
-@pytest.mark.parametrize(("name", "split"), [("wikitext-2", "test"), ("squad", "dev"), ("boolq", "validation")])
-def test_the_scored_split_is_refused_for_training(name: str, split: str) -> None:
-    with pytest.raises(UserError, match="scored on"):
-        refuse_evaluation_split(name, split)
-
-
-def test_training_splits_pass() -> None:
-    refuse_evaluation_split("wikitext-2", "validation")
-    refuse_evaluation_split("squad", "train")
 
 
 def test_sinhala_and_tamil_words_stay_whole() -> None:

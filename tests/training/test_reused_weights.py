@@ -9,7 +9,7 @@ import torch
 from near_ties import assert_same_linear_by_linear, linear_by_linear
 
 from edgequant.quantization.arithmetic import affine
-from edgequant.quantization.layers import fake_quantized
+from edgequant.quantization.layers import weight_quantizer
 from edgequant.quantization.layers.convert import convert, prepare, set_phase
 from edgequant.quantization.qat import low_rank
 from edgequant.quantization.scheme import parse_scheme
@@ -28,7 +28,7 @@ def simulations(monkeypatch):
 
     affine_simulated = affine.simulated_weight
     monkeypatch.setattr(affine, "simulated_weight", counting)
-    monkeypatch.setattr(fake_quantized, "simulated_weight", counting)
+    monkeypatch.setattr(weight_quantizer, "simulated_weight", counting)
     return counted
 
 

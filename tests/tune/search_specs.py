@@ -10,7 +10,8 @@ from edgequant.quantization.calibration import CalibrationSettings
 from edgequant.quantization.qat.settings import QatSettings
 from edgequant.training.settings import LoraSettings, TrainingSettings
 from edgequant.workflows.settings import RunSettings
-from edgequant_tune.search_spec import SearchSpec, TrainCandidate
+from edgequant_tune.search_spec import SearchSpec
+from edgequant_tune.trial_spec import TrainCandidate
 
 RATE = {"learning_rate": {"log_uniform": [1e-6, 1e-2]}}
 

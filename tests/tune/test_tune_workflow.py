@@ -1,9 +1,11 @@
+import contextlib
 import json
 import math
 from pathlib import Path
 
 import pytest
 
+from edgequant import tracking
 from edgequant.errors import UserError
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.training.settings import TrainingSettings
@@ -35,6 +37,25 @@ def test_tune_trains_measures_and_registers_the_best_trial_of_tiny(tmp_path, sto
     assert math.isfinite(json.loads(version.tags["edgequant.baseline"])["domain/perplexity"])
     assert models.load("models:/edgequant-tiny/1", device="cpu").model.config.edgequant_model == "tiny"
     assert "edgequant promote --model edgequant-tiny --version 1" in capsys.readouterr().out
+    judged_by_its_gates(store, version.tags)
+
+
+def judged_by_its_gates(store, tags) -> None:
+    """The winner goes through the default policy's gates, on its own metrics and its baseline's."""
+    from edgequant_registry.workflow import promote
+
+    with contextlib.suppress(SystemExit):  # refused or not: no random model has to pass
+        promote(model="tiny", dry_run=True)
+    (run,) = [run for run in tracking.find_runs(workflow="promote")]
+    verdicts = json.loads(Path(store.download_artifacts(run.id, "gates.json")).read_text())
+    rows = [dict(zip(verdicts["columns"], row, strict=True)) for row in verdicts["data"]]
+    by_metric = {(row["metric"], row["gate"]): row for row in rows}
+    size = by_metric["size/reduction_vs_fp16", "min 70"]
+    loss = by_metric["domain/perplexity", "max_loss_percent 10 of baseline"]
+    assert size["value"] == pytest.approx(float(tags["size/reduction_vs_fp16"]), rel=1e-3)
+    allowed = 1.1 * json.loads(tags["edgequant.baseline"])["domain/perplexity"]
+    assert loss["limit"] == pytest.approx(allowed, rel=1e-3)
+    assert loss["verdict"] == ("passed" if loss["value"] <= allowed else "FAILED")
 
 
 def test_finetuning_is_searched_too_and_its_best_model_goes_on_to_qat(tmp_path, store, ray_here, capsys):

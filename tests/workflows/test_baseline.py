@@ -11,7 +11,7 @@ import pytest
 
 from edgequant.errors import UserError
 from edgequant.evaluation.settings import EvaluationSettings
-from edgequant.workflows.baseline import baseline, model_names
+from edgequant.workflows.baseline import baseline, model_sources
 from edgequant.workflows.settings import RunSettings
 
 QUICK = EvaluationSettings(
@@ -81,8 +81,8 @@ def test_no_model_at_all_is_the_runs_failure(store, cache, data_dir, broken_fold
 
 
 def test_the_list_of_models_is_checked_before_anything_is_loaded():
-    assert model_names("tiny, smollm2-135m,tiny") == ["tiny", "smollm2-135m"]
-    with pytest.raises(UserError, match=r"model must be sources separated by commas, .* got nothing"):
-        model_names(" , ")
+    assert list(model_sources("tiny, smollm2-135m,tiny")) == ["tiny", "smollm2-135m"]
+    with pytest.raises(UserError, match=r"model must be sources .* got nothing"):
+        model_sources(" , ")
     with pytest.raises(UserError, match="nothing-like-it"):
-        model_names("tiny,nothing-like-it")
+        model_sources("tiny,nothing-like-it")

@@ -8,7 +8,9 @@ import pytest
 from packaging.requirements import Requirement
 
 from edgequant.workflows import doctor as module
-from edgequant.workflows.doctor import Finding, doctor
+from edgequant.workflows.checks import installation, reachable
+from edgequant.workflows.checks.finding import Finding
+from edgequant.workflows.doctor import doctor
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +21,7 @@ def own_store(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_missing_package_is_named_with_its_command_and_the_exit_code_is_1(monkeypatch, capsys) -> None:
-    absent = module._package(Requirement("no-such-package>=2"))
+    absent = installation._package(Requirement("no-such-package>=2"))
     monkeypatch.setattr(module, "checks", lambda *_: [lambda: [absent]])
     with pytest.raises(SystemExit) as stopped:
         doctor(offline=True)
@@ -29,7 +31,7 @@ def test_a_missing_package_is_named_with_its_command_and_the_exit_code_is_1(monk
 
 
 def test_a_package_that_is_too_old_is_missing_and_says_both_versions() -> None:
-    found = module._package(Requirement("numpy>=999"))
+    found = installation._package(Requirement("numpy>=999"))
     assert found.state == "missing" and ">=999" in found.found
 
 
@@ -53,19 +55,19 @@ def test_a_tracking_server_that_does_not_answer_is_missing(monkeypatch) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound, not listening: refuses
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{taken.getsockname()[1]}")
-        finding = module.tracking_store()[0]
+        finding = reachable.tracking_store()[0]
     assert finding.state == "missing" and "MLFLOW_TRACKING_URI" in finding.fix
 
 
 def test_a_store_that_is_not_there_yet_is_fine_and_is_not_made(tmp_path) -> None:
-    assert module.tracking_store()[0].state == "ok"
+    assert reachable.tracking_store()[0].state == "ok"
     assert not (tmp_path / "store.db").exists()
 
 
 def test_benchmark_files_are_looked_for_one_by_one(tmp_path) -> None:
     (tmp_path / "boolq").mkdir()
     (tmp_path / "boolq" / "dev.jsonl").write_text("{}")
-    states = {finding.what: finding.state for finding in module.benchmark_files(str(tmp_path))}
+    states = {finding.what: finding.state for finding in reachable.benchmark_files(str(tmp_path))}
     assert states == {
         "data folder": "ok",
         "wikitext2 test": "note",
@@ -75,7 +77,7 @@ def test_benchmark_files_are_looked_for_one_by_one(tmp_path) -> None:
 
 
 def test_without_a_data_folder_the_fix_names_the_variable() -> None:
-    assert "EDGEQUANT_DATA" in module.benchmark_files(None)[0].fix
+    assert "EDGEQUANT_DATA" in reachable.benchmark_files(None)[0].fix
 
 
 def test_the_real_checks_all_answer(monkeypatch) -> None:

@@ -60,7 +60,7 @@ def test_each_phase_leaves_its_folder(finished):
 def test_training_reads_the_corpus_that_was_just_made(finished):
     _, _, phases, folder = finished
     for phase in ("ptq", "qat", "finetune"):
-        assert phases[phase].params["cfg.text"] == str(folder / "corpus")
+        assert phases[phase].params["cfg.dataset"] == str(folder / "corpus")
 
 
 def test_evaluation_measures_the_checkpoint_of_qat(finished):
@@ -102,7 +102,30 @@ def test_a_failing_phase_fails_the_parent_too(store, tmp_path, quick, short, mon
     assert tracking.find_runs(workflow="pipeline")[0].status == "FAILED"
 
 
+def test_an_interrupted_pipeline_goes_on_with_the_phase_that_was_not_done(store, tmp_path, quick, short, monkeypatch):
+    from edgequant.workflows import evaluate
+
+    settings = {"model": "tiny", "phases": ("corpus", "evaluate"), "training": short, "output": str(tmp_path / "out")}
+    settings["evaluation"] = replace(quick, tasks=("domain_perplexity",))
+    whole, calls = evaluate.evaluate, []
+
+    def interrupted(**given):
+        calls.append(given)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return whole(**given)
+
+    monkeypatch.setattr(evaluate, "evaluate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline(**settings, run=RunSettings(device="cpu"))
+    result = pipeline(**settings, run=RunSettings(device="cpu", resume=True))
+    (parent,) = tracking.find_runs(workflow="pipeline")
+    assert (parent.id, parent.status) == (result.run_id, "FINISHED")
+    done = [run.workflow for run in tracking.find_runs(parent=parent.id) if run.workflow]
+    assert sorted(done) == ["corpus", "evaluate"] and len(calls) == 2
+
+
 def test_an_unknown_phase_is_refused_with_the_known_ones(store):
-    with pytest.raises(UserError, match=r"phases must be some of corpus, baseline, ptq, .* got 'bake'"):
+    with pytest.raises(UserError, match=r"phases must be some of corpus, baseline, ptq.* got 'bake'"):
         pipeline(model="tiny", phases=("qat", "bake"))
     assert tracking.find_runs() == []

@@ -97,7 +97,8 @@ def test_one_scheme_goes_straight_into_the_output_folder(store, tmp_path, quick)
 @pytest.mark.parametrize("method", ["gptq", "awq"])
 def test_a_scheme_is_quantized_the_same_alone_and_after_another(store, tmp_path, quick, method):
     """What one scheme leaves in the work folder must not reach the next."""
-    settings = {"quantization": SMALL, "evaluation": replace(quick, tasks=("domain_perplexity",)), "device": "cpu"}
+    settings = {"calibration": SMALL, "evaluation": replace(quick, tasks=("domain_perplexity",))}
+    settings["run"] = RunSettings(device="cpu")
     ptq(model="tiny", scheme="w3-g64", method=method, output=str(tmp_path / "alone"), **settings)
     ptq(model="tiny", scheme="w4-g32,w3-g64", method=method, output=str(tmp_path / "both"), **settings)
     alone, after = (load_file(tmp_path / path / "model.safetensors") for path in ("alone", "both/w3-g64"))

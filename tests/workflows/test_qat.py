@@ -14,7 +14,6 @@ from edgequant import api, models, tracking
 from edgequant.errors import UserError
 from edgequant.evaluation.suite import evaluate_model
 from edgequant.quantization import checkpoint
-from edgequant.tracking import logging
 from edgequant.workflows.qat import compare, qat
 from edgequant.workflows.settings import RunSettings
 from edgequant.workflows.steps.data import evaluation_data
@@ -181,7 +180,7 @@ def test_a_quantized_model_cannot_be_trained(store, tmp_path, quick, short):
 @pytest.fixture
 def tagged(monkeypatch) -> dict[str, str]:
     tags: dict[str, str] = {}
-    monkeypatch.setattr(logging, "set_tags", tags.update)
+    monkeypatch.setattr(tracking, "set_tags", tags.update)
     return tags
 
 

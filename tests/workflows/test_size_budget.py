@@ -16,11 +16,12 @@ from edgequant.quantization.calibration import CalibrationSettings
 from edgequant.quantization.scheme import parse_scheme
 from edgequant.workflows.ptq import ptq
 from edgequant.workflows.qat import qat
+from edgequant.workflows.settings import RunSettings
 from edgequant.workflows.steps import layer_bits
 
 MIXED = "w4-g32+emb4@4.6bpp"
 BUDGET = "bits_per_parameter=4.6"
-COMMON = {"model": "tiny", "device": "cpu", "dtype": "bfloat16", "size_budget": BUDGET}
+COMMON = {"model": "tiny", "run": RunSettings(device="cpu", dtype="bfloat16"), "size_budget": BUDGET}
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +35,8 @@ def rounded(open_store, tmp_path_factory, perplexity_only):
     folder = tmp_path_factory.mktemp("ptq")
     with open_store(folder) as client:
         ptq(
-            **COMMON, scheme="w4-g32+emb4,q8_0", calibration=CalibrationSettings(num_calibration_samples=4,
-            sequence_length=32),
+            **COMMON, scheme="w4-g32+emb4,q8_0",
+            calibration=CalibrationSettings(num_calibration_samples=4, sequence_length=32),
             evaluation=perplexity_only, output=str(folder / "made"), register=True,
         )  # fmt: skip
         yield client, {run.tags.get("edgequant.scheme"): run for run in tracking.find_runs()}, folder

@@ -20,9 +20,10 @@ from ray.tune.logger import LoggerCallback
 
 from edgequant import tracking
 from edgequant_tune.objectives import Objective
-from edgequant_tune.search_spec import SearchSpec, TrialSpec
+from edgequant_tune.search_spec import SearchSpec
 from edgequant_tune.trial import TRACEBACK
 from edgequant_tune.trial_records import Status, TrialRecord, prune_dominated, ranked, write_records
+from edgequant_tune.trial_spec import TrialSpec
 
 if TYPE_CHECKING:
     from edgequant_tune.progress import Progress

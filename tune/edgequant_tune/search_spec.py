@@ -1,9 +1,9 @@
-"""A search, fully specified and checked: `SearchSpec`, and within it `TrialSpec`, which a Ray worker gets."""
+"""A search, fully specified and checked."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from edgequant_tune.objective_tasks import check_objectives, trial_evaluation
 from edgequant_tune.objectives import Objective, read_objectives
 from edgequant_tune.search_space import SCHEME, Space, read_space, searchable, with_values
 from edgequant_tune.train_candidate import finetune_candidate, qat_candidate
+from edgequant_tune.trial_spec import SEARCHED, TrialSpec
 
 # Trials are compared at a quarter and at a half of the longest training, and the worse half is stopped: earlier, in the
 # warm-up of the learning rate, a comparison says little.
@@ -28,50 +29,7 @@ WORTH_HALVING = 8  # trials; with fewer, each one's result is worth more than th
 INCOMPARABLE = ("sequence_length",)
 DEVICES = ("auto", "cpu", "cuda")
 
-SEARCHED = ("calibration", "training", "qat", "lora")  # settings whose fields may be searched
-
 Method = Literal["qat", "finetune"]
-OnReport = Callable[[int, dict[str, float]], None]
-# (a trial's spec, its folder, what to call with steps done and metrics) to metrics and a checkpoint's folder; see
-# train_candidate.qat_candidate.
-TrainCandidate = Callable[["TrialSpec", Path, OnReport], tuple[Mapping[str, float], Path]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrialSpec:
-    """What all trials of a search share; Ray pickles it for its workers, which work elsewhere: paths are absolute.
-
-    Attributes:
-        train: trains one candidate; a function of a module, since Ray pickles it by reference.
-        training, qat, calibration, lora: a trial replaces the searched fields.
-        evaluation: what a trial is measured on.
-        run: data, by its absolute path; device; compute type while measuring; and seed.
-        folder: the option `output`; of a search that runs (`SearchSpec.on`), its own folder therein.
-        rungs: steps at which trials are compared in training; none: no trial is stopped.
-    """
-
-    train: TrainCandidate
-    model: str
-    scheme: str
-    dataset: str
-    training: TrainingSettings
-    qat: QatSettings
-    calibration: CalibrationSettings
-    lora: LoraSettings
-    evaluation: EvaluationSettings
-    run: RunSettings
-    folder: Path
-    rungs: tuple[int, ...]
-
-    @property
-    def trials_folder(self) -> Path:
-        """Where the trials work, each in a folder named by its id."""
-        return self.folder / "trials"
-
-    def with_values(self, values: Mapping[str, Any]) -> TrialSpec:
-        """The same trial with these hyperparameters."""
-        groups = {name: with_values(getattr(self, name), values) for name in SEARCHED}
-        return replace(self, scheme=values.get(SCHEME, self.scheme), **groups)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,10 +208,11 @@ def _check_ends(spec: SearchSpec) -> None:
         return
     names = {item.name: item.values for item in spec.space}
     # What is searched is not what the settings say: a trial checks it.
-    checked = {} if {"distillation_weight", "sequence_length"} & {*names} else {"training": trial.training}
-    settings = {"qat": trial.qat, "calibration": trial.calibration, **checked}
+    training = None if {"distillation_weight", "sequence_length"} & {*names} else trial.training
     for scheme in names.get(SCHEME, (trial.scheme,)):
-        validate(trial.model, trial.dataset, schemes=scheme, **settings)
+        validate(
+            trial.model, trial.dataset, schemes=scheme, training=training, qat=trial.qat, calibration=trial.calibration
+        )
 
 
 def _granted(wanted: float, device: str, available: float) -> float:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from edgequant.evaluation.tasks.task import EvaluationData
-    from edgequant_tune.search_spec import OnReport, TrialSpec
+    from edgequant_tune.trial_spec import OnReport, TrialSpec
 
 HELD_OUT_ROWS = 16  # sequences of held-out text behind `validation/loss`
 
@@ -48,11 +48,11 @@ def qat_candidate(trial: TrialSpec, work_dir: Path, on_report: OnReport) -> Cand
     from edgequant.workflows.steps.data import evaluation_data
     from edgequant.workflows.validate import validate
 
-    settings = {"training": trial.training, "qat": trial.qat, "calibration": trial.calibration}
-    (scheme,) = validate(trial.model, trial.dataset, schemes=trial.scheme, **settings)
+    settings: dict[str, Any] = {"training": trial.training, "qat": trial.qat, "calibration": trial.calibration}
+    source, (scheme,) = validate(trial.model, trial.dataset, schemes=trial.scheme, **settings)
     reported = evaluation_data(trial.evaluation.tasks, trial.run.data_dir)
     experiment = qat_experiment.load(
-        trial.model, scheme, trial.dataset, **settings, evaluation=trial.evaluation, run=trial.run, folder=work_dir,
+        source, scheme, trial.dataset, **settings, evaluation=trial.evaluation, run=trial.run, folder=work_dir,
         data=validation_data(reported, trial.dataset, trial.run.data_dir), guarded=reported,
     )  # fmt: skip
     reporter = TrialReporter(trial, experiment.tokenizer, on_report)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from edgequant.files import write_atomically
-from edgequant_tune.search_spec import TrialSpec
+from edgequant_tune.trial_spec import TrialSpec
 
 TRACEBACK = "traceback.txt"
 

@@ -64,7 +64,7 @@ def tune(
         lora: settings of every finetune trial; the searched ones are replaced.
         evaluation: what the best trial is measured on; the trials themselves only on what the objectives need.
         output: folder that receives a folder per search: its state, and the checkpoints of its best trials.
-        register: register the best checkpoint as edgequant-<model>; else it is filed with the run.
+        register: register the best qat checkpoint as edgequant-<model>; a finetuned model is filed with the run.
         run: data, device (auto, cpu or cuda: Ray gives each trial its own), experiment; the seed draws the
             hyperparameters and trains every trial, so that only hyperparameters differ; resume continues the newest
             interrupted search of this configuration, whose finished trials are kept.
@@ -95,6 +95,6 @@ def tune(
             records = run_search(spec, tracked)
         best = results.log_search(spec, records)
         rows = results.measure_best(spec, best)
-        checkpoint = results.file_checkpoint(spec, best, rows, tracked, register=register)
+        checkpoint = results.file_checkpoint(spec, best, rows, tracked, register=register and method == "qat")
         results.print_results(spec, records, best, rows, tracked, checkpoint)
     return WorkflowResult(tracked.id, numbers(rows[results.BEST]), checkpoint, list(rows.values()))

@@ -56,8 +56,7 @@ _SPLIT_ALIASES = {"valid": "validation", "dev": "validation"}
 def load_wikitext2(split: str, data_dir: str | Path | None = None) -> list[str]:
     """WikiText-2 raw, one row per line as on the hub: a line keeps its line end, a blank line is `''`.
 
-    `wikitext2_as_file` gives back the file's own characters. Where only the tokenised train or validation file is
-    there, it is read instead, with `<unk>` left out and a warning.
+    Where only the tokenised train or validation file is there, it is read instead, with `<unk>` left out and a warning.
 
     Raises:
         UserError: unknown split, data not found, or a wrong number of rows.
@@ -73,11 +72,6 @@ def load_wikitext2(split: str, data_dir: str | Path | None = None) -> list[str]:
             warnings.warn(f"{path.name} is tokenised text; <unk> left out, for training only", stacklevel=2)
             rows = [row.replace(" <unk>", "") for row in rows]
     return _checked_rows(WIKITEXT2, split, rows, path)
-
-
-def wikitext2_as_file(rows: list[str]) -> str:
-    """The raw file as one string: 1,290,590 bytes and 299,078 Qwen2.5 tokens for the test split."""
-    return "".join(row or " \n" for row in rows)
 
 
 def load_boolq(split: str, data_dir: str | Path | None = None) -> list[dict]:

@@ -76,19 +76,3 @@ def refuse_overlap(
                 f"(for example: {overlap.example!r}); train on another split or remove the shared text"
             )
     return overlaps
-
-
-def refuse_evaluation_split(dataset: str, split: str) -> None:
-    """Refuse to train or calibrate on the split a data set is scored on.
-
-    WikiText-2 and the domain corpus are scored on `test`; BoolQ and SQuAD, whose tests are hidden, on `validation`.
-
-    Raises:
-        UserError: `split` is that split.
-    """
-    scored_on = {"boolq": ("validation", "dev", "test"), "squad": ("validation", "dev", "test")}.get(dataset, ("test",))
-    if split in scored_on:
-        raise UserError(
-            f"{dataset} is scored on its {split} split, so nothing may be trained or calibrated on it; "
-            f"use split 'train'{'' if dataset in ('boolq', 'squad') else ' or validation'}"
-        )

@@ -26,12 +26,17 @@ class LoadedModel(NamedTuple):
 
 
 def load(
-    source: str, *, dtype: str = "auto", device: str = "auto", load_options: Mapping[str, Any] | None = None
+    source: str | ModelSource,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    load_options: Mapping[str, Any] | None = None,
 ) -> LoadedModel:
     """Load a causal language model and its tokenizer.
 
     Args:
-        source: short name, hub id, folder (plain model, PEFT adapter, edgequant checkpoint), .gguf file, MLflow URI.
+        source: short name, hub id, folder (plain model, PEFT adapter, edgequant checkpoint), .gguf file, MLflow URI, or
+            what `resolve` made of one of these.
         dtype: compute type: float32, bfloat16, float16, or `auto`: what a quantised checkpoint was measured in, else
             bfloat16 where the device computes it natively, else float32. Integers stay integers.
         device: `auto` (CUDA where there is one, else the CPU), `cpu`, `cuda`, `cuda:1`, ...

@@ -32,12 +32,14 @@ class ModelSource:
     location: str
 
 
-def resolve(source: str) -> ModelSource:
+def resolve(source: str | ModelSource) -> ModelSource:
     """Say what a model argument means, without loading anything.
 
     Raises:
         UserError: a path that does not exist, or a name that is neither a short name nor a hub id.
     """
+    if isinstance(source, ModelSource):
+        return source
     if source in HUB_MODELS:
         return ModelSource("hub", source, HUB_MODELS[source])
     if source == "smollm2-135m":
@@ -88,7 +90,7 @@ def _tag_name(text: str) -> str:
     return re.sub(r"[^\w.-]+", "-", text).strip("-").lower() or "model"
 
 
-def check_available(source: str) -> ModelSource:
+def check_available(source: str | ModelSource) -> ModelSource:
     """`resolve`, and for a model of the hub a look whether it can be had, so that nobody waits for an error.
 
     Raises:
@@ -118,7 +120,7 @@ def folder_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{file} is not valid JSON ({error}); copy the model's folder again") from error
 
 
-def layer_inputs(source: str) -> dict[str, int]:
+def layer_inputs(source: str | ModelSource) -> dict[str, int]:
     """Input features of one layer of each kind, as far as they can be told without loading weights (else empty).
 
     So that a group size that does not fit is refused before anything is downloaded or loaded.

@@ -72,7 +72,7 @@ class Scheme:
     """What is quantised and how: linears' weights, their inputs, the embedding together with the output head.
 
     With a size budget, `layer_bits` says which layer gets how many bits; it is empty until they have been chosen
-    (`mixed_precision.choose_layer_bits`). A layer that it does not name has the bits of `weight` or `embedding`, from
+    (`bit_allocation.choose_layer_bits`). A layer that it does not name has the bits of `weight` or `embedding`, from
     which every layer has everything else.
     """
 
@@ -117,7 +117,7 @@ class Scheme:
         if self.awaits_layer_bits:
             raise UserError(
                 f"scheme {self.name} has a size budget, for which the bits of each layer have to be chosen first: the "
-                "workflows ptq and qat do, as does mixed_precision.choose_layer_bits"
+                "workflows ptq and qat do, as does bit_allocation.choose_layer_bits"
             )
         spec = self.embedding if embedding else self.weight
         assert spec is not None

@@ -188,7 +188,7 @@ def train(
         tokens: [sequences, sequence_length] int64; drawn in a seeded order, again from the start when they run out.
         settings: see TrainingSettings.
         folder: where checkpoints for `resume` go.
-        teacher: floating-point model whose predictions count with `settings.distillation_weight`.
+        teacher: floating-point model whose predictions count by the distillation weight.
         seed: order of the sequences, dropout.
         resume: continue from the newest checkpoint in `folder`; the end result is that of an uninterrupted run.
         title: of the progress bar.

@@ -6,13 +6,16 @@ edgequant baseline --model smollm2-135m,qwen2.5-0.5b --limit 500 --data_dir DATA
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgequant.errors import UserError
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.evaluation.tasks.squad import SQUAD
 from edgequant.workflows.evaluate import measure_model, resolved_settings
 from edgequant.workflows.settings import RunSettings, WorkflowResult, configuration
+
+if TYPE_CHECKING:
+    from edgequant.models.sources import ModelSource
 
 SCATTERS = (
     ("size/checkpoint_gb", "latency/decode_ms_per_token"),
@@ -40,7 +43,7 @@ def baseline(
         run: data, device, resuming and experiment; a seed other than 0 wins over evaluation.seed.
     """
     config = configuration(locals())
-    names = model_names(model)
+    sources = model_sources(model)
     settings = resolved_settings(evaluation, limit=limit, seed=run.seed, cache=cache)
 
     from edgequant import tracking
@@ -48,9 +51,9 @@ def baseline(
 
     with tracking.workflow_run("baseline", config, experiment=run.experiment, resume=run.resume) as tracked:
         rows, failures = [], {}
-        for name in names:
+        for name, source in sources.items():
             try:
-                rows.append(measure_model(name, settings, run, phase="baseline"))
+                rows.append(measure_model(source, settings, run, phase="baseline"))
             except Exception as error:  # one model's trouble, whatever it is, must not cost the others their results
                 failures[name] = f"{type(error).__name__}: {error}"
                 print(f"{name} failed: {failures[name]}")
@@ -61,7 +64,7 @@ def baseline(
     return WorkflowResult(tracked.id, {}, None, table)
 
 
-def model_names(models: str) -> list[str]:
+def model_sources(models: str) -> dict[str, ModelSource]:
     """The model sources of a comma-separated list, each once, checked before anything heavy is imported.
 
     Raises:
@@ -72,9 +75,7 @@ def model_names(models: str) -> list[str]:
     names = list(dict.fromkeys(name.strip() for name in models.split(",") if name.strip()))
     if not names:
         raise UserError("model must be sources separated by commas, such as smollm2-135m,qwen2.5-0.5b, got nothing")
-    for name in names:
-        resolve(name)
-    return names
+    return {name: resolve(name) for name in names}
 
 
 def log_plots(rows: list[dict[str, Any]]) -> None:

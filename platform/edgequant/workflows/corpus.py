@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from edgequant.corpora.settings import CorpusSettings
 from edgequant.errors import UserError
+from edgequant.workflows.settings import WorkflowResult
 
 if TYPE_CHECKING:
-    from edgequant.corpora.pipeline import Corpus
+    from edgequant.corpora.processing.pipeline import Corpus
 
 
 def corpus(
@@ -26,7 +27,7 @@ def corpus(
     tokenizer: str | None = None,
     settings: CorpusSettings = CorpusSettings(),
     experiment: str = "edgequant",
-) -> None:
+) -> WorkflowResult:
     """Build a data set of annotated chunks of 100-150 tokens from a folder of documents.
 
     Files are processed in parallel under time and memory limits; what cannot be read is reported and left out. A second
@@ -47,7 +48,7 @@ def corpus(
     from edgequant import tracking
     from edgequant.corpora.output.manifest import read_manifest
     from edgequant.corpora.output.write import write_corpus
-    from edgequant.corpora.pipeline import build, files_of, source_fingerprint
+    from edgequant.corpora.processing.pipeline import build, files_of, source_fingerprint
     from edgequant.corpora.text.tokens import tokenizer_file
     from edgequant.workflows.steps.summary import print_summary
 
@@ -65,9 +66,11 @@ def corpus(
         tracking.log_dataset(
             "corpus", manifest["digest"], source or "bundled", rows=sum(manifest["rows"].values()), context="training"
         )
-        tracking.log_metrics({f"corpus/{split}_chunks": rows for split, rows in manifest["rows"].items()})
+        metrics = {f"corpus/{split}_chunks": float(rows) for split, rows in manifest["rows"].items()}
+        tracking.log_metrics(metrics)
         print_files(manifest["files"])
         print_summary(summary_title(unchanged), manifest["splits"], run, next_command(output))
+    return WorkflowResult(run.id, metrics, str(folder.resolve()), manifest["splits"])
 
 
 def check_source(source: str | None, output: Path) -> None:

@@ -19,6 +19,7 @@ from edgequant.workflows.settings import RunSettings, WorkflowResult, configurat
 
 if TYPE_CHECKING:
     from edgequant.evaluation.tasks.task import EvaluationData
+    from edgequant.models.sources import ModelSource
 
 
 def evaluate(
@@ -44,7 +45,7 @@ def evaluate(
     """
     config = configuration(locals())
     settings = resolved_settings(evaluation, limit=limit, seed=run.seed, cache=cache)
-    check_source(model, runtime, squad_predictions)
+    source = check_source(model, runtime, squad_predictions)
 
     from edgequant import tracking
     from edgequant.workflows.steps.summary import print_summary
@@ -54,7 +55,7 @@ def evaluate(
             title, following = f"evaluate: {squad_predictions}", None
             row = score_predictions(squad_predictions, settings, run.data_dir)
         else:
-            row = measure_model(model, settings, run, runtime=runtime)
+            row = measure_model(source or model, settings, run, runtime=runtime)
             title, following = f"evaluate: {row['model']}", f"edgequant ptq --model {model}"
         tracking.log_metrics(metrics_of(row))
         print_summary(title, [row], tracked, following)
@@ -76,8 +77,11 @@ def resolved_settings(
     return replace(evaluation, **changes)
 
 
-def check_source(model: str, runtime: str, squad_predictions: str | None = None) -> None:
+def check_source(model: str, runtime: str, squad_predictions: str | None = None) -> ModelSource | None:
     """Refuse a model or file that is not there, before anything heavy is imported.
+
+    Returns:
+        Where the model comes from; None where a prediction file is scored instead.
 
     Raises:
         UserError: names the value and what was expected.
@@ -89,12 +93,13 @@ def check_source(model: str, runtime: str, squad_predictions: str | None = None)
             raise UserError(
                 f"squad_predictions must be a JSON file of question id to answer, got {squad_predictions!r}: not found"
             )
-        return
-    kind = models.check_available(model).kind
-    if runtime == "llama.cpp" and kind != "gguf":
+        return None
+    source = models.check_available(model)
+    if runtime == "llama.cpp" and source.kind != "gguf":
         raise UserError(
             f"model for runtime llama.cpp must be a .gguf file, got {model!r}; export it first or use runtime torch"
         )
+    return source
 
 
 class Target(NamedTuple):
@@ -108,7 +113,7 @@ class Target(NamedTuple):
 
 
 def measure_model(
-    model: str,
+    model: str | ModelSource,
     settings: EvaluationSettings,
     run: RunSettings,
     *,
@@ -129,7 +134,7 @@ def measure_model(
     return {"model": target.name, "variant": variant, "scheme": target.scheme, **metrics}
 
 
-def load_target(model: str, *, runtime: str, device: str, dtype: str) -> Target:
+def load_target(model: str | ModelSource, *, runtime: str, device: str, dtype: str) -> Target:
     """Load a model of any source for measuring; a .gguf file either de-quantised in torch or as it is in llama.cpp.
 
     Raises:
@@ -144,7 +149,7 @@ def load_target(model: str, *, runtime: str, device: str, dtype: str) -> Target:
         layers = -1 if models.pick_device(device).startswith("cuda") else 0
         gguf = LlamaCppModel(source.location, gpu_layers=layers)
         return Target(gguf, None, source.name, gguf.file_type, Path(source.location))
-    loaded = models.load(model, dtype=dtype, device=device)
+    loaded = models.load(source, dtype=dtype, device=device)
     return Target(
         loaded.model,
         loaded.tokenizer,

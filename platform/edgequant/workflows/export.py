@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from edgequant.errors import UserError
 from edgequant.export.formats import COMPRESSED_TENSORS, FORMATS, check_expressible, check_format, needs_checkpoint
 from edgequant.quantization.scheme import Scheme
+from edgequant.workflows.settings import WorkflowResult
 
 if TYPE_CHECKING:
     from edgequant.export.formats import Exported
@@ -34,7 +35,7 @@ def export(
     upload_limit_mb: float = 500.0,
     device: str = "cpu",
     experiment: str = "edgequant",
-) -> None:
+) -> WorkflowResult:
     """Write a GGUF file or a compressed-tensors folder; log its size, SHA-256 and distance from the model.
 
     Args:
@@ -69,6 +70,7 @@ def export(
         row = {"model": loaded.source.name, "scheme": scheme_of(loaded), "format": format, **metrics}
         row |= {"file": str(written.path), "sha256": written.sha256, "note": "; ".join(notes)}
         print_summary(f"export: {loaded.source.name} as {format}", [row], run, next_command(written.path))
+    return WorkflowResult(run.id, metrics, str(written.path), [row])
 
 
 def write(loaded: LoadedModel, folder: Path, format: str, embedding_format: str | None) -> Exported:

@@ -7,7 +7,7 @@ edgequant finetune --model FOLDER --base bnb-nf4 --dataset FOLDER_OF_DOCUMENTS
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from edgequant.errors import UserError
 from edgequant.evaluation.settings import EvaluationSettings
@@ -15,6 +15,9 @@ from edgequant.training.settings import LoraSettings, TrainingSettings
 from edgequant.workflows.settings import RunSettings, WorkflowResult, configuration
 from edgequant.workflows.steps.measure import COMPARISON, headline
 from edgequant.workflows.validate import validate
+
+if TYPE_CHECKING:
+    from edgequant.models.sources import ModelSource
 
 
 def finetune(
@@ -46,7 +49,7 @@ def finetune(
     """
     config = configuration(locals())
     check_base(base, register)
-    validate(model, dataset, self_generated=False)
+    source = validate(model, dataset, self_generated=False).source
 
     from edgequant import models, tracking
     from edgequant.workflows.steps.data import evaluation_data, training_sequences
@@ -56,12 +59,12 @@ def finetune(
 
     with tracking.workflow_run("finetune", config, experiment=run.experiment, resume=run.resume) as tracked:
         folder = Path(output).expanduser().resolve() if output else tracking.run_folder("finetune", tracked.id)
-        loaded = load_base(model, base, device=run.device, dtype=run.dtype)
+        loaded = load_base(source, base, device=run.device, dtype=run.dtype)
         name, tokenizer, scheme = loaded.source.name, loaded.tokenizer, "none" if base == "float" else base
         data = evaluation_data(evaluation.tasks, run.data_dir)
         sequences = training_sequences(dataset, tokenizer, training.sequence_length, data, run.data_dir, seed=run.seed)
         with tracking.variant_run("baseline", model=name, scheme=scheme, phase="finetune"):
-            before = models.load(model, dtype=run.dtype, device=run.device) if base == "float" else loaded
+            before = models.load(source, dtype=run.dtype, device=run.device) if base == "float" else loaded
             rows = {"baseline": measure(before.model, tokenizer, data, evaluation)}
         with tracking.variant_run("finetuned", model=name, scheme=scheme, phase="finetune"):
             adapted = adapt(
@@ -95,16 +98,16 @@ def check_base(base: str, register: bool) -> None:
         )
 
 
-def load_base(model: str, base: str, *, device: str, dtype: str) -> Any:
+def load_base(source: ModelSource, base: str, *, device: str, dtype: str) -> Any:
     """The model to put adapters on: float32 master weights, or bitsandbytes' integers."""
     from edgequant import models
     from edgequant.workflows.ptq import bitsandbytes_config
 
     if base == "float":
-        return models.load(model, dtype="float32", device=device)
+        return models.load(source, dtype="float32", device=device)
     compute = models.pick_dtype(dtype, models.pick_device(device))
     return models.load(
-        model, dtype=compute, device=device, load_options={"quantization_config": bitsandbytes_config(base, compute)}
+        source, dtype=compute, device=device, load_options={"quantization_config": bitsandbytes_config(base, compute)}
     )
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from edgequant.models.loading import LoadedModel
+    from edgequant.models.sources import ModelSource
     from edgequant.quantization.scheme import Scheme
 
 SEQUENCE_LENGTH = 512  # tokens of a calibration sequence
@@ -60,7 +61,7 @@ def ptq(
         run: data, device, seed, resuming (behind the decoder blocks that were finished) and experiment.
     """
     config = configuration(locals())
-    schemes = validate(model, dataset, schemes=scheme, size_budget=size_budget, method=method)
+    source, schemes = validate(model, dataset, schemes=scheme, size_budget=size_budget, method=method)
 
     from edgequant import models, tracking
     from edgequant.workflows.steps.data import evaluation_data, training_sequences
@@ -69,7 +70,7 @@ def ptq(
     from edgequant.workflows.steps.summary import print_summary
 
     with tracking.workflow_run("ptq", config, experiment=run.experiment, resume=run.resume) as tracked:
-        loaded = models.load(model, dtype="float32", device=run.device)
+        loaded = models.load(source, dtype="float32", device=run.device)
         name, dtype = loaded.source.name, models.pick_dtype(run.dtype, str(loaded.model.device))
         data = evaluation_data(evaluation.tasks, run.data_dir)
         wanted = calibration.num_calibration_samples
@@ -90,7 +91,7 @@ def ptq(
         for parsed, layer_bits in mixed:
             with tracking.variant_run("ptq", model=name, scheme=parsed.name, phase="ptq"):
                 folder = folders[parsed.name] = _folder(output, parsed, schemes, work)
-                log_layer_errors(write_quantized(loaded, model, parsed, rounding, folder, dtype=dtype))
+                log_layer_errors(write_quantized(loaded, parsed, rounding, folder, dtype=dtype))
                 log_layer_bits(layer_bits)
                 reloaded = models.load(str(folder), device=run.device)
                 row = measure(reloaded.model, reloaded.tokenizer, data, evaluation, checkpoint=folder)
@@ -126,18 +127,18 @@ class Rounding(NamedTuple):
 
 
 def write_quantized(
-    loaded: LoadedModel, source: str, scheme: Scheme, rounding: Rounding, folder: Path, *, dtype: str
+    loaded: LoadedModel, scheme: Scheme, rounding: Rounding, folder: Path, *, dtype: str
 ) -> list[dict[str, Any]]:
     """Quantise a copy of a loaded model and write it to `folder`; returns the per-layer errors, if any."""
     if scheme.backend == "bitsandbytes":
-        _write_bitsandbytes(source, scheme, folder, dtype=dtype, device=str(loaded.model.device))
+        _write_bitsandbytes(loaded.source, scheme, folder, dtype=dtype, device=str(loaded.model.device))
         return []
     from edgequant import models
     from edgequant.quantization import checkpoint
-    from edgequant.quantization.ptq import quantize as methods
+    from edgequant.quantization.ptq.quantize import quantize
 
     model: Any = copy.deepcopy(loaded.model)
-    errors = methods.quantize(
+    errors = quantize(
         model,
         scheme,
         calibration=[rounding.sequences.to(model.device)],
@@ -152,7 +153,7 @@ def write_quantized(
     return errors
 
 
-def _write_bitsandbytes(source: str, scheme: Scheme, folder: Path, *, dtype: str, device: str) -> None:
+def _write_bitsandbytes(source: ModelSource, scheme: Scheme, folder: Path, *, dtype: str, device: str) -> None:
     from edgequant import models
 
     options = {"quantization_config": bitsandbytes_config(scheme.name, dtype)}

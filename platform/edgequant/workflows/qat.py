@@ -56,7 +56,7 @@ def qat(
         run: data, device, seed, resuming and experiment.
     """
     config = configuration(locals())
-    (parsed,) = validate(
+    source, (parsed,) = validate(
         model, dataset, schemes=scheme, size_budget=size_budget, training=training, qat=qat, calibration=calibration
     )
 
@@ -70,7 +70,7 @@ def qat(
 
     with tracking.workflow_run("qat", config, experiment=run.experiment, resume=run.resume) as tracked:
         experiment = qat_experiment.load(
-            model, parsed, dataset, training=training, qat=qat, calibration=calibration, evaluation=evaluation,
+            source, parsed, dataset, training=training, qat=qat, calibration=calibration, evaluation=evaluation,
             data=evaluation_data(evaluation.tasks, run.data_dir), folder=tracking.run_folder("qat", tracked.id),
             run=run, resume=tracked.resumed,
         )  # fmt: skip

@@ -10,6 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgequant.workflows.settings import WorkflowResult
+
 if TYPE_CHECKING:
     from edgequant.reporting.comparison import Comparison
 
@@ -20,7 +22,7 @@ def report(
     title: str = "edgequant report",
     output: str | None = None,
     experiment: str = "edgequant",
-) -> None:
+) -> WorkflowResult:
     """Compare measured models in one self-contained HTML page with tables, plots, warnings and configuration.
 
     Args:
@@ -46,6 +48,7 @@ def report(
         for warning in compared.warnings:
             print(f"warning: {warning}")
         print_summary(f"{title}: {len(compared.rows)} models", compared.rows, run, f"open {written}")
+    return WorkflowResult(run.id, {}, str(written), list(compared.rows))
 
 
 def run_ids(runs: list[str] | str | None) -> list[str]:

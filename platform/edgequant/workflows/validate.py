@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from edgequant.errors import UserError
 from edgequant.workflows.steps.data import check_dataset
 from edgequant.workflows.steps.layer_bits import with_size_budget
 
 if TYPE_CHECKING:
+    from edgequant.models.sources import ModelSource
     from edgequant.quantization.calibration import CalibrationSettings
     from edgequant.quantization.qat.settings import QatSettings
     from edgequant.quantization.scheme import Scheme
     from edgequant.training.settings import TrainingSettings
 
 
+class Checked(NamedTuple):
+    """What a workflow goes on with: the model's source, resolved, and the schemes, under their size budget."""
+
+    source: ModelSource
+    schemes: list[Scheme]
+
+
 def validate(
-    model: str,
+    model: str | ModelSource,
     dataset: str,
     *,
     schemes: str = "",
@@ -26,7 +34,7 @@ def validate(
     qat: QatSettings | None = None,
     calibration: CalibrationSettings | None = None,
     self_generated: bool = True,
-) -> list[Scheme]:
+) -> Checked:
     """Refuse what cannot work: names that mean nothing, group sizes that do not divide, settings that contradict.
 
     Args:
@@ -37,9 +45,6 @@ def validate(
         method: PTQ method.
         training, qat, calibration: settings of QAT, which no bitsandbytes scheme can take.
         self_generated: whether text that the model itself writes will do.
-
-    Returns:
-        The schemes, under their size budget.
 
     Raises:
         UserError: names the value and what was expected.
@@ -54,10 +59,10 @@ def validate(
     if qat is not None:
         _check_qat(parsed, training, qat, calibration)
     check_dataset(dataset, self_generated=self_generated)
-    models.check_available(model)
+    source = models.check_available(model)
     for scheme in parsed:
-        check_group_sizes(scheme, models.layer_inputs(model))
-    return with_size_budget(parsed, size_budget)
+        check_group_sizes(scheme, models.layer_inputs(source))
+    return Checked(source, with_size_budget(parsed, size_budget))
 
 
 def _check_qat(

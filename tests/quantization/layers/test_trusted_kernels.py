@@ -13,7 +13,7 @@ from edgequant.quantization.layers import kernels, trusted_kernels
 from edgequant.quantization.layers.convert import calibrate, convert, has_static_ranges, prepare
 from edgequant.quantization.layers.trusted_kernels import INT4_WEIGHT, INT8, INT8_WEIGHT, KERNELS, SETTINGS, is_trusted
 from edgequant.quantization.scheme import parse_scheme
-from edgequant.workflows import doctor
+from edgequant.workflows.checks.machine import integer_kernels
 
 CPU = torch.device("cpu")
 SHAPES = [(1, 64, 48), (1, 576, 192), (3, 33, 7), (16, 1536, 576), (64, 576, 1536), (5, 2500, 40), (1, 1, 1)]
@@ -213,7 +213,7 @@ def test_cudas_int8_product_is_numpys_with_the_kernel_and_without():
 
 def test_doctor_names_the_kernels_trusted_and_what_takes_the_others_place(monkeypatch):
     monkeypatch.setattr(torch, "_int_mm", saturating)
-    trusted, *notes = doctor.integer_kernels()
+    trusted, *notes = integer_kernels()
     assert trusted.state == "ok" and INT4_WEIGHT.name in trusted.found and INT8.name not in trusted.found
     (note,) = [note for note in notes if INT8.name in note.found]
     assert note.state == "note" and "exact float32 products" in note.found

@@ -148,7 +148,7 @@ def test_messages_name_the_packages_method(command, arguments, said):
 
 def test_qat_starts_from_the_packages_method(packages, tiny, tokens):
     packages("TWO_SIGMA")
-    assert QatSettings(init_from="two_sigma", learnable_scales=True).start == "two_sigma"
+    assert QatSettings(init_from="two_sigma", learnable_scales=True).init_from == "two_sigma"
     rounded = copy.deepcopy(tiny.model)
     quantize(rounded, parse_scheme("w4-g32"), method="two_sigma")
     prepare_from_ptq(tiny.model, parse_scheme("w4-g32"), "two_sigma", [tokens])

@@ -77,7 +77,7 @@ def test_another_model_writes_another_text(sure, cache):
     with torch.no_grad():
         sure.model.model.norm.weight[0] += 1.0
     assert not torch.equal(written(sure), first)
-    assert len(list((cache / "self-generated").iterdir())) == 2
+    assert len(list((cache / "generated").iterdir())) == 2
 
 
 def test_rows_begin_as_the_tokenizer_begins_text(sure, cache):
@@ -136,7 +136,7 @@ def test_qat_trains_on_as_many_sequences_as_its_steps_draw(store, quick, cache, 
         run=RunSettings(device="cpu"),
         register=False,
     )
-    assert len(list((cache / "self-generated").iterdir())) == 1
+    assert len(list((cache / "generated").iterdir())) == 1
     (kept,) = (cache / "teacher").iterdir()  # one for control and qat, over the six sequences drawn
     assert kept.stat().st_size < 6 * 32 * (17 * 2 + 16 * 4) + 1000
     assert capsys.readouterr().out.count("teacher: reused its predictions on 6 sequences") == 1

@@ -10,7 +10,7 @@ from edgequant.corpora.contamination import words_of
 from edgequant.corpora.curation.metadata import UNKNOWN, describe, language_of
 from edgequant.corpora.disaster.domain_classifier import Domain, classify
 from edgequant.corpora.documents import DOMAINS, SPLITS
-from edgequant.corpora.processing.file_processing import ProcessedFile, ProcessedPart
+from edgequant.corpora.processed_file import ProcessedFile, ProcessedPart
 from edgequant.files import sha256_of_bytes
 
 PERMUTATIONS = 128

@@ -10,7 +10,7 @@ from typing import Any
 
 from edgequant.corpora.contamination import ngrams, words_of
 from edgequant.corpora.documents import DOMAINS, NO_DOMAIN, SPLITS
-from edgequant.corpora.pipeline import Corpus
+from edgequant.corpora.processing.pipeline import Corpus
 
 BUNDLED_NOTICE = (
     "Written for this project: original prose, people and agencies invented. It leans on public standards, which each "

@@ -12,7 +12,7 @@ from typing import Any
 from edgequant.corpora.documents import NO_DOMAIN
 from edgequant.corpora.output.data_card import data_card, save_plots
 from edgequant.corpora.output.manifest import MANIFEST
-from edgequant.corpora.pipeline import Corpus
+from edgequant.corpora.processing.pipeline import Corpus
 from edgequant.corpora.settings import CorpusSettings
 from edgequant.files import write_atomically
 

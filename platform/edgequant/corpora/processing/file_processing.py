@@ -6,60 +6,20 @@ import io
 import os
 import zipfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import PurePosixPath
-from typing import Any
 
 from edgequant.corpora.extraction.extract import extract
 from edgequant.corpora.extraction.extracted import ExtractionError, Part
+from edgequant.corpora.processed_file import ProcessedFile, ProcessedPart
 from edgequant.corpora.settings import CorpusSettings
 from edgequant.corpora.sources import printable
 from edgequant.corpora.text.boilerplate import Page, Removed, remove_boilerplate
-from edgequant.corpora.text.chunking import Block, Chunk, CountTokens, chunk_blocks
+from edgequant.corpora.text.chunking import Block, CountTokens, chunk_blocks
 from edgequant.corpora.text.normalization import count_words, normalize
 from edgequant.corpora.text.paragraphs import blocks_of_pages
 from edgequant.files import sha256_of_bytes
 
 _MEMBER_LIMIT = 10_000
-
-
-@dataclass
-class ProcessedPart:
-    """One document of a file: its stated metadata, its opening text, its chunks, and what was left out."""
-
-    fields: dict[str, str]
-    chunks: list[Chunk]
-    removed: list[Removed]
-
-
-@dataclass
-class ProcessedFile:
-    """What came of a file. `words` = words in chunks + words removed + `joined` (halves of hyphenated words)."""
-
-    name: str
-    sha256: str = ""
-    kind: str = ""
-    refused: str = ""
-    pages: int = 0
-    words: int = 0
-    joined: int = 0
-    parts: list[ProcessedPart] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @staticmethod
-    def from_json(value: dict[str, Any]) -> ProcessedFile:
-        parts = [
-            ProcessedPart(
-                part["fields"],
-                [Chunk(*chunk) for chunk in part["chunks"]],
-                [Removed(*item) for item in part["removed"]],
-            )
-            for part in value["parts"]
-        ]
-        return ProcessedFile(**{**value, "parts": parts})
 
 
 def process_file(

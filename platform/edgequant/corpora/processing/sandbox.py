@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from edgequant.corpora.processing.file_processing import ProcessedFile
+from edgequant.corpora.processed_file import ProcessedFile
 from edgequant.corpora.settings import CorpusSettings
 from edgequant.corpora.sources import SourceFile
 
@@ -97,7 +97,6 @@ class _Worker:
     def __init__(self, tokenizer: Path, settings: CorpusSettings) -> None:
         self._tokenizer, self._settings = tokenizer, settings
         self._process: subprocess.Popen[bytes] | None = None
-        self._pending = b""
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         if self._process is None:
@@ -138,7 +137,6 @@ class _Worker:
             "MALLOC_ARENA_MAX": "2",
             "PYTHONHASHSEED": "0",
         }
-        self._pending = b""
         self._process = subprocess.Popen(
             [sys.executable, "-m", "edgequant.corpora.processing.worker"],
             stdin=subprocess.PIPE,

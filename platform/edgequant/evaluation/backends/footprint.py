@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,7 @@ class PeakMemory:
     """
 
     def __enter__(self) -> PeakMemory:
-        self._resets = _reset_peak_rss()
+        _reset_peak_rss()
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         return self
@@ -122,13 +123,10 @@ def _plain_parts(tensor: torch.Tensor) -> list[torch.Tensor]:
     return [part for name in names for part in _plain_parts(getattr(tensor, name))]
 
 
-def _reset_peak_rss() -> bool:
+def _reset_peak_rss() -> None:
     """Linux keeps the high-water mark of the whole process; writing 5 here starts it anew."""
-    try:
+    with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return False
-    return True
 
 
 def _peak_rss() -> int:

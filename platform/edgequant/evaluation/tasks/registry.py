@@ -1,4 +1,4 @@
-"""All tasks: the ones that edgequant brings, and those of other installed packages. Light: no torch, no numpy."""
+"""All tasks: edgequant's own, those of installed packages, those that a script adds. Light: no torch, no numpy."""
 
 from __future__ import annotations
 
@@ -24,13 +24,40 @@ COMPARISON_TASKS = tuple(task.name for task in TASKS if task.comparison)
 QUALITY_TASKS = tuple(task.name for task in TASKS if task.comparison and task.kind == "quality")
 
 
-@cache
+_of_this_process: dict[str, Task] = {}
+
+
 def known_tasks() -> tuple[Task, ...]:
-    """TASKS and what other packages add.
+    """TASKS, what other packages add, and what `add_task` was given.
 
     Raises:
         UserError: another package's task cannot be loaded, or takes a name that is taken.
     """
+    return (*_installed_tasks(), *_of_this_process.values())
+
+
+def add_task(task: Task) -> None:
+    """Make a task known to this process by its name, as if a package brought it: to evaluations, reports and messages.
+
+    Other processes, such as the trials of a search, do not know it: there an installed package has to register it under
+    the entry point `edgequant.tasks`. A task that was added before under the same name is replaced, so that a
+    notebook's cell may be run again.
+
+    Example:
+        add_task(Task(name="cloze", score=score, data=(ROWS,), protocol="The likelier of two endings.", display={}))
+        edgequant.evaluate(model, tokenizer, tasks=["cloze"]).metrics["cloze/accuracy"]
+
+    Raises:
+        UserError: not a `Task`, or one whose name, metrics' group or data set is another task's.
+    """
+    if not isinstance(task, Task):
+        raise UserError(f"add_task must be given a Task, got {type(task).__name__}")
+    _refuse_taken_names(task, [other for other in known_tasks() if _of_this_process.get(task.name) is not other])
+    _of_this_process[task.name] = task
+
+
+@cache
+def _installed_tasks() -> tuple[Task, ...]:
     added = extensions.extensions(extensions.TASKS, Task)
     for place, task in enumerate(added):
         _refuse_taken_names(task, (*TASKS, *added[:place]))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 from torch import Tensor, nn
 
@@ -14,16 +12,11 @@ from edgequant.quantization.calibration import ObserverName
 HISTOGRAM_BINS = 2048
 
 
-class Observer(Protocol):
-    """Takes activations of any shape in `observe`; `range` gives the real [low, high] to represent, two scalars."""
-
-    def observe(self, values: Tensor) -> None: ...
-
-    def range(self) -> tuple[Tensor, Tensor]: ...
-
-
 class _Range(nn.Module):
-    """Buffers that travel with the model: a resumed training goes on with the ranges that it had."""
+    """`observe` takes activations of any shape; `range` gives the real [low, high] to represent, two scalars.
+
+    Buffers travel with the model: a resumed training goes on with the ranges that it had.
+    """
 
     low: Tensor
     high: Tensor

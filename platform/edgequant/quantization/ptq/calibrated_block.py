@@ -142,7 +142,7 @@ class CalibratedBlock:
         return {name: total / tokens[name] for name, total in sums.items()}
 
     def set_phase(self, *, quantize_inputs: bool, observe: bool) -> None:
-        """As `qat.set_phase`, for this block."""
+        """As `convert.set_phase`, for this block."""
         for layer in self.layers.values():
             if layer.input_quantizer is not None:
                 layer.input_quantizer.set_phase(enabled=quantize_inputs, observing=observe)

@@ -58,7 +58,7 @@ def attach(model: nn.Module, scheme: Scheme, rank: int, alpha: float, *, seed: i
     keep theirs.
 
     Args:
-        model: after `qat.prepare`, on its device.
+        model: after `convert.prepare`, on its device.
         rank: of the update, at most the smaller side of every layer.
         alpha: times 1 / rank, scales it.
         seed: draws A.

@@ -30,7 +30,7 @@ def prepare_from_ptq(
     calibration_settings: CalibrationSettings = CalibrationSettings(),
     work_folder: Path | None = None,
 ) -> None:
-    """`qat.prepare`, in place, from what a PTQ method chooses instead of from the floating-point weights.
+    """`convert.prepare`, in place, from what a PTQ method chooses instead of from the floating-point weights.
 
     The method's scales and zero points become parameters (of llama.cpp's layouts, whose grids are fixed by the weights,
     they are found anew). A weight that rounds to its integer already stays as it is, and any other moves to the nearest

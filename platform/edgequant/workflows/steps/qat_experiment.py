@@ -131,7 +131,7 @@ class QatExperiment:
 
 
 def load(
-    model: str,
+    model: str | models.ModelSource,
     scheme: Scheme,
     dataset: str,
     *,
@@ -161,7 +161,7 @@ def load(
     torch.manual_seed(run.seed)
     loaded = models.load(model, dtype="float32", device=run.device)
     if getattr(loaded.model, "is_quantized", False):
-        raise UserError(f"model must be a floating-point model, got {model!r}, which is quantised already")
+        raise UserError(f"model must be a floating-point model, got {loaded.source.name!r}, which is quantised already")
     check_model(loaded.model, scheme, training, qat)
     needed = max(training.sequences, calibration.num_calibration_samples)
     sequences = training_sequences(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from edgequant import models
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.quantization import checkpoint
-from edgequant.quantization.layers import convert
+from edgequant.quantization.layers.convert import calibrate, convert, has_static_ranges, prepare, set_phase
 from edgequant.quantization.ptq.quantize import quantize, weight_errors
 from edgequant.quantization.qat import low_rank, pruning
 from edgequant.quantization.qat.ptq_initialization import prepare_from_ptq
@@ -54,14 +54,14 @@ def rounded_control(experiment: QatExperiment) -> Variant:
 def quantized(experiment: QatExperiment) -> Variant:
     """QAT: train through the quantiser, convert to integers, write the checkpoint, load it back."""
     model = _prepared(experiment)
-    if convert.has_static_ranges(model):
-        convert.calibrate(model, experiment.calibration_batches)
+    if has_static_ranges(model):
+        calibrate(model, experiment.calibration_batches)
     rate = experiment.qat.student_learning_rate or experiment.training.learning_rate
     settings = replace(experiment.training, learning_rate=rate)
     result = experiment.train(model, "qat", settings, experiment.teacher, _phases(experiment, model))
-    convert.set_phase(model, quantize_inputs=True, observe=False)
+    set_phase(model, quantize_inputs=True, observe=False)
     simulated, errors = _logits(experiment, model), weight_errors(model)
-    convert.convert(model)
+    convert(model)
     parity = _parity(experiment, simulated, _logits(experiment, model))
     return _saved_and_reloaded(experiment, model, CHECKPOINT, parity | result)._replace(layer_errors=errors)
 
@@ -94,7 +94,7 @@ def _prepared(experiment: QatExperiment) -> nn.Module:
     masks = _pruned(experiment, model)
     if by_method["method"] == "rtn":
         observer = experiment.calibration.observer
-        convert.prepare(model, experiment.scheme, observer=observer, learnable_scales=settings.learnable_scales)
+        prepare(model, experiment.scheme, observer=observer, learnable_scales=settings.learnable_scales)
     else:
         prepare_from_ptq(model, experiment.scheme, **by_method)
     model.requires_grad_(True)
@@ -126,12 +126,12 @@ def _phases(experiment: QatExperiment, model: nn.Module) -> Callable[[int, int],
     """Activations stay unquantised at first, and static ranges stop moving late in training."""
     settings, accumulates = experiment.qat, experiment.training.gradient_accumulation > 1
 
-    def set_phase(done: int, steps: int) -> None:
+    def on_step(done: int, steps: int) -> None:
         quantizes = done >= settings.activation_quant_start * steps
         observes = done < settings.freeze_observers_at * steps
-        convert.set_phase(model, quantize_inputs=quantizes, observe=observes, reuse_weights=accumulates)
+        set_phase(model, quantize_inputs=quantizes, observe=observes, reuse_weights=accumulates)
 
-    return set_phase
+    return on_step
 
 
 def _rounded(experiment: QatExperiment, floating: Any, name: str, settings: EvaluationSettings | None) -> Variant:

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgequant.corpora import file_cache
 from edgequant.corpora.curation.annotation import Row, annotate
 from edgequant.corpora.disaster.corpus import DOCUMENTS
 from edgequant.corpora.documents import SPLITS
-from edgequant.corpora.processing.file_processing import ProcessedFile
+from edgequant.corpora.processed_file import ProcessedFile
+from edgequant.corpora.processing import file_cache
 from edgequant.corpora.settings import CorpusSettings
 from edgequant.corpora.sources import SourceFile, list_files
 from edgequant.corpora.text.normalization import count_words

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edgequant.corpora.curation.annotation import Row
-from edgequant.corpora.processing.file_processing import ProcessedFile
+from edgequant.corpora.processed_file import ProcessedFile
 from edgequant.corpora.settings import CorpusSettings
 from edgequant.corpora.sources import SourceFile
 from edgequant.files import cache_dir, sha256_of, sha256_of_bytes, source_digest, write_atomically

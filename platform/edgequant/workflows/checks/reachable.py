@@ -1,0 +1,92 @@
+"""Whether the tracking store, the benchmarks' files and the model hub can be reached."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlparse
+
+from edgequant.workflows.checks.finding import Finding
+
+if TYPE_CHECKING:
+    from edgequant.evaluation.tasks.task import DataSet
+
+SECONDS_TO_ANSWER = 3.0
+
+
+def tracking_store() -> list[Finding]:
+    """The tracking URI, whether it answers, and where artifacts go."""
+    from edgequant import tracking
+
+    uri = tracking.tracking_uri()
+    address = urlparse(uri)
+    if address.scheme in ("http", "https") and not _answers(address.hostname, address.port or _port(address.scheme)):
+        fix = "start the server, or unset MLFLOW_TRACKING_URI to use sqlite:///mlflow.db"
+        return [Finding("tracking store", "missing", f"{uri} does not answer", fix)]
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        return [Finding("tracking store", "ok", f"{uri} (made by the first run)")]
+    experiments = tracking.client().search_experiments()
+    found = [Finding("tracking store", "ok", f"{uri}, {len(experiments)} experiments")]
+    named = next((entry for entry in experiments if entry.name == "edgequant"), None)
+    return [*found, Finding("artifacts", "ok", named.artifact_location)] if named else found
+
+
+def benchmark_files(data_dir: str | None) -> list[Finding]:
+    """The data folder and which benchmark files are in it."""
+    folder = data_dir or os.environ.get("EDGEQUANT_DATA")
+    if not folder:
+        fix = "pass --data_dir or set EDGEQUANT_DATA; without, benchmarks come from the hub or are left out"
+        return [Finding("data folder", "note", "none named", fix)]
+    if not Path(folder).is_dir():
+        return [Finding("data folder", "note", f"{folder} not found", "name a folder that exists")]
+    findings = [Finding("data folder", "ok", str(Path(folder).resolve()))]
+    return findings + [_data_set(data_set, folder) for data_set in _looked_for()]
+
+
+def _looked_for() -> list[DataSet]:
+    """The tasks' data sets that may be absent, which those that edgequant brings cannot."""
+    from edgequant.corpora.benchmarks import BENCHMARKS
+    from edgequant.evaluation.tasks.registry import known_tasks
+
+    data_sets = {data_set.name: data_set for task in known_tasks() for data_set in task.data}
+    return [data_set for name, data_set in data_sets.items() if data_set.load or name in BENCHMARKS]
+
+
+def _data_set(data_set: DataSet, folder: str) -> Finding:
+    from edgequant.corpora.benchmarks import find_local
+
+    what = f"{data_set.name} {data_set.report}"
+    found: object
+    if data_set.load is None:
+        found = find_local(data_set.name, data_set.report, folder)
+        fix = f"put the official file under {folder}: docs/corpora.md says where each comes from"
+    else:
+        rows, package = data_set.load(data_set.report, folder), data_set.load.__module__.partition(".")[0]
+        found, fix = rows and f"{len(rows):,} rows, by {package}", f"{package} says where they come from"
+    return Finding(what, "ok", str(found)) if found else Finding(what, "note", "not there", fix)
+
+
+def hub(offline: bool) -> list[Finding]:
+    """Whether the model hub answers; a mirror in HF_ENDPOINT counts."""
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    if offline or os.environ.get("HF_HUB_OFFLINE"):
+        return [Finding("model hub", "note", f"{endpoint} not tried (offline)")]
+    address = urlparse(endpoint)
+    if _answers(address.hostname, address.port or _port(address.scheme)):
+        return [Finding("model hub", "ok", endpoint)]
+    fix = "models and data sets by name need it; smollm2-135m, tiny and folders do not (HF_ENDPOINT names a mirror)"
+    return [Finding("model hub", "note", f"{endpoint} does not answer", fix)]
+
+
+def _port(scheme: str) -> int:
+    return 443 if scheme == "https" else 80
+
+
+def _answers(host: str | None, port: int) -> bool:
+    try:
+        with socket.create_connection((host or "", port), timeout=SECONDS_TO_ANSWER):
+            return True
+    except OSError:
+        return False

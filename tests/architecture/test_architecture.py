@@ -1,0 +1,201 @@
+"""The packages and who may import whom, as docs/architecture.md draws them; read from the sources' syntax trees."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+
+import pytest
+from source_trees import ROOT, all_sources, import_graph, modules, top
+
+IMPORTS = import_graph(all_sources())
+PLATFORM = sorted(name for name in IMPORTS if name.startswith("edgequant."))
+
+BASE = {"errors", "files", "extensions"}
+BELOW = BASE | {"models", "tracking"}
+PACKAGES = {"corpora", "quantization", "training", "evaluation", "export", "reporting"}
+# package or module of edgequant: what it may import of edgequant, beside itself
+ALLOWED = {
+    "errors": set(),
+    "extensions": {"errors"},
+    "files": set(),
+    "tracking": BASE,
+    "models": BASE | {"tracking"},
+    "corpora": BELOW,
+    "quantization": BASE | {"models"},  # knows torch and nothing of MLflow
+    "training": BELOW,
+    "evaluation": BELOW,
+    "export": BELOW | {"quantization.scheme", "quantization.layers"},  # whose packed weights it writes
+    "reporting": BELOW | {"evaluation.tasks.task", "evaluation.tasks.registry"},  # how a task's metrics are shown
+    "workflows": BELOW | PACKAGES,
+    "api": BELOW | PACKAGES | {"workflows"},
+    "__main__": BASE | {"workflows"},
+}
+
+SCHEME = {"scheme", "calibration"}
+CORPUS = {"documents", "text"}
+# package: its subpackages and modules, each with what it may import of that package, beside itself
+WITHIN = {
+    "quantization": {
+        "calibration": set(),
+        "size_budget": set(),
+        "scheme": {"size_budget"},
+        "arithmetic": {"scheme"},
+        "layers": SCHEME | {"arithmetic"},
+        "ptq": SCHEME | {"arithmetic", "layers"},
+        "qat": SCHEME | {"arithmetic", "layers", "ptq"},
+        "checkpoint": {"scheme"},
+        "mixed_precision": {"scheme", "arithmetic", "layers", "checkpoint"},
+        "transformers_quantizer": {"scheme", "layers", "checkpoint"},
+    },
+    "evaluation": {
+        "scoring_settings": set(),
+        "progress": set(),
+        "backends": set(),
+        "statistics": {"scoring_settings"},
+        "efficiency": {"backends"},
+        "tasks": {"scoring_settings", "progress", "backends", "statistics", "efficiency"},
+        "settings": {"scoring_settings", "tasks"},
+        "suite": {"settings", "backends", "tasks"},
+    },
+    "corpora": {
+        **{name: set() for name in ("text", "documents", "settings", "sources", "benchmarks", "packing")},
+        "contamination": set(),
+        "processed_file": {"text"},
+        "extraction": CORPUS,
+        "disaster": CORPUS | {"contamination"},
+        "curation": CORPUS | {"contamination", "processed_file", "disaster"},
+        "processing": CORPUS | {"settings", "sources", "processed_file", "extraction", "disaster", "curation"},
+        "output": CORPUS | {"settings", "contamination", "processing"},
+    },
+    "export": {
+        "formats": set(),
+        "parity": set(),
+        "gguf": {"formats"},
+        "compressed_tensors": {"formats"},
+    },
+}
+# steps that several workflows take, and the checks of doctor, know none of the workflows
+WORKFLOW_PARTS = {"steps": {"settings"}, "checks": set(), "settings": set(), "validate": {"settings", "steps"}}
+
+
+def reaches(names: set[str], allowed: set[str], within: str) -> set[str]:
+    """Of the modules named, those within a package that are not among, or below, what is allowed there."""
+    inside = {name.removeprefix(f"{within}.") for name in names if name.startswith(f"{within}.")}
+    return {name for name in inside if not any(f"{name}.".startswith(f"{other}.") for other in allowed)}
+
+
+@pytest.mark.parametrize("name", PLATFORM)
+def test_a_module_imports_only_what_its_package_may(name):
+    package = name.split(".")[1]
+    assert reaches(IMPORTS[name], ALLOWED[package] | {package}, "edgequant") == set()
+
+
+def test_importing_edgequant_offers_the_api_and_registers_the_quantizer_alone():
+    assert reaches(IMPORTS["edgequant"], {"api", "quantization.transformers_quantizer"}, "edgequant") == set()
+
+
+def parts(package: str) -> set[str]:
+    """Subpackages and modules that stand in a package."""
+    return {name.split(".")[2] for name in PLATFORM if name.startswith(f"edgequant.{package}.")}
+
+
+@pytest.mark.parametrize("package", WITHIN)
+def test_a_subpackage_imports_only_what_it_may_of_its_package(package):
+    assert parts(package) == set(WITHIN[package])
+    within = f"edgequant.{package}"
+    for name in (name for name in PLATFORM if name.startswith(f"{within}.")):
+        part = name.split(".")[2]
+        assert reaches(IMPORTS[name], WITHIN[package][part] | {part}, within) == set(), name
+
+
+@pytest.mark.parametrize("part", WORKFLOW_PARTS)
+def test_what_workflows_share_knows_no_workflow(part):
+    own = [name for name in PLATFORM if name.split(".")[1:3] == ["workflows", part]]
+    assert own
+    for name in own:
+        assert reaches(IMPORTS[name], WORKFLOW_PARTS[part] | {part}, "edgequant.workflows") == set(), name
+
+
+def test_an_arrow_that_is_not_drawn_is_seen():
+    names = {"edgequant.tracking", "edgequant.quantization.scheme", "edgequant.quantization.ptq.gptq", "torch"}
+    allowed = {"tracking", "quantization.scheme"}
+    assert reaches(names, allowed, "edgequant") == {"quantization.ptq.gptq"}
+    assert reaches(names, {"schemes", "ptq"}, "edgequant.quantization") == {"scheme"}
+
+
+# ----------------------------------------------------------------------------------------------------- source roots
+
+
+def users(package: str) -> set[str]:
+    """Modules that import a package or something in it."""
+    return {name for name, found in IMPORTS.items() if package in map(top, found) and top(name) != package}
+
+
+def test_search_and_registry_are_imported_by_nobody_and_not_by_each_other():
+    assert users("edgequant_tune") | users("edgequant_registry") == set()
+
+
+def test_search_and_registry_use_the_platform():
+    assert {top(name) for name in users("edgequant")} == {"edgequant_tune", "edgequant_registry"}
+
+
+# -------------------------------------------------------------------------------------------------- other libraries
+
+
+def test_mlflow_is_imported_by_tracking_the_searchs_callback_and_the_registry_alone():
+    outside = {name for name in users("mlflow") if top(name) != "edgequant_registry"}
+    assert {name for name in outside if not name.startswith("edgequant.tracking.")} <= {"edgequant_tune.callbacks"}
+
+
+def test_ray_stays_in_the_search_and_in_the_corpus_engine():
+    outside = {name for name in users("ray") if top(name) != "edgequant_tune"}
+    assert outside <= {"edgequant.corpora.processing.ray_engine"}
+
+
+def test_quantization_knows_neither_trackers_nor_data_sets_nor_model_classes():
+    own = {name: IMPORTS[name] for name in PLATFORM if name.startswith("edgequant.quantization")}
+    assert len(own) > 30
+    for name, found in own.items():
+        assert not set(map(top, found)) & {"mlflow", "ray", "datasets", "peft"}, name
+        if name == "edgequant.quantization.transformers_quantizer":
+            assert not [other for other in found if other.startswith("transformers.models")]
+        else:
+            assert "transformers" not in map(top, found), name
+
+
+def test_scheme_parsing_knows_no_torch():
+    assert "torch" not in map(top, IMPORTS["edgequant.quantization.scheme"])
+
+
+# ------------------------------------------------------------------------------------------------------- __init__.py
+
+FACADES = ("models", "tracking")  # `models.load`, `tracking.log_metrics`: their __init__ re-exports, and no more
+
+
+def test_packages_are_empty_or_a_docstring_but_for_two_that_re_export_their_own():
+    for path in modules("platform/edgequant"):
+        if path.name != "__init__.py" or path.parent.name == "edgequant":
+            continue
+        body = [node for node in ast.parse(path.read_text()).body if not _is_docstring(node)]
+        if path.parent.name in FACADES:
+            *imports, exported = body
+            own = ("__future__", f"edgequant.{path.parent.name}.")
+            assert all(isinstance(node, ast.ImportFrom) and (node.module or "").startswith(own) for node in imports)
+            assert isinstance(exported, ast.Assign) and exported.targets[0].id == "__all__"
+        else:
+            assert not body, path
+
+
+def _is_docstring(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+
+
+def test_no_file_makes_a_package_of_the_folder_platform():
+    """It would shadow Python's own module `platform` and break numpy, ray and pytest."""
+    assert not (ROOT / "platform" / "__init__.py").exists()
+    done = subprocess.run(
+        [sys.executable, "-c", "import platform; print(platform.system())"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and done.stdout.strip() in ("Linux", "Darwin", "Windows")

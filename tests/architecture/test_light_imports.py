@@ -1,0 +1,38 @@
+"""What defines the command line imports nothing heavy, so that bad configuration is refused at once."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+from source_trees import all_sources
+
+HEAVY = (
+    *("torch", "transformers", "mlflow", "datasets", "ray"),
+    *("peft", "pandas", "sklearn", "accelerate", "bitsandbytes"),
+)
+PLATFORM = sorted(name for name in all_sources() if name.partition(".")[0] == "edgequant")
+TRAINING_STEPS = {"edgequant.workflows.steps.qat_experiment", "edgequant.workflows.steps.qat_variants"}  # hold models
+LIGHT = [
+    *("edgequant", "edgequant.__main__", "edgequant.errors", "edgequant.files", "edgequant.models"),
+    *("edgequant.quantization.scheme", "edgequant.quantization.ptq.methods"),
+    *("edgequant_tune.workflow", "edgequant_registry.workflow"),
+    *(name for name in PLATFORM if name.startswith("edgequant.workflows") and name not in TRAINING_STEPS),
+    *(name for name in PLATFORM if name.endswith(".settings")),
+]
+IMPORT_ALL = """
+import importlib, json, sys
+loaded = {}
+for name in json.loads(sys.argv[1]):
+    importlib.import_module(name)
+    loaded[name] = [heavy for heavy in json.loads(sys.argv[2]) if heavy in sys.modules]
+print(json.dumps(loaded))
+"""
+
+
+def test_modules_that_define_the_command_line_import_nothing_heavy(environment):
+    command = [sys.executable, "-c", IMPORT_ALL, json.dumps(LIGHT), json.dumps(HEAVY)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert {name: heavy for name, heavy in json.loads(done.stdout).items() if heavy} == {}
