@@ -133,7 +133,7 @@ def batches(shape=(1, 8), dtype=torch.int64):
     ],
     ids=lambda value: str(value)[:40] if isinstance(value, dict) else "",
 )
-def test_what_cannot_be_quantised_so_is_refused_by_name_and_leaves_the_model_as_it_was(asked, said, tiny):
+def test_what_cannot_be_quantized_so_is_refused_by_name_and_leaves_the_model_as_it_was(asked, said, tiny):
     before = [type(module) for module in tiny.model.modules()]
     with pytest.raises(UserError, match=re.escape(said)):
         api.quantize(tiny.model, **asked)

@@ -142,7 +142,7 @@ def right_answers(model, tokenizer, rows: list[dict]) -> float:
     return 100 * sum(right) / len(right)
 
 
-def test_add_a_task_scores_a_model_before_and_after_quantisation(tiny, flood_cloze, environment, tmp_path):
+def test_add_a_task_scores_a_model_before_and_after_quantization(tiny, flood_cloze, environment, tmp_path):
     out = printed_by("add_a_task.py", "--model", "tiny", "--scheme", "w2-g32", folder=tmp_path, environment=environment)
     shown = {name: float(value) for name, value in re.findall(r"^(floating point|w2-g32) +([\d.]+) % \(", out, re.M)}
     floating = right_answers(tiny.model, tiny.tokenizer, flood_cloze.ROWS)
