@@ -79,13 +79,13 @@ def quantize(
         UserError: unknown scheme or method, missing or unfit calibration, a model that is quantised already, or a layer
             that cannot be quantised as asked, by name. The model is unchanged then.
     """
-    from edgequant.quantization.ptq import quantize as ptq
+    from edgequant.quantization.ptq.quantize import quantize as quantize_layers
 
     chosen, batches = _fitting_scheme(model, scheme), _checked_batches(calibration)
     if chosen.activation is not None and chosen.activation.mode == "static" and not batches:
         raise UserError(f"scheme {chosen.name} has static activation ranges; give calibration text")
     parameters = _count_parameters(model)
-    rows = ptq.quantize(
+    rows = quantize_layers(
         model, chosen, calibration=batches, method=method, settings=settings,
         calibration_settings=calibration_settings, work_folder=Path(work_folder) if work_folder else None,
     )  # fmt: skip
@@ -130,10 +130,10 @@ def prepare(
         UserError: unknown scheme, one of bitsandbytes or one that does not fit a layer, or a model that is prepared or
             quantised already, by name. The model is unchanged then.
     """
-    from edgequant.quantization.layers import convert as qat
+    from edgequant.quantization.layers.convert import prepare as prepare_layers
 
     chosen, parameters = _fitting_scheme(model, scheme), _count_parameters(model)
-    targets = qat.prepare(model, chosen, observer=observer, learnable_scales=learnable_scales)
+    targets = prepare_layers(model, chosen, observer=observer, learnable_scales=learnable_scales)
     _remember(model, chosen, parameters)
     return targets
 
@@ -144,12 +144,12 @@ def convert(model: PreTrainedModel) -> None:
     Raises:
         UserError: the model was not prepared, or static activation ranges were never observed.
     """
-    from edgequant.quantization.layers import convert as qat
+    from edgequant.quantization.layers.convert import convert as convert_layers
     from edgequant.quantization.layers.fake_quantized import fake_quantized_layers
 
     if not fake_quantized_layers(model):
         raise UserError("model has no fake-quantised layers to convert; call edgequant.prepare and train it first")
-    qat.convert(model)
+    convert_layers(model)
 
 
 def evaluate(
