@@ -29,7 +29,7 @@ result = qat(
     scheme=options.scheme,
     training=TrainingSettings(steps=options.steps, sequence_length=options.sequence_length, learning_rate=2e-4),
     qat=QatSettings(learnable_scales=False),
-    evaluation=EvaluationSettings(tasks=("domain_perplexity",), limit=200),
+    evaluation=EvaluationSettings(tasks=("domain_perplexity",), limit=100, window=512),
     run=RunSettings(experiment="examples", seed=0),
     register=False,  # a registered version is what `edgequant promote` judges; an experiment need not become one
 )
