@@ -100,7 +100,7 @@ def test_a_resumed_run_keeps_the_bits_that_it_had(_tiny, tmp_path):
     ("wrong", "message"),
     [
         ({"size_budget": "4.5"}, "bits_per_parameter=4.5 or megabytes=80"),
-        ({"size_budget": "bits_per_parameter=2.5"}, "at least 3"),
+        ({"size_budget": "bits_per_parameter=2.5"}, "must be above 3 bits per parameter"),
         ({"size_budget": "megabytes=-1"}, "above 0"),
         ({"scheme": "q4_0,bnb-nf4"}, "bits are fixed"),
     ],

@@ -55,7 +55,7 @@ def compare(ids: Sequence[str] = (), *, experiment: str | None = None) -> Compar
         measured = _newest_of_each(measured)
     if not measured:
         raise UserError(
-            "there is no finished run with metrics to report on; make one with `edgequant qat --model tiny` or "
+            "finished run with metrics not found; make one with `edgequant qat --model tiny` or "
             "`edgequant baseline`, or name runs with --runs"
         )
     by_id = {run.id: run for run in known}
