@@ -76,11 +76,11 @@ def test_workers_leave_no_process_behind(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "named"),
     [
-        ({"min_tokens": 150, "max_tokens": 100}, "min_tokens 150"),
-        ({"test_share": 1.5}, "test_share 1.5"),
+        ({"min_tokens": 150, "max_tokens": 100}, "min_tokens must be .* below max_tokens, got 150 and 100"),
+        ({"test_share": 1.5}, "test_share must be a share from 0 to 1, got 1.5"),
         ({"validation_share": 0.6, "test_share": 0.5}, "nothing to train on"),
-        ({"workers": 0}, "workers 0"),
-        ({"engine": "spark"}, "engine 'spark'"),
+        ({"workers": 0}, "workers must be above 0, got 0"),
+        ({"engine": "spark"}, "engine must be local or ray, got 'spark'"),
     ],
 )
 def test_impossible_settings_are_refused_by_name(values: dict, named: str) -> None:
