@@ -73,7 +73,7 @@ def test_what_any_training_loop_trains_is_what_convert_leaves(tiny):
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     with torch.no_grad():
         trained = tiny.model(input_ids=tokens).logits
         api.convert(tiny.model)
