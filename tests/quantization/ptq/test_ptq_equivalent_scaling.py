@@ -6,16 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import (
-    Gemma3ForCausalLM,
-    Gemma3TextConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PhiConfig,
-    PhiForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-)
+from random_architectures import KINDS
 
 from edgequant.quantization.layers.convert import prepare
 from edgequant.quantization.layers.fixed_weights import IdentityQuantizer
@@ -26,16 +17,6 @@ from edgequant.quantization.ptq.equivalent_scaling import find_scaling_pairs
 from edgequant.quantization.ptq.smoothquant import Smoothing
 from edgequant.quantization.scheme import parse_scheme
 
-SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 264}
-GROUPED = {"num_attention_heads": 4, "num_key_value_heads": 2}
-ENDS = {"bos_token_id": None, "eos_token_id": 256, "pad_token_id": 257}
-GEMMA = {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 8}
-KINDS: dict[str, Any] = {
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, **GROUPED, **ENDS)),
-    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES, **GROUPED, **ENDS)),
-    "phi": lambda: PhiForCausalLM(PhiConfig(**SIZES, num_attention_heads=4, **ENDS)),
-    "gemma3": lambda: Gemma3ForCausalLM(Gemma3TextConfig(**SIZES, **GROUPED, **ENDS, **GEMMA)),
-}
 # What each block allows, worked out by hand: norms before linears, value heads before the output projection, and the
 # linear branch of a gated MLP before the down projection. Phi's activation lies between fc1 and fc2.
 EXPECTED = {
