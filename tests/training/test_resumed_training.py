@@ -91,7 +91,8 @@ def test_resuming_where_nothing_was_saved_starts_at_the_beginning(tiny, sequence
     assert run(tiny.model, sequences, tmp_path / "new", resume=True).steps == 8
 
 
-def test_a_checkpoint_that_was_being_written_is_passed_over(tiny, sequences, tmp_path):
+@pytest.mark.parametrize("state", [None, "", '{"epoch": 0.5, "global_step'])
+def test_a_checkpoint_that_was_being_written_is_passed_over(tiny, sequences, tmp_path, state):
     whole = run(copy.deepcopy(tiny.model), sequences, tmp_path / "a")
     with pytest.raises(Killed):
         run(copy.deepcopy(tiny.model), sequences, tmp_path / "b", kill_at=7)
@@ -99,6 +100,8 @@ def test_a_checkpoint_that_was_being_written_is_passed_over(tiny, sequences, tmp
     half = tmp_path / "b" / "checkpoint-7"
     half.mkdir()
     (half / "model.safetensors").write_bytes(b"half of it")
+    if state is not None:
+        (half / "trainer_state.json").write_text(state)
     found = run(tiny.model, sequences, tmp_path / "b", resume=True)
     assert (found.steps, found.loss) == (8, whole.loss)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -252,9 +253,17 @@ def _arguments(settings: TrainingSettings, folder: Path, device: torch.device, s
 
 
 def _newest_whole_checkpoint(folder: Path) -> str | None:
-    """Trainer writes its state last: a checkpoint without one was being written when the process was killed."""
-    whole = [file.parent for file in folder.glob("checkpoint-*/trainer_state.json")]
+    """Trainer writes its state last: a checkpoint without one, or with a part of one, was cut short by a kill."""
+    whole = [file.parent for file in folder.glob("checkpoint-*/trainer_state.json") if _is_whole_json(file)]
     return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
+
+
+def _is_whole_json(file: Path) -> bool:
+    try:
+        json.loads(file.read_text())
+    except ValueError:
+        return False
+    return True
 
 
 def _compiled_where_asked(
