@@ -53,7 +53,8 @@ def kill_in_mid_training(folder: Path, environment: dict[str, str]) -> None:
         process = subprocess.Popen(command(False), **environment_in(folder, environment), stdout=log, stderr=log)
         try:
             deadline = time.monotonic() + 120
-            while not list(folder.glob("outputs/qat/*/qat-training/checkpoint-6/trainer_state.json")):
+            state = "outputs/qat/*/qat-training/checkpoint-6/trainer_state.json"
+            while not any(file.read_text().rstrip().endswith("}") for file in folder.glob(state)):
                 assert process.poll() is None, (folder / "killed.log").read_text()
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
