@@ -68,9 +68,14 @@ def data_dir() -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Cache and tracking store in the session's temporary folder: no test touches the user's."""
+    """Caches and tracking store in the session's temporary folder: no test touches the user's."""
     folder = tmp_path_factory.mktemp("session")
-    places = {"EDGEQUANT_CACHE": str(folder / "cache"), "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
+    places = {
+        "EDGEQUANT_CACHE": str(folder / "cache"),
+        "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
+        # Inductor's own folder would give code that was generated for another ISA setting to this one.
+        "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
+    }
     with mock.patch.dict(os.environ, places):
         yield
 
