@@ -103,7 +103,7 @@ class SearchSpec:
         goals = read_objectives(objectives)
         check_objectives(goals)
         halving = _halving(scheduler, searched, goals, trials)
-        source = models.check_available(model)
+        source = models.resolve(model)  # whether a hub's is within reach is asked once, with everything else
         spec = cls(
             trial=TrialSpec(
                 train=qat_candidate if method == "qat" else finetune_candidate,
@@ -209,10 +209,9 @@ def _check_ends(spec: SearchSpec) -> None:
     names = {item.name: item.values for item in spec.space}
     # What is searched is not what the settings say: a trial checks it.
     training = None if {"distillation_weight", "sequence_length"} & {*names} else trial.training
-    for scheme in names.get(SCHEME, (trial.scheme,)):
-        validate(
-            trial.model, trial.dataset, schemes=scheme, training=training, qat=trial.qat, calibration=trial.calibration
-        )
+    schemes = ",".join(names.get(SCHEME, (trial.scheme,)))
+    settings: dict[str, Any] = {"training": training, "qat": trial.qat, "calibration": trial.calibration}
+    validate(trial.model, trial.dataset, schemes=schemes, **settings)
 
 
 def _granted(wanted: float, device: str, available: float) -> float:
