@@ -74,7 +74,7 @@ def file_checkpoint(spec: SearchSpec, best: TrialRecord, rows: Rows, run: tracki
     if not register:
         tracking.log_folder(folder, "checkpoint")
         return f"runs:/{run.id}/checkpoint"
-    names = {"model": spec.model_name, "scheme": scheme_of(spec, best), "variant": BEST}
+    names: dict[str, Any] = {"model": spec.model_name, "scheme": scheme_of(spec, best), "variant": BEST}
     return register_version(folder, **names, metrics=rows[BEST], baseline=rows["baseline"])
 
 

@@ -204,6 +204,8 @@ def _check_ends(spec: SearchSpec) -> None:
             for name in SEARCHED:
                 with_values(getattr(trial, name), {item.name: value})  # checks itself
     if spec.method == "finetune":
+        if "learning_rate" not in {item.name for item in spec.space}:
+            trial.training.known_rate  # noqa: B018 - refuses `auto`
         validate(trial.model, trial.dataset, self_generated=False)
         return
     names = {item.name: item.values for item in spec.space}
@@ -230,7 +232,9 @@ def _granted(wanted: float, device: str, available: float) -> float:
 
 def _longest(space: Space, training: TrainingSettings) -> int:
     searched = [max(item.values) for item in space if item.name == "steps"]
-    return int(searched[0]) if searched else training.steps
+    if not searched and training.steps is None:
+        raise UserError("training.steps must be a number in tune, which compares trials step by step, got null")
+    return int(searched[0]) if searched else training.known_steps
 
 
 def _rungs(steps: int) -> tuple[int, ...]:

@@ -59,7 +59,7 @@ def qat_candidate(trial: TrialSpec, work_dir: Path, on_report: OnReport) -> Cand
     experiment = replace(experiment, on_step=reporter.on_step)
     made = qat_variants.quantized(experiment)
     measured = evaluate_model(made.model, made.tokenizer, experiment.data, trial.evaluation, checkpoint=made.checkpoint)
-    return Candidate(measured.metrics | dict(made.metrics), qat_variants.save_result(experiment, None))
+    return Candidate(measured.metrics | dict(made.metrics), qat_variants.save_result(experiment, "qat", None))
 
 
 def finetune_candidate(trial: TrialSpec, work_dir: Path, on_report: OnReport) -> Candidate:
@@ -69,7 +69,8 @@ def finetune_candidate(trial: TrialSpec, work_dir: Path, on_report: OnReport) ->
     from edgequant.training.loop import train
     from edgequant.training.lora import attach
     from edgequant.workflows.finetune import save_result
-    from edgequant.workflows.steps.data import evaluation_data, training_sequences
+    from edgequant.workflows.steps.data import evaluation_data
+    from edgequant.workflows.steps.sequences import training_sequences
 
     run, training = trial.run, trial.training
     loaded = models.load(trial.model, dtype="float32", device=run.device)

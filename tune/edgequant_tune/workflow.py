@@ -31,7 +31,7 @@ def tune(
     concurrent_trials: int | None = None,
     cpus_per_trial: float = 1.0,
     gpus_per_trial: float = 1.0,
-    training: TrainingSettings = TrainingSettings(learning_rate=2e-4, save_steps=0),
+    training: TrainingSettings = TrainingSettings(steps=32, learning_rate=2e-4, distillation_weight=1.0, save_steps=0),
     qat: QatSettings = QatSettings(),
     calibration: CalibrationSettings = CalibrationSettings(num_calibration_samples=32),
     lora: LoraSettings = LoraSettings(),

@@ -4,34 +4,45 @@ from __future__ import annotations
 
 import contextlib
 import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from edgequant.errors import UserError
 from edgequant.models.devices import pick_dtype
+from edgequant.training.callbacks import Looking, OnLog, OnStep, Progress
 from edgequant.training.compilation import compiled_blocks, should_compile
 from edgequant.training.distillation import divergence, next_token_loss
 from edgequant.training.settings import TrainingSettings
 from edgequant.training.teacher_cache import CachedTeacher, cached_teacher
+from edgequant.training.watch import CURVE, Look, Watch, Watching
 
-OnStep = Callable[[int, int], None]  # (steps done, steps in all), called before each optimiser step's forward passes
-OnLog = Callable[[int, dict[str, float]], None]  # (step, metrics)
 Teacher = nn.Module | CachedTeacher
 
 
 class TrainingResult(NamedTuple):
-    """`loss` is the mean over the last tenth of the steps; tokens_per_second excludes loading and saving."""
+    """How a training went.
+
+    Attributes:
+        steps: optimiser steps that were made.
+        loss: mean over the last tenth of them.
+        tokens_per_second: without loading and saving.
+        looks: held-out losses by step, from before the first one on; empty where nothing is watched.
+        best_step: after how many steps the model was as it is now: the best look's, or all.
+        ended: why training ended before its last step; empty where it did not.
+    """
 
     steps: int
     loss: float
     tokens_per_second: float
+    looks: tuple[Look, ...] = ()
+    best_step: int = 0
+    ended: str = ""
 
 
 class _Sequences(torch.utils.data.Dataset):
@@ -48,14 +59,15 @@ class _Sequences(torch.utils.data.Dataset):
 class _Trainer(Trainer):
     """transformers.Trainer with our loss: cross-entropy on the text, mixed with the divergence from a teacher."""
 
-    def __init__(self, *, teacher: Teacher | None, settings: TrainingSettings, **arguments: Any) -> None:
+    def __init__(
+        self, *, teacher: Teacher | None, settings: TrainingSettings, watching: Watching | None, **arguments: Any
+    ) -> None:
         super().__init__(**arguments)
-        self.teacher = teacher
-        self.settings = settings
+        self.teacher, self.settings, self.watching = teacher, settings, watching
         self.model_accepts_loss_kwargs = False  # our loss is a mean already: accumulate means
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW; a parameter may carry `learning_rate_factor`, as learned quantisation scales do."""
+        """AdamW; a parameter may carry `learning_rate_factor`, and `is_scale`, which no weight decay touches."""
         if self.optimizer is None:
             self.optimizer = torch.optim.AdamW(
                 _parameter_groups(cast(nn.Module, self.model), self.settings), fused=self.args.device.type == "cuda"
@@ -77,6 +89,8 @@ class _Trainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         model: Any = self.model
+        if self.watching is not None and output_dir is not None:
+            self.watching.save(Path(output_dir))
         if not hasattr(model, "peft_config"):
             super()._save(output_dir, state_dict)
             return
@@ -107,64 +121,9 @@ def _parameter_groups(model: nn.Module, settings: TrainingSettings) -> list[dict
     for parameter in model.parameters():
         if parameter.requires_grad:
             factor = float(getattr(parameter, "learning_rate_factor", 1.0))
-            decay = settings.weight_decay if factor == 1.0 and parameter.ndim > 1 else 0.0
-            groups.setdefault((settings.learning_rate * factor, decay), []).append(parameter)
+            decay = settings.weight_decay if parameter.ndim > 1 and not getattr(parameter, "is_scale", False) else 0.0
+            groups.setdefault((settings.known_rate * factor, decay), []).append(parameter)
     return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]
-
-
-class _Progress(TrainerCallback):
-    """One bar with rate and loss; hands steps and losses on."""
-
-    def __init__(self, settings: TrainingSettings, title: str, on_step: OnStep | None, on_log: OnLog | None) -> None:
-        self.settings, self.title, self.before_step, self.after_log = settings, title, on_step, on_log
-        self.losses: list[float] = []
-        self.bar: Any = None
-        self.started = 0.0
-        self.first = 0
-        self.seconds = 0.0
-
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        from tqdm import tqdm
-
-        layout = "{desc} {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
-        self.bar = tqdm(
-            total=state.max_steps, initial=state.global_step, desc=self.title, bar_format=layout, mininterval=1
-        )
-        self.first, self.started = state.global_step, time.perf_counter()
-
-    def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self.before_step is not None:
-            self.before_step(state.global_step, state.max_steps)
-
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.seconds = time.perf_counter() - self.started
-        self.bar.update(1)
-
-    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any) -> None:
-        if not logs or "loss" not in logs:
-            return
-        self.losses.append(float(logs["loss"]))
-        if not torch.isfinite(torch.tensor(self.losses[-1])):
-            raise UserError(
-                f"training diverged: loss {logs['loss']} at step {state.global_step}; lower training.learning_rate "
-                f"({self.settings.learning_rate})"
-            )
-        rate = self.tokens_per_second(state.global_step)
-        self.bar.set_postfix_str(refresh=False, s=f"loss {self.losses[-1]:.3f}, {rate:,.0f} tokens/s")
-        if self.after_log is not None:
-            learning_rate = float(logs.get("learning_rate", 0.0))
-            values = {
-                "train/loss": self.losses[-1],
-                "train/tokens_per_second": rate,
-                "train/learning_rate": learning_rate,
-            }
-            self.after_log(state.global_step, values)
-
-    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.bar.close()
-
-    def tokens_per_second(self, step: int) -> float:
-        return (step - self.first) * self.settings.tokens_per_step / self.seconds if self.seconds else 0.0
 
 
 def train(
@@ -174,6 +133,7 @@ def train(
     folder: Path,
     *,
     teacher: nn.Module | None = None,
+    watch: Watch | None = None,
     seed: int = 0,
     resume: bool = False,
     title: str = "training",
@@ -182,19 +142,21 @@ def train(
 ) -> TrainingResult:
     """Train a causal language model in place on packed sequences.
 
-    float32 master weights, bfloat16 autocast, AdamW, cosine schedule with warm-up, gradient clipping.
+    float32 master weights, bfloat16 autocast, AdamW, cosine schedule with warm-up, gradient clipping. With `watch` the
+    model ends as it was at its best look, the one before the first step included.
 
     Args:
         model: parameters in float32; those that require gradients are trained.
         tokens: [sequences, sequence_length] int64; drawn in a seeded order, again from the start when they run out.
-        settings: see TrainingSettings.
+        settings: see TrainingSettings; steps and learning rate are settled.
         folder: where checkpoints for `resume` go.
         teacher: floating-point model whose predictions count by the distillation weight.
+        watch: held-out text; a training that diverges then ends instead of failing.
         seed: order of the sequences, dropout.
         resume: continue from the newest checkpoint in `folder`; the end result is that of an uninterrupted run.
         title: of the progress bar.
         on_step: called with (steps done, steps in all) before each step.
-        on_log: called with (step, metrics) after each step.
+        on_log: called with (step, metrics) after each step, and with `held_out/<text>_loss` after each look.
 
     Raises:
         UserError: the loss is no longer finite, there is nothing to train, or `teacher_top_k` exceeds the vocabulary.
@@ -204,36 +166,50 @@ def train(
     taught_by: Teacher | None = teacher
     if teacher is not None and settings.distillation_weight and settings.teacher_top_k:
         taught_by = cached_teacher(teacher, tokens, settings, seed=seed)
-    progress = _Progress(settings, title, on_step, on_log)
     device = next(model.parameters()).device
+    progress = Progress(settings, title, on_step, on_log, rows=len(tokens), keeps_best=watch is not None)
+    callbacks: list[TrainerCallback] = [progress]
+    watching = None
+    if watch is not None:
+        watching = Watching(watch, model, bfloat16=pick_dtype(settings.precision, str(device)) == "bfloat16")
+        interval = watch.interval(settings, taught=isinstance(taught_by, nn.Module))
+        callbacks.append(Looking(watching, interval, progress, on_log))
     trainer = _Trainer(
         model=model,
         args=_arguments(settings, folder, device, seed),
         train_dataset=_Sequences(tokens.cpu()),
         data_collator=lambda rows: {name: torch.stack([row[name] for row in rows]) for name in rows[0]},
-        callbacks=[progress],
+        callbacks=callbacks,
         teacher=taught_by,
         settings=settings,
+        watching=watching,
     )
     trainer.remove_callback(PrinterCallback)
-    checkpoint = _newest_whole_checkpoint(folder) if resume else None
+    checkpoint = _newest_whole_checkpoint(folder, watched=watch is not None) if resume else None
+    if watching is not None and checkpoint is not None:
+        watching.load(Path(checkpoint))
     with _one_bar_and_mode_restored(model), _compiled_where_asked(model, taught_by, settings):
         trainer.train(resume_from_checkpoint=checkpoint)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]  # those before a resumption too
     tail = losses[-max(1, len(losses) // 10) :]
     loss = sum(tail) / len(tail) if tail else float("nan")
-    return TrainingResult(trainer.state.global_step, loss, progress.tokens_per_second(trainer.state.global_step))
+    steps = trainer.state.global_step
+    result = TrainingResult(steps, loss, progress.tokens_per_second(steps), best_step=steps, ended=progress.ended)
+    if watching is None or watching.best is None:
+        return result
+    watching.restore_best()
+    return result._replace(looks=tuple(watching.looks), best_step=watching.best.step)
 
 
 def _arguments(settings: TrainingSettings, folder: Path, device: torch.device, seed: int) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(folder),
-        max_steps=settings.steps,
+        max_steps=settings.known_steps,
         per_device_train_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.gradient_accumulation,
-        learning_rate=settings.learning_rate,
+        learning_rate=settings.known_rate,
         lr_scheduler_type="cosine",
-        warmup_steps=round(settings.warmup_fraction * settings.steps),
+        warmup_steps=round(settings.warmup_fraction * settings.known_steps),
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
         bf16=pick_dtype(settings.precision, str(device)) == "bfloat16",
@@ -252,9 +228,13 @@ def _arguments(settings: TrainingSettings, folder: Path, device: torch.device, s
     )
 
 
-def _newest_whole_checkpoint(folder: Path) -> str | None:
-    """Trainer writes its state last: a checkpoint without one, or with a part of one, was cut short by a kill."""
+def _newest_whole_checkpoint(folder: Path, *, watched: bool) -> str | None:
+    """Trainer writes its state last: a checkpoint without one, or with a part of one, was cut short by a kill.
+
+    One whose looks are to be continued must have them.
+    """
     whole = [file.parent for file in folder.glob("checkpoint-*/trainer_state.json") if _is_whole_json(file)]
+    whole = [path for path in whole if not watched or (path / CURVE).is_file()]
     return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
 
 

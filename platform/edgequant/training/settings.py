@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from edgequant.errors import UserError
 
 Precision = Literal["auto", "bfloat16", "float32"]
+CPU_TOKENS = 16_384  # what `max_tokens: auto` allows on a CPU: minutes for a model of 135 million parameters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,8 +20,18 @@ class TrainingSettings:
         UserError: a value that cannot work; names the setting.
     """
 
-    steps: int = 32
-    """Optimiser steps."""
+    steps: int | None = None
+    """Optimiser steps; None: as many as `epochs` over the text make, within `max_tokens`."""
+
+    epochs: float = 1.0
+    """Passes over the text where `steps` are not given. From the second on a small text is learned by heart."""
+
+    max_tokens: int | Literal["auto"] | None = "auto"
+    """Most tokens that `epochs` may draw; auto: 16,384 on a CPU, so that a first run ends in minutes, no limit on a
+    GPU. None: no limit. With `steps` it has no effect."""
+
+    max_minutes: float | None = None
+    """Time of one training at most: steps are cut to what it allows at the speed of the first ones. None: no limit."""
 
     batch_size: int = 4
     """Sequences in a forward pass."""
@@ -30,8 +42,20 @@ class TrainingSettings:
     sequence_length: int = 128
     """Tokens per sequence."""
 
-    learning_rate: float = 1e-4
-    """Peak of the cosine schedule."""
+    learning_rate: float | Literal["auto"] = "auto"
+    """Peak of the cosine schedule; auto tries several on a few steps each, and takes the one after which held-out text
+    is predicted best (`qat` and its trials in `tune` only)."""
+
+    rate_test_fraction: float = 0.1
+    """Of `learning_rate: auto`: steps of each trial as a share of the training's."""
+
+    patience: int = 5
+    """Looks at held-out text without an improvement after which training ends; the best state that was seen is kept
+    anyway. 0: go on to the end."""
+
+    eval_steps: int | None = None
+    """Steps between looks at held-out text, where a training has such; None: up to 20 looks, fewer where they would
+    cost over a twentieth of the training."""
 
     warmup_fraction: float = 0.1
     """Share of the steps that raise the learning rate from 0."""
@@ -65,42 +89,95 @@ class TrainingSettings:
     passes on."""
 
     def __post_init__(self) -> None:
-        self._check_at_least(1, "steps", "batch_size", "gradient_accumulation")
+        self._check_at_least(1, "steps", "batch_size", "gradient_accumulation", "max_tokens", "eval_steps")
         self._check_at_least(2, "sequence_length")
-        self._check_at_least(0, "weight_decay", "teacher_top_k", *(() if self.save_steps is None else ("save_steps",)))
-        for name in ("learning_rate", "max_grad_norm", "temperature"):
+        self._check_at_least(0, "weight_decay", "teacher_top_k", "patience", "save_steps")
+        for name in ("learning_rate", "max_grad_norm", "temperature", "epochs", "max_minutes"):
             value = getattr(self, name)
-            if not 0 < value < float("inf"):
+            if value not in (None, "auto") and not 0 < value < float("inf"):
                 raise UserError(f"training.{name} must be above 0, got {value}")
-        for name in ("warmup_fraction", "distillation_weight"):
+        for name in ("warmup_fraction", "distillation_weight", "rate_test_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"training.{name} must be a share between 0 and 1, got {getattr(self, name)}")
 
     def _check_at_least(self, least: int, *names: str) -> None:
         for name in names:
             value = getattr(self, name)
-            if not least <= value < float("inf"):
+            if value not in (None, "auto") and not least <= value < float("inf"):
                 raise UserError(f"training.{name} must be at least {least}, got {value}")
+
+    def for_text(self, rows: int, device: str) -> TrainingSettings:
+        """The same settings with the steps that they mean on a text.
+
+        Args:
+            rows: sequences that there are.
+            device: cpu, cuda or cuda:N.
+        """
+        if self.steps is not None:
+            return self
+        drawn = min(self.epochs * rows, self._most_sequences(device))
+        return replace(self, steps=max(1, math.ceil(drawn / self.sequences_per_step - 1e-9)))
+
+    def wanted_sequences(self, device: str) -> int:
+        """How many different sequences a training could draw; 0 where that is up to the text."""
+        if self.steps is not None:
+            return self.sequences
+        most = self._most_sequences(device)
+        return 0 if most == math.inf else math.ceil(most)
+
+    def _most_sequences(self, device: str) -> float:
+        limit = (CPU_TOKENS if device == "cpu" else None) if self.max_tokens == "auto" else self.max_tokens
+        return math.inf if limit is None else limit / self.sequence_length
+
+    def epochs_over(self, rows: int) -> float:
+        """How often the steps go through a text of so many sequences."""
+        return self.sequences / rows
+
+    @property
+    def known_steps(self) -> int:
+        """The steps, which `for_text` has settled."""
+        if self.steps is None:
+            raise ValueError("steps depend on the text; call for_text first")
+        return self.steps
+
+    @property
+    def known_rate(self) -> float:
+        """The learning rate, which is a number by now.
+
+        Raises:
+            UserError: nobody has chosen one.
+        """
+        if self.learning_rate == "auto":
+            raise UserError(
+                "training.learning_rate auto is found on held-out text, which only qat and tune of qat set apart; give "
+                "a number such as 5e-4 here"
+            )
+        return self.learning_rate
+
+    @property
+    def sequences_per_step(self) -> int:
+        """Sequences that one optimiser step sees."""
+        return self.batch_size * self.gradient_accumulation
 
     @property
     def sequences(self) -> int:
         """Sequences that all steps together draw."""
-        return self.steps * self.batch_size * self.gradient_accumulation
+        return self.known_steps * self.sequences_per_step
 
     @property
     def passes(self) -> int:
         """Forward and backward passes of all steps together."""
-        return self.steps * self.gradient_accumulation
+        return self.known_steps * self.gradient_accumulation
 
     @property
     def tokens_per_step(self) -> int:
         """Tokens that one optimiser step sees."""
-        return self.batch_size * self.gradient_accumulation * self.sequence_length
+        return self.sequences_per_step * self.sequence_length
 
     @property
     def checkpoint_interval(self) -> int:
         """Steps between checkpoints; 0 for none."""
-        return -(-self.steps // 4) if self.save_steps is None else self.save_steps
+        return -(-self.known_steps // 4) if self.save_steps is None else self.save_steps
 
 
 @dataclass(frozen=True, kw_only=True)

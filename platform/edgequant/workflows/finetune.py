@@ -49,12 +49,14 @@ def finetune(
     """
     config = configuration(locals())
     check_base(base, register)
+    training.known_rate  # noqa: B018 - refuses `auto`
     source = validate(model, dataset, self_generated=False).source
 
     from edgequant import models, tracking
-    from edgequant.workflows.steps.data import evaluation_data, training_sequences
+    from edgequant.workflows.steps.data import evaluation_data
     from edgequant.workflows.steps.measure import measure
     from edgequant.workflows.steps.register import promote_command, register_version
+    from edgequant.workflows.steps.sequences import training_sequences
     from edgequant.workflows.steps.summary import print_summary
 
     with tracking.workflow_run("finetune", config, experiment=run.experiment, resume=run.resume) as tracked:
@@ -63,6 +65,7 @@ def finetune(
         name, tokenizer, scheme = loaded.source.name, loaded.tokenizer, "none" if base == "float" else base
         data = evaluation_data(evaluation.tasks, run.data_dir)
         sequences = training_sequences(dataset, tokenizer, training.sequence_length, data, run.data_dir, seed=run.seed)
+        training = training.for_text(len(sequences), str(loaded.model.device).partition(":")[0])
         with tracking.variant_run("baseline", model=name, scheme=scheme, phase="finetune"):
             before = models.load(source, dtype=run.dtype, device=run.device) if base == "float" else loaded
             rows = {"baseline": measure(before.model, tokenizer, data, evaluation)}

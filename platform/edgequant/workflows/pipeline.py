@@ -28,7 +28,7 @@ def pipeline(
     scheme: str = "w4a8-g32+emb4",
     source: str | None = None,
     phases: tuple[str, ...] = PHASES,
-    training: TrainingSettings = TrainingSettings(learning_rate=2e-4),
+    training: TrainingSettings = TrainingSettings(distillation_weight=1.0),
     evaluation: EvaluationSettings = COMPARISON,
     output: str = "outputs/pipeline",
     register: bool = True,
@@ -127,14 +127,14 @@ class Plan(NamedTuple):
         from edgequant.workflows.qat import qat
 
         qat(
-            model=self.model, scheme=self.scheme, dataset=self.dataset, training=self.training,
+            model=self.model, scheme=self.scheme, dataset=f"{self.dataset},self-generated", training=self.training,
             evaluation=self.evaluation, output=str(self.checkpoint), register=self.register, run=self.run,
         )  # fmt: skip
 
     def finetune(self) -> None:
         from edgequant.workflows.finetune import finetune
 
-        names = ("steps", "batch_size", "sequence_length", "save_steps")
+        names = ("steps", "epochs", "max_tokens", "max_minutes", "batch_size", "sequence_length", "save_steps")
         training = TrainingSettings(learning_rate=5e-4, **{name: getattr(self.training, name) for name in names})
         target = str(self.folder / "finetune")
         finetune(

@@ -64,9 +64,10 @@ def ptq(
     source, schemes = validate(model, dataset, schemes=scheme, size_budget=size_budget, method=method)
 
     from edgequant import models, tracking
-    from edgequant.workflows.steps.data import evaluation_data, training_sequences
+    from edgequant.workflows.steps.data import evaluation_data
     from edgequant.workflows.steps.measure import log_layer_errors, measure
     from edgequant.workflows.steps.register import promote_command, register_version
+    from edgequant.workflows.steps.sequences import training_sequences
     from edgequant.workflows.steps.summary import print_summary
 
     with tracking.workflow_run("ptq", config, experiment=run.experiment, resume=run.resume) as tracked:
@@ -97,7 +98,7 @@ def ptq(
                 row = measure(reloaded.model, reloaded.tokenizer, data, evaluation, checkpoint=folder)
                 rows[parsed.name] = row
                 if register:
-                    names = {"model": name, "scheme": parsed.name, "variant": "ptq"}
+                    names: dict[str, Any] = {"model": name, "scheme": parsed.name, "variant": "ptq"}
                     versions.append(register_version(folder, **names, metrics=row, baseline=rows["none"]))
         shutil.rmtree(rounding.work_folder, ignore_errors=True)
         delivered = mixed[0].scheme.name

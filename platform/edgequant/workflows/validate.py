@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from edgequant.errors import UserError
-from edgequant.workflows.steps.data import check_dataset
+from edgequant.workflows.steps.data import check_dataset, check_guard
 from edgequant.workflows.steps.layer_bits import with_size_budget
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def validate(
     qat: QatSettings | None = None,
     calibration: CalibrationSettings | None = None,
     self_generated: bool = True,
+    guard: str | None = None,
 ) -> Checked:
     """Refuse what cannot work: names that mean nothing, group sizes that do not divide, settings that contradict.
 
@@ -45,6 +46,7 @@ def validate(
         method: PTQ method.
         training, qat, calibration: settings of QAT, which no bitsandbytes scheme can take.
         self_generated: whether text that the model itself writes will do.
+        guard: general text that is not trained on.
 
     Raises:
         UserError: names the value and what was expected.
@@ -59,6 +61,8 @@ def validate(
     if qat is not None:
         _check_qat(parsed, training, qat, calibration)
     check_dataset(dataset, self_generated=self_generated)
+    if guard is not None:
+        check_guard(guard, dataset)
     source = models.check_available(model)
     for scheme in parsed:
         check_group_sizes(scheme, models.layer_inputs(source))

@@ -10,7 +10,7 @@ from edgequant.evaluation.backends.language_model import LanguageModel
 from edgequant.evaluation.progress import progress
 from edgequant.evaluation.scoring_settings import ScoringSettings
 from edgequant.evaluation.statistics.sampling import draw_questions
-from edgequant.evaluation.tasks.task import DataSet, Evaluation, Metric, Rows, Task
+from edgequant.evaluation.tasks.task import DataSet, Evaluation, Metric, Paired, Rows, Task
 
 if TYPE_CHECKING:
     import numpy as np
@@ -129,4 +129,5 @@ BOOLQ = Task(
         "boolq/accuracy": Metric("BoolQ accuracy", "%", "higher"),
         "boolq/balanced_accuracy": Metric("BoolQ balanced accuracy", "%", "higher", prominence="table"),
     },
+    paired=(Paired(metric="boolq/accuracy", table="boolq", value="correct"),),
 )

@@ -17,7 +17,7 @@ from edgequant.evaluation.tasks.perplexity import (
     score_documents,
     window_for,
 )
-from edgequant.evaluation.tasks.task import DataSet, Evaluation, Metric, Rows, Task
+from edgequant.evaluation.tasks.task import DataSet, Evaluation, Metric, Paired, Rows, Task
 
 if TYPE_CHECKING:
     from edgequant.evaluation.statistics.intervals import Bootstrap
@@ -72,4 +72,5 @@ DOMAIN_PERPLEXITY = Task(
     protocol="Perplexity of the project's held-out disaster-management documents, each read on its own. "
     "Lower is better; the documents are written for this project.",
     display={"domain/perplexity": Metric("perplexity (domain)", "", "lower", digits=4)},
+    paired=(Paired(metric="domain/perplexity", table="domain"),),
 )

@@ -9,7 +9,7 @@ from edgequant.evaluation.scoring_settings import ScoringSettings
 from edgequant.evaluation.statistics.sampling import draw_questions
 from edgequant.evaluation.tasks.boolq import score_yes_or_no
 from edgequant.evaluation.tasks.squad import score_spans
-from edgequant.evaluation.tasks.task import DataSet, Evaluation, Metric, Rows, Task
+from edgequant.evaluation.tasks.task import DataSet, Evaluation, Metric, Paired, Rows, Task
 
 
 def _score(model: LanguageModel, data: Mapping[str, Rows], settings: ScoringSettings) -> Evaluation:
@@ -37,5 +37,9 @@ DOMAIN_QA = Task(
         "domain_qa/span_exact_match": Metric("domain QA span exact match", "%", "higher", prominence="detail"),
         "domain_qa/span_f1": Metric("domain QA span f1", "%", "higher", prominence="table"),
     },
+    paired=(
+        Paired(metric="domain_qa/boolean_accuracy", table="domain_boolean", value="correct"),
+        Paired(metric="domain_qa/span_f1", table="domain_span", value="f1"),
+    ),
     comparison=False,
 )

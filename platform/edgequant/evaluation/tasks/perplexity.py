@@ -13,7 +13,7 @@ from edgequant.evaluation.backends.language_model import LanguageModel, Window
 from edgequant.evaluation.progress import progress
 from edgequant.evaluation.scoring_settings import ScoringSettings
 from edgequant.evaluation.statistics.sampling import draw
-from edgequant.evaluation.tasks.task import DataSet, Evaluation, Metric, Rows, Task
+from edgequant.evaluation.tasks.task import DataSet, Evaluation, Metric, Paired, Rows, Task
 from edgequant.evaluation.tasks.wikitext import detokenize, join_rows, wikitext_pages
 
 if TYPE_CHECKING:
@@ -231,4 +231,5 @@ PERPLEXITY = Task(
         "wikitext2/perplexity": Metric("perplexity (WikiText-2)", "", "lower", digits=4),
         "wikitext2/bits_per_byte": Metric("bits/byte (WikiText-2)", "", "lower", digits=4, prominence="detail"),
     },
+    paired=(Paired(metric="wikitext2/perplexity", table="wikitext2"),),
 )

@@ -12,16 +12,17 @@ from edgequant.evaluation.tasks.boolq import BOOLQ
 from edgequant.evaluation.tasks.domain_perplexity import DOMAIN_PERPLEXITY
 from edgequant.evaluation.tasks.domain_qa import DOMAIN_QA
 from edgequant.evaluation.tasks.energy import ENERGY
+from edgequant.evaluation.tasks.guard import GUARD
 from edgequant.evaluation.tasks.latency import LATENCY
 from edgequant.evaluation.tasks.perplexity import PERPLEXITY
 from edgequant.evaluation.tasks.squad import SQUAD
-from edgequant.evaluation.tasks.task import DataSet, Task
+from edgequant.evaluation.tasks.task import DataSet, Paired, Task
 
 # In the order in which people compare: reports and tables keep it.
-TASKS: tuple[Task, ...] = (DOMAIN_PERPLEXITY, PERPLEXITY, BOOLQ, SQUAD, DOMAIN_QA, LATENCY, ENERGY)
+TASKS: tuple[Task, ...] = (DOMAIN_PERPLEXITY, PERPLEXITY, GUARD, BOOLQ, SQUAD, DOMAIN_QA, LATENCY, ENERGY)
 DEFAULT_TASKS = tuple(task.name for task in TASKS if task.by_default)
-COMPARISON_TASKS = tuple(task.name for task in TASKS if task.comparison)
-QUALITY_TASKS = tuple(task.name for task in TASKS if task.comparison and task.kind == "quality")
+COMPARISON_TASKS = tuple(task.name for task in TASKS if task.comparison and task.by_default)
+QUALITY_TASKS = tuple(name for name in COMPARISON_TASKS if name in {t.name for t in TASKS if t.kind == "quality"})
 
 
 _of_this_process: dict[str, Task] = {}
@@ -97,6 +98,11 @@ def owner_of(metric: str) -> Task | None:
         if found := next((task for task in tasks() if task.owns(metric)), None):
             return found
     return None
+
+
+def paired_metrics() -> tuple[Paired, ...]:
+    """How two models are compared item by item, over all known tasks."""
+    return tuple(paired for task in known_tasks() for paired in task.paired)
 
 
 def find_data_set(name: str) -> DataSet:

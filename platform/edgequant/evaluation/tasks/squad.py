@@ -14,7 +14,7 @@ from edgequant.evaluation.progress import progress
 from edgequant.evaluation.scoring_settings import ScoringSettings
 from edgequant.evaluation.statistics.sampling import draw_questions
 from edgequant.evaluation.tasks.squad_scoring import score_predictions
-from edgequant.evaluation.tasks.task import DataSet, Evaluation, Metric, Rows, Task
+from edgequant.evaluation.tasks.task import DataSet, Evaluation, Metric, Paired, Rows, Task
 
 if TYPE_CHECKING:
     from edgequant.evaluation.statistics.intervals import Bootstrap
@@ -170,4 +170,5 @@ SQUAD = Task(
         "squad/exact_match": Metric("SQuAD exact match", "%", "higher", prominence="summary"),
         "squad/f1": Metric("SQuAD F1", "%", "higher"),
     },
+    paired=(Paired(metric="squad/f1", table="squad", value="f1"),),
 )

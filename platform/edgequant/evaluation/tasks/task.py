@@ -54,6 +54,22 @@ class Metric:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Paired:
+    """How two models are compared on the items of a task.
+
+    Attributes:
+        metric: that sums the items up.
+        table: of `Evaluation.items`.
+        value: column with a share from 0 to 1 for each item, higher is better; None: a perplexity, of the columns
+            `nats` and `tokens`.
+    """
+
+    metric: str
+    table: str
+    value: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataSet:
     """Rows that a task is scored on."""
 
@@ -132,6 +148,9 @@ class Task:
 
     by_default: bool = True
     """Whether `evaluate` measures it unasked, if edgequant brings it; other packages' tasks wait to be asked for."""
+
+    paired: tuple[Paired, ...] = ()
+    """Which of its metrics say, item by item, whether one model is worse than another."""
 
     comparison: bool = True
     """Whether it is short enough for the variants of one model to be compared by it, as ptq, qat and finetune do."""

@@ -30,6 +30,7 @@ ZERO_POINT_LEARNING_RATE = 100.0
 def _parameter(values: Tensor, learning_rate_factor: float) -> nn.Parameter:
     parameter = nn.Parameter(values)
     parameter.learning_rate_factor = learning_rate_factor  # type: ignore[attr-defined]  # read by the training loop
+    parameter.is_scale = True  # type: ignore[attr-defined]
     return parameter
 
 

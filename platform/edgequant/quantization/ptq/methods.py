@@ -208,3 +208,8 @@ def _stages(known: dict[str, PtqMethod]) -> str:
     return ", then ".join(
         f"{stage}: {' or '.join(method.name for method in known.values() if method.stage == stage)}" for stage in STAGES
     )
+
+
+def best_method(scheme: Any, parameters: int, device: str) -> str:
+    static = scheme.activation is not None and scheme.activation.mode == "static"
+    return "smoothquant+mse_clip" if static else "mse_clip"

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from edgequant.quantization.scheme import Scheme
 
 SparsityPattern = Literal["unstructured", "2:4"]
-TeacherName = Literal["base", "control"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,19 +24,28 @@ class QatSettings:
 
     init_from: str = "auto"
     """PTQ method whose integers, scales and zero points training starts from (with learnable_scales), and which makes
-    the PTQ that QAT is compared with; rtn starts from the floating-point weights. auto takes smoothquant, and learns
-    its scales, where activations have static ranges, else rtn. Methods: {ptq_methods}."""
+    the PTQ that QAT is compared with and has to beat; auto: the best that fits the machine's time. rtn starts from the
+    floating-point weights. Methods: {ptq_methods}."""
 
-    learnable_scales: bool = False
+    learnable_scales: bool = True
     """Weights' scales and zero points are trained too (LSQ+, arXiv 2004.09576) instead of following each group's
     extremes."""
 
-    distill_from: TeacherName = "base"
-    """Whose predictions count with training.distillation_weight: `base`, the model as it came, or `control`, the model
-    fine-tuned without the quantiser (which then learns from the text alone): QAT repairs quantisation only."""
+    distill_from: str = "auto"
+    """Whose predictions count with training.distillation_weight: `base`, the model as it came; `control`, the model
+    fine-tuned without the quantiser on the text alone, so that QAT repairs quantisation only (which is what
+    `--adapt true` asks for); or another model with the same tokenizer, by name, folder or file. auto: the control where
+    adapting, else the base."""
 
     student_learning_rate: float | None = None
     """Of QAT, where it is not training's: with the control as its teacher several times that does well."""
+
+    max_perplexity_loss: float = 10.0
+    """Per cent by which a perplexity may lie above the model's as it came; a model is `harmed` when the whole paired
+    interval lies beyond, and is not offered for promotion then."""
+
+    max_task_loss: float = 2.0
+    """Points by which a task may fall, likewise."""
 
     activation_quant_start: float = 0.1
     """Share of the steps before activations are quantised at all (Jacob et al. 2017, section 3.1)."""
@@ -66,6 +74,9 @@ class QatSettings:
             raise UserError(
                 f"qat.student_learning_rate must be above 0, or null for training's, got {self.student_learning_rate}"
             )
+        for name in ("max_perplexity_loss", "max_task_loss"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise UserError(f"qat.{name} must be 0 (none is accepted) or more, got {getattr(self, name)}")
         self._check_init_from()
         if self.lora_rank < 0:
             raise UserError(f"qat.lora_rank must be 0 (none) or more, such as 8 to 64, got {self.lora_rank}")
@@ -79,15 +90,24 @@ class QatSettings:
                 "that, or pattern unstructured"
             )
 
-    def start_for(self, scheme: Scheme) -> str:
-        """The PTQ method that training starts from."""
+    def ptq_method(self, best: str) -> str:
+        """The PTQ method that QAT is compared with.
+
+        Args:
+            best: the one that fits scheme, model and machine best, for `auto`.
+        """
         if self.init_from != "auto":
             return self.init_from
-        static = scheme.activation is not None and scheme.activation.mode == "static"
-        return "smoothquant" if static and not self.sparsity else "rtn"
+        return "mse_clip" if self.sparsity else best  # which keeps pruned weights at 0
+
+    def starts_from(self, method: str) -> bool:
+        """Whether training starts from the integers of the PTQ method, not from the floating-point weights."""
+        return self.learnable_scales and parse_method(method).name != "rtn"
 
     def _check_init_from(self) -> None:
         if self.init_from == "auto" or parse_method(self.init_from).name == "rtn":
+            return
+        if self.sparsity and parse_method(self.init_from).name == "mse_clip":
             return
         if not self.learnable_scales:
             raise UserError(
@@ -96,7 +116,8 @@ class QatSettings:
             )
         if self.sparsity:
             raise UserError(
-                f"qat.init_from {self.init_from} does not keep pruned weights at 0; use init_from rtn, or sparsity 0"
+                f"qat.init_from {self.init_from} does not keep pruned weights at 0; use init_from mse_clip or rtn, or "
+                "sparsity 0"
             )
 
     def check_distillation(self, weight: float) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import warnings
 from collections.abc import Sequence
@@ -11,11 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgequant.errors import UserError
-from edgequant.workflows.steps.text_mix import parse_mix, rows_of_each
+from edgequant.workflows.steps.text_mix import parse_mix
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from edgequant.evaluation.tasks.task import DataSet, EvaluationData, Rows
 
 TEXTS = ("disaster", "disaster-multilingual", "wikitext-2")
@@ -33,6 +30,17 @@ def check_dataset(dataset: str, *, self_generated: bool = False) -> None:
     """
     for part in parse_mix(dataset):
         _check_one(part.name, self_generated)
+
+
+def check_guard(guard: str, dataset: str) -> None:
+    """Refuse a guard text that does not exist, or that is trained on.
+
+    Raises:
+        UserError: names both.
+    """
+    check_dataset(guard, self_generated=True)
+    if guard != SELF_GENERATED and guard in {part.name for part in parse_mix(dataset)}:
+        raise UserError(f"guard must be a text that is not trained on, got {guard!r}, which dataset {dataset!r} holds")
 
 
 def _check_one(dataset: str, self_generated: bool) -> None:
@@ -110,10 +118,10 @@ def rows_of(data_set: DataSet, split: str, data_dir: str | None) -> Rows | None:
     """A split's rows; None where they are not there. Of what is bundled, questions have no splits."""
     if data_set.load is not None:
         return data_set.load(split, data_dir or os.environ.get("EDGEQUANT_DATA"))
-    return (_official_rows if _is_official(data_set) else _bundled_rows)(data_set.name, split, data_dir)
+    return (_official_rows if is_official(data_set) else _bundled_rows)(data_set.name, split, data_dir)
 
 
-def _is_official(data_set: DataSet) -> bool:
+def is_official(data_set: DataSet) -> bool:
     from edgequant.corpora.benchmarks import BENCHMARKS
 
     return data_set.load is None and data_set.name in BENCHMARKS
@@ -188,83 +196,4 @@ def _origin(name: str, data_dir: str | None) -> str:
     data_set = find_data_set(name)
     if data_set.load is not None:
         return data_set.load.__module__
-    return str(data_dir or os.environ.get("EDGEQUANT_DATA")) if _is_official(data_set) else "bundled"
-
-
-def training_sequences(
-    dataset: str,
-    tokenizer: Any,
-    length: int,
-    data: EvaluationData,
-    data_dir: str | None,
-    *,
-    seed: int = 0,
-    model: Any = None,
-    needed: int = 0,
-) -> Tensor:
-    """Training text as shuffled packed rows [sequences, length], refused if it repeats evaluation text.
-
-    Args:
-        dataset: as `training_texts`, or `self-generated`: as many rows as are `needed`, written by `model`; or a mix
-            of these with shares of the tokens, which takes of each what the scarcest allows.
-
-    Raises:
-        UserError: no text, too little of it, or overlap with what is evaluated on.
-    """
-    import torch
-
-    def shuffled(rows: Tensor) -> Tensor:
-        return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))]
-
-    parts = parse_mix(dataset)
-    rows = [
-        _rows(part.name, tokenizer, length, data, data_dir, seed, model, math.ceil(part.share * needed))
-        for part in parts
-    ]
-    if len(parts) == 1:
-        return shuffled(rows[0])
-    counts = rows_of_each(parts, [len(some) for some in rows])
-    return shuffled(torch.cat([shuffled(some)[:count] for some, count in zip(rows, counts, strict=True)]))
-
-
-def _rows(
-    dataset: str,
-    tokenizer: Any,
-    length: int,
-    data: EvaluationData,
-    data_dir: str | None,
-    seed: int,
-    model: Any,
-    needed: int,
-) -> Tensor:
-    """One text as packed rows in its own order, checked and logged."""
-    from edgequant.corpora.contamination import refuse_overlap
-    from edgequant.corpora.packing import pack
-    from edgequant.files import sha256_of_bytes
-    from edgequant.tracking.logging import log_dataset
-
-    if dataset == SELF_GENERATED:
-        from edgequant.workflows.steps.generated_text import generated_sequences
-
-        rows = generated_sequences(model, tokenizer, needed, length, seed=seed)
-        texts = tokenizer.batch_decode(rows, skip_special_tokens=True)
-    else:
-        texts = training_texts(dataset, data_dir)
-        rows = pack(texts, tokenizer, length)
-    refuse_overlap(texts, _evaluated_texts(data))
-    log_dataset(dataset, sha256_of_bytes("\n".join(texts)), dataset, rows=len(texts), context="training")
-    return rows
-
-
-def _evaluated_texts(data: EvaluationData) -> dict[str, list[str]]:
-    """The running text in what is evaluated on, by data set and split."""
-    from edgequant.corpora.benchmarks import BENCHMARKS
-    from edgequant.evaluation.tasks.registry import find_data_set
-
-    found = {}
-    for name, rows in data.items():
-        data_set = find_data_set(name)
-        if data_set.texts is not None and rows:
-            title = BENCHMARKS[name].name if _is_official(data_set) else name
-            found[f"{title}/{data_set.report}"] = data_set.texts(rows)
-    return found
+    return str(data_dir or os.environ.get("EDGEQUANT_DATA")) if is_official(data_set) else "bundled"

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgequant.evaluation.settings import EvaluationSettings
-from edgequant.evaluation.tasks.registry import COMPARISON_TASKS, find_task
+from edgequant.evaluation.tasks.guard import GUARD
+from edgequant.evaluation.tasks.registry import COMPARISON_TASKS, find_task, paired_metrics
 from edgequant.files import write_atomically
 from edgequant.reporting.columns import summary_metrics
 
 if TYPE_CHECKING:
-    from edgequant.evaluation.tasks.task import EvaluationData
+    from edgequant.evaluation.tasks.task import Evaluation, EvaluationData
     from edgequant.workflows.steps.qat_experiment import QatExperiment
 
 # Enough to compare variants within one run, and short: `evaluate` measures a single model at length.
@@ -44,6 +45,18 @@ def measure(
     checkpoint: Path | None = None,
 ) -> dict[str, float]:
     """Measure a model and log metrics, per-item tables and notes on the active run; returns the metrics."""
+    return measure_items(model, tokenizer, data, settings, checkpoint=checkpoint).metrics
+
+
+def measure_items(
+    model: Any,
+    tokenizer: Any,
+    data: EvaluationData,
+    settings: EvaluationSettings,
+    *,
+    checkpoint: Path | None = None,
+) -> Evaluation:
+    """As `measure`; returns the items behind the metrics too."""
     from edgequant import tracking
     from edgequant.evaluation.suite import evaluate_model
 
@@ -55,7 +68,7 @@ def measure(
         tracking.log_text(text, file)
     if evaluation.notes:
         tracking.log_text("\n".join(evaluation.notes) + "\n", "notes.txt")
-    return evaluation.metrics
+    return evaluation
 
 
 def log_layer_errors(errors: Sequence[Mapping[str, Any]]) -> None:
@@ -78,6 +91,11 @@ def quality_only(settings: EvaluationSettings) -> EvaluationSettings:
     return replace(settings, tasks=tuple(task.name for task in tasks if task.comparison and task.kind == "quality"))
 
 
+def with_guard(settings: EvaluationSettings) -> EvaluationSettings:
+    """The same settings with the guard text measured too, which every comparison needs."""
+    return settings if GUARD.name in settings.tasks else replace(settings, tasks=(*settings.tasks, GUARD.name))
+
+
 def log_variant(variant: str, metrics: Mapping[str, float]) -> None:
     """One line as soon as a variant is measured, so that a long run shows that it moves."""
     shown = [f"{name} {metrics[name]:.4g}" for name in summary_metrics() if name in metrics]
@@ -91,6 +109,7 @@ class Variant(NamedTuple):
         checkpoint: its folder on disk, whose bytes count as its size.
         metrics: what making it told already; `layer_errors`, layer by layer.
         settings: of its evaluation, where it is not measured on everything.
+        notes: what making it told in words, by name.
     """
 
     model: Any
@@ -99,28 +118,51 @@ class Variant(NamedTuple):
     metrics: Mapping[str, float] = {}
     settings: EvaluationSettings | None = None
     layer_errors: Sequence[Mapping[str, Any]] = ()
+    notes: Mapping[str, str] = {}
 
 
-def measure_variant(
-    variant: str, make: Callable[[QatExperiment], Variant], experiment: QatExperiment
-) -> dict[str, float]:
-    """Make a variant and measure it in a nested run, unless the interrupted run had done so; returns its metrics.
+class Measured(NamedTuple):
+    """A variant, measured.
 
-    They are kept as <variant>.json in the experiment's folder, for a run that is resumed.
+    Attributes:
+        items: rows behind the metrics by table, with what paired comparisons need.
+        notes: as the variant's.
+    """
+
+    metrics: dict[str, float]
+    items: dict[str, list[dict[str, Any]]]
+    notes: dict[str, str]
+
+
+def measure_variant(variant: str, make: Callable[[QatExperiment], Variant], experiment: QatExperiment) -> Measured:
+    """Make a variant and measure it in a nested run, unless the interrupted run had done so.
+
+    The result is kept as <variant>.json in the experiment's folder, for a run that is resumed.
     """
     from edgequant import tracking
 
     kept = experiment.folder / f"{variant}.json"
     if experiment.resume and kept.is_file():
-        return dict(json.loads(kept.read_text()))
+        return Measured(**json.loads(kept.read_text()))
     scheme = "none" if variant in ("baseline", "control") else experiment.scheme.name
     with tracking.variant_run(variant, model=experiment.name, scheme=scheme, phase="qat"):
         made = make(experiment)
-        settings = made.settings or experiment.evaluation
-        metrics = measure(made.model, made.tokenizer, experiment.data, settings, checkpoint=made.checkpoint)
+        settings = with_guard(made.settings or experiment.evaluation)
+        found = measure_items(made.model, made.tokenizer, experiment.data, settings, checkpoint=made.checkpoint)
         tracking.log_metrics(made.metrics)
+        tracking.set_tags({f"edgequant.training.{name}": note for name, note in made.notes.items() if note})
         log_layer_errors(made.layer_errors)
-    metrics |= made.metrics
-    log_variant(variant, metrics)
-    write_atomically(kept, json.dumps(metrics))
-    return metrics
+    measured = Measured(found.metrics | dict(made.metrics), _compared(found.items), dict(made.notes))
+    log_variant(variant, measured.metrics)
+    write_atomically(kept, json.dumps(measured._asdict()))
+    return measured
+
+
+def _compared(items: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
+    """Of the item tables what paired comparisons look at."""
+    columns = {paired.table: (paired.value,) if paired.value else ("nats", "tokens") for paired in paired_metrics()}
+    return {
+        table: [{name: row[name] for name in ("id", *columns[table])} for row in rows]
+        for table, rows in items.items()
+        if table in columns
+    }

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +17,28 @@ from edgequant import models, tracking
 from edgequant.errors import UserError
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.evaluation.tasks.task import EvaluationData
+from edgequant.files import write_atomically
 from edgequant.quantization.calibration import CalibrationSettings
+from edgequant.quantization.layers.convert import set_phase
+from edgequant.quantization.ptq.methods import best_method
 from edgequant.quantization.qat import low_rank, pruning
 from edgequant.quantization.qat.settings import QatSettings
 from edgequant.quantization.scheme import Scheme
-from edgequant.training.loop import train
+from edgequant.training.loop import TrainingResult, train
+from edgequant.training.rate_test import RateTest, find_learning_rate
 from edgequant.training.settings import TrainingSettings
 from edgequant.training.teacher_cache import check_top_k
+from edgequant.training.watch import Losses
 from edgequant.workflows.settings import RunSettings
-from edgequant.workflows.steps.data import training_sequences
+from edgequant.workflows.steps.held_out import HeldOut, held_out, set_apart
 from edgequant.workflows.steps.layer_bits import resolve_layer_bits
+from edgequant.workflows.steps.sequences import split_sequences
+from edgequant.workflows.steps.teacher import load_teacher
 
 Metrics = dict[str, float]
 OnStep = Callable[[str, nn.Module, int, Mapping[str, float]], None]
+LIMITS = "limits.json"  # PTQ's losses on the rows that training watches
+OWN_TEACHERS = ("auto", "base", "control")
 
 
 def log_step(_variant: str, _model: nn.Module, step: int, metrics: Mapping[str, float]) -> None:
@@ -43,8 +53,12 @@ class QatExperiment:
     Attributes:
         scheme: what is quantised and how, bits chosen for each layer where it has a size budget.
         layer_bits: the table that says why these bits; empty without a size budget.
+        adapt: whether the model is to learn the text, and QAT is judged beside a control that did; else QAT repairs
+            what quantisation did to the model as it came.
+        training: with its steps settled.
         floating: the model as it came, float32; variants copy it.
         sequences: training text [n, sequence_length], int64.
+        held_out: text that no variant is trained on.
         data: what variants are measured on.
         folder: where training checkpoints and models go, and what has been measured, for a resumed run.
         dtype: compute type while measuring.
@@ -53,6 +67,7 @@ class QatExperiment:
 
     scheme: Scheme
     layer_bits: list[dict[str, Any]]
+    adapt: bool
     training: TrainingSettings
     qat: QatSettings
     calibration: CalibrationSettings
@@ -61,6 +76,7 @@ class QatExperiment:
     tokenizer: Any
     name: str
     sequences: Tensor
+    held_out: HeldOut
     data: EvaluationData
     folder: Path
     dtype: str
@@ -78,6 +94,12 @@ class QatExperiment:
         """Parameters of the floating-point model, tied weights once."""
         return sum(parameter.numel() for parameter in self.floating.parameters())
 
+    @cached_property
+    def ptq_method(self) -> str:
+        """How PTQ rounds, and QAT starts."""
+        best = best_method(self.scheme, self.parameters, self.device.partition(":")[0])
+        return self.qat.ptq_method(best)
+
     @property
     def calibration_batches(self) -> list[Tensor]:
         """Training sequences that show PTQ, and QAT before its first step, what activations look like."""
@@ -86,19 +108,45 @@ class QatExperiment:
 
     @cached_property
     def trained_control(self) -> nn.Module:
-        """The model after the same training without the quantiser; trained when it is first asked for."""
+        """The model after training on the text without the quantiser; trained when it is first asked for."""
         control = copy.deepcopy(self.floating).requires_grad_(True)
-        weight = self.training.distillation_weight if self.qat.distill_from == "base" else 0.0
-        settings = replace(self.training, distillation_weight=weight)
-        self.train(control, "control", settings, self.floating if weight else None)
+        result = self.train(control, "control", replace(self.training, distillation_weight=0.0), None)
+        write_atomically(self.folder / "control-result.json", json.dumps(training_metrics(result)))
         return control
 
     @property
+    def control_metrics(self) -> Metrics:
+        """How the control's training went."""
+        return dict(json.loads((self.folder / "control-result.json").read_text()))
+
+    @property
+    def start(self) -> nn.Module:
+        """The floating-point model that QAT makes small: the control where it is to learn the text."""
+        return self.trained_control if self.adapt else self.floating
+
+    @cached_property
     def teacher(self) -> nn.Module | None:
         """Whose predictions QAT learns from, or None where it learns from the text alone."""
         if not self.training.distillation_weight:
             return None
-        return self.trained_control if self.qat.distill_from == "control" else self.floating
+        wanted = self.qat.distill_from
+        if wanted not in OWN_TEACHERS:
+            return load_teacher(wanted, self.tokenizer, self.floating, self.device)
+        return self.start if wanted == "auto" else self.trained_control if wanted == "control" else self.floating
+
+    def keep_limits(self, ptq: nn.Module) -> None:
+        """Note PTQ's losses on what training looks at: no worse is what the best state of QAT has to be.
+
+        And the model's as it came, beside which a training is judged.
+        """
+        watch = self.held_out.watch(self.training, taught=self.teaches)
+        found = {"ptq": watch.losses(ptq), "baseline": watch.losses(self.floating)}
+        write_atomically(self.folder / LIMITS, json.dumps(found))
+
+    @property
+    def teaches(self) -> bool:
+        """Whether a teacher runs at every step of QAT."""
+        return bool(self.training.distillation_weight) and not self.training.teacher_top_k
 
     def train(
         self,
@@ -107,27 +155,69 @@ class QatExperiment:
         settings: TrainingSettings,
         teacher: nn.Module | None,
         on_step: Callable[[int, int], None] | None = None,
-    ) -> Metrics:
+        limits: Mapping[str, float] | None = None,
+    ) -> TrainingResult:
         """Train a model in place, or go on where an interrupted run stopped; leaves it frozen and in evaluation mode.
+
+        It ends as it was when the held-out text was predicted best. A rate that is `auto` is found first, and kept for
+        a run that is resumed.
 
         Args:
             on_step: called with (steps done, steps) before each step.
+            limits: losses on the watched rows that the best state should keep to.
         """
-        result = train(
-            model,
-            self.sequences,
-            settings,
-            self.folder / f"{variant}-training",
-            teacher=teacher,
-            seed=self.seed,
-            resume=self.resume,
-            title=f"{variant} {self.name}",
-            on_step=on_step,
-            on_log=lambda step, metrics: self.on_step(variant, model, step, metrics),
-        )
+        as_deployed = partial(set_phase, quantize_inputs=True, observe=False) if variant == "qat" else None
+        taught = self.teaches and teacher is not None
+        watch = self.held_out.watch(settings, taught=taught, limits=limits, as_deployed=as_deployed)
+        title = f"{variant} {self.name}"
+        shared: dict[str, Any] = {"teacher": teacher, "watch": watch, "seed": self.seed, "on_step": on_step}
+        test = RateTest()
+        if settings.learning_rate == "auto" or settings.max_minutes is not None:
+            given = settings
+            test = self._rate_test(
+                variant, lambda: find_learning_rate(model, self.sequences, given, title=title, **shared)
+            )
+            settings = test.applied_to(settings)
+        with test.rates(model):
+            result = train(
+                model, self.sequences, settings, self.folder / f"{variant}-training", resume=self.resume, title=title,
+                on_log=lambda step, metrics: self.on_step(variant, model, step, metrics), **shared,
+            )  # fmt: skip
         model.requires_grad_(False)
         model.eval()
-        return {"train/loss": result.loss, "train/tokens_per_second": result.tokens_per_second}
+        return result
+
+    def _rate_test(self, variant: str, run: Callable[[], RateTest]) -> RateTest:
+        kept = self.folder / f"{variant}-learning-rate.json"
+        if self.resume and kept.is_file():
+            return RateTest(**json.loads(kept.read_text()))
+        found = run()
+        write_atomically(kept, json.dumps(asdict(found)))
+        return found
+
+    @property
+    def limits(self) -> Losses:
+        """PTQ's losses on the watched rows; empty where it was not measured, as in a search."""
+        return self._limits_of("ptq")
+
+    @property
+    def baseline_limits(self) -> Losses:
+        """The same of the model as it came."""
+        return self._limits_of("baseline")
+
+    def _limits_of(self, variant: str) -> Losses:
+        kept = self.folder / LIMITS
+        return dict(json.loads(kept.read_text())[variant]) if kept.is_file() else {}
+
+
+def training_metrics(result: TrainingResult) -> Metrics:
+    """What a training's result says in numbers."""
+    return {
+        "train/loss": result.loss,
+        "train/tokens_per_second": result.tokens_per_second,
+        "train/steps": float(result.steps),
+        "train/best_step": float(result.best_step),
+    }
 
 
 def load(
@@ -142,18 +232,22 @@ def load(
     data: EvaluationData,
     folder: Path,
     run: RunSettings,
+    adapt: bool = False,
+    guard: str = "self-generated",
     resume: bool = False,
     guarded: EvaluationData | None = None,
     on_step: OnStep = log_step,
 ) -> QatExperiment:
-    """Load the floating-point model and the training text, and choose bits where the scheme has a size budget.
+    """Load the floating-point model and the text, and choose bits where the scheme has a size budget.
 
     Args:
         model: source of a floating-point model.
         dataset: training text by name or path, or a mix.
-        data: what variants are measured on.
-        guarded: whose texts the training text must not repeat (default: `data`).
+        data: what variants are measured on; the guard text is added.
         folder: of the run; a resumed one finds there what the interrupted one left.
+        adapt: whether the model is to learn the text.
+        guard: general text by name or path, or self-generated.
+        guarded: whose texts the training text must not repeat (default: `data`).
 
     Raises:
         UserError: the model is quantised already, the text repeats evaluation text, or a size budget cannot be met.
@@ -163,17 +257,23 @@ def load(
     if getattr(loaded.model, "is_quantized", False):
         raise UserError(f"model must be a floating-point model, got {loaded.source.name!r}, which is quantised already")
     check_model(loaded.model, scheme, training, qat)
-    needed = max(training.sequences, calibration.num_calibration_samples)
-    sequences = training_sequences(
+    device = str(loaded.model.device)
+    needed = max(training.wanted_sequences(device), calibration.num_calibration_samples)
+    sequences, validation = split_sequences(
         dataset, loaded.tokenizer, training.sequence_length, guarded or data, run.data_dir, seed=run.seed,
-        model=loaded.model, needed=needed,
+        model=loaded.model, needed=needed, set_apart=partial(set_apart, device=device),
     )  # fmt: skip
-    dtype = models.pick_dtype(run.dtype, str(loaded.model.device))
+    held = held_out(
+        guard, validation, loaded.model, loaded.tokenizer, training.sequence_length, run.data_dir, seed=run.seed
+    )
+    dtype = models.pick_dtype(run.dtype, device)
     scheme, layer_bits = resolve_layer_bits(scheme, loaded.model, sequences, folder, dtype=dtype, resume=resume)
     return QatExperiment(
-        scheme=scheme, layer_bits=layer_bits, training=training, qat=qat, calibration=calibration,
+        scheme=scheme, layer_bits=layer_bits, adapt=adapt or qat.distill_from == "control",
+        training=training.for_text(len(sequences), device.partition(":")[0]), qat=qat, calibration=calibration,
         evaluation=evaluation, floating=loaded.model, tokenizer=loaded.tokenizer, name=loaded.source.name,
-        sequences=sequences, data=data, folder=folder, dtype=dtype, seed=run.seed, resume=resume, on_step=on_step,
+        sequences=sequences, held_out=held, data={**data, "guard": held.reported}, folder=folder, dtype=dtype,
+        seed=run.seed, resume=resume, on_step=on_step,
     )  # fmt: skip
 
 

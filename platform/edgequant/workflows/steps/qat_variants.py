@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 import shutil
 from collections.abc import Callable
@@ -21,8 +22,9 @@ from edgequant.quantization.ptq.quantize import quantize, weight_errors
 from edgequant.quantization.qat import low_rank, pruning
 from edgequant.quantization.qat.ptq_initialization import prepare_from_ptq
 from edgequant.training.distillation import next_token_loss
+from edgequant.training.loop import TrainingResult
 from edgequant.workflows.steps.measure import Variant, quality_only
-from edgequant.workflows.steps.qat_experiment import Metrics, QatExperiment
+from edgequant.workflows.steps.qat_experiment import Metrics, QatExperiment, training_metrics
 
 PARITY_TOKENS = 256  # positions on which simulated and integer logits are compared
 START_BLOCKS = "start-blocks"  # folder of the decoder blocks that the PTQ method has finished
@@ -31,22 +33,26 @@ CHECKPOINT = "checkpoint"  # folder of what QAT delivers
 
 def baseline(experiment: QatExperiment) -> Variant:
     """The model as it came, in the compute type of the comparison."""
-    return Variant(_cast(experiment.floating, experiment), experiment.tokenizer)
+    metrics = _held_out(experiment, experiment.floating)
+    return Variant(_cast(experiment.floating, experiment), experiment.tokenizer, metrics=metrics)
 
 
 def rounded(experiment: QatExperiment) -> Variant:
     """PTQ, by the method that QAT starts from: the model rounded to the scheme without training."""
-    return _rounded(experiment, experiment.floating, "ptq", None)
+    made = _rounded(experiment, experiment.floating, "ptq", None)
+    experiment.keep_limits(made.model)
+    return made
 
 
 def control(experiment: QatExperiment) -> Variant:
-    """The same training without the quantiser: what QAT is compared with."""
-    settings = quality_only(experiment.evaluation)
-    return Variant(_cast(experiment.trained_control, experiment), experiment.tokenizer, settings=settings)
+    """The model after training on the text without the quantiser: what QAT of it is compared with."""
+    settings, model = quality_only(experiment.evaluation), experiment.trained_control
+    metrics = experiment.control_metrics | _held_out(experiment, model)
+    return Variant(_cast(model, experiment), experiment.tokenizer, settings=settings, metrics=metrics)
 
 
 def rounded_control(experiment: QatExperiment) -> Variant:
-    """PTQ of the control: what QAT has to beat."""
+    """PTQ of the control, from which QAT starts."""
     settings = quality_only(experiment.evaluation)
     return _rounded(experiment, experiment.trained_control, "control-ptq", settings)
 
@@ -58,27 +64,36 @@ def quantized(experiment: QatExperiment) -> Variant:
         calibrate(model, experiment.calibration_batches)
     rate = experiment.qat.student_learning_rate or experiment.training.learning_rate
     settings = replace(experiment.training, learning_rate=rate)
-    result = experiment.train(model, "qat", settings, experiment.teacher, _phases(experiment, model))
+    teacher, phases = experiment.teacher, _phases(experiment, model)
+    result = experiment.train(model, "qat", settings, teacher, phases, experiment.limits)
     set_phase(model, quantize_inputs=True, observe=False)
     simulated, errors = _logits(experiment, model), weight_errors(model)
     convert(model)
-    parity = _parity(experiment, simulated, _logits(experiment, model))
-    return _saved_and_reloaded(experiment, model, CHECKPOINT, parity | result)._replace(layer_errors=errors)
+    metrics = _parity(experiment, simulated, _logits(experiment, model)) | training_metrics(result)
+    made = _saved_and_reloaded(experiment, model, "qat", metrics)
+    return made._replace(layer_errors=errors, notes=training_notes(result))
 
 
-VARIANTS = {
-    "baseline": baseline,
-    "ptq": rounded,
-    "control": control,
-    "control-ptq": rounded_control,
-    "qat": quantized,
-}
+def variants(*, adapt: bool) -> dict[str, Callable[[QatExperiment], Variant]]:
+    """What is compared, in this order: with a control of the training text where that is learned too."""
+    controls = {"control": control, "control-ptq": rounded_control} if adapt else {}
+    return {"baseline": baseline, "ptq": rounded, **controls, "qat": quantized}
 
 
-def save_result(experiment: QatExperiment, output: str | None) -> Path:
-    """Put the checkpoint where the user wants it and remove what only the comparison needed."""
-    made = experiment.folder / CHECKPOINT
-    for name in ("ptq", "control-ptq", "qat-training", "control-training", START_BLOCKS):
+def training_notes(result: TrainingResult) -> dict[str, str]:
+    """What a training's result says in words: tags of its run."""
+    best = f"step {result.best_step} of {result.steps}"
+    curve = {str(look.step): {name: round(loss, 4) for name, loss in look.losses.items()} for look in result.looks}
+    return {"best_step": best, "ended": result.ended, "looks": json.dumps(curve)}
+
+
+def save_result(experiment: QatExperiment, variant: str, output: str | None) -> Path:
+    """Put the delivered variant's checkpoint where the user wants it and remove what only the comparison needed."""
+    made, chosen = experiment.folder / CHECKPOINT, experiment.folder / variant
+    if chosen.is_dir():  # a run that is resumed may have put it there already
+        shutil.rmtree(made, ignore_errors=True)
+        chosen.rename(made)
+    for name in ("ptq", "control-ptq", "qat", "qat-training", "control-training", START_BLOCKS):
         shutil.rmtree(experiment.folder / name, ignore_errors=True)
     if output is None:
         return made
@@ -89,14 +104,14 @@ def save_result(experiment: QatExperiment, output: str | None) -> Path:
 
 def _prepared(experiment: QatExperiment) -> nn.Module:
     """A copy to train through the quantiser: pruned first, since learnable scales start from what is left."""
-    settings, by_method = experiment.qat, _by_method(experiment)
-    model = copy.deepcopy(experiment.floating)
+    settings = experiment.qat
+    model = copy.deepcopy(experiment.start)
     masks = _pruned(experiment, model)
-    if by_method["method"] == "rtn":
+    if settings.starts_from(experiment.ptq_method):
+        prepare_from_ptq(model, experiment.scheme, **_by_method(experiment))
+    else:
         observer = experiment.calibration.observer
         prepare(model, experiment.scheme, observer=observer, learnable_scales=settings.learnable_scales)
-    else:
-        prepare_from_ptq(model, experiment.scheme, **by_method)
     model.requires_grad_(True)
     if settings.lora_rank:
         low_rank.attach(model, experiment.scheme, settings.lora_rank, settings.lora_alpha, seed=experiment.seed)
@@ -107,7 +122,7 @@ def _prepared(experiment: QatExperiment) -> nn.Module:
 def _by_method(experiment: QatExperiment) -> dict[str, Any]:
     """How PTQ rounds and QAT starts, in the same way: decoder blocks that one finished serve the other."""
     return {
-        "method": experiment.qat.start_for(experiment.scheme),
+        "method": experiment.ptq_method,
         "calibration": experiment.calibration_batches,
         "calibration_settings": experiment.calibration,
         "work_folder": experiment.folder / START_BLOCKS,
@@ -154,7 +169,13 @@ def _saved_and_reloaded(experiment: QatExperiment, model: Any, folder: str, metr
         made_from=experiment.name,
     )
     reloaded = models.load(str(saved.folder), device=experiment.device)
+    metrics |= _held_out(experiment, reloaded.model)
     return Variant(reloaded.model, reloaded.tokenizer, saved.folder, metrics)
+
+
+def _held_out(experiment: QatExperiment, model: Any) -> Metrics:
+    """Losses by which the variant to deliver is chosen."""
+    return {f"held_out/{name}_loss": loss for name, loss in experiment.held_out.losses(model).items()}
 
 
 def _cast(model: Any, experiment: QatExperiment) -> Any:

@@ -21,6 +21,7 @@ def register_version(
     variant: str,
     metrics: Mapping[str, Any],
     baseline: Mapping[str, Any],
+    tags: Mapping[str, str] | None = None,
 ) -> str:
     """File a checkpoint folder with the active run and register it as a new version of `edgequant-<model>`.
 
@@ -34,6 +35,7 @@ def register_version(
         variant: what made it: ptq, qat, finetuned, tuned.
         metrics: what was measured on the checkpoint; entries that are no numbers (a row's names) are left out.
         baseline: the same of the model it was made from.
+        tags: more tags of the version.
 
     Returns:
         The URI of the version, models:/edgequant-<model>/<number>.
@@ -49,14 +51,15 @@ def register_version(
         missing = "the checkpoint" if not measured else "the model it was made from (the baseline)"
         raise UserError(f"{checkpoint} cannot be registered: no metrics of {missing} were given; measure it first")
     ensure_manifest(checkpoint)
-    tags = {
+    filed = {
+        **{name: value for name, value in (tags or {}).items() if value},
         "edgequant.model": model,
         "edgequant.scheme": scheme,
         "edgequant.variant": variant,
         BASELINE_TAG: json.dumps(reference),
     }
     name = f"{PREFIX}{model}"
-    return f"models:/{name}/{tracking.register_checkpoint(checkpoint, name, metrics=measured, tags=tags)}"
+    return f"models:/{name}/{tracking.register_checkpoint(checkpoint, name, metrics=measured, tags=filed)}"
 
 
 def numbers(row: Mapping[str, Any]) -> dict[str, float]:

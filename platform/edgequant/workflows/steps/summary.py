@@ -11,7 +11,14 @@ if TYPE_CHECKING:
     from edgequant.tracking.runs import Run
 
 
-def print_summary(title: str, rows: Sequence[Mapping[str, Any]], run: Run, next_command: str | None) -> None:
+def print_summary(
+    title: str,
+    rows: Sequence[Mapping[str, Any]],
+    run: Run,
+    next_command: str | None,
+    *,
+    lead: Sequence[str] = (),
+) -> None:
     """Print the summary table and what to do next, and file the rows as the run's `summary.json`.
 
     Args:
@@ -20,11 +27,14 @@ def print_summary(title: str, rows: Sequence[Mapping[str, Any]], run: Run, next_
             `_ci_high`, or any other key, whose value is printed as it is. None and absent values become a dash.
         run: the workflow's run.
         next_command: what a user would type next, or None.
+        lead: lines above the table: what it comes to.
     """
     from edgequant import tracking
 
     tracking.log_summary(rows)
     console = summary_console()
+    for line in ("", *lead) if lead else ():
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
     print_table(title, rows, console)
     console.print(f"run   {run.url}", soft_wrap=True, markup=False, highlight=False)
     for label, command in (("show", tracking.ui_command()), ("next", next_command)):

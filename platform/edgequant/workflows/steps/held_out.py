@@ -1,0 +1,120 @@
+"""Text that no variant of a comparison is trained on: a validation part of the training text, and a general guard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgequant.corpora.packing import pack
+from edgequant.errors import UserError
+from edgequant.training.settings import TrainingSettings
+from edgequant.training.watch import Losses, Watch, rows_to_watch
+from edgequant.workflows.steps.data import SELF_GENERATED, training_texts
+from edgequant.workflows.steps.generated_text import generated_sequences
+
+VALIDATION, GUARD = "validation", "guard"
+VALIDATION_SHARE = 0.1  # of the training text, up to:
+MOST_ROWS = {"cpu": 16, "cuda": 64}  # of each held-out text
+GUARD_SEED = 1_000_003  # added to the run's: no row of the guard is one that is trained on
+SLACK = 2e-3  # nats: what integers may cost beside their simulation, before a limit is exceeded
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """Held-out text of a comparison.
+
+    Attributes:
+        texts: `validation`, where the training text is long enough to spare some, and `guard`: token rows [n, length]
+            int64, on which states and variants are chosen.
+        reported: a second part of the guard as texts, on which every variant is measured.
+        name: of the guard text.
+    """
+
+    texts: Mapping[str, Tensor]
+    reported: list[str]
+    name: str
+
+    def losses(self, model: Any) -> Losses:
+        """Mean next-token loss of each text on a model as it is deployed, nats per token."""
+        return Watch(texts=self.texts).losses(model)
+
+    def watch(
+        self,
+        settings: TrainingSettings,
+        *,
+        taught: bool,
+        limits: Mapping[str, float] | None = None,
+        as_deployed: Callable[[nn.Module], None] | None = None,
+    ) -> Watch:
+        """What a training looks at: as many rows as its length allows.
+
+        Args:
+            taught: whether a teacher runs at every step.
+            limits: losses on these rows that the best state should keep to.
+            as_deployed: as `Watch`.
+        """
+        return Watch(
+            texts={
+                name: rows[: rows_to_watch(settings, len(rows), len(self.texts), taught=taught)]
+                for name, rows in self.texts.items()
+            },
+            limits={name: limit + SLACK for name, limit in (limits or {}).items()},
+            as_deployed=as_deployed,
+            batch_size=settings.batch_size,
+        )
+
+
+def set_apart(rows: Tensor, device: str) -> tuple[Tensor, Tensor]:
+    """Rows of a text to train on and to validate on, the latter spread evenly over it; none of a text of one row.
+
+    Args:
+        rows: [n, length] int64 in the order of the text.
+    """
+    count = min(_most(device), round(VALIDATION_SHARE * len(rows)) or min(1, len(rows) - 1))
+    chosen = torch.linspace(0, len(rows) - 1, count + 2)[1:-1].round().long().unique()
+    held = torch.zeros(len(rows), dtype=torch.bool)
+    held[chosen] = True
+    return rows[~held], rows[held]
+
+
+def held_out(
+    guard: str, validation: Tensor, model: Any, tokenizer: Any, length: int, data_dir: str | None, *, seed: int
+) -> HeldOut:
+    """The held-out text of a comparison.
+
+    Args:
+        guard: self-generated, or a text's name or path.
+        validation: rows set apart from the training text [n, length], n may be 0.
+        model: floating-point; writes the guard text where that is asked for.
+        length: tokens per row.
+
+    Raises:
+        UserError: the guard text does not fill two rows.
+    """
+    device = str(next(model.parameters()).device)
+    rows = _guard_rows(guard, model, tokenizer, length, data_dir, 2 * _most(device), seed=seed)
+    chosen, reported = rows[: len(rows) // 2], rows[len(rows) // 2 :]
+    texts = {VALIDATION: validation, GUARD: chosen} if len(validation) else {GUARD: chosen}
+    return HeldOut(texts=texts, reported=tokenizer.batch_decode(reported, skip_special_tokens=True), name=guard)
+
+
+def _guard_rows(
+    guard: str, model: Any, tokenizer: Any, length: int, data_dir: str | None, count: int, *, seed: int
+) -> Tensor:
+    if guard == SELF_GENERATED:
+        return generated_sequences(model, tokenizer, count, length, seed=seed + GUARD_SEED)
+    rows = pack(training_texts(guard, data_dir), tokenizer, length)
+    if len(rows) < 2:
+        raise UserError(
+            f"guard {guard!r} has {rows.numel()} tokens, fewer than two rows of training.sequence_length {length}; use "
+            "a longer text or self-generated"
+        )
+    return rows[torch.linspace(0, len(rows) - 1, min(count, len(rows))).round().long()]
+
+
+def _most(device: str) -> int:
+    return MOST_ROWS[device.partition(":")[0]]

@@ -1,0 +1,133 @@
+"""Training text as packed rows of tokens: checked against what is evaluated on, mixed, a part set apart, shuffled."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from edgequant.workflows.steps.data import SELF_GENERATED, is_official, training_texts
+from edgequant.workflows.steps.text_mix import Part, parse_mix, rows_of_each
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from edgequant.evaluation.tasks.task import EvaluationData
+
+DEFAULT_GENERATED = 512  # rows that the model writes where nothing says how many are needed
+
+
+def training_sequences(
+    dataset: str,
+    tokenizer: Any,
+    length: int,
+    data: EvaluationData,
+    data_dir: str | None,
+    *,
+    seed: int = 0,
+    model: Any = None,
+    needed: int = 0,
+) -> Tensor:
+    """The first of `split_sequences`, with nothing set apart."""
+    return split_sequences(dataset, tokenizer, length, data, data_dir, seed=seed, model=model, needed=needed)[0]
+
+
+def split_sequences(
+    dataset: str,
+    tokenizer: Any,
+    length: int,
+    data: EvaluationData,
+    data_dir: str | None,
+    *,
+    seed: int = 0,
+    model: Any = None,
+    needed: int = 0,
+    set_apart: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Training text as shuffled packed rows [sequences, length], refused if it repeats evaluation text.
+
+    Args:
+        dataset: as `training_texts`, or `self-generated`: as many rows as are `needed` (0: as the other parts of the
+            mix have), written by `model`; or a mix of these with shares of the tokens, which takes of each what the
+            scarcest allows.
+        set_apart: splits a text's rows into those to train on and those to validate on; None keeps all to train on.
+            Of a mix, what the model wrote itself is not validated on.
+
+    Returns:
+        Rows to train on, and rows to validate on: [sequences, length] int64, of the latter there may be none.
+
+    Raises:
+        UserError: no text, too little of it, or overlap with what is evaluated on.
+    """
+    import torch
+
+    def shuffled(rows: Tensor) -> Tensor:
+        return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))]
+
+    parts = parse_mix(dataset)
+    rows: dict[str, Tensor] = {}
+    held = []
+    for part in sorted(
+        parts, key=lambda part: part.name == SELF_GENERATED
+    ):  # when it is known how many the others have
+        wanted = math.ceil(part.share * (needed or _whole(parts, rows)))
+        found = _rows(part.name, tokenizer, length, data, data_dir, seed, model, wanted)
+        rows[part.name] = found
+        if set_apart is not None and (len(parts) == 1 or part.name != SELF_GENERATED):
+            rows[part.name], validation = set_apart(found)
+            held.append(validation)
+    kept = torch.cat(held) if held else next(iter(rows.values()))[:0]
+    if len(parts) == 1:
+        return shuffled(rows[dataset]), shuffled(kept)
+    counts = rows_of_each(parts, [len(rows[part.name]) for part in parts])
+    mixed = [shuffled(rows[part.name])[:count] for part, count in zip(parts, counts, strict=True)]
+    return shuffled(torch.cat(mixed)), shuffled(kept)
+
+
+def _whole(parts: Sequence[Part], rows: Mapping[str, Tensor]) -> int:
+    """Rows of a mix when the scarcest of the parts that are there is used up."""
+    there = [len(rows[part.name]) / part.share for part in parts if part.name in rows]
+    return math.ceil(min(there)) if there else DEFAULT_GENERATED
+
+
+def _rows(
+    dataset: str,
+    tokenizer: Any,
+    length: int,
+    data: EvaluationData,
+    data_dir: str | None,
+    seed: int,
+    model: Any,
+    needed: int,
+) -> Tensor:
+    """One text as packed rows in its own order, checked and logged."""
+    from edgequant.corpora.contamination import refuse_overlap
+    from edgequant.corpora.packing import pack
+    from edgequant.files import sha256_of_bytes
+    from edgequant.tracking.logging import log_dataset
+
+    if dataset == SELF_GENERATED:
+        from edgequant.workflows.steps.generated_text import generated_sequences
+
+        rows = generated_sequences(model, tokenizer, needed, length, seed=seed)
+        texts = tokenizer.batch_decode(rows, skip_special_tokens=True)
+    else:
+        texts = training_texts(dataset, data_dir)
+        rows = pack(texts, tokenizer, length)
+    refuse_overlap(texts, _evaluated_texts(data))
+    log_dataset(dataset, sha256_of_bytes("\n".join(texts)), dataset, rows=len(texts), context="training")
+    return rows
+
+
+def _evaluated_texts(data: EvaluationData) -> dict[str, list[str]]:
+    """The running text in what is evaluated on, by data set and split."""
+    from edgequant.corpora.benchmarks import BENCHMARKS
+    from edgequant.evaluation.tasks.registry import find_data_set
+
+    found = {}
+    for name, rows in data.items():
+        data_set = find_data_set(name)
+        if data_set.texts is not None and rows:
+            title = BENCHMARKS[name].name if is_official(data_set) else name
+            found[f"{title}/{data_set.report}"] = data_set.texts(rows)
+    return found
