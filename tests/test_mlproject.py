@@ -70,14 +70,14 @@ def the_run(project: Path, workflow: str = "qat"):
 def test_parameters_pass_through_plain_and_nested(project):
     done = mlflow_run(
         project, "-e", "qat", "-P", "model=tiny", "-P", "training.steps=3", "-P", "training.batch_size=2",
-        "-P", "control=false", "-P", "evaluation.limit=20", "-P", "evaluation.tasks=[domain_perplexity]",
+        "-P", "adapt=true", "-P", "evaluation.limit=20", "-P", "evaluation.tasks=[domain_perplexity]",
         "--env-manager", "local", **clean_environment(),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     client, run = the_run(project)
     assert run.info.status == "FINISHED"
     config = yaml.safe_load(Path(client.download_artifacts(run.info.run_id, "config.yaml")).read_text())
-    assert (config["model"], config["control"]) == ("tiny", False)
+    assert (config["model"], config["adapt"]) == ("tiny", True)
     assert (config["training"]["steps"], config["training"]["batch_size"]) == (3, 2)
     assert config["evaluation"]["limit"] == 20
     recipe = yaml.safe_load((project / "experiments" / "qat.yaml").read_text())
@@ -126,6 +126,6 @@ def test_the_verbatim_command_runs_in_the_environment_that_conda_makes(project, 
         child.data.tags["edgequant.variant"]
         for child in client.search_runs([run.info.experiment_id], f"tags.mlflow.parentRunId = '{run.info.run_id}'")
     ]
-    assert set(variants) == {"baseline", "ptq", "control", "control-ptq", "qat"}
+    assert set(variants) == {"baseline", "ptq", "qat"}
     assert {"domain/perplexity", "size/reduction_vs_fp16", "latency/decode_ms_per_token"} <= set(run.data.metrics)
     assert run.data.metrics["size/reduction_vs_fp16"] > 70

@@ -19,7 +19,7 @@ from edgequant.workflows.steps.register import BASELINE_TAG, promote_command, re
 from edgequant_registry.workflow import PromotionRefusedError, promote
 
 QUICK = EvaluationSettings(tasks=("domain_perplexity",), limit=20, window=256, bootstrap_resamples=20)
-FEW_STEPS = TrainingSettings(steps=3, batch_size=2, sequence_length=64, precision="float32")
+FEW_STEPS = TrainingSettings(steps=3, batch_size=2, sequence_length=64, learning_rate=5e-4, precision="float32")
 NAME = "edgequant-tiny"
 SIZE_ALONE = (
     "gates: [{metric: size/checkpoint_gb, max: 1}, {metric: domain/perplexity, against: baseline, max_loss: 50}]"

@@ -27,7 +27,15 @@ def variants_of(experiment: str = "edgequant") -> dict[str, tracking.FinishedRun
 def test_pruning_is_part_of_the_compressed_variants_and_adapters_of_qat(store, quick, short):
     settings = QatSettings(lora_rank=4, sparsity=0.5, sparsity_pattern="2:4")
     quality = replace(quick, tasks=("domain_perplexity",))
-    qat(model="tiny", training=short, qat=settings, evaluation=quality, run=RunSettings(device="cpu"), register=False)
+    qat(
+        model="tiny",
+        adapt=True,
+        training=short,
+        qat=settings,
+        evaluation=quality,
+        run=RunSettings(device="cpu"),
+        register=False,
+    )
     runs = variants_of()
     sparsity = {name: run.metrics.get("size/sparsity") for name, run in runs.items()}
     assert sparsity["baseline"] is None and sparsity["control"] is None
@@ -54,9 +62,9 @@ def test_what_does_not_fit_the_scheme_is_refused_before_a_run_starts(store, quic
 
 
 def test_training_starts_from_a_ptq_methods_result_with_adapters_on_top(store, quick, short):
-    settings = QatSettings(init_from="gptq", learnable_scales=True, lora_rank=4)
+    settings = QatSettings(init_from="gptq", lora_rank=4)
     quality = replace(quick, tasks=("domain_perplexity",))
-    qat(model="tiny", control=False, training=short, qat=settings, evaluation=quality, register=False)
+    qat(model="tiny", training=short, qat=settings, evaluation=quality, register=False)
     runs = variants_of()
     assert runs["qat"].metrics["parity/max_logit_error"] < 0.05
     assert runs["qat"].metrics["domain/perplexity"] < runs["baseline"].metrics["domain/perplexity"] * 1.02

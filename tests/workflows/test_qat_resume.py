@@ -15,7 +15,6 @@ import pytest
 ARGUMENTS = {
     "model": "tiny",
     "scheme": "w8a8-static",
-    "control": "false",
     "device": "cpu",
     "dtype": "float32",
     "seed": "3",

@@ -76,7 +76,7 @@ def test_a_mixed_checkpoint_is_registered_with_its_scheme(rounded):
 
 def test_training_under_a_budget_deploys_the_bits_that_it_trained(store, tmp_path, perplexity_only, short, capsys):
     qat(
-        **COMMON, scheme="w4-g32+emb4", control=False, training=short, evaluation=perplexity_only,
+        **COMMON, scheme="w4-g32+emb4", training=short, evaluation=perplexity_only,
         output=str(tmp_path / "made"), register=False,
     )  # fmt: skip
     (parent,) = [run for run in tracking.find_runs() if run.workflow == "qat"]

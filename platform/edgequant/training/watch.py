@@ -23,8 +23,7 @@ from edgequant.training.settings import TrainingSettings
 
 SHARE = 0.05  # of a training's time that looking may take
 BACKWARD, TEACHER = 2.0, 1.0  # in forward passes
-LOOKS = 20  # at most, beside the one before the first step
-FEWEST_LOOKS = 4
+FEWEST_LOOKS, USUAL_LOOKS, MOST_LOOKS = 4, 10, 20  # beside the one before the first step
 FEWEST_TOKENS = 256  # of each text: fewer say nothing
 STATE, CURVE = "best.safetensors", "watch.json"
 
@@ -88,8 +87,8 @@ class Watch:
         """
         if settings.eval_steps is not None:
             return settings.eval_steps
-        looks = _affordable(settings, taught=taught) / max(1, self.rows)
-        return max(1, math.ceil(settings.known_steps / min(LOOKS, max(FEWEST_LOOKS, int(looks)))))
+        looks = int(_affordable(settings, taught=taught) / max(1, self.rows)) - 1  # one before the first step
+        return max(1, math.ceil(settings.known_steps / min(MOST_LOOKS, max(FEWEST_LOOKS, looks))))
 
 
 def _affordable(settings: TrainingSettings, *, taught: bool) -> float:
@@ -105,7 +104,7 @@ def rows_to_watch(settings: TrainingSettings, available: int, texts: int, *, tau
         texts: that are watched.
         taught: as `Watch.interval`.
     """
-    affordable = int(_affordable(settings, taught=taught) / ((FEWEST_LOOKS + 1) * texts))
+    affordable = int(_affordable(settings, taught=taught) / ((USUAL_LOOKS + 1) * texts))
     least = math.ceil(FEWEST_TOKENS / settings.sequence_length)
     return min(available, max(least, affordable))
 

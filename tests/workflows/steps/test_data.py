@@ -16,9 +16,9 @@ from edgequant.workflows.steps.data import (
     check_dataset,
     evaluation_data,
     selection_rows,
-    training_sequences,
     training_texts,
 )
+from edgequant.workflows.steps.sequences import training_sequences
 
 NOTHING: dict = {}
 LONG = "The gauge at the bridge shows the level of the river every ten minutes, day and night. "

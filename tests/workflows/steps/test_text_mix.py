@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from edgequant import tracking
 from edgequant.errors import UserError
-from edgequant.workflows.steps.data import check_dataset, training_sequences
+from edgequant.workflows.steps.data import check_dataset
+from edgequant.workflows.steps.sequences import training_sequences
 from edgequant.workflows.steps.text_mix import Part, parse_mix, rows_of_each, with_parts
 
 NOTHING: dict = {}

@@ -15,9 +15,9 @@ from edgequant.training.settings import TrainingSettings
 from edgequant.training.watch import Losses, Watch, rows_to_watch
 from edgequant.workflows.steps.data import SELF_GENERATED, training_texts
 from edgequant.workflows.steps.generated_text import generated_sequences
+from edgequant.workflows.steps.sequences import VALIDATION_SHARE
 
 VALIDATION, GUARD = "validation", "guard"
-VALIDATION_SHARE = 0.1  # of the training text, up to:
 MOST_ROWS = {"cpu": 16, "cuda": 64}  # of each held-out text
 GUARD_SEED = 1_000_003  # added to the run's: no row of the guard is one that is trained on
 SLACK = 2e-3  # nats: what integers may cost beside their simulation, before a limit is exceeded

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from edgequant.evaluation.tasks.task import EvaluationData
 
+VALIDATION_SHARE = 0.1  # of the training text, at most
 DEFAULT_GENERATED = 512  # rows that the model writes where nothing says how many are needed
 
 
@@ -71,6 +72,8 @@ def split_sequences(
         parts, key=lambda part: part.name == SELF_GENERATED
     ):  # when it is known how many the others have
         wanted = math.ceil(part.share * (needed or _whole(parts, rows)))
+        if set_apart is not None and len(parts) == 1:
+            wanted += len(set_apart(torch.empty(math.ceil(wanted / (1 - VALIDATION_SHARE)), 1))[1])
         found = _rows(part.name, tokenizer, length, data, data_dir, seed, model, wanted)
         rows[part.name] = found
         if set_apart is not None and (len(parts) == 1 or part.name != SELF_GENERATED):
