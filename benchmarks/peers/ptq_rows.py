@@ -7,7 +7,7 @@ import copy
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,17 +27,22 @@ class Row:
     seconds: float = math.nan
     peak_gb: float = math.nan
     note: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
 class Setting:
-    """What every system gets: the floating-point model, its tokenizer, calibration ids [n, length], test windows."""
+    """What every system gets: the floating-point model, its tokenizer, calibration ids [n, length], test windows.
+
+    With `scores`, a model is measured by that, WikiText-2 perplexity among it, instead of on the windows.
+    """
 
     options: argparse.Namespace
     model: Any
     tokenizer: Any
     calibration: Tensor
-    windows: Tensor
+    windows: Tensor | None
+    scores: Callable[[Any], dict[str, float]] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -67,7 +72,11 @@ def measured(row: Row, setting: Setting, make: Callable[[], Any]) -> Row:
         row.seconds = time.perf_counter() - start
         if setting.device.type == "cuda":
             row.peak_gb = torch.cuda.max_memory_allocated() / 1e9
-        row.perplexity = perplexity(model, setting.windows)
+        if setting.scores is not None:
+            row.metrics = setting.scores(model)
+            row.perplexity = row.metrics.get("wikitext2/perplexity", math.nan)
+        elif setting.windows is not None:
+            row.perplexity = perplexity(model, setting.windows)
     except Exception as error:
         if row.system.startswith("edgequant"):
             raise
