@@ -74,10 +74,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=1, help="cells at a time, on the visible GPUs in turn")
     parser.add_argument("--stop_after", type=float, metavar="SECONDS", help="stop and print what there is")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.quick:
-        vars(options).update(QUICK)
-    return options
+    if "--quick" in sys.argv:
+        parser.set_defaults(**QUICK)
+    return parser.parse_args()
 
 
 def main() -> None:

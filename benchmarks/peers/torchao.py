@@ -10,10 +10,8 @@ from torch import nn
 from edgequant.quantization.scheme import Scheme, parse_scheme
 from peers.ptq_rows import Row, Setting, linears, measured
 
-Mapping = Literal["symmetric", "affine"]
 
-
-def weight_config(scheme: Scheme, mapping: Mapping = "symmetric") -> Any:
+def weight_config(scheme: Scheme, mapping: Literal["symmetric", "affine"] = "symmetric") -> Any:
     """torchao's configuration for the linears of a scheme; None where it has none, as for weights without groups.
 
     Raises:
@@ -43,7 +41,7 @@ def torchao_rows(scheme: str, setting: Setting) -> list[Row]:
     if weight is None or weight.group_size is None:
         return []
 
-    def make(mapping: Mapping) -> Any:
+    def make(mapping: Literal["symmetric", "affine"]) -> Any:
         model = setting.copy()
         config = weight_config(parse_scheme(scheme), mapping)
         quantize_(model, config, filter_fn=lambda module, name: name in linears(setting.model))
@@ -56,9 +54,7 @@ def torchao_rows(scheme: str, setting: Setting) -> list[Row]:
     ]
 
 
-def qat_step(
-    model: nn.Module, scheme: Scheme, step: Literal["prepare", "convert"], mapping: Mapping = "symmetric"
-) -> None:
+def qat_step(model: nn.Module, scheme: Scheme, step: Literal["prepare", "convert"]) -> None:
     """torchao's QAT of every linear but the head, in place: `prepare` before the training, `convert` after."""
     from torchao.quantization import quantize_
     from torchao.quantization.qat import QATConfig
@@ -66,4 +62,4 @@ def qat_step(
     def inner_linear(module: nn.Module, name: str) -> bool:
         return isinstance(module, nn.Linear) and not name.endswith("lm_head")
 
-    quantize_(model, QATConfig(weight_config(scheme, mapping), step=step), inner_linear)
+    quantize_(model, QATConfig(weight_config(scheme), step=step), inner_linear)

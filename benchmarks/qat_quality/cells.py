@@ -19,6 +19,7 @@ LIKE_WITH_LIKE = ("torchao-qat", "qat-as-torchao")
 PEERS = ("bitsandbytes", "hqq", "torchao", "auto_round", "llmcompressor")
 VARIANTS = ("baseline", *OURS, *LIKE_WITH_LIKE, "peers")
 AUTO = "rate x 1"
+SYMMETRIC = "-sym"  # behind a scheme's name; torchao's QAT has no zero points
 MULTIPLES = (1.0, 0.1, 0.32, 3.2, 10.0)  # of the rate that `auto` finds; itself first
 # What decides over a cell's numbers beside scheme, variant and seed.
 DECISIVE = (
@@ -98,18 +99,16 @@ def _grid(options: argparse.Namespace, run: str) -> Iterator[Cell]:
 
 
 def schemes_of_both(scheme: str) -> Iterator[str]:
-    """What torchao's QAT and ours both can do of a scheme: its grouped linears, affine and, where known, symmetric."""
+    """What torchao's QAT can do of a scheme, and ours beside it: its grouped linears, symmetric where we know that."""
     parsed = parse_scheme(scheme)
     static = parsed.activation is not None and parsed.activation.mode == "static"
     if parsed.weight is None or parsed.weight.group_size is None or static:
         return
-    linears = scheme.partition("+")[0]
-    yield linears
+    linears = scheme.partition("+")[0].removesuffix(SYMMETRIC)
     try:
-        parse_scheme(f"{linears}-sym")
+        yield parse_scheme(linears + SYMMETRIC).name
     except UserError:
-        return
-    yield f"{linears}-sym"
+        yield linears
 
 
 def run_digest(options: argparse.Namespace) -> str:

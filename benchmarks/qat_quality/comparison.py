@@ -128,15 +128,13 @@ class Comparison:
     def _torchao_qat(self, cell: Cell) -> Row:
         """torchao's QAT in our loop: same text, tokens, teacher, rate test and choice of the best state."""
         experiment = self._of(cell, "torchao")
-        symmetric = experiment.scheme.weight is not None and experiment.scheme.weight.zero_point == "none"
-        mapping: Any = "symmetric" if symmetric else "affine"
 
         def make(experiment: QatExperiment) -> Variant:
             model = copy.deepcopy(experiment.floating)
-            qat_step(model, experiment.scheme, "prepare", mapping)
+            qat_step(model, experiment.scheme, "prepare")
             model.requires_grad_(True)
             result = experiment.train(model, "qat-peer", experiment.training, experiment.teacher)
-            qat_step(model, experiment.scheme, "convert", mapping)
+            qat_step(model, experiment.scheme, "convert")
             losses = {f"held_out/{name}_loss": loss for name, loss in experiment.held_out.losses(model).items()}
             metrics = qat_experiment.training_metrics(result) | losses
             deployed = cast(model, getattr(torch, experiment.dtype))
@@ -147,7 +145,9 @@ class Comparison:
             )  # fmt: skip
 
         measured = measure_variant("torchao", timed(make), experiment)
-        return self._row(measured, experiment, "qat-peer")
+        affine = experiment.scheme.weight is not None and experiment.scheme.weight.zero_point != "none"
+        note = {"note": "symmetric, as it can be no other; ours has zero points here"} if affine else {}
+        return self._row(measured, experiment, "qat-peer") | note
 
     def _trained(self, experiment: QatExperiment) -> Measured:
         return measure_variant("qat", timed(qat_variants.quantized), experiment)

@@ -56,6 +56,11 @@ def _as_row(row: Row) -> dict[str, Any]:
     """The scheme is the row's own where the peer has another (bitsandbytes int8)."""
     cost = {"cost/seconds": row.seconds, "cost/peak_gb": row.peak_gb}
     shown = {name: value for name, value in cost.items() if value == value}
-    reduction = {"size/linear_bits": row.bits}
-    found = {"variant": row.system, "metrics": row.metrics | shown | reduction, "note": row.note}
+    # Weights lie in memory in all sorts of ways: what a checkpoint would take is said by the bits alone.
+    quality = {name: value for name, value in row.metrics.items() if not name.startswith("size/")}
+    found = {
+        "variant": row.system,
+        "metrics": quality | shown | {"size/linear_bits": row.bits},
+        "note": row.note,
+    }
     return found if row.scheme != "w8a8" else found | {"scheme": "w8a8"}

@@ -14,16 +14,17 @@ from qat_quality.cells import AUTO, Cell, Store
 
 Row = dict[str, Any]
 PERPLEXITY = "wikitext2/perplexity"
-COLUMNS = {  # heading: metric, digits, factor
-    "WikiText-2": (PERPLEXITY, 2, 1.0),
-    "domain": ("domain/perplexity", 2, 1.0),
-    "guard": ("guard/perplexity", 2, 1.0),
-    "BoolQ %": ("boolq/accuracy", 1, 100.0),
-    "SQuAD EM %": ("squad/exact_match", 1, 100.0),
-    "SQuAD F1 %": ("squad/f1", 1, 100.0),
-    "smaller %": ("size/reduction_vs_fp16", 1, 1.0),
-    "seconds": ("cost/seconds", 0, 1.0),
-    "peak GB": ("cost/peak_gb", 1, 1.0),
+COLUMNS = {  # heading: metric, digits
+    "WikiText-2": (PERPLEXITY, 2),
+    "domain": ("domain/perplexity", 2),
+    "guard": ("guard/perplexity", 2),
+    "BoolQ %": ("boolq/accuracy", 1),
+    "SQuAD EM %": ("squad/exact_match", 1),
+    "SQuAD F1 %": ("squad/f1", 1),
+    "smaller %": ("size/reduction_vs_fp16", 1),
+    "linears' bits": ("size/linear_bits", 2),
+    "seconds": ("cost/seconds", 0),
+    "peak GB": ("cost/peak_gb", 1),
 }
 LOST = {  # heading: metric; per cent of a perplexity, points of a task
     "ppl lost %": PERPLEXITY,
@@ -60,7 +61,7 @@ def quality_table(rows: Sequence[Row]) -> str:
     lines = [
         [
             scheme, variant, str(len({row["seed"] for row in group})),
-            *(_spread(_values(group, metric, factor), digits) for metric, digits, factor in shown.values()),
+            *(_spread(_values(group, metric), digits) for metric, digits in shown.values()),
             *(_spread(_losses(group, baselines, metric), 2) for metric in lost.values()),
             _remark(group),
         ]
@@ -69,8 +70,8 @@ def quality_table(rows: Sequence[Row]) -> str:
     return markdown_table(["scheme", "variant", "seeds", *shown, *lost, ""], lines)
 
 
-def _values(rows: Sequence[Row], metric: str, factor: float) -> list[float]:
-    return [factor * row["metrics"][metric] for row in rows if metric in row.get("metrics", {})]
+def _values(rows: Sequence[Row], metric: str) -> list[float]:
+    return [row["metrics"][metric] for row in rows if metric in row.get("metrics", {})]
 
 
 def _losses(rows: Sequence[Row], baselines: dict[int, dict[str, float]], metric: str) -> list[float]:
@@ -80,7 +81,7 @@ def _losses(rows: Sequence[Row], baselines: dict[int, dict[str, float]], metric:
         base = baselines.get(row["seed"]) or next(iter(baselines.values()), {})
         if metric in base and metric in row.get("metrics", {}):
             before, after = base[metric], row["metrics"][metric]
-            found.append(100 * (after / before - 1) if metric == PERPLEXITY else 100 * (before - after))
+            found.append(100 * (after / before - 1) if metric == PERPLEXITY else before - after)
     return found
 
 
