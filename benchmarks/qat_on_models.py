@@ -16,6 +16,7 @@ peers        their PTQ: bitsandbytes, hqq, torchao, auto_round, llmcompressor, e
 torchao-qat  torchao's QAT of the linears, in our loop: same text, tokens, teacher, search for the rate, best state
 qat-as-torchao   ours beside it: same linears, from the same start, the weights as they came
 
+Seconds of QAT are without those of PTQ, whose finished blocks it starts from, and with the search for the rate.
 Needs torch, transformers and accelerate alone; no MLflow, Ray or datasets.
 """
 
@@ -54,7 +55,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--peer_seeds", nargs="+", type=int, help="of the peers' PTQ (default: the first seed)")
     parser.add_argument("--rate_grid", metavar="SCHEME", help="QAT at multiples of auto's rate instead of the table")
     # What follows is the same for every model.
-    parser.add_argument("--dataset", default="wikitext-2:0.4,disaster:0.2,self-generated:0.4")
+    parser.add_argument("--dataset", default="wikitext-2:0.4,disaster:0.1,self-generated:0.5")
     parser.add_argument("--guard", default="self-generated")
     parser.add_argument("--epochs", type=float, default=2.0)
     parser.add_argument("--steps", type=int, help="instead of --epochs")

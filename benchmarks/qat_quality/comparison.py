@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import fcntl
+import gc
 import json
 import shutil
 import time
@@ -43,23 +44,35 @@ class Comparison:
 
     def __init__(self, options: argparse.Namespace, store: Store, work: Path) -> None:
         self.options, self.store, self.work = options, store, work
-        self.loaded = lru_cache(maxsize=1)(self._load)
+        self.loaded = lru_cache(maxsize=len(options.seeds))(self._load)
+        self.floating: Any = None  # one for all seeds
 
     def make(self, cell: Cell) -> list[Row]:
         """The rows of a cell; goes on with what an interrupted try has left in the work folder."""
+        try:
+            return self._make(cell)
+        finally:
+            gc.collect()
+            torch.cuda.empty_cache()  # for the other processes on the GPU
+
+    def _make(self, cell: Cell) -> list[Row]:
         if cell.variant in PEERS:
             return peer_rows(cell.variant, cell.scheme, self.loaded(cell.seed), self.options)
         if cell.variant == "baseline":
             return [row_of(self._baseline(cell.seed))]
         if cell.variant.startswith("rate x "):
             return [self._at_rate(cell)]
-        return [getattr(self, f"_{cell.variant.replace('-', '_')}")(cell)]
+        makers = {
+            "ptq": self._ptq, "qat": self._qat, "qat-plain": self._qat_plain, "torchao-qat": self._torchao_qat,
+            "qat-as-torchao": self._qat_as_torchao,
+        }  # fmt: skip
+        return [makers[cell.variant](cell)]
 
     def _load(self, seed: int) -> QatExperiment:
         options, folder = self.options, self.work / f"seed-{seed}"
         folder.mkdir(parents=True, exist_ok=True)
         with _alone(folder / "loading.lock"):  # one process writes the generated text, the others read it
-            return qat_experiment.load(
+            loaded = qat_experiment.load(
                 options.model, parse_scheme(options.rate_grid or options.schemes[0]), options.dataset,
                 training=training_settings(options), qat=QatSettings(init_from=options.ptq_method),
                 calibration=CalibrationSettings(num_calibration_samples=options.calibration),
@@ -67,6 +80,8 @@ class Comparison:
                 run=RunSettings(data_dir=options.data_dir, device=options.device, dtype=options.dtype, seed=seed),
                 guard=options.guard, resume=True, on_step=lambda *_: None,
             )  # fmt: skip
+        self.floating = self.floating or loaded.floating
+        return replace(loaded, floating=self.floating)
 
     def _of(self, cell: Cell, name: str, **changes: Any) -> QatExperiment:
         """The seed's experiment with a cell's scheme, in a folder of its own."""
@@ -197,12 +212,14 @@ def timed(make: Callable[[QatExperiment], Variant]) -> Callable[[QatExperiment],
         if on_gpu:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
+        resumed = any(experiment.folder.glob("*-training/checkpoint-*"))
         started = time.perf_counter()
         found = make(experiment)
         cost = {"cost/seconds": time.perf_counter() - started}
         if on_gpu:
             cost["cost/peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
-        return found._replace(metrics=dict(found.metrics) | cost, layer_errors=())
+        notes = dict(found.notes) | ({"resumed": "seconds since it was resumed"} if resumed else {})
+        return found._replace(metrics=dict(found.metrics) | cost, notes=notes, layer_errors=())
 
     return made
 

@@ -99,7 +99,8 @@ def _remark(rows: Sequence[Row]) -> str:
     if all("delivered" in row for row in rows):
         said += [f"delivered: {name} x {count}" for name, count in Counter(row["delivered"] for row in rows).items()]
         said += [f"harmed: {harm}" for row in rows for harm in row["harm"] if row["variant"] == "delivered"]
-    said += [row["notes"]["best_step"] for row in rows if row.get("notes", {}).get("best_step")]
+    noted = [row.get("notes", {}).get(name) for row in rows for name in ("best_step", "resumed")]
+    said += [note for note in noted if note]
     return "; ".join(dict.fromkeys(said))
 
 
