@@ -34,7 +34,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from qat_quality.cells import PEERS, VARIANTS, Store, planned  # noqa: E402
 from qat_quality.stand_in import record_nothing  # noqa: E402
-from qat_quality.tables import grid_table, quality_table, rows_of  # noqa: E402
+from qat_quality.tables import grid_table, quality_table, reasons, rows_of  # noqa: E402
 from qat_quality.workers import Workers, serve  # noqa: E402
 
 SCHEMES = ["w8a8-static", "w4a8-g32+emb4", "w4-g64", "w3-g64"]
@@ -60,7 +60,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--epochs", type=float, default=2.0)
     parser.add_argument("--steps", type=int, help="instead of --epochs")
     parser.add_argument("--max_tokens", type=int, help="most tokens that --epochs may draw")
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=8, help="sequences in a forward pass")
+    parser.add_argument("--accumulate", type=int, default=2, help="forward passes per optimiser step")
     parser.add_argument("--sequence", type=int, default=512)
     parser.add_argument("--calibration", type=int, default=128, help="sequences; peers are calibrated on the same")
     parser.add_argument("--ptq_method", default="auto", help="of our PTQ and QAT's start")
@@ -94,7 +95,7 @@ def main() -> None:
     finally:
         rows = rows_of(cells, store)
         print(f"\n{options.model}, {options.dataset}\n")
-        print(grid_table(rows) if options.rate_grid else quality_table(rows), flush=True)
+        print(grid_table(rows) if options.rate_grid else f"{quality_table(rows)}\n\n{reasons(rows)}", flush=True)
 
 
 def work_for(options: argparse.Namespace, store: Store) -> None:

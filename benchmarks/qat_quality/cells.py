@@ -23,7 +23,18 @@ SYMMETRIC = "-sym"  # behind a scheme's name; torchao's QAT has no zero points
 MULTIPLES = (1.0, 0.1, 0.32, 3.2, 10.0)  # of the rate that `auto` finds; itself first
 # What decides over a cell's numbers beside scheme, variant and seed.
 DECISIVE = (
-    *("dataset", "guard", "epochs", "steps", "max_tokens", "batch", "sequence", "calibration", "ptq_method"),
+    *(
+        "dataset",
+        "guard",
+        "epochs",
+        "steps",
+        "max_tokens",
+        "batch",
+        "accumulate",
+        "sequence",
+        "calibration",
+        "ptq_method",
+    ),
     *("peer_steps", "tasks", "limit", "windows", "dtype"),
 )
 

@@ -185,7 +185,7 @@ def training_settings(options: argparse.Namespace) -> TrainingSettings:
     """The same for every model: nothing in here is to be tuned to one."""
     return TrainingSettings(
         epochs=options.epochs, steps=options.steps, max_tokens=options.max_tokens, batch_size=options.batch,
-        sequence_length=options.sequence, distillation_weight=1.0,
+        gradient_accumulation=options.accumulate, sequence_length=options.sequence, distillation_weight=1.0,
     )  # fmt: skip
 
 

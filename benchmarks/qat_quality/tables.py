@@ -104,6 +104,14 @@ def _remark(rows: Sequence[Row]) -> str:
     return "; ".join(dict.fromkeys(said))
 
 
+def reasons(rows: Sequence[Row]) -> str:
+    """Which variant each QAT delivers, and why."""
+    trained = [row for row in rows if row["variant"] == "qat" and "delivered" in row]
+    return "\n".join(
+        f"{row['scheme']} seed {row['seed']}: delivered {row['delivered']}, because {row['because']}" for row in trained
+    )
+
+
 def grid_table(rows: Sequence[Row]) -> str:
     """Held-out loss and perplexity by rate, and how far `auto` is from the best of them, per seed."""
     rated = [row for row in rows if row["variant"].startswith("rate x ") and "metrics" in row]
