@@ -139,6 +139,7 @@ def train(
     title: str = "training",
     on_step: OnStep | None = None,
     on_log: OnLog | None = None,
+    on_look: OnLog | None = None,
 ) -> TrainingResult:
     """Train a causal language model in place on packed sequences.
 
@@ -156,7 +157,8 @@ def train(
         resume: continue from the newest checkpoint in `folder`; the end result is that of an uninterrupted run.
         title: of the progress bar.
         on_step: called with (steps done, steps in all) before each step.
-        on_log: called with (step, metrics) after each step, and with `held_out/<text>_loss` after each look.
+        on_log: called with (step, metrics) after each step.
+        on_look: called with (step, `held_out/<text>_loss` of each watched text) after each look.
 
     Raises:
         UserError: the loss is no longer finite, there is nothing to train, or `teacher_top_k` exceeds the vocabulary.
@@ -173,7 +175,7 @@ def train(
     if watch is not None:
         watching = Watching(watch, model, bfloat16=pick_dtype(settings.precision, str(device)) == "bfloat16")
         interval = watch.interval(settings, taught=isinstance(taught_by, nn.Module))
-        callbacks.append(Looking(watching, interval, progress, on_log))
+        callbacks.append(Looking(watching, interval, progress, on_look))
     trainer = _Trainer(
         model=model,
         args=_arguments(settings, folder, device, seed),

@@ -46,7 +46,7 @@ class TrainingSettings:
     """Peak of the cosine schedule; auto tries several on a few steps each, and takes the one after which held-out text
     is predicted best (`qat` and its trials in `tune` only)."""
 
-    rate_test_fraction: float = 0.1
+    rate_test_fraction: float = 0.05
     """Of `learning_rate: auto`: steps of each trial as a share of the training's."""
 
     patience: int = 5

@@ -63,6 +63,7 @@ class QatExperiment:
         folder: where training checkpoints and models go, and what has been measured, for a resumed run.
         dtype: compute type while measuring.
         on_step: called with variant, model, step and training's metrics after every optimiser step.
+        on_look: the same with held-out losses after every look.
     """
 
     scheme: Scheme
@@ -82,7 +83,8 @@ class QatExperiment:
     dtype: str
     seed: int
     resume: bool
-    on_step: OnStep
+    on_step: OnStep = log_step
+    on_look: OnStep = log_step
 
     @property
     def device(self) -> str:
@@ -181,7 +183,8 @@ class QatExperiment:
         with test.rates(model):
             result = train(
                 model, self.sequences, settings, self.folder / f"{variant}-training", resume=self.resume, title=title,
-                on_log=lambda step, metrics: self.on_step(variant, model, step, metrics), **shared,
+                on_log=lambda step, metrics: self.on_step(variant, model, step, metrics),
+                on_look=lambda step, losses: self.on_look(variant, model, step, losses), **shared,
             )  # fmt: skip
         model.requires_grad_(False)
         model.eval()
@@ -236,7 +239,6 @@ def load(
     guard: str = "self-generated",
     resume: bool = False,
     guarded: EvaluationData | None = None,
-    on_step: OnStep = log_step,
 ) -> QatExperiment:
     """Load the floating-point model and the text, and choose bits where the scheme has a size budget.
 
@@ -273,7 +275,7 @@ def load(
         training=training.for_text(len(sequences), device.partition(":")[0]), qat=qat, calibration=calibration,
         evaluation=evaluation, floating=loaded.model, tokenizer=loaded.tokenizer, name=loaded.source.name,
         sequences=sequences, held_out=held, data={**data, "guard": held.reported}, folder=folder, dtype=dtype,
-        seed=run.seed, resume=resume, on_step=on_step,
+        seed=run.seed, resume=resume,
     )  # fmt: skip
 
 
