@@ -44,6 +44,31 @@ def compiled_blocks(*models: nn.Module | None, tolerant: bool = False) -> Iterat
                 part._compiled_call_impl = None
 
 
+@contextlib.contextmanager
+def scoring(model: nn.Module, precision: str = "float32") -> Iterator[None]:
+    """Inside, a model in training is scored: evaluation mode, no gradients, nothing compiled; then it trains on.
+
+    A few batches now and then are done line by line before a compiler has translated what they need, and what is
+    compiled already stays: looking never costs a compilation.
+
+    Args:
+        model: also one whose blocks are compiled at present. What its quantisers do is the caller's to say, before and
+            after.
+        precision: `bfloat16` or `float32`, that of training's forward passes.
+    """
+    was_training, device = model.training, next(model.parameters()).device
+    model.eval()
+    try:
+        with (
+            torch.no_grad(),
+            torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"),
+            torch.compiler.set_stance("force_eager"),
+        ):
+            yield
+    finally:
+        model.train(was_training)
+
+
 def repeated_blocks(model: nn.Module) -> list[nn.Module]:
     """The blocks of the longest list of like modules: the decoder's layers. Empty where there is none."""
     lists = [
