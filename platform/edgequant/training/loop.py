@@ -18,6 +18,7 @@ from edgequant.errors import UserError
 from edgequant.models.devices import pick_dtype
 from edgequant.training.compilation import compiled_blocks, should_compile
 from edgequant.training.distillation import divergence, next_token_loss
+from edgequant.training.processes import launched_processes, on_its_devices, pass_of_each_process
 from edgequant.training.settings import TrainingSettings
 from edgequant.training.teacher_cache import CachedTeacher, cached_teacher
 
@@ -128,7 +129,12 @@ class _Progress(TrainerCallback):
 
         layout = "{desc} {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
         self.bar = tqdm(
-            total=state.max_steps, initial=state.global_step, desc=self.title, bar_format=layout, mininterval=1
+            total=state.max_steps,
+            initial=state.global_step,
+            desc=self.title,
+            bar_format=layout,
+            mininterval=1,
+            disable=not state.is_world_process_zero,
         )
         self.first, self.started = state.global_step, time.perf_counter()
 
@@ -151,7 +157,7 @@ class _Progress(TrainerCallback):
             )
         rate = self.tokens_per_second(state.global_step)
         self.bar.set_postfix_str(refresh=False, s=f"loss {self.losses[-1]:.3f}, {rate:,.0f} tokens/s")
-        if self.after_log is not None:
+        if self.after_log is not None and state.is_world_process_zero:
             learning_rate = float(logs.get("learning_rate", 0.0))
             values = {
                 "train/loss": self.losses[-1],
@@ -226,11 +232,12 @@ def train(
 
 
 def _arguments(settings: TrainingSettings, folder: Path, device: torch.device, seed: int) -> TrainingArguments:
-    return TrainingArguments(
+    batch_size, passes = pass_of_each_process(settings, launched_processes())
+    arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=settings.steps,
-        per_device_train_batch_size=settings.batch_size,
-        gradient_accumulation_steps=settings.gradient_accumulation,
+        per_device_train_batch_size=batch_size,
+        gradient_accumulation_steps=passes,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=round(settings.warmup_fraction * settings.steps),
@@ -250,6 +257,7 @@ def _arguments(settings: TrainingSettings, folder: Path, device: torch.device, s
         dataloader_pin_memory=device.type == "cuda",
         remove_unused_columns=False,
     )
+    return on_its_devices(arguments, device)
 
 
 def _newest_whole_checkpoint(folder: Path) -> str | None:
