@@ -34,7 +34,9 @@ def compiled_blocks(*models: nn.Module | None, tolerant: bool = False) -> Iterat
     """
     parts = [part for model in models if model is not None for part in (*repeated_blocks(model), *_busy_head(model))]
     dynamo = torch._dynamo.config
-    with dynamo.patch(suppress_errors=tolerant, recompile_limit=max(VARIANTS, dynamo.recompile_limit)):
+    limit = max(VARIANTS, dynamo.recompile_limit)
+    # optimize_ddp would cut each block's graph at the buckets of a training on several GPUs; blocks are small enough.
+    with dynamo.patch(suppress_errors=tolerant, recompile_limit=limit, optimize_ddp=False):
         for part in parts:
             part.compile(backend=BACKEND)
         try:
