@@ -16,6 +16,7 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
 from edgequant.errors import UserError
 from edgequant.models.devices import pick_dtype
+from edgequant.training.checkpointing import checkpointed_blocks
 from edgequant.training.compilation import compiled_blocks, should_compile
 from edgequant.training.distillation import divergence, next_token_loss
 from edgequant.training.processes import launched_processes, on_its_devices, pass_of_each_process
@@ -129,13 +130,9 @@ class _Progress(TrainerCallback):
 
         layout = "{desc} {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
         self.bar = tqdm(
-            total=state.max_steps,
-            initial=state.global_step,
-            desc=self.title,
-            bar_format=layout,
-            mininterval=1,
+            total=state.max_steps, initial=state.global_step, desc=self.title, bar_format=layout, mininterval=1,
             disable=not state.is_world_process_zero,
-        )
+        )  # fmt: skip
         self.first, self.started = state.global_step, time.perf_counter()
 
     def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -278,10 +275,13 @@ def _compiled_where_asked(
     model: nn.Module, teacher: Teacher | None, settings: TrainingSettings
 ) -> contextlib.AbstractContextManager[None]:
     device = next(model.parameters()).device
-    if not (should_compile(device, settings.passes) if settings.compile is None else settings.compile):
-        return contextlib.nullcontext()
-    run = teacher if isinstance(teacher, nn.Module) and settings.distillation_weight else None
-    return compiled_blocks(model, run, tolerant=settings.compile is None)
+    contexts = contextlib.ExitStack()
+    if should_compile(device, settings.passes) if settings.compile is None else settings.compile:
+        run = teacher if isinstance(teacher, nn.Module) and settings.distillation_weight else None
+        contexts.enter_context(compiled_blocks(model, run, tolerant=settings.compile is None))
+    if settings.gradient_checkpointing:
+        contexts.enter_context(checkpointed_blocks(model))
+    return contexts
 
 
 @contextlib.contextmanager
