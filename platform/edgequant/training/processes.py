@@ -1,7 +1,7 @@
 """Training on several GPUs: one process each, as torchrun or accelerate start them, or one GPU out of several.
 
-transformers.Trainer by itself spreads a lone process over all visible GPUs by nn.DataParallel and multiplies the batch by
-their number. Here an optimiser step sees what the settings say, however many GPUs share it.
+transformers.Trainer by itself spreads a lone process over all visible GPUs by nn.DataParallel and multiplies the batch
+by their number. Here an optimiser step sees what the settings say, however many GPUs share it.
 """
 
 from __future__ import annotations
