@@ -273,7 +273,7 @@ def _is_whole_json(file: Path) -> bool:
 
 def _compiled_where_asked(
     model: nn.Module, teacher: Teacher | None, settings: TrainingSettings
-) -> contextlib.AbstractContextManager[None]:
+) -> contextlib.AbstractContextManager[Any]:
     device = next(model.parameters()).device
     contexts = contextlib.ExitStack()
     if should_compile(device, settings.passes) if settings.compile is None else settings.compile:
