@@ -133,11 +133,20 @@ def test_weights_take_half_a_byte_and_no_gradient_at_4_bits(tiny):
 
 
 def frozen(scheme: str):
-    """A fresh tiny model, since a deep copy of a parameter forgets its learning rate's factor."""
     model = tiny_model().requires_grad_(True)
     prepare(model, parse_scheme(scheme))
     freeze_weights(model)
     return model
+
+
+@pytest.mark.parametrize("frozen_first", [False, True])
+def test_a_copy_trains_its_scales_at_the_rate_of_the_original(tiny, frozen_first):
+    prepare(tiny.model, parse_scheme("w4-g32"), learnable_scales=True)
+    if frozen_first:
+        freeze_weights(tiny.model)
+    for one, other in zip(tiny.model.parameters(), copy.deepcopy(tiny.model).parameters(), strict=True):
+        assert getattr(other, "learning_rate_factor", 1.0) == getattr(one, "learning_rate_factor", 1.0)
+    assert any(hasattr(parameter, "learning_rate_factor") for parameter in tiny.model.parameters())
 
 
 def test_an_interrupted_training_goes_on_to_the_same_numbers(sequences, tmp_path):
