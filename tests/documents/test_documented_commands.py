@@ -108,8 +108,8 @@ def test_every_setting_that_is_named_exists():
     assert sorted(wrong) == []
 
 
-# of mlflow, vLLM and llama.cpp; and what stands for any option
-FOREIGN = {"env", "backend", "no", "dtype", "key", "nested.key"}
+# of mlflow, vLLM, llama.cpp and torchrun; and what stands for any option
+FOREIGN = {"env", "nproc_per_node", "backend", "no", "dtype", "key", "nested.key"}
 
 
 def test_every_option_that_a_document_names_by_itself_exists():

@@ -88,6 +88,10 @@ class TrainingSettings:
     """Translate the model's repeated blocks with torch.compile; None does so where it pays, on a GPU from 200 forward
     passes on."""
 
+    gradient_checkpointing: bool = False
+    """Keep only the input of each repeated block for the backward pass and compute the block again there: less memory,
+    about a third more time."""
+
     def __post_init__(self) -> None:
         self._check_at_least(1, "steps", "batch_size", "gradient_accumulation", "max_tokens", "eval_steps")
         self._check_at_least(2, "sequence_length")

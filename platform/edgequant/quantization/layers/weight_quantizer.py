@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -67,6 +69,13 @@ class WeightQuantizer(nn.Module):
         # The optimiser sees the scale relative to its start: one learning rate then suits every layer and model.
         self.relative_scale = _parameter(torch.ones_like(scale), SCALE_LEARNING_RATE)
         self.zero_point = None if zero_point is None else _parameter(zero_point, ZERO_POINT_LEARNING_RATE)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Of a copy: torch copies a parameter without its attributes, and scales would train at the weights' rate."""
+        super().__setstate__(state)
+        for name, factor in (("relative_scale", SCALE_LEARNING_RATE), ("zero_point", ZERO_POINT_LEARNING_RATE)):
+            if self._parameters.get(name) is not None:
+                self._parameters[name].learning_rate_factor = factor  # type: ignore[union-attr]
 
     def current_parameters(self) -> tuple[Tensor, Tensor | None]:
         """Scale, as stored, and zero point, integral; both with straight-through gradients."""

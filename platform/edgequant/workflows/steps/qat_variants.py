@@ -20,6 +20,7 @@ from edgequant.quantization import checkpoint
 from edgequant.quantization.layers.convert import calibrate, convert, has_static_ranges, prepare, set_phase
 from edgequant.quantization.ptq.quantize import quantize, weight_errors
 from edgequant.quantization.qat import low_rank, pruning
+from edgequant.quantization.qat.frozen_weights import freeze_weights
 from edgequant.quantization.qat.ptq_initialization import prepare_from_ptq
 from edgequant.training.distillation import next_token_loss
 from edgequant.training.loop import TrainingResult
@@ -113,6 +114,8 @@ def _prepared(experiment: QatExperiment) -> nn.Module:
         observer = experiment.calibration.observer
         prepare(model, experiment.scheme, observer=observer, learnable_scales=settings.learnable_scales)
     model.requires_grad_(True)
+    if settings.trainable == "scales":
+        freeze_weights(model)
     if settings.lora_rank:
         low_rank.attach(model, experiment.scheme, settings.lora_rank, settings.lora_alpha, seed=experiment.seed)
     pruning.attach_masks(model, masks)
