@@ -117,6 +117,11 @@ class QatSettings:
         Raises:
             UserError: the scheme has no integer for real 0, which pruning needs.
         """
+        if self.sparsity and scheme.weight is not None and scheme.weight.has_half_levels:
+            raise UserError(
+                f"qat.sparsity {self.sparsity} does not fit scheme {scheme.name}, whose levels lie on either side of "
+                "0; use w1.58-g64, w2-g64 or one of more bits, or sparsity 0"
+            )
         if self.sparsity and scheme.weight is not None and scheme.weight.zero_point == "real":
             raise UserError(
                 f"qat.sparsity {self.sparsity} does not fit scheme {scheme.name}: its blocks begin at a real "
