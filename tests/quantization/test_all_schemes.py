@@ -22,7 +22,8 @@ from edgequant.quantization.scheme import parse_scheme
 
 NAMES = ("w8a8-static", "w8a8", "w8", "w4-g32", "w4-g64", "w4-g128", "w3-g64", "w4a8-g32", "q8_0", "q4_0", "q4_1")
 SCHEMES = [name + suffix for name in NAMES for suffix in ("", "+emb4", "+emb8")]
-SCHEMES += ["w2-g64", "w8a8-sym+emb8", "w4a8-g32-sym+emb4", "w2-g64-sym+emb2", "w2-sym", "w1.58-g64+emb4", "w1.58a8"]
+SCHEMES += ["w2-g64", "w8a8-sym", "w4a8-g32-sym", "w4-g32-sym+emb4", "w8-sym+emb8"]
+SCHEMES += ["w2-g64-sym+emb2", "w2-sym", "w1.58-g64+emb4", "w1.58a8"]
 LINEARS = [
     f"model.layers.{layer}.{linear}"
     for layer in (0, 1)

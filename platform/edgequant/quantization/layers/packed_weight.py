@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Self
 
 import torch
@@ -102,6 +103,14 @@ class PackedWeight(FixedDtypeBuffers):
         shape = (1, 1, -1) if self.scale_rows == 1 and self.rows > 1 else (codes.shape[0], self.groups, -1)
         minimum = None if minimum is None else minimum.float()[..., None]
         return QuantizedWeight(codes.view(shape), scale, zero_point, minimum)
+
+    def at_whole_levels(self) -> PackedWeight:
+        """The same weight for layouts that know no half levels: integers -3, -1, 1, 3, half the scale in float32."""
+        if not self.spec.has_half_levels:
+            return self
+        weight, spec = self.unpacked(), replace(self.spec, bits=3, scale_dtype="float32")
+        odd = QuantizedWeight(2 * weight.codes + 1, weight.scale / 2)
+        return PackedWeight.of(odd, self.rows, self.features, spec)
 
     def dequantized(self, dtype: torch.dtype = torch.float32, rows: Tensor | None = None) -> Tensor:
         """The real weight, [rows, features]."""
