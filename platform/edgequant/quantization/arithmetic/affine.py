@@ -263,11 +263,13 @@ def rounded_straight_through(values: Tensor) -> Tensor:
 def best_clipping_factor(groups: Tensor, spec: WeightSpec, candidates: int = 20) -> Tensor:
     """For each group the factor on its range with the least squared error, [rows, groups, 1].
 
-    From 0.5 to 1, or from 0.5 to 1.6 where there are few levels and the range follows from the group's spread.
+    From 0.5 to 1, from 0.2 for two bits, or from 0.5 to 1.6 where the range follows from the group's spread.
     """
+    first = 1.6 if spec.has_few_levels else 1.0
+    last = 0.2 if spec.bits == 2 and not spec.has_few_levels else 0.5
     best = torch.ones_like(groups[..., :1])
     least = torch.full_like(best, torch.inf)
-    for factor in torch.linspace(1.6 if spec.has_few_levels else 1.0, 0.5, candidates).tolist():
+    for factor in torch.linspace(first, last, candidates).tolist():
         scale, zero_point = weight_parameters(groups, spec, factor)
         codes = nearest_codes(groups, scale, zero_point, spec)
         error = (dequantize(codes, scale, zero_point) - groups).square().sum(-1, keepdim=True)
