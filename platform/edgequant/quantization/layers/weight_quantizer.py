@@ -66,8 +66,8 @@ class WeightQuantizer(nn.Module):
         self.register_buffer("initial_scale", scale)
         # The optimiser sees the scale relative to its start: one learning rate then suits every layer and model.
         self.relative_scale = _parameter(torch.ones_like(scale), SCALE_LEARNING_RATE)
-        learns = zero_point is not None and self.spec.zero_point == "integer"
-        self.zero_point = _parameter(zero_point, ZERO_POINT_LEARNING_RATE) if learns else None
+        fixed = self.spec.zero_point == "none"
+        self.zero_point = None if fixed or zero_point is None else _parameter(zero_point, ZERO_POINT_LEARNING_RATE)
 
     def current_parameters(self) -> tuple[Tensor, Tensor | None]:
         """Scale, as stored, and zero point, integral where it is learned; both with straight-through gradients."""
