@@ -36,7 +36,7 @@ class LearnedRounding(WeightQuantizer):
         self.base, self.grid = base, grid
         self.offset = nn.Parameter(torch.zeros_like(self.base))
         self.stretch = nn.Parameter(torch.zeros_like(grid.scale))
-        moves = grid.zero_point is not None or grid.minimum is not None
+        moves = grid.spec.zero_point != "none"
         self.shift = nn.Parameter(torch.zeros_like(grid.scale)) if moves else None
 
     def clamp_(self) -> None:
@@ -52,8 +52,7 @@ class LearnedRounding(WeightQuantizer):
         scale = grid.scale * (1 + self.stretch)
         scale = scale + (stored(scale.detach(), spec) - scale).detach()
         zero_point, minimum = grid.zero_point, grid.minimum
-        if zero_point is not None:
-            assert self.shift is not None
+        if zero_point is not None and self.shift is not None:
             zero_point = rounded_straight_through(zero_point + self.shift).clamp(*spec.integer_range)
         if minimum is not None:
             assert self.shift is not None

@@ -158,6 +158,11 @@ class QatSettings:
                 f"qat.trainable scales does not fit scheme {scheme.name}, whose scales follow from the weights; use "
                 "one such as w4a8-g32+emb4, or qat.trainable all"
             )
+        if self.sparsity and scheme.weight is not None and scheme.weight.has_half_levels:
+            raise UserError(
+                f"qat.sparsity {self.sparsity} does not fit scheme {scheme.name}, whose levels lie on either side of "
+                "0; use w1.58-g64, w2-g64 or one of more bits, or sparsity 0"
+            )
         if self.sparsity and scheme.weight is not None and scheme.weight.zero_point == "real":
             raise UserError(
                 f"qat.sparsity {self.sparsity} does not fit scheme {scheme.name}: its blocks begin at a real "
