@@ -60,7 +60,7 @@ def test_help_describes_every_method_in_a_line_of_its_own_words():
     ("values", "said"),
     [
         ({"name": "Mine+yours"}, "'Mine\\+yours' must be small letters"),
-        ({"stage": "fold"}, "must be one of scale, round, learn, got 'fold'"),
+        ({"stage": "fold"}, "must be one of scale, round, learn, tune, got 'fold'"),
         ({"stage": "learn"}, "needs_calibration=True"),
     ],
 )

@@ -32,8 +32,8 @@ from edgequant.extensions import PTQ_METHODS, extensions
 if TYPE_CHECKING:
     from edgequant.quantization.ptq.settings import PtqSettings
 
-Stage = Literal["scale", "round", "learn"]
-STAGES: tuple[Stage, ...] = get_args(Stage)  # in the order in which they change a decoder block
+Stage = Literal["scale", "round", "learn", "tune"]
+STAGES: tuple[Stage, ...] = get_args(Stage)  # in the order in which they change a model
 RENAMED = {"mse": "mse_clip", "block": "signround"}
 
 
@@ -44,7 +44,8 @@ class PtqMethod:
     Attributes:
         name: as users write it: small letters, digits, `_` and `-`.
         stage: what it does to a decoder block: `scale` moves difficulty between a layer's weight and its input, `round`
-            chooses the integers of each layer, `learn` improves them against the block's output.
+            chooses the integers of each layer, `learn` improves them against the block's output; `tune` works on the
+            whole model once all blocks have integers.
         description: what `--help` says of it, in a line.
         make: builds, from the settings, the step that works on blocks (`calibrated_block.Step`: `apply(block)`); of
             stage `round` a `rounding.Rounding`, which rounds layers outside the blocks too.
@@ -100,9 +101,21 @@ def _smoothquant(settings: PtqSettings) -> Any:
 
 
 def _signround(settings: PtqSettings) -> Any:
-    from edgequant.quantization.ptq.learned_rounding import BlockRounding
+    from edgequant.quantization.ptq.block_learning import BlockRounding
 
     return BlockRounding(settings)
+
+
+def _block_ap(settings: PtqSettings) -> Any:
+    from edgequant.quantization.ptq.block_learning import BlockAp
+
+    return BlockAp(settings)
+
+
+def _e2e_qp(settings: PtqSettings) -> Any:
+    from edgequant.quantization.ptq.end_to_end import EndToEnd
+
+    return EndToEnd(settings)
 
 
 METHODS = (
@@ -127,6 +140,14 @@ METHODS = (
         name="signround", stage="learn", make=_signround, needs_calibration=True,
         description="from mse_clip on, learns rounding and ranges against each block's output by sign-SGD",
     ),
+    PtqMethod(
+        name="block_ap", stage="learn", make=_block_ap, needs_calibration=True, rounds_with="gptq",
+        description="from gptq on, trains weights, ranges and norms against each block's output by AdamW",
+    ),
+    PtqMethod(
+        name="e2e_qp", stage="tune", make=_e2e_qp, needs_calibration=True, rounds_with="gptq",
+        description="trains the scales of all blocks at once, integers fixed, towards the model's own predictions",
+    ),
 )  # fmt: skip
 
 
@@ -142,11 +163,14 @@ class Combination:
     scale: PtqMethod | None
     round: PtqMethod
     learn: PtqMethod | None
+    tune: PtqMethod | None = None
 
     @property
     def needs_calibration(self) -> bool:
         """Whether activations decide; `rtn` and `mse_clip` can do without."""
-        return any(part is not None and part.needs_calibration for part in (self.scale, self.round, self.learn))
+        return any(
+            part is not None and part.needs_calibration for part in (self.scale, self.round, self.learn, self.tune)
+        )
 
 
 def methods() -> dict[str, PtqMethod]:
@@ -171,11 +195,11 @@ def describe_methods() -> str:
 
 
 def parse_method(name: str) -> Combination:
-    """Read a method, or several joined by `+` in the order scale, round, learn.
+    """Read a method, or several joined by `+` in the order scale, round, learn, tune.
 
     `awq` alone rounds with `mse_clip` (its search over clipping ranges), `smoothquant` alone with `rtn` as in the
-    paper, `signround` starts from `mse_clip`; `awq+gptq`, `gptq+signround`, `smoothquant+gptq+signround` do what they
-    say.
+    paper, `signround` starts from `mse_clip`, `block_ap` and `e2e_qp` from `gptq`; `awq+gptq`, `gptq+signround`,
+    `gptq+block_ap+e2e_qp`, `smoothquant+gptq+signround` do what they say.
 
     Raises:
         UserError: an unknown part, a part given twice, or an order that makes no sense.
@@ -189,9 +213,9 @@ def parse_method(name: str) -> Combination:
             "awq+gptq+signround"
         )
     by_stage = {part.stage: part for part in parts}
-    scale, learn = by_stage.get("scale"), by_stage.get("learn")
+    scale, learn, tune = (by_stage.get(stage) for stage in ("scale", "learn", "tune"))
     rounding = by_stage["round"] if "round" in by_stage else _known((learn or parts[0]).rounds_with, known)
-    return Combination(name=name, scale=scale, round=rounding, learn=learn)
+    return Combination(name=name, scale=scale, round=rounding, learn=learn, tune=tune)
 
 
 def _known(name: str, known: dict[str, PtqMethod]) -> PtqMethod:
