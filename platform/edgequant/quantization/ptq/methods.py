@@ -31,9 +31,14 @@ from edgequant.extensions import PTQ_METHODS, extensions
 
 if TYPE_CHECKING:
     from edgequant.quantization.ptq.settings import PtqSettings
+    from edgequant.quantization.scheme import Scheme
 
 Stage = Literal["scale", "round", "learn", "tune"]
 STAGES: tuple[Stage, ...] = get_args(Stage)  # in the order in which they change a model
+AUTO = "auto"
+MOST_TUNED = 3_000_000_000  # parameters of a model whose scales are trained end to end on a GPU
+MOST_BY_GPTQ_ON_CPU = 100_000_000
+TOKENS_ON_CPU = 600_000_000_000  # calibration tokens times parameters that two cores go through in a minute
 RENAMED = {"mse": "mse_clip", "block": "signround"}
 
 
@@ -191,7 +196,10 @@ def describe_methods() -> str:
     """All methods and how they combine, for help texts."""
     known = methods()
     listed = "; ".join(f"{method.name} ({method.description})" for method in known.values())
-    return f"{listed}; or at most one of each stage in a row ({_stages(known)}), e.g. awq+gptq+signround"
+    return (
+        f"{AUTO}, the best that fits the machine's time; {listed}; or at most one of each stage in a row "
+        f"({_stages(known)}), e.g. awq+gptq+signround"
+    )
 
 
 def parse_method(name: str) -> Combination:
@@ -216,6 +224,29 @@ def parse_method(name: str) -> Combination:
     scale, learn, tune = (by_stage.get(stage) for stage in ("scale", "learn", "tune"))
     rounding = by_stage["round"] if "round" in by_stage else _known((learn or parts[0]).rounds_with, known)
     return Combination(name=name, scale=scale, round=rounding, learn=learn, tune=tune)
+
+
+def best_method(scheme: Scheme, parameters: int, device: str, *, has_text: bool) -> str:
+    """The method that fits the machine's time: what `auto` stands for.
+
+    Args:
+        scheme: what to quantise and how.
+        parameters: of the model.
+        device: kind of the device that does the work, `cpu`, `cuda`...
+        has_text: whether there is calibration text.
+    """
+    static = scheme.activation is not None and scheme.activation.mode == "static"
+    scaling = "smoothquant+" if static and has_text else ""
+    if not has_text or scheme.weight is None or scheme.weight.bits >= 8:
+        return f"{scaling}mse_clip"
+    if device == "cpu":
+        return f"{scaling}{'gptq' if parameters <= MOST_BY_GPTQ_ON_CPU else 'mse_clip'}"
+    return f"{scaling}gptq+block_ap{'+e2e_qp' if parameters <= MOST_TUNED else ''}"
+
+
+def affordable_tokens(parameters: int, device: str) -> int | None:
+    """How many calibration tokens `auto` looks at on this kind of device; None: all."""
+    return max(1, TOKENS_ON_CPU // max(1, parameters)) if device == "cpu" else None
 
 
 def _known(name: str, known: dict[str, PtqMethod]) -> PtqMethod:

@@ -6,6 +6,7 @@ errors = quantize(model, scheme, calibration=batches, method="awq+gptq")
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -28,7 +29,7 @@ from edgequant.quantization.ptq.block_checkpoints import BlockCheckpoints, finge
 from edgequant.quantization.ptq.block_stream import BlockStream
 from edgequant.quantization.ptq.calibrated_block import CalibratedBlock, Step, relative_error
 from edgequant.quantization.ptq.end_to_end import QuantizedModel, tie_heads
-from edgequant.quantization.ptq.methods import Combination, parse_method
+from edgequant.quantization.ptq.methods import AUTO, Combination, affordable_tokens, best_method, parse_method
 from edgequant.quantization.ptq.rounding import HessianRounding, Rounding
 from edgequant.quantization.ptq.settings import PtqSettings
 from edgequant.quantization.scheme import Scheme
@@ -54,7 +55,8 @@ def quantize(
         calibration: token batches [batch, length] without padding; methods other than `rtn` and `mse_clip` need them
             (`PtqMethod.needs_calibration`), as do static activation ranges.
         method: one of `ptq.methods.METHODS` or of an installed package's, or a combination such as
-            `awq+gptq+signround`; see `ptq.methods.parse_method`.
+            `awq+gptq+signround`; see `ptq.methods.parse_method`. `auto`: `ptq.methods.best_method`, on a CPU with as
+            much of the calibration text as takes about a minute.
         settings: of the methods.
         calibration_settings: batches, precision and observer; how many samples there are is up to `calibration`.
         work_folder: finished decoder blocks are kept here, and an interrupted call with the same model, scheme, method,
@@ -84,6 +86,8 @@ def choose_integers(
     work_folder: Path | None = None,
 ) -> list[ErrorRow]:
     """`quantize` up to its last step: layers are fake-quantised, each with a `FixedCodesQuantizer` for `convert`."""
+    if method == AUTO:
+        method, calibration = _automatic(model, scheme, calibration)
     chosen, batches = parse_method(method), _batches(calibration, calibration_settings.batch_size)
     if chosen.needs_calibration and not batches:
         raise UserError(f"PTQ method {method} decides by activations; give calibration text")
@@ -102,6 +106,18 @@ def choose_integers(
             calibrate(model, batches)
     tie_heads(model)
     return errors
+
+
+def _automatic(model: nn.Module, scheme: Scheme, calibration: list[Tensor]) -> tuple[str, list[Tensor]]:
+    """The method that fits the machine's time, and as many calibration sequences as fit it, at least one."""
+    parameters, device = sum(parameter.numel() for parameter in model.parameters()), next(model.parameters()).device
+    method = best_method(scheme, parameters, device.type, has_text=bool(calibration))
+    limit = affordable_tokens(parameters, device.type)
+    sequences = [row for batch in calibration for row in batch.split(1)]
+    if limit is None or not sequences:
+        return method, calibration
+    lengths = itertools.accumulate(row.shape[1] for row in sequences)
+    return method, [row for row, length in zip(sequences, lengths, strict=True) if length <= limit] or sequences[:1]
 
 
 def _batches(calibration: list[Tensor], size: int) -> list[Tensor]:
