@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edgequant.quantization.layers.fake_quantized import fake_quantized_linears
 from edgequant.quantization.layers.fixed_weights import fix_codes
 from edgequant.quantization.ptq.calibrated_block import CalibratedBlock
 from edgequant.quantization.ptq.learned_rounding import (
@@ -139,8 +140,7 @@ class BlockAp(BlockLearning):
         return self.settings.block_ap_steps
 
     def others(self, block: CalibratedBlock) -> list[nn.Parameter]:
-        linears = {id(parameter) for layer in block.layers.values() for parameter in layer.parameters()}
-        return [p for p in block.module.parameters() if p.dim() == 1 and id(p) not in linears]
+        return norms_of(block.module)
 
     def optimizer(self, learned: list[LearnedRounding], others: list[nn.Parameter]) -> Update:
         rate = self.settings.block_ap_learning_rate or min(MAX_RATE, 1 / self.steps)
@@ -166,6 +166,12 @@ class BlockAp(BlockLearning):
                 quantizer.clamp_()
 
         return update
+
+
+def norms_of(block: nn.Module) -> list[nn.Parameter]:
+    """Parameters of a decoder block's norms: vectors that are no bias of a quantised linear."""
+    biases = {id(layer.bias) for layer in fake_quantized_linears(block).values()}
+    return [parameter for parameter in block.parameters() if parameter.dim() == 1 and id(parameter) not in biases]
 
 
 def _parameters(learned: list[LearnedRounding]) -> list[nn.Parameter]:

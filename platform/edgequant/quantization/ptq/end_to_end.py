@@ -17,7 +17,7 @@ from tqdm import tqdm
 from edgequant.quantization.layers.fake_quantized import FakeQuantizedLayer, fake_quantized_layers
 from edgequant.quantization.layers.fixed_weights import IdentityQuantizer, fix_codes, fixed_codes_of
 from edgequant.quantization.layers.input_quantizers import DynamicInputQuantizer
-from edgequant.quantization.ptq.block_learning import BestState
+from edgequant.quantization.ptq.block_learning import BestState, norms_of
 from edgequant.quantization.ptq.block_stream import BlockStream
 from edgequant.quantization.ptq.learned_rounding import TunedGrid
 from edgequant.quantization.ptq.settings import PtqSettings
@@ -159,12 +159,7 @@ def tie_heads(model: nn.Module) -> None:
 
 def _norms(stream: BlockStream) -> list[nn.Parameter]:
     """Norm weights of the decoder blocks; the one before the head stays, since the teacher's head reads through it."""
-    modules = [module for block in stream.blocks.values() for module in block.modules()]
-    layers = [module for module in modules if not isinstance(module, (FakeQuantizedLayer, nn.Linear))]
-    found = {
-        id(module.weight): module.weight for module in layers if isinstance(getattr(module, "weight", None), Tensor)
-    }
-    return [weight for weight in found.values() if isinstance(weight, nn.Parameter) and weight.dim() == 1]
+    return [norm for block in stream.blocks.values() for norm in norms_of(block)]
 
 
 @contextmanager
