@@ -161,7 +161,11 @@ def ours(setting: Setting, scheme: str, method: str) -> Any:
     values = {"signround_steps": options.steps, "block_ap_steps": options.steps, "tune_steps": options.tune_steps}
     settings = PtqSettings(**(values | json.loads(options.ptq)))
     batches = [setting.calibration.to(setting.device)]
-    quantize(model, parse_scheme(scheme), calibration=batches, method=method, settings=settings)
+    errors = quantize(model, parse_scheme(scheme), calibration=batches, method=method, settings=settings)
+    for row in errors:
+        if row["kind"] == "model":
+            before, after = row["divergence_before"], row["divergence"]
+            print(f"{method} {scheme}: {before:.5f} nats per token from floating point, tuned {after:.5f}", flush=True)
     return cast(model, setting.dtype)
 
 

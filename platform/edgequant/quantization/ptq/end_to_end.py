@@ -102,9 +102,8 @@ class EndToEnd:
             with torch.no_grad():  # of sum p (log p - log q) by the logits behind q: q - p
                 slope = logits.float().softmax(-1).sub_(log_teacher.exp_()).div_(tokens).to(logits.dtype)
             gradients = torch.autograd.grad(logits, parameters, slope, allow_unused=True)
-            for summed, gradient in zip(total, gradients, strict=True):
-                if gradient is not None:
-                    summed += gradient
+            pairs = zip(total, gradients, strict=True)
+            total = [before if gradient is None else before + gradient for before, gradient in pairs]
         return total
 
     @torch.no_grad()
