@@ -13,7 +13,7 @@ HEAVY = (
     *("peft", "pandas", "sklearn", "accelerate", "bitsandbytes"),
 )
 PLATFORM = sorted(name for name in all_sources() if name.partition(".")[0] == "edgequant")
-HOLD_MODELS = ("qat_experiment", "qat_variants", "held_out", "teacher")
+HOLD_MODELS = ("qat_experiment", "qat_variants", "held_out", "teacher", "ptq_choice")
 TRAINING_STEPS = {f"edgequant.workflows.steps.{name}" for name in HOLD_MODELS}
 LIGHT = [
     *("edgequant", "edgequant.__main__", "edgequant.errors", "edgequant.files", "edgequant.models"),

@@ -25,10 +25,12 @@ class _Best:
         self.error = self._error(self.grid)
 
     def _error(self, grid: Grid) -> Tensor:
-        offset, lowest, highest = grid.offset, *grid.spec.integer_range
-        codes = (self.groups - offset).mul_(1 / grid.scale).round_().clamp_(lowest, highest)
-        squares = torch.addcmul(offset, codes, grid.scale, out=codes).sub_(self.groups).square_()
-        return (squares if self.importance is None else squares.mul_(self.importance)).sum(-1, keepdim=True)
+        inverse = 1 / grid.scale
+        steps = torch.addcmul(-grid.offset * inverse, self.groups, inverse)
+        squares = torch.round(steps).clamp_(*grid.spec.integer_range).sub_(steps).square_()
+        if self.importance is not None:
+            squares.mul_(self.importance)
+        return squares.sum(-1, keepdim=True) * grid.scale.square()
 
     def offer(self, grid: Grid) -> Tensor:
         """Take a grid where it is better; returns where, [rows, groups, 1]."""

@@ -105,15 +105,15 @@ class QatSettings:
                     f"qat.{name} must be {nothing} with qat.trainable scales, which changes no weight, got {value}"
                 )
 
-    def ptq_method(self, best: str) -> str:
-        """The PTQ method that QAT is compared with.
+    def ptq_methods(self, best: list[str]) -> list[str]:
+        """The PTQ methods of which the better one is what QAT is compared with.
 
         Args:
-            best: the one that fits scheme, model and machine best, for `auto`.
+            best: those that fit scheme, model and machine best, for `auto`.
         """
         if self.init_from != "auto":
-            return self.init_from
-        return "mse_clip" if self.sparsity else best  # which keeps pruned weights at 0
+            return [self.init_from]
+        return ["mse_clip"] if self.sparsity else best  # which keeps pruned weights at 0
 
     def starts_from(self, method: str) -> bool:
         """Whether training starts from the integers of the PTQ method, not from the floating-point weights."""

@@ -25,10 +25,9 @@ from edgequant.quantization.qat.ptq_initialization import prepare_from_ptq
 from edgequant.training.distillation import next_token_loss
 from edgequant.training.loop import TrainingResult
 from edgequant.workflows.steps.measure import Variant, quality_only
-from edgequant.workflows.steps.qat_experiment import Metrics, QatExperiment, training_metrics
+from edgequant.workflows.steps.qat_experiment import START_BLOCKS, Metrics, QatExperiment, training_metrics
 
 PARITY_TOKENS = 256  # positions on which simulated and integer logits are compared
-START_BLOCKS = "start-blocks"  # folder of the decoder blocks that the PTQ method has finished
 CHECKPOINT = "checkpoint"  # folder of what QAT delivers
 
 
@@ -128,7 +127,7 @@ def _by_method(experiment: QatExperiment) -> dict[str, Any]:
         "method": experiment.ptq_method,
         "calibration": experiment.calibration_batches,
         "calibration_settings": experiment.calibration,
-        "work_folder": experiment.folder / START_BLOCKS,
+        "work_folder": experiment.folder / START_BLOCKS / experiment.ptq_method,
     }
 
 
