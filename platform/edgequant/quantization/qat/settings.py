@@ -25,8 +25,8 @@ class QatSettings:
 
     init_from: str = "auto"
     """PTQ method whose integers, scales and zero points training starts from (with learnable_scales), and which makes
-    the PTQ that QAT is compared with and has to beat; auto: the best that fits the machine's time. rtn starts from the
-    floating-point weights. Methods: {ptq_methods}."""
+    the PTQ that QAT is compared with and has to beat; auto: of those that fit the machine's time the one that predicts
+    held-out text best. rtn starts from the floating-point weights. Methods: {ptq_methods}."""
 
     learnable_scales: bool = True
     """Weights' scales and zero points are trained too (LSQ+, arXiv 2004.09576) instead of following each group's

@@ -104,7 +104,7 @@ class QatExperiment:
         if self.resume and kept.is_file():
             return str(json.loads(kept.read_text())["chosen"])
         names = self.qat.ptq_methods(candidates(self.scheme, self.parameters, self.device))
-        chosen, rows = names[0], []
+        chosen, rows = names[0], list[dict[str, Any]]()
         if len(names) > 1:
             chosen, rows = choose_method(
                 names, self.floating, self.scheme, self.calibration_batches, self.calibration, self.held_out,
