@@ -1,13 +1,17 @@
 """PTQ of one model by our methods and by the peers that are installed: same weights, same calibration text, one table.
 
-    python benchmarks/quantization_vs_peers.py --data_dir DATA --device cuda             # SmolLM2, full WikiText-2 test
-    python benchmarks/quantization_vs_peers.py --data_dir DATA --model tiny --quick      # a minute on a CPU
+    B="python benchmarks/quantization_vs_peers.py --data_dir DATA"
+    $B --device cuda                                              # SmolLM2, full WikiText-2 test
+    $B --model FOLDER --device cuda --peers none --schemes w4-g64 w3-g64 w2-g64 --processes 4 --output ROWS
+    $B --model tiny --quick --device cpu                          # a minute on a CPU
 
 Perplexity: WikiText-2 raw test as one string, windows of 2,048 tokens, in bfloat16 on a GPU. Linears only: embedding
 and head stay in floating point on every side. Calibration: `--dataset`, the same token sequences for everyone;
 WikiText-2's validation split flatters every calibrated method alike, `--dataset disaster` shows them out of domain.
-Peers, each optional: bitsandbytes, torchao, hqq, auto-round, llmcompressor. Runs without network: torch and
-transformers are enough, with the model's GGUF file in $EDGEQUANT_SMOLLM2_GGUF or installed.
+Peers, each optional: bitsandbytes, torchao, hqq, auto-round, llmcompressor. With `--output FOLDER` every finished row
+is a JSON file there, which another call with the same options does not measure again; `--processes N` measures N rows
+at a time on one device, those that take longest first: seconds are then those of a shared device. Runs without
+network: torch and transformers are enough, with the model's GGUF file in $EDGEQUANT_SMOLLM2_GGUF or installed.
 """
 
 from __future__ import annotations
@@ -19,7 +23,6 @@ import math
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +37,7 @@ from peers.bitsandbytes import bitsandbytes_rows  # noqa: E402
 from peers.hqq import hqq_rows  # noqa: E402
 from peers.llm_compressor import llmcompressor_rows  # noqa: E402
 from peers.ptq_rows import Row, Setting, cast, measured  # noqa: E402
+from peers.row_store import Job, RowStore, in_parallel  # noqa: E402
 from peers.table import markdown_table  # noqa: E402
 from peers.torchao import torchao_rows  # noqa: E402
 
@@ -46,7 +50,11 @@ from edgequant.quantization.scheme import parse_scheme  # noqa: E402
 
 WINDOW = 2048
 SCHEMES = ["w4-g64", "w3-g64", "w4a8-g32"]
-METHODS = ["rtn", "mse_clip", "gptq", "awq", "awq+gptq", "signround", "gptq+signround", "awq+gptq+signround"]
+METHODS = [
+    *("gptq+block_ap+e2e_qp", "gptq+signround+e2e_qp", "gptq+block_ap", "gptq+signround", "signround"),
+    *("gptq+e2e_qp", "awq+gptq", "gptq", "mse_clip", "rtn"),
+]
+FLOATING = "floating"
 
 
 def arguments() -> argparse.Namespace:
@@ -60,33 +68,66 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--dataset", default="wikitext-2", help="wikitext-2 (validation), disaster, or a text file")
     parser.add_argument("--sequences", type=int, default=128)
     parser.add_argument("--sequence_length", type=int, default=2048)
-    parser.add_argument("--steps", type=int, default=200, help="of block and of AutoRound")
+    parser.add_argument("--steps", type=int, default=200, help="of signround, block_ap and AutoRound, for each block")
+    parser.add_argument("--tune_steps", type=int, default=100, help="of e2e_qp")
+    parser.add_argument("--ptq", default="{}", help="further PtqSettings as JSON")
     parser.add_argument("--seed", type=int, default=0, help="draws the calibration sequences")
     parser.add_argument("--windows", type=int, default=None, help="test windows, spread evenly (default: all)")
     parser.add_argument("--quick", action="store_true", help="8 windows of 512 tokens, 16 short sequences, 20 steps")
-    parser.add_argument("--output", default=None, help="JSON file for the rows, written after each")
+    parser.add_argument("--output", default=None, help="folder for one JSON file per finished row")
+    parser.add_argument("--processes", type=int, default=1, help="rows measured at a time; needs --output")
+    parser.add_argument("--only", nargs=2, metavar=("SCHEME", "SYSTEM"), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.processes > 1 and not options.output:
+        parser.error("--processes needs --output, where the processes leave their rows")
     if options.quick:
-        options.sequences, options.sequence_length, options.steps = 16, 256, 20
+        options.sequences, options.sequence_length, options.steps, options.tune_steps = 16, 256, 20, 10
     return options
 
 
 def main() -> None:
     options = arguments()
-    setting = prepare(options)
-    rows = [measured(Row("floating point", "none", 16.0), setting, lambda: setting.copy())]
-    for scheme in options.schemes:
-        spec = parse_scheme(scheme).weight
-        assert spec is not None
-        bits = spec.bits_per_weight(setting.model.config.hidden_size)
-        for method in options.methods:
-            row = Row(f"edgequant {method}", scheme, bits)
-            rows.append(measured(row, setting, lambda s=scheme, m=method: ours(setting, s, m)))
-            save(rows, options.output)
-        for name in options.peers:
-            rows += peer_rows(name, scheme, setting)
-            save(rows, options.output)
-    print_table(rows, options)
+    jobs = [Job("none", FLOATING)]
+    jobs += [Job(scheme, name) for name in options.peers if name != "none" for scheme in options.schemes]
+    jobs += [Job(scheme, method) for method in options.methods for scheme in options.schemes]
+    store = RowStore(options.output, key_of(options))
+    waiting = [job for job in jobs if not store.has(job)]
+    if options.processes > 1:
+        in_parallel(waiting, options.processes, sys.argv)
+    elif waiting:
+        setting = prepare(options)
+        for job in waiting if options.only is None else [Job(*options.only)]:
+            store.save(job, rows_of(job, setting))
+    if options.only is None:
+        print_table([row for job in jobs for row in store.rows(job)], options)
+
+
+def rows_of(job: Job, setting: Setting) -> list[Row]:
+    if job.system == FLOATING:
+        return [measured(Row("floating point", "none", 16.0), setting, lambda: setting.copy())]
+    if job.system in PEERS:
+        return peer_rows(job.system, job.scheme, setting)
+    spec = parse_scheme(job.scheme).weight
+    assert spec is not None
+    row = Row(f"edgequant {job.system}", job.scheme, spec.bits_per_weight(setting.model.config.hidden_size))
+    return [measured(row, setting, lambda: ours(setting, job.scheme, job.system))]
+
+
+def key_of(options: argparse.Namespace) -> dict[str, Any]:
+    """What a row depends on."""
+    names = (
+        "model",
+        "dataset",
+        "sequences",
+        "sequence_length",
+        "steps",
+        "tune_steps",
+        "seed",
+        "windows",
+        "quick",
+        "ptq",
+    )
+    return {name: getattr(options, name) for name in names}
 
 
 def prepare(options: argparse.Namespace) -> Setting:
@@ -116,9 +157,15 @@ def calibration_texts(options: argparse.Namespace) -> list[str]:
 
 def ours(setting: Setting, scheme: str, method: str) -> Any:
     model = setting.copy(torch.float32)
-    settings = PtqSettings(signround_steps=setting.options.steps)
+    options = setting.options
+    values = {"signround_steps": options.steps, "block_ap_steps": options.steps, "tune_steps": options.tune_steps}
+    settings = PtqSettings(**(values | json.loads(options.ptq)))
     batches = [setting.calibration.to(setting.device)]
-    quantize(model, parse_scheme(scheme), calibration=batches, method=method, settings=settings)
+    errors = quantize(model, parse_scheme(scheme), calibration=batches, method=method, settings=settings)
+    for row in errors:
+        if row["kind"] == "model":
+            before, after = row["divergence_before"], row["divergence"]
+            print(f"{method} {scheme}: {before:.5f} nats per token from floating point, tuned {after:.5f}", flush=True)
     return cast(model, setting.dtype)
 
 
@@ -140,11 +187,6 @@ def peer_rows(name: str, scheme: str, setting: Setting) -> list[Row]:
         return PEERS[name](scheme, setting)
     except ImportError as error:
         return [Row(name.replace("_", "-"), scheme, math.nan, note=f"cannot be imported: {error}"[:100])]
-
-
-def save(rows: list[Row], output: str | None) -> None:
-    if output:
-        Path(output).write_text(json.dumps([asdict(row) for row in rows], indent=1))
 
 
 def print_table(rows: list[Row], options: argparse.Namespace) -> None:

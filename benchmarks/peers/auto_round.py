@@ -12,11 +12,12 @@ from peers.ptq_rows import Row, Setting, cast, measured
 
 def auto_round_rows(scheme: str, setting: Setting) -> list[Row]:
     parsed = parse_scheme(scheme)
-    if parsed.activation is not None or parsed.weight is None:
+    if parsed.activation is not None or parsed.weight is None or parsed.weight.levels:
         return []
     from auto_round import AutoRound
 
     spec, options = parsed.weight, setting.options
+    symmetric = spec.zero_point == "none"
 
     def make() -> Any:
         model = setting.copy()
@@ -28,7 +29,7 @@ def auto_round_rows(scheme: str, setting: Setting) -> list[Row]:
             setting.tokenizer,
             bits=spec.bits,
             group_size=spec.group_size,
-            sym=False,
+            sym=symmetric,
             iters=options.steps,
             nsamples=len(setting.calibration),
             seqlen=setting.calibration.shape[1],
@@ -41,4 +42,5 @@ def auto_round_rows(scheme: str, setting: Setting) -> list[Row]:
         found = rounder.quantize()
         return cast((found[0] if isinstance(found, tuple) else model).to(setting.device), setting.dtype)
 
-    return [measured(Row("auto-round affine", scheme, spec.bits_per_weight(0)), setting, make)]
+    kind = "symmetric" if symmetric else "affine"
+    return [measured(Row(f"auto-round {kind}", scheme, spec.bits_per_weight(0)), setting, make)]

@@ -11,7 +11,7 @@ from peers.ptq_rows import Row, Setting, linears, measured
 
 def hqq_rows(scheme: str, setting: Setting) -> list[Row]:
     parsed = parse_scheme(scheme)
-    if parsed.activation is not None or parsed.weight is None:
+    if parsed.activation is not None or parsed.weight is None or parsed.weight.zero_point == "none":
         return []
     from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
 

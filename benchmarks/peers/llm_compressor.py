@@ -11,16 +11,17 @@ from peers.ptq_rows import Row, Setting, measured
 
 def llmcompressor_rows(scheme: str, setting: Setting) -> list[Row]:
     parsed = parse_scheme(scheme)
-    if parsed.activation is not None or parsed.weight is None:
+    if parsed.activation is not None or parsed.weight is None or parsed.weight.levels:
         return []
     from datasets import Dataset
     from llmcompressor import oneshot
     from llmcompressor.modifiers.quantization import GPTQModifier
 
     spec = parsed.weight
+    symmetric = spec.zero_point == "none"
 
     def make() -> Any:
-        weights = {"num_bits": spec.bits, "type": "int", "symmetric": False, "strategy": "group"}
+        weights = {"num_bits": spec.bits, "type": "int", "symmetric": symmetric, "strategy": "group"}
         weights |= {"group_size": spec.group_size, "observer": "mse", "actorder": "static"}
         group = {"group_0": {"targets": ["Linear"], "weights": weights}}
         rows = [{"input_ids": row, "attention_mask": [1] * len(row)} for row in setting.calibration.tolist()]
@@ -39,4 +40,5 @@ def llmcompressor_rows(scheme: str, setting: Setting) -> list[Row]:
             )
         return model
 
-    return [measured(Row("llm-compressor gptq affine mse", scheme, spec.bits_per_weight(0)), setting, make)]
+    kind = "symmetric" if symmetric else "affine"
+    return [measured(Row(f"llm-compressor gptq {kind} mse", scheme, spec.bits_per_weight(0)), setting, make)]

@@ -12,13 +12,13 @@ from peers.ptq_rows import Row, Setting, linears, measured
 
 
 def weight_config(scheme: Scheme, mapping: Literal["symmetric", "affine"] = "symmetric") -> Any:
-    """torchao's configuration for the linears of a scheme; None where it has none, as for weights without groups.
+    """torchao's configuration for the linears of a scheme; None where it has none: without groups, ternary.
 
     Raises:
         ImportError: torchao is not installed, or too old.
     """
     weight = scheme.weight
-    if weight is None or weight.group_size is None:
+    if weight is None or weight.group_size is None or weight.levels:
         return None
     from torchao.quantization import (
         Int8DynamicActivationIntxWeightConfig,
@@ -38,7 +38,7 @@ def torchao_rows(scheme: str, setting: Setting) -> list[Row]:
     from torchao.quantization import quantize_
 
     weight = parse_scheme(scheme).weight
-    if weight is None or weight.group_size is None:
+    if weight is None or weight.group_size is None or weight.levels:
         return []
 
     def make(mapping: Literal["symmetric", "affine"]) -> Any:

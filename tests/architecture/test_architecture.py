@@ -57,6 +57,7 @@ WITHIN = {
         "efficiency": {"backends"},
         "tasks": {"scoring_settings", "progress", "backends", "statistics", "efficiency"},
         "settings": {"scoring_settings", "tasks"},
+        "harm": {"statistics", "tasks"},
         "suite": {"settings", "backends", "tasks"},
     },
     "corpora": {

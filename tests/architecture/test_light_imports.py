@@ -13,7 +13,8 @@ HEAVY = (
     *("peft", "pandas", "sklearn", "accelerate", "bitsandbytes"),
 )
 PLATFORM = sorted(name for name in all_sources() if name.partition(".")[0] == "edgequant")
-TRAINING_STEPS = {"edgequant.workflows.steps.qat_experiment", "edgequant.workflows.steps.qat_variants"}  # hold models
+HOLD_MODELS = ("qat_experiment", "qat_variants", "held_out", "teacher", "ptq_choice")
+TRAINING_STEPS = {f"edgequant.workflows.steps.{name}" for name in HOLD_MODELS}
 LIGHT = [
     *("edgequant", "edgequant.__main__", "edgequant.errors", "edgequant.files", "edgequant.models"),
     *("edgequant.quantization.scheme", "edgequant.quantization.ptq.methods"),

@@ -11,7 +11,7 @@ import pytest
 from what_documents_say import ALL, DOCUMENTS, RECIPES, RENAMES, SCRIPTS, SOURCES, prose, spans
 
 from edgequant.__main__ import WORKFLOWS, _known_keys, make_parser, parse, workflow
-from edgequant.quantization.ptq.methods import parse_method
+from edgequant.quantization.ptq.methods import AUTO, parse_method
 from edgequant.quantization.scheme import parse_scheme
 from edgequant.workflows.steps.data import SELF_GENERATED, TEXTS
 from edgequant.workflows.steps.text_mix import parse_mix
@@ -87,7 +87,7 @@ def test_the_parser_takes_every_command(where, name, rest):
     for text in str(values.get("scheme") or "").split(","):
         assert not text or parse_scheme(text.strip())
     if name == "ptq":
-        parse_method(values["method"])
+        assert values["method"] == AUTO or parse_method(values["method"])
     for part in parse_mix(str(values.get("dataset", ""))) if values.get("dataset") else []:
         assert part.name in (*TEXTS, SELF_GENERATED) or re.search(r"[A-Z/]", part.name), part.name
 
@@ -108,8 +108,8 @@ def test_every_setting_that_is_named_exists():
     assert sorted(wrong) == []
 
 
-# of mlflow, vLLM and llama.cpp; and what stands for any option
-FOREIGN = {"env", "backend", "no", "dtype", "key", "nested.key"}
+# of mlflow, vLLM, llama.cpp and torchrun; and what stands for any option
+FOREIGN = {"env", "nproc_per_node", "backend", "no", "dtype", "key", "nested.key"}
 
 
 def test_every_option_that_a_document_names_by_itself_exists():

@@ -26,9 +26,10 @@ from edgequant.quantization.arithmetic.affine import quantize
 from edgequant.quantization.layers.integer import IntegerEmbedding, IntegerLinear
 from edgequant.quantization.scheme import Scheme, WeightSpec, parse_scheme
 
-WEIGHT_ONLY = ["w8", "w4-g32", "q8_0", "q4_0"]
-EMBEDDED = ["w8+emb8", "w4-g32+emb4", "w4-g64+emb8", "q4_0+emb8", "q8_0+emb4"]
-ACTIVATIONS = ["w8a8", "w8a8-static", "w4a8-g32", "w8a8-static+emb8", "w4a8-g32+emb4"]
+WEIGHT_ONLY = ["w8", "w4-g32", "q8_0", "q4_0", "w8-sym", "w4-g32-sym", "w2-g64-sym", "w2-sym", "w1.58-g64"]
+EMBEDDED = ["w8+emb8", "w4-g32+emb4", "w4-g64+emb8", "q4_0+emb8", "q8_0+emb4", "w4-g32-sym+emb4", "w1.58-g64+emb4"]
+EMBEDDED += ["w4-g32-sym+emb8", "w2-g64-sym+emb2"]
+ACTIVATIONS = ["w8a8", "w8a8-static", "w4a8-g32", "w8a8-static+emb8", "w4a8-g32+emb4", "w4a8-g32-sym", "w8a8-sym"]
 
 
 @torch.no_grad()
@@ -100,7 +101,14 @@ def test_codes_of_activations_follow_our_ranges_and_zero_points(scheme, tiny, tm
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 @pytest.mark.parametrize(
-    ("scheme", "tied"), [("w4-g32+emb4", True), ("w8a8-static+emb8", True), ("w8a8-static+emb8", False)]
+    ("scheme", "tied"),
+    [
+        ("w4-g32+emb4", True),
+        ("w4-g32-sym+emb4", True),
+        ("w4-g32-sym+emb4", False),
+        ("w8a8-static+emb8", True),
+        ("w8a8-static+emb8", False),
+    ],
 )
 def test_architectures_keep_biases_norms_and_tied_heads(kind, tied, scheme, tmp_path):
     ours, theirs, _, _ = exported(ARCHITECTURES[kind](tied), scheme, tmp_path)
@@ -111,13 +119,17 @@ def test_architectures_keep_biases_norms_and_tied_heads(kind, tied, scheme, tmp_
 
 
 @settings(max_examples=8, deadline=None)
-@given(bits=st.integers(2, 8), group=st.sampled_from(["", "-g16", "-g32", "-g128"]))
-def test_any_width_and_group_goes_over_exactly(bits, group, _tiny, tmp_path_factory):
+@given(
+    bits=st.integers(2, 8),
+    group=st.sampled_from(["", "-g16", "-g32", "-g128"]),
+    symmetric=st.sampled_from(["", "-sym"]),
+)
+def test_any_width_and_group_goes_over_exactly(bits, group, symmetric, _tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("widths")
-    ours, theirs, plain, _ = exported(_tiny, f"w{bits}{group}", folder)
+    ours, theirs, plain, _ = exported(_tiny, f"w{bits}{group}{symmetric}", folder)
     logits(theirs)
     assert_same_weights(ours.model, theirs)
-    assert stored_bits(plain, "model.layers.0.mlp.up_proj") == bits
+    assert stored_bits(plain, "model.layers.0.mlp.up_proj") == (3 if symmetric and bits == 2 else bits)
 
 
 @pytest.mark.parametrize("activation", ["", "a8"])

@@ -62,6 +62,30 @@ def test_four_bit_affine_groups_become_q4_1_with_the_same_integers(scheme, tmp_p
     assert any("keep the checkpoint's integers" in note for note in file.notes)
 
 
+@pytest.mark.parametrize(
+    ("scheme", "format_name"),
+    [
+        ("w4-g32-sym+emb4", "q4_0"),
+        ("w4a8-g64-sym", "q4_0"),
+        ("w3-g32-sym", "q4_0"),
+        ("w2-g64-sym+emb2", "q4_0"),
+        ("w1.58-g64", "q4_0"),
+        ("w8-g32-sym", "q8_0"),
+    ],
+)
+def test_symmetric_groups_leave_exactly(scheme, format_name, tmp_path) -> None:
+    loaded = quantized(ARCHITECTURES["qwen2"](True), scheme)
+    file = write_gguf(loaded, tmp_path / "m.gguf", format_name)
+    layer, stored = loaded.model.model.layers[0].mlp.up_proj, tensors_of(tmp_path / "m.gguf")["blk.0.ffn_up.weight"]
+    assert stored.tensor_type.name == format_name.upper()
+    found = gguf.quants.dequantize(stored.data, stored.tensor_type)
+    assert np.array_equal(found, layer.dequantized_weight().numpy())
+    assert any("keep the checkpoint's integers" in note for note in file.notes)
+    assert tensors_of(tmp_path / "m.gguf")["token_embd.weight"].tensor_type.name == (
+        "Q4_0" if "emb" in scheme else "Q8_0"
+    )
+
+
 def test_a_tied_four_bit_embedding_keeps_its_integers_and_is_written_once(tmp_path) -> None:
     write_gguf(quantized(ARCHITECTURES["qwen2"](True), "w4-g32+emb4"), tmp_path / "m.gguf", "q4_1")
     tensors = tensors_of(tmp_path / "m.gguf")
@@ -94,4 +118,8 @@ def test_which_integers_a_format_holds() -> None:
         return copies_integers(weight, format_name)
 
     assert fits("q8_0", "q8_0") and fits("q4_0", "q4_0") and fits("w4-g128", "q4_1")
+    assert fits("w4-g32-sym", "q4_0") and fits("w4-g64-sym", "q8_0") and fits("w8-g32-sym", "q8_0")
+    assert fits("w1.58-g64", "q4_0") and fits("w2-g64-sym", "q4_0") and fits("w3-g64-sym", "q4_0")
+    assert not fits("w8-g32-sym", "q4_0") and not fits("w4-sym", "q4_0") and not fits("w4-g16-sym", "q4_0")
+    assert not fits("w4-g32-sym", "q4_1") and not fits("w4-g32", "q4_0")
     assert not fits("q4_0", "q4_1") and not fits("w8", "q8_0") and not fits("w3-g64", "q4_1")

@@ -22,6 +22,8 @@ from edgequant.quantization.scheme import parse_scheme
 
 NAMES = ("w8a8-static", "w8a8", "w8", "w4-g32", "w4-g64", "w4-g128", "w3-g64", "w4a8-g32", "q8_0", "q4_0", "q4_1")
 SCHEMES = [name + suffix for name in NAMES for suffix in ("", "+emb4", "+emb8")]
+SCHEMES += ["w2-g64", "w8a8-sym", "w4a8-g32-sym", "w4-g32-sym+emb4", "w8-sym+emb8"]
+SCHEMES += ["w2-g64-sym+emb2", "w2-sym", "w1.58-g64+emb4", "w1.58a8"]
 LINEARS = [
     f"model.layers.{layer}.{linear}"
     for layer in (0, 1)
@@ -119,10 +121,15 @@ def test_tied_embedding_and_head_are_stored_once(made: Made) -> None:
 
 
 def bytes_of_matrix(rows: int, features: int, bits: int, group: int | None, kind: str) -> int:
-    """Codes, scales and zero points of one matrix: `kind` is integer, none (symmetric) or real (a minimum)."""
+    """Codes, scales and zero points of one matrix: `kind` is integer, none (symmetric) or real (a minimum).
+
+    One bit stands for ternary codes, five in a byte.
+    """
     groups = features // group if group else 1
 
     def packed(count: int) -> int:  # 2, 4 and 8 bits end at a byte; others at a run of eight codes
+        if bits == 1:
+            return math.ceil(count / 5)
         return math.ceil(count * bits / 8) if bits in (2, 4, 8) else math.ceil(count / 8) * bits
 
     scale = 2 if group else 4
@@ -134,8 +141,9 @@ def test_size_on_disk_is_what_bits_scales_and_zero_points_add_up_to(made: Made) 
     name = made.saved.scheme.name
     base, _, suffix = name.partition("+emb")
     bits = int(re.search(r"[wq](\d)", base)[1])  # type: ignore[index]
-    group = int(base.partition("-g")[2] or 0) or (32 if base[0] == "q" else None)
-    kind = {"q8_0": "none", "q4_0": "none", "q4_1": "real"}.get(base, "integer")
+    group = int(base.partition("-g")[2].removesuffix("-sym") or 0) or (32 if base[0] == "q" else None)
+    embedding_kind = "none" if base.endswith("-sym") else "integer"
+    kind = {"q8_0": "none", "q4_0": "none", "q4_1": "real"}.get(base, "none" if bits == 1 else embedding_kind)
     expected = 0
     for layer, module in made.floating.named_modules():
         if isinstance(module, torch.nn.Linear) and layer != "lm_head":
@@ -145,7 +153,7 @@ def test_size_on_disk_is_what_bits_scales_and_zero_points_add_up_to(made: Made) 
         elif isinstance(module, torch.nn.Embedding):
             shape = module.weight.shape
             grouped = None if suffix == "8" else group or 32
-            expected += bytes_of_matrix(*shape, int(suffix), grouped, "integer") if suffix else 4 * shape.numel()
+            expected += bytes_of_matrix(*shape, int(suffix), grouped, embedding_kind) if suffix else 4 * shape.numel()
         elif "norm" in layer:
             expected += 4 * module.weight.numel()
     expected += 5 if "static" in base and suffix else 0  # the head's input
@@ -160,7 +168,7 @@ def test_parameters_count_tied_weights_once(made: Made) -> None:
     assert checkpoint.open_checkpoint(made.saved.folder) == made.saved
 
 
-@pytest.mark.parametrize("name", ["w8a8-static+emb8", "w4a8-g32+emb4", "q4_1", "w3-g64+emb4"])
+@pytest.mark.parametrize("name", ["w8a8-static+emb8", "w4a8-g32+emb4", "q4_1", "w3-g64+emb4", "w1.58-g64+emb4"])
 def test_a_bfloat16_checkpoint_keeps_its_scales_and_its_logits(name, tiny, tokens, tmp_path) -> None:
     scheme = parse_scheme(name)
     prepare(tiny.model, scheme)

@@ -18,7 +18,13 @@ NAMED_SCHEMES = {
     "w4-g64": (4, 64, "integer", None),
     "w4-g128": (4, 128, "integer", None),
     "w3-g64": (3, 64, "integer", None),
+    "w2-g64": (2, 64, "integer", None),
     "w4a8-g32": (4, 32, "integer", "dynamic"),
+    "w8a8-sym": (8, None, "none", "dynamic"),
+    "w4-g32-sym": (4, 32, "none", None),
+    "w4a8-g32-sym": (4, 32, "none", "dynamic"),
+    "w2-g64-sym": (2, 64, "none", None),
+    "w1.58-g64": (2, 64, "none", None),
     "q8_0": (8, 32, "none", None),
     "q4_0": (4, 32, "none", None),
     "q4_1": (4, 32, "real", None),
@@ -40,14 +46,72 @@ def test_the_named_schemes_are_all_known():
     assert set(SCHEMES) == {*NAMED_SCHEMES, "bnb-int8", "bnb-nf4", "bnb-fp4"}
 
 
-@pytest.mark.parametrize("name", [*SCHEMES, "w4a8-g32+emb4", "q4_0+emb8", "w2-g16+emb3"])
+@pytest.mark.parametrize("name", ["w4-g32-sym", "w4a8-g32-sym", "w2-g64-sym", "w8a8-sym", "w1.58-g64"])
+def test_the_embedding_is_symmetric_where_the_name_says_sym(name):
+    assert parse_scheme(f"{name}+emb4").embedding.zero_point == ("none" if name.endswith("-sym") else "integer")
+
+
+@pytest.mark.parametrize(
+    ("name", "integers"),
+    [
+        ("w8-sym", (-127, 127)),  # TensorFlow Lite's specification, XNNPACK
+        ("w4-g32-sym", (-8, 7)),  # torchao and ExecuTorch 8da4w, GPTQ, compressed-tensors
+        ("w3-g64-sym", (-4, 3)),
+        ("w2-g64-sym", (-2, 1)),
+        ("w1.58-g64", (-1, 1)),
+        ("q8_0", (-127, 127)),
+        ("q4_0", (-8, 7)),
+        ("w4-g32", (-8, 7)),
+    ],
+)
+def test_integers_are_those_that_runtimes_hold(name, integers):
+    assert parse_scheme(name).weight.integer_range == integers
+
+
+def test_only_two_symmetric_bits_have_levels_at_halves():
+    halves = [name for name in (*SCHEMES, "w2-sym") if (w := parse_scheme(name).weight) and w.has_half_levels]
+    assert halves == ["w2-g64-sym", "w2-sym"]
+
+
+def test_a_symmetric_scheme_takes_a_size_budget_and_a_ternary_one_does_not():
+    assert parse_scheme("w4-g32-sym+emb4@4.5bpp").awaits_layer_bits
+    with pytest.raises(UserError, match=r"w1\.58-g64.* fixed bits"):
+        parse_scheme("w1.58-g64@4bpp")
+
+
+def test_a_scheme_of_an_older_checkpoint_has_all_levels():
+    values = parse_scheme("w2-g64").to_dict()
+    del values["weight"]["levels"]
+    assert Scheme.from_dict(values) == parse_scheme("w2-g64")
+
+
+@pytest.mark.parametrize("name", [*SCHEMES, "w4a8-g32+emb4", "q4_0+emb8", "w2-g16+emb3", "w3a8-static-g16-sym+emb8"])
 def test_a_scheme_survives_yaml(name):
     scheme = parse_scheme(name)
     assert Scheme.from_dict(yaml.safe_load(yaml.safe_dump(scheme.to_dict()))) == scheme
 
 
 @pytest.mark.parametrize(
-    "name", ["w9", "w1-g32", "w4-g0", "w4-g", "w4a4", "w4+emb9", "w4a8-dynamic", "bnb-int8+emb8", "int4", "", "W4-g32"]
+    "name",
+    [
+        "w9",
+        "w1-g32",
+        "w4-g0",
+        "w4-g",
+        "w4a4",
+        "w4+emb9",
+        "w4a8-dynamic",
+        "bnb-int8+emb8",
+        "int4",
+        "",
+        "W4-g32",
+        "w4-sym-g32",
+        "w4-symm",
+        "q4_0-sym",
+        "w1.58-sym",
+        "w1.5",
+        "w1,58",
+    ],
 )
 def test_a_name_outside_the_grammar_is_refused_with_the_known_ones(name):
     with pytest.raises(UserError) as refusal:
@@ -73,6 +137,9 @@ def test_a_group_that_does_not_divide_names_the_layer_its_features_and_sizes_tha
         ("w4-g32", 896, 4 + (16 + 4) / 32),  # float16 scale and a 4-bit zero point per group
         ("w3-g64", 896, 3 + (16 + 3) / 64),
         ("w8", 512, 8 + (32 + 8) / 512),  # float32 scale and int8 zero point per row
+        ("w4-g32-sym", 896, 4 + 16 / 32),
+        ("w2-g64-sym", 896, 2 + 16 / 64),
+        ("w1.58-g64", 896, 8 / 5 + 16 / 64),  # five codes in a byte
         ("q8_0", 896, 8.5),
         ("q4_1", 896, 5.0),
     ],

@@ -54,7 +54,7 @@ def test_looks_are_mean_next_token_losses_from_before_the_first_step_on(tiny, se
     watch = Watch(texts={"counting": counting, "noise": noise})
     result = train(
         tiny.model, sequences, SETTINGS, tmp_path, watch=watch,
-        on_log=lambda step, m: seen.update({(step, k): v for k, v in m.items() if k.startswith("held_out/")}),
+        on_look=lambda step, losses: seen.update({(step, name): loss for name, loss in losses.items()}),
     )  # fmt: skip
     assert [look.step for look in result.looks] == [0, 3, 6, 9, 12]
     assert result.looks[0].losses == {"counting": pytest.approx(before[0]), "noise": pytest.approx(before[1])}

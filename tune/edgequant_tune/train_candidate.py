@@ -56,7 +56,7 @@ def qat_candidate(trial: TrialSpec, work_dir: Path, on_report: OnReport) -> Cand
         data=validation_data(reported, trial.dataset, trial.run.data_dir), guarded=reported,
     )  # fmt: skip
     reporter = TrialReporter(trial, experiment.tokenizer, on_report)
-    experiment = replace(experiment, on_step=reporter.on_step)
+    experiment = replace(experiment, on_step=reporter.on_step, on_look=lambda *_: None)
     made = qat_variants.quantized(experiment)
     measured = evaluate_model(made.model, made.tokenizer, experiment.data, trial.evaluation, checkpoint=made.checkpoint)
     return Candidate(measured.metrics | dict(made.metrics), qat_variants.save_result(experiment, "qat", None))

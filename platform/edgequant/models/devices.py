@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import TYPE_CHECKING
 
@@ -44,7 +45,7 @@ def computes_bfloat16(device: str) -> bool:
 
 
 def pick_device(device: str) -> str:
-    """`auto` to `cuda` where there is one, else `cpu`.
+    """`auto` to `cuda` where there is one, else `cpu`; of the processes that torchrun starts, each takes its own GPU.
 
     Raises:
         UserError: the device is malformed or not there.
@@ -52,11 +53,18 @@ def pick_device(device: str) -> str:
     import torch
 
     if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return _own_gpu() if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
         raise UserError(f"device must be auto, cpu, cuda or cuda:N, got {device!r}")
     if device.startswith("cuda") and int(device.partition(":")[2] or 0) >= torch.cuda.device_count():
         raise UserError(
             f"device {device!r} not found: torch sees {torch.cuda.device_count()} CUDA devices; use cpu or auto"
         )
-    return device
+    return _own_gpu() if device == "cuda" else device
+
+
+def _own_gpu() -> str:
+    import torch
+
+    rank = os.environ.get("LOCAL_RANK")
+    return "cuda" if rank is None else f"cuda:{int(rank) % torch.cuda.device_count()}"

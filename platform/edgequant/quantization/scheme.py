@@ -16,10 +16,13 @@ ZeroPoint = Literal["none", "integer", "real"]
 
 # edgequant's named schemes; any other combination that the grammar below admits works as well.
 SCHEMES = (
-    *("w8a8-static", "w8a8", "w8", "w4-g32", "w4-g64", "w4-g128", "w3-g64", "w4a8-g32"),
+    *("w8a8-static", "w8a8", "w8", "w4-g32", "w4-g64", "w4-g128", "w3-g64", "w2-g64", "w4a8-g32"),
+    *("w8a8-sym", "w4-g32-sym", "w4a8-g32-sym", "w2-g64-sym", "w1.58-g64"),
     *("q8_0", "q4_0", "q4_1", "bnb-int8", "bnb-nf4", "bnb-fp4"),
 )
-GRAMMAR = re.compile(r"w(?P<bits>[2-8])(?P<a8>a8(?P<static>-static)?)?(-g(?P<group>\d+))?(\+emb(?P<emb>[2-8]))?")
+_INPUTS, _GROUP, _EMBEDDING = r"(?P<a8>a8(?P<static>-static)?)?", r"(-g(?P<group>\d+))?", r"(\+emb(?P<emb>[2-8]))?"
+GRAMMAR = re.compile(rf"w(?P<bits>[2-8]){_INPUTS}{_GROUP}(?P<sym>-sym)?{_EMBEDDING}")
+TERNARY = re.compile(rf"w1\.58{_INPUTS}{_GROUP}{_EMBEDDING}")
 GGML = re.compile(r"(?P<ggml>q8_0|q4_0|q4_1)(\+emb(?P<emb>[2-8]))?")
 DEFAULT_EMBEDDING_GROUP = 32
 
@@ -30,12 +33,14 @@ class WeightSpec:
 
     Attributes:
         bits: width of an integer, 2 to 8.
-        zero_point: `none` (symmetric, real 0 is integer 0), `integer` (affine with an integer zero point, Jacob et al.
-            2017, equation 1) or `real` (affine with a real minimum, as llama.cpp's q4_1).
+        zero_point: `none` (symmetric: real 0 is integer 0, but see `has_half_levels`), `integer` (affine with an
+            integer zero point, Jacob et al. 2017, equation 1) or `real` (affine with a real minimum, as llama.cpp's
+            q4_1).
         granularity: one scale for the tensor, for an output channel, or for `group_size` inputs of an output channel.
         group_size: inputs that share a scale; with granularity `group` only.
         scale_dtype: how a scale is stored; its size counts.
         layout: `affine`, or the llama.cpp format whose rounding is followed bit for bit.
+        levels: 3 for ternary weights -S, 0, S, which lie five to a byte; None: all integers of `bits`.
     """
 
     bits: int
@@ -44,19 +49,39 @@ class WeightSpec:
     group_size: int | None = None
     scale_dtype: Literal["float32", "float16"] = "float32"
     layout: Literal["affine", "q8_0", "q4_0", "q4_1"] = "affine"
+    levels: Literal[3] | None = None
 
     @property
     def integer_range(self) -> tuple[int, int]:
-        """Lowest and highest integer, e.g. (-8, 7); symmetric specs leave the lowest unused (but q4_0)."""
+        """Lowest and highest integer, e.g. (-8, 7); symmetric 8-bit and ternary specs leave the lowest unused.
+
+        That is what runtimes hold: -127 to 127 in TensorFlow Lite, XNNPACK and q8_0; -8 to 7 in torchao's and
+        ExecuTorch's 8da4w, GPTQ's symmetric files, compressed-tensors and q4_0.
+        """
         low, high = -(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1
-        return (low + 1, high) if self.zero_point == "none" and self.layout != "q4_0" else (low, high)
+        narrow = self.zero_point == "none" and (self.bits == 8 or self.levels == 3)
+        return (low + 1, high) if narrow else (low, high)
+
+    @property
+    def has_half_levels(self) -> bool:
+        """Whether integer q stands for S (q + 1/2): symmetric specs of 2 bits, -3/2 S, -1/2 S, 1/2 S, 3/2 S.
+
+        The levels of ParetoQ's stretched elastic quantisation (Liu et al. 2025, arXiv 2502.02631, section 4.2): of
+        -2 S, -S, 0, S one would lie far out on one side only.
+        """
+        return self.zero_point == "none" and self.bits == 2 and self.levels is None
+
+    @property
+    def has_few_levels(self) -> bool:
+        """Whether three or four symmetric levels stand for a group, too few to reach its extremes."""
+        return self.zero_point == "none" and self.bits == 2
 
     def bits_per_weight(self, in_features: int) -> float:
         """Stored bits per weight for rows of `in_features`, scales and zero points included."""
         per_scale = {"group": self.group_size or in_features, "channel": in_features}.get(self.granularity, 1 << 30)
         scale = 16 if self.scale_dtype == "float16" else 32
         offset = {"none": 0, "integer": self.bits, "real": scale}[self.zero_point]
-        return self.bits + (scale + offset) / per_scale
+        return (8 / 5 if self.levels == 3 else self.bits) + (scale + offset) / per_scale
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +121,8 @@ class Scheme:
 
     @property
     def can_mix_bits(self) -> bool:
-        """Whether layers may have different bits: not in llama.cpp's and bitsandbytes' formats."""
-        return self.weight is not None and self.weight.layout == "affine"
+        """Whether layers may have different bits: not in ternary, llama.cpp's and bitsandbytes' formats."""
+        return self.weight is not None and self.weight.layout == "affine" and self.weight.levels is None
 
     @property
     def awaits_layer_bits(self) -> bool:
@@ -164,9 +189,11 @@ def parse_scheme(name: str) -> Scheme:
     """Read a scheme's name.
 
     `w<bits>` weights, `a8` 8-bit inputs per token (`a8-static`: with fixed ranges), `-g<N>` groups of N inputs
-    (without: one scale per output channel), `+emb<bits>` embedding and output head too. `q8_0`, `q4_0`, `q4_1` are
-    llama.cpp's formats; `bnb-int8`, `bnb-nf4`, `bnb-fp4` belong to bitsandbytes. Behind a name whose bits are not
-    fixed, `@4.5bpp` or `@80MB` is a size budget (bits per parameter, megabytes): bits are then chosen layer by layer.
+    (without: one scale per output channel), `-sym` symmetric weights without zero points, `+emb<bits>` embedding and
+    output head too, symmetric where the weights are by `-sym`. `w1.58` are ternary weights, affine in the embedding.
+    `q8_0`, `q4_0`, `q4_1` are llama.cpp's formats; `bnb-int8`, `bnb-nf4`, `bnb-fp4` belong to bitsandbytes. Behind a
+    name whose bits are not fixed, `@4.5bpp` or `@80MB` is a size budget (bits per parameter, megabytes): bits are then
+    chosen layer by layer.
 
     Raises:
         UserError: the name does not follow the grammar (names the nearest known scheme), or the budget cannot be meant.
@@ -178,30 +205,41 @@ def parse_scheme(name: str) -> Scheme:
         return Scheme(name=name, backend="bitsandbytes")
     if match := GGML.fullmatch(name):
         return Scheme(name=name, weight=_ggml_spec(match["ggml"]), embedding=_embedding_spec(match["emb"], 32))
-    if (match := GRAMMAR.fullmatch(name)) and match["group"] != "0":
-        group = int(match["group"]) if match["group"] else None
-        activation = ActivationSpec(mode="static" if match["static"] else "dynamic") if match["a8"] else None
-        weight = _weight_spec(int(match["bits"]), group)
-        return Scheme(name=name, weight=weight, activation=activation, embedding=_embedding_spec(match["emb"], group))
+    match = GRAMMAR.fullmatch(name) or TERNARY.fullmatch(name)
+    if match and match["group"] != "0":
+        return _in_general(name, match.groupdict())
     near = get_close_matches(name, SCHEMES, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]}?" if near else ""
     raise UserError(
         f"scheme {name!r} is unknown.{hint} Known: {', '.join(SCHEMES)}; in general "
-        "w<2-8>[a8[-static]][-g<group size>][+emb<2-8>][@<n>bpp or @<n>MB], and +emb4 or +emb8 behind q8_0, q4_0, q4_1"
+        "w<2-8>[a8[-static]][-g<group size>][-sym][+emb<2-8>][@<n>bpp or @<n>MB], ternary "
+        "w1.58[a8[-static]][-g<group size>][+emb<2-8>], and +emb4 or +emb8 behind q8_0, q4_0, q4_1"
     )
 
 
-def _weight_spec(bits: int, group: int | None) -> WeightSpec:
+def _in_general(name: str, parts: Mapping[str, str | None]) -> Scheme:
+    group = int(parts["group"]) if parts["group"] else None
+    activation = ActivationSpec(mode="static" if parts["static"] else "dynamic") if parts["a8"] else None
+    zero_point: ZeroPoint = "none" if parts.get("sym") else "integer"
+    if "bits" in parts:
+        weight = _weight_spec(int(parts["bits"] or 0), group, zero_point)
+    else:
+        weight = replace(_weight_spec(2, group, "none"), levels=3)
+    embedding = _embedding_spec(parts["emb"], group, zero_point)
+    return Scheme(name=name, weight=weight, activation=activation, embedding=embedding)
+
+
+def _weight_spec(bits: int, group: int | None, zero_point: ZeroPoint) -> WeightSpec:
     if group is None:
-        return WeightSpec(bits=bits)
-    return WeightSpec(bits=bits, granularity="group", group_size=group, scale_dtype="float16")
+        return WeightSpec(bits=bits, zero_point=zero_point)
+    return WeightSpec(bits=bits, zero_point=zero_point, granularity="group", group_size=group, scale_dtype="float16")
 
 
-def _embedding_spec(bits: str | None, group: int | None) -> WeightSpec | None:
+def _embedding_spec(bits: str | None, group: int | None, zero_point: ZeroPoint = "integer") -> WeightSpec | None:
     """8-bit rows need one scale each; fewer bits need groups to keep the quality."""
     if bits is None:
         return None
-    return _weight_spec(int(bits), None if int(bits) == 8 else group or DEFAULT_EMBEDDING_GROUP)
+    return _weight_spec(int(bits), None if int(bits) == 8 else group or DEFAULT_EMBEDDING_GROUP, zero_point)
 
 
 def _ggml_spec(layout: Any) -> WeightSpec:

@@ -42,7 +42,7 @@ class Progress(TrainerCallback):
         from tqdm import tqdm
 
         epochs = self.settings.epochs_over(self.rows)
-        if epochs >= 2:
+        if epochs >= 2 and state.is_world_process_zero:
             print(
                 f"{self.title}: {state.max_steps} steps go {epochs:.1f} times through {self.rows} sequences; a text "
                 "that is seen again and again is learned by heart"
@@ -51,8 +51,9 @@ class Progress(TrainerCallback):
             )
         layout = "{desc} {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
         self.bar = tqdm(
-            total=state.max_steps, initial=state.global_step, desc=self.title, bar_format=layout, mininterval=1
-        )
+            total=state.max_steps, initial=state.global_step, desc=self.title, bar_format=layout, mininterval=1,
+            disable=not state.is_world_process_zero,
+        )  # fmt: skip
         self.first, self.started = state.global_step, time.perf_counter()
 
     def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -75,7 +76,7 @@ class Progress(TrainerCallback):
         self.bar.set_postfix_str(
             refresh=False, s=f"epoch {epochs:.2f}, loss {self.losses[-1]:.3f}, {rate:,.0f} tokens/s"
         )
-        if self.after_log is not None:
+        if self.after_log is not None and state.is_world_process_zero:
             learning_rate = float(logs.get("learning_rate", 0.0))
             values = {
                 "train/loss": self.losses[-1],

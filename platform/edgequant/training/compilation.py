@@ -34,7 +34,9 @@ def compiled_blocks(*models: nn.Module | None, tolerant: bool = False) -> Iterat
     """
     parts = [part for model in models if model is not None for part in (*repeated_blocks(model), *_busy_head(model))]
     dynamo = torch._dynamo.config
-    with dynamo.patch(suppress_errors=tolerant, recompile_limit=max(VARIANTS, dynamo.recompile_limit)):
+    limit = max(VARIANTS, dynamo.recompile_limit)
+    # optimize_ddp would cut each block's graph at the buckets of a training on several GPUs; blocks are small enough.
+    with dynamo.patch(suppress_errors=tolerant, recompile_limit=limit, optimize_ddp=False):
         for part in parts:
             part.compile(backend=BACKEND)
         try:
@@ -42,6 +44,45 @@ def compiled_blocks(*models: nn.Module | None, tolerant: bool = False) -> Iterat
         finally:
             for part in parts:
                 part._compiled_call_impl = None
+
+
+@contextlib.contextmanager
+def scoring(model: nn.Module, precision: str = "float32") -> Iterator[None]:
+    """Inside, a model in training is scored: as in evaluation mode and without gradients; then it trains on.
+
+    Looking never costs a compilation: where blocks are compiled and training drops nothing out, the very code of the
+    training's forward pass computes the score, its gradients unused; else it is done line by line.
+
+    Args:
+        model: also one whose blocks are compiled at present. What its quantisers do is the caller's to say, before and
+            after. Give it batches of the training's shape.
+        precision: `bfloat16` or `float32`, that of training's forward passes.
+    """
+    was_training, device = model.training, next(model.parameters()).device
+    as_in_training = was_training and _is_compiled(model) and not _drops_out(model)
+    model.train(as_in_training)
+    stance = torch.compiler.set_stance("default" if as_in_training else "force_eager")
+    try:
+        with (
+            torch.set_grad_enabled(as_in_training),
+            torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"),
+            stance,
+        ):
+            yield
+    finally:
+        model.train(was_training)
+
+
+def _is_compiled(model: nn.Module) -> bool:
+    return any(block._compiled_call_impl is not None for block in repeated_blocks(model))
+
+
+def _drops_out(model: nn.Module) -> bool:
+    """Whether anything is left to chance in training mode."""
+    config = getattr(model, "config", None)
+    rates = [getattr(config, name, 0.0) for name in vars(config) if "drop" in name or "pdrop" in name] if config else []
+    modules = [module.p for module in model.modules() if isinstance(module, nn.modules.dropout._DropoutNd)]
+    return any(isinstance(rate, float) and rate > 0 for rate in (*rates, *modules))
 
 
 def repeated_blocks(model: nn.Module) -> list[nn.Module]:

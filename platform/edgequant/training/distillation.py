@@ -52,9 +52,12 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
     Args:
         student: logits [positions, vocabulary], any floating type; gradients flow into these.
-        teacher: logits of the same shape.
+        teacher: logits [positions, its vocabulary]; where that is shorter, the student's tokens beyond it, which are
+            padding, are left out.
         temperature: T > 0, divides both.
     """
+    if teacher.shape[-1] < student.shape[-1]:
+        student = student[:, : teacher.shape[-1]]
 
     def term(ours: Tensor, positions: slice) -> tuple[Tensor, Tensor]:
         log_ours = functional.log_softmax(ours / temperature, -1)

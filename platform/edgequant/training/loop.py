@@ -16,8 +16,10 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 from edgequant.errors import UserError
 from edgequant.models.devices import pick_dtype
 from edgequant.training.callbacks import Looking, OnLog, OnStep, Progress
+from edgequant.training.checkpointing import checkpointed_blocks
 from edgequant.training.compilation import compiled_blocks, should_compile
 from edgequant.training.distillation import divergence, next_token_loss
+from edgequant.training.processes import launched_processes, on_its_devices, pass_of_each_process
 from edgequant.training.settings import TrainingSettings
 from edgequant.training.teacher_cache import CachedTeacher, cached_teacher
 from edgequant.training.watch import CURVE, Look, Watch, Watching
@@ -139,6 +141,7 @@ def train(
     title: str = "training",
     on_step: OnStep | None = None,
     on_log: OnLog | None = None,
+    on_look: OnLog | None = None,
 ) -> TrainingResult:
     """Train a causal language model in place on packed sequences.
 
@@ -156,7 +159,8 @@ def train(
         resume: continue from the newest checkpoint in `folder`; the end result is that of an uninterrupted run.
         title: of the progress bar.
         on_step: called with (steps done, steps in all) before each step.
-        on_log: called with (step, metrics) after each step, and with `held_out/<text>_loss` after each look.
+        on_log: called with (step, metrics) after each step.
+        on_look: called with (step, `held_out/<text>_loss` of each watched text) after each look.
 
     Raises:
         UserError: the loss is no longer finite, there is nothing to train, or `teacher_top_k` exceeds the vocabulary.
@@ -171,9 +175,9 @@ def train(
     callbacks: list[TrainerCallback] = [progress]
     watching = None
     if watch is not None:
-        watching = Watching(watch, model, bfloat16=pick_dtype(settings.precision, str(device)) == "bfloat16")
+        watching = Watching(watch, model, pick_dtype(settings.precision, str(device)))
         interval = watch.interval(settings, taught=isinstance(taught_by, nn.Module))
-        callbacks.append(Looking(watching, interval, progress, on_log))
+        callbacks.append(Looking(watching, interval, progress, on_look))
     trainer = _Trainer(
         model=model,
         args=_arguments(settings, folder, device, seed),
@@ -202,11 +206,12 @@ def train(
 
 
 def _arguments(settings: TrainingSettings, folder: Path, device: torch.device, seed: int) -> TrainingArguments:
-    return TrainingArguments(
+    batch_size, passes = pass_of_each_process(settings, launched_processes())
+    arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=settings.known_steps,
-        per_device_train_batch_size=settings.batch_size,
-        gradient_accumulation_steps=settings.gradient_accumulation,
+        per_device_train_batch_size=batch_size,
+        gradient_accumulation_steps=passes,
         learning_rate=settings.known_rate,
         lr_scheduler_type="cosine",
         warmup_steps=round(settings.warmup_fraction * settings.known_steps),
@@ -226,6 +231,7 @@ def _arguments(settings: TrainingSettings, folder: Path, device: torch.device, s
         dataloader_pin_memory=device.type == "cuda",
         remove_unused_columns=False,
     )
+    return on_its_devices(arguments, device)
 
 
 def _newest_whole_checkpoint(folder: Path, *, watched: bool) -> str | None:
@@ -248,12 +254,15 @@ def _is_whole_json(file: Path) -> bool:
 
 def _compiled_where_asked(
     model: nn.Module, teacher: Teacher | None, settings: TrainingSettings
-) -> contextlib.AbstractContextManager[None]:
+) -> contextlib.AbstractContextManager[Any]:
     device = next(model.parameters()).device
-    if not (should_compile(device, settings.passes) if settings.compile is None else settings.compile):
-        return contextlib.nullcontext()
-    run = teacher if isinstance(teacher, nn.Module) and settings.distillation_weight else None
-    return compiled_blocks(model, run, tolerant=settings.compile is None)
+    contexts = contextlib.ExitStack()
+    if should_compile(device, settings.passes) if settings.compile is None else settings.compile:
+        run = teacher if isinstance(teacher, nn.Module) and settings.distillation_weight else None
+        contexts.enter_context(compiled_blocks(model, run, tolerant=settings.compile is None))
+    if settings.gradient_checkpointing:
+        contexts.enter_context(checkpointed_blocks(model))
+    return contexts
 
 
 @contextlib.contextmanager

@@ -221,7 +221,7 @@ def relative_rates(model: nn.Module, factors: Mapping[str, float]) -> Iterator[N
     finally:
         for parameter, old in zip(trained, before, strict=True):
             if old is None:
-                del parameter.learning_rate_factor
+                del parameter.learning_rate_factor  # type: ignore[attr-defined]
             else:
                 parameter.learning_rate_factor = old  # type: ignore[attr-defined]
 

@@ -46,7 +46,7 @@ class TrainingSettings:
     """Peak of the cosine schedule; auto tries several on a few steps each, and takes the one after which held-out text
     is predicted best (`qat` and its trials in `tune` only)."""
 
-    rate_test_fraction: float = 0.1
+    rate_test_fraction: float = 0.05
     """Of `learning_rate: auto`: steps of each trial as a share of the training's."""
 
     patience: int = 5
@@ -87,6 +87,10 @@ class TrainingSettings:
     compile: bool | None = None
     """Translate the model's repeated blocks with torch.compile; None does so where it pays, on a GPU from 200 forward
     passes on."""
+
+    gradient_checkpointing: bool = False
+    """Keep only the input of each repeated block for the backward pass and compute the block again there: less memory,
+    about a third more time."""
 
     def __post_init__(self) -> None:
         self._check_at_least(1, "steps", "batch_size", "gradient_accumulation", "max_tokens", "eval_steps")

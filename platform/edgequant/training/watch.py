@@ -18,7 +18,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from edgequant.files import atomic_path, write_atomically
+from edgequant.training.compilation import scoring
 from edgequant.training.distillation import next_token_loss
+from edgequant.training.processes import from_main_process
 from edgequant.training.settings import TrainingSettings
 
 SHARE = 0.05  # of a training's time that looking may take
@@ -53,25 +55,24 @@ class Watch:
         """Rows of all texts."""
         return sum(len(rows) for rows in self.texts.values())
 
-    @torch.no_grad()
-    def losses(self, model: Any, *, bfloat16: bool = False) -> Losses:
+    def losses(self, model: Any, *, precision: str = "float32") -> Losses:
         """Mean next-token loss of each text in nats; leaves the model in the mode in which it was.
 
         Args:
-            bfloat16: matrix products under autocast, as in training.
+            precision: of the forward pass, as in training: bfloat16 or float32.
         """
-        was_training, device = model.training, next(model.parameters()).device
-        model.eval()
         if self.as_deployed is not None:
             self.as_deployed(model)
-        found = {}
-        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            for name, rows in self.texts.items():
-                parts = [part.to(device) for part in rows.split(self.batch_size)]
-                sums = [next_token_loss(model(input_ids=p, use_cache=False).logits, p) * len(p) for p in parts]
-                found[name] = float(torch.stack(sums).sum()) / len(rows)
-        model.train(was_training)
-        return found
+        with scoring(model, precision):
+            return {name: self._loss(model, rows) for name, rows in self.texts.items()}
+
+    def _loss(self, model: Any, rows: Tensor) -> float:
+        device, total = next(model.parameters()).device, 0.0
+        for part in rows.split(self.batch_size):
+            full = torch.cat([part, rows[: self.batch_size - len(part)]])  # compiled code knows one shape
+            logits = model(input_ids=full.to(device), use_cache=False).logits[: len(part)].detach()
+            total += float(next_token_loss(logits, part.to(device))) * len(part)
+        return total / len(rows)
 
     def rank(self, losses: Mapping[str, float]) -> tuple[bool, float]:
         """Sorts states, the best first: whether a limit is exceeded, then the mean loss."""
@@ -119,15 +120,15 @@ class Look(NamedTuple):
 class Watching:
     """The looks of one training and the best state so far; goes into training checkpoints and comes back from them."""
 
-    def __init__(self, watch: Watch, model: nn.Module, *, bfloat16: bool) -> None:
-        self.watch, self.model, self.bfloat16 = watch, model, bfloat16
+    def __init__(self, watch: Watch, model: nn.Module, precision: str) -> None:
+        self.watch, self.model, self.precision = watch, model, precision
         self.looks: list[Look] = []
         self.best: Look | None = None
         self.state: dict[str, Tensor] = {}
 
     def look(self, step: int) -> Look:
         """Score the model as it is after so many steps, and keep its state if none was better."""
-        look = Look(step, self.watch.losses(self.model, bfloat16=self.bfloat16))
+        look = Look(step, from_main_process(lambda: self.watch.losses(self.model, precision=self.precision)))
         self.looks.append(look)
         if self.best is None or self.watch.rank(look.losses) < self.watch.rank(self.best.losses):
             self.best = look

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.quantization.calibration import CalibrationSettings
+from edgequant.quantization.ptq.methods import AUTO
 from edgequant.quantization.ptq.settings import PtqSettings
 from edgequant.workflows.settings import RunSettings, WorkflowResult, configuration
 from edgequant.workflows.steps.layer_bits import log_layer_bits, resolve_layer_bits
@@ -33,7 +34,7 @@ def ptq(
     *,
     model: str = "smollm2-135m",
     scheme: str = "w4a8-g32+emb4,q8_0,bnb-int8,bnb-nf4",
-    method: str = "rtn",
+    method: str = "auto",
     size_budget: str | None = None,
     dataset: str = "disaster",
     ptq: PtqSettings = PtqSettings(),
@@ -61,7 +62,9 @@ def ptq(
         run: data, device, seed, resuming (behind the decoder blocks that were finished) and experiment.
     """
     config = configuration(locals())
-    source, schemes = validate(model, dataset, schemes=scheme, size_budget=size_budget, method=method)
+    source, schemes = validate(
+        model, dataset, schemes=scheme, size_budget=size_budget, method=None if method == AUTO else method
+    )
 
     from edgequant import models, tracking
     from edgequant.workflows.steps.data import evaluation_data

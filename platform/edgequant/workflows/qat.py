@@ -24,7 +24,7 @@ def qat(
     model: str = "smollm2-135m",
     scheme: str = "w4a8-g32+emb4",
     size_budget: str | None = None,
-    dataset: str = "disaster,self-generated",
+    dataset: str = "disaster,self-generated:0.25",
     adapt: bool = False,
     guard: str = "self-generated",
     training: TrainingSettings = TrainingSettings(distillation_weight=1.0),

@@ -29,6 +29,7 @@ QAT = {
     "quantization.observer": "calibration.observer",
     "quantization.calibration_sequences": "calibration.num_calibration_samples",
 }
+CONTROL = {"control": "adapt"}  # which trains one
 PTQ = {
     "quantization.sequences": "calibration.num_calibration_samples",
     "quantization.sequence_length": "calibration.sequence_length",
@@ -56,7 +57,7 @@ RENAMED = {
     "evaluate": EVALUATION,
     "pipeline": EVALUATION | TRAINING,
     "finetune": EVALUATION | DATASET | TRAINING,
-    "qat": EVALUATION | DATASET | TRAINING | QAT,
+    "qat": EVALUATION | DATASET | TRAINING | QAT | CONTROL,
     "tune": EVALUATION | DATASET | TRAINING | QAT,
     "ptq": EVALUATION | DATASET | PTQ,
 }

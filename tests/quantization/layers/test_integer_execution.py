@@ -71,7 +71,7 @@ def test_equation_7_of_the_test_agrees_with_real_arithmetic():
     np.testing.assert_allclose(equation_7(layer, values.numpy()), expected.detach().numpy(), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("scheme", ["w8a8", "w8a8-static"])
+@pytest.mark.parametrize("scheme", ["w8a8", "w8a8-static", "w8a8-sym"])
 def test_int8_layers_multiply_integers_and_never_dequantize_the_weight(scheme, monkeypatch):
     values = torch.randn(4, 64)
     layer = converted(scheme, 64, 32, [values])
@@ -97,7 +97,7 @@ def test_dynamic_tokens_match_the_dequantized_product():
         np.testing.assert_allclose(layer(values).numpy(), expected, rtol=1e-4, atol=1e-4 * scale.max())
 
 
-@pytest.mark.parametrize("scheme", ["w4-g32", "w4-g64", "w4-g128", "w4a8-g32"])
+@pytest.mark.parametrize("scheme", ["w4-g32", "w4-g64", "w4-g128", "w4a8-g32", "w4-g32-sym"])
 @pytest.mark.parametrize("rows", [1, 4])
 def test_int4_decode_kernel_agrees_with_the_dequantized_product(scheme, rows):
     layer = converted(scheme, 256, 64, []).to(torch.bfloat16)
@@ -112,7 +112,7 @@ def test_int4_decode_kernel_agrees_with_the_dequantized_product(scheme, rows):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("scheme", ["w4-g32", "w4-g64", "w4-g128", "w4a8-g32"])
+@pytest.mark.parametrize("scheme", ["w4-g32", "w4-g64", "w4-g128", "w4a8-g32", "w4-g32-sym"])
 def test_int4_decode_kernel_on_cuda_agrees_with_the_cpu(scheme):
     layer = converted(scheme, 256, 64, []).to(torch.bfloat16)
     values = torch.randn(8, 256).to(torch.bfloat16)
@@ -131,7 +131,7 @@ def test_int4_decode_kernel_is_left_alone_where_its_layout_does_not_fit():
     assert not layer._kernel_cache
 
 
-@pytest.mark.parametrize("scheme", ["w8a8-static+emb8", "w4a8-g32+emb4", "q4_1+emb4", "w3-g64"])
+@pytest.mark.parametrize("scheme", ["w8a8-static+emb8", "w4a8-g32+emb4", "q4_1+emb4", "w3-g64", "w1.58-g64"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_cast_leaves_integers_scales_and_zero_points_as_they_were(tiny, scheme, dtype):
     tokens = torch.randint(0, 256, (2, 32))

@@ -12,9 +12,9 @@ from edgequant.errors import UserError
 from edgequant.quantization.calibration import CalibrationSettings
 from edgequant.quantization.layers.convert import prepare
 from edgequant.quantization.layers.integer import IntegerEmbedding, IntegerLinear
+from edgequant.quantization.ptq.block_learning import BlockRounding
 from edgequant.quantization.ptq.block_stream import BlockStream
 from edgequant.quantization.ptq.calibrated_block import CalibratedBlock
-from edgequant.quantization.ptq.learned_rounding import BlockRounding
 from edgequant.quantization.ptq.quantize import quantize
 from edgequant.quantization.ptq.settings import PtqSettings
 from edgequant.quantization.scheme import parse_scheme
@@ -145,7 +145,7 @@ def test_learning_that_does_not_help_is_undone(_tiny, tokens, monkeypatch):
     monkeypatch.setattr(
         BlockRounding,
         "_learn",
-        lambda self, block, learned: [quantizer.offset.data.uniform_(-0.5, 0.5) for quantizer in learned],
+        lambda self, block, learned, others: [quantizer.offset.data.uniform_(-0.5, 0.5) for quantizer in learned],
     )
     _, spoilt = quantized(_tiny, tokens, "w4-g32", "signround")
     assert last_block_error(spoilt) == last_block_error(start)

@@ -53,7 +53,7 @@ def test_head_embedding_and_norms_are_not_pruned(tiny):
 
 @pytest.mark.parametrize("learned", [False, True])
 @pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
-@pytest.mark.parametrize("scheme", ["w4a8-g32+emb4", "w8a8-static", "w2-g16", "w3-g64", "q4_0"])
+@pytest.mark.parametrize("scheme", ["w4a8-g32+emb4", "w8a8-static", "w2-g16", "w3-g64", "q4_0", "w1.58-g64"])
 def test_zeros_stay_zero_through_training_and_rounding(tiny, tokens, scheme, pattern, learned):
     """SGD with weight decay and a large rate: without the mask the entries would come back at once."""
     model, parsed = tiny.model.requires_grad_(True), parse_scheme(scheme)

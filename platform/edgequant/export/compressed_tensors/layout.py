@@ -31,12 +31,13 @@ Arguments = tuple[WeightSpec, ActivationSpec | None]
 
 @dataclass(frozen=True)
 class Layer:
-    """An integer layer of the model. `tied`: its weight is the embedding's."""
+    """An integer layer of the model. `tied`: its weight is the embedding's. `looks_up`: it is the embedding."""
 
     path: str
     packed: PackedWeight
     activation: ActivationSpec | None
     tied: bool = False
+    looks_up: bool = False
 
     @property
     def arguments(self) -> Arguments:
@@ -44,37 +45,44 @@ class Layer:
 
 
 def layers_of(model: nn.Module) -> list[Layer]:
-    """The model's integer layers in its order, the embedding before a head that is tied to it."""
+    """The model's integer layers in its order, the embedding before a head that is tied to it; at whole levels."""
     layers = integer_layers(model).items()
-    return [Layer(path, layer.packed, layer.activation, tied=layer.is_tied) for path, layer in layers]
+    return [
+        Layer(path, one.packed.at_whole_levels(), one.activation, tied=one.is_tied, looks_up=one.kind == "embedding")
+        for path, one in layers
+    ]
 
 
 def dequantizes_on_load(layers: list[Layer]) -> bool:
     """Whether transformers has to fill floating-point layers instead of compressed ones.
 
     Packed zero points need it: compressed-tensors 0.20 lays the empty model that transformers fills out with unpacked
-    ones, so that their shapes differ. The way around knows one set of arguments for all layers and no activations.
+    ones, so that their shapes differ. So does a packed embedding: transformers would look its words up before it is
+    unpacked, and a head tied to it would want integers of its own. The way around knows one set of arguments for all
+    layers and no activations.
     """
     one_kind = len({layer.arguments for layer in layers}) == 1
     spec, activation = layers[0].arguments
-    return one_kind and activation is None and spec.zero_point == "integer"
+    needed = spec.zero_point == "integer" or any(layer.looks_up for layer in layers)
+    return one_kind and activation is None and needed
 
 
-def storage_of(arguments: Arguments, dequantized: bool) -> str:
+def storage_of(arguments: Arguments, layers: list[Layer]) -> str:
     """How codes lie on disk: packed where transformers can load that, else in bytes."""
     spec, activation = arguments
-    packs = dequantized or (activation is None and spec.zero_point == "none")
-    return PACKED if packs else BYTES
+    embeds = any(layer.looks_up and layer.packed.spec == spec for layer in layers)
+    packs = activation is None and spec.zero_point == "none" and not embeds
+    return PACKED if packs or dequantizes_on_load(layers) else BYTES
 
 
-def quantization_config(model: nn.Module, layers: list[Layer], dequantized: bool) -> dict[str, Any]:
+def quantization_config(model: nn.Module, layers: list[Layer]) -> dict[str, Any]:
     """The `quantization_config` for config.json: a group for each set of arguments, floating-point linears ignored."""
     groups = {
         f"group_{index}": QuantizationScheme(
             targets=targets,
             weights=_weight_arguments(arguments[0]),
             input_activations=_activation_arguments(arguments[1]),
-            format=storage_of(arguments, dequantized),
+            format=storage_of(arguments, layers),
         )
         for index, (arguments, targets) in enumerate(_targets(model, layers))
     }
@@ -85,7 +93,7 @@ def quantization_config(model: nn.Module, layers: list[Layer], dequantized: bool
         quantization_status=QuantizationStatus.COMPRESSED,
         ignore=[path for path, module in model.named_modules() if isinstance(module, nn.Linear)],
     )
-    extra = {"dequantize": True} if dequantized else {}
+    extra = {"dequantize": True} if dequantizes_on_load(layers) else {}
     return config.model_dump(mode="json") | {"version": compressed_tensors.__version__} | extra
 
 

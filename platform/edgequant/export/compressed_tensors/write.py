@@ -46,19 +46,16 @@ def write_compressed_tensors(loaded: LoadedModel, folder: str | Path) -> Exporte
     check_expressible(scheme)
     model: Any = loaded.model
     layers = layers_of(model)
-    dequantized = dequantizes_on_load(layers)
     with atomic_folder(folder) as temporary:
-        save_file(_tensors(model, layers, dequantized), temporary / WEIGHTS, metadata={"format": "pt"})
-        config = _config(model, scheme, quantization_config(model, layers, dequantized))
+        save_file(_tensors(model, layers), temporary / WEIGHTS, metadata={"format": "pt"})
+        config = _config(model, scheme, quantization_config(model, layers))
         write_atomically(temporary / "config.json", json.dumps(config, indent=2))
         if getattr(model, "generation_config", None) is not None:
             model.generation_config.save_pretrained(temporary)
         loaded.tokenizer.save_pretrained(temporary)
     written = Path(folder) / WEIGHTS
     parameters = int(model.config.num_parameters_unquantized)
-    return Exported(
-        Path(folder), written.stat().st_size, sha256_of(written), parameters, _notes(model, layers, dequantized)
-    )
+    return Exported(Path(folder), written.stat().st_size, sha256_of(written), parameters, _notes(model, layers))
 
 
 def checkpoint_scheme(loaded: LoadedModel) -> Scheme:
@@ -79,13 +76,16 @@ def _config(model: Any, scheme: Scheme, quantization: dict[str, Any]) -> dict[st
     return config | {"architectures": [type(model).__name__], "edgequant_scheme": scheme.name}
 
 
-def _tensors(model: nn.Module, layers: list[Layer], dequantized: bool) -> dict[str, Tensor]:
+def _tensors(model: nn.Module, layers: list[Layer]) -> dict[str, Tensor]:
     """Every tensor of the folder under its name there, on the CPU; tied weights once."""
     named: dict[str, Tensor] = {}
+    dequantized = dequantizes_on_load(layers)
     for layer in layers:
-        storage = storage_of(layer.arguments, dequantized)
+        storage = storage_of(layer.arguments, layers)
         if not (layer.tied and storage == PACKED):  # else its head shares the embedding's dequantised weight
-            named |= {f"{layer.path}.{name}": tensor for name, tensor in _weight_tensors(layer, storage).items()}
+            named |= {
+                f"{layer.path}.{name}": tensor for name, tensor in _weight_tensors(layer, storage, dequantized).items()
+            }
     seen: set[int] = set()
     left_out = _modules_of_codes(model)
     for path, module in model.named_modules():
@@ -96,7 +96,7 @@ def _tensors(model: nn.Module, layers: list[Layer], dequantized: bool) -> dict[s
     return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in named.items()}
 
 
-def _weight_tensors(layer: Layer, storage: str) -> dict[str, Tensor]:
+def _weight_tensors(layer: Layer, storage: str, dequantized: bool) -> dict[str, Tensor]:
     """Codes, scales [rows, groups] and zero points as compressed-tensors names and shapes them."""
     packed, bits = layer.packed, layer.packed.spec.bits
     quantized = packed.unpacked()
@@ -110,7 +110,7 @@ def _weight_tensors(layer: Layer, storage: str) -> dict[str, Tensor]:
         shape = torch.tensor([packed.rows, packed.features])
         tensors = {"weight_packed": pack_to_int32(codes, bits), "weight_shape": shape}
         # Dequantising on load computes in the scales' type; float16 would round the products.
-        tensors["weight_scale"] = packed.scale if zero_point is None else packed.scale.float()
+        tensors["weight_scale"] = packed.scale.float() if dequantized else packed.scale
         zero_point = None if zero_point is None else pack_to_int32(zero_point, bits, packed_dim=0)
     return tensors if zero_point is None else tensors | {"weight_zero_point": zero_point}
 
@@ -131,18 +131,20 @@ def _other_tensors(module: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _notes(model: nn.Module, layers: list[Layer], dequantized: bool) -> list[str]:
+def _notes(model: nn.Module, layers: list[Layer]) -> list[str]:
     notes = []
-    if dequantized:
+    if dequantizes_on_load(layers):
         notes.append("transformers dequantises the weights while it loads the folder")
-    in_bytes = [layer.packed.spec for layer in layers if storage_of(layer.arguments, dequantized) == BYTES]
+    in_bytes = [layer.packed.spec for layer in layers if storage_of(layer.arguments, layers) == BYTES]
     widened = sum(spec.bits < 8 for spec in in_bytes)
     if widened:
         notes.append(
             f"{widened} of {len(layers)} matrices take a byte for each integer of fewer bits: transformers cannot load "
-            "their zero points packed"
+            "them packed"
         )
-    if any(layer.activation is not None for layer in layers):
+    if any(layer.packed.spec.has_half_levels for layer in integer_layers(model).values()):
+        notes.append("symmetric integers of 2 bits take 3: compressed-tensors knows no levels at halves")
+    if any(layer.activation is not None and layer.packed.spec.zero_point != "none" for layer in layers):
         notes.append("vLLM refuses affine weights beside quantised activations; the folder is for transformers")
     if any(layer.kind == "embedding" for layer in integer_layers(model).values()):
         notes.append("vLLM's embedding has no zero points; an embedding in integers is for transformers")

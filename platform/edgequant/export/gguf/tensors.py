@@ -58,15 +58,18 @@ def copies_integers(spec: WeightSpec, format_name: str) -> bool:
     """Whether a weight's integers can be written in a format as they are.
 
     llama.cpp's own layouts are copied bit for bit. Four-bit affine groups become q4_1: same integers and scales; only
-    the offset -scale * (zero point + 8) is rounded, to float16.
+    the offset -scale * (zero point + 8) is rounded, to float16. Symmetric groups become q4_0 up to 4 bits and q8_0 at
+    any width, with the same scales: ternary weights and those of 2 bits, whose levels are then -3, -1, 1, 3 times half
+    the scale, as well.
     """
-    return spec.layout == format_name or _is_affine_4_bit(spec, format_name)
-
-
-def _is_affine_4_bit(spec: WeightSpec, format_name: str) -> bool:
+    if spec.layout != "affine":
+        return spec.layout == format_name
     group = spec.group_size or 0
-    affine = spec.layout == "affine" and spec.zero_point == "integer" and spec.scale_dtype == "float16"
-    return format_name == "q4_1" and spec.bits == 4 and affine and group > 0 and group % BLOCK == 0
+    if spec.scale_dtype != "float16" or group == 0 or group % BLOCK:
+        return False
+    symmetric = {"q4_0": spec.bits <= 4, "q8_0": True}
+    affine = {"q4_1": spec.bits == 4}
+    return (symmetric if spec.zero_point == "none" else affine).get(format_name, False)
 
 
 def stored_shape(shape: tuple[int, ...], kind: GGMLQuantizationType) -> tuple[int, ...]:
@@ -84,7 +87,7 @@ def encode(values: Tensor, kind: GGMLQuantizationType) -> Bytes:
 
 def encode_packed(packed: PackedWeight, row_order: Tensor | None, format_name: str) -> Bytes:
     """Lay a checkpoint's integers out as llama.cpp's blocks, rows in the given order. See `copies_integers`."""
-    weight = packed.unpacked(None if row_order is None else row_order.to(packed.codes.device))
+    weight = packed.at_whole_levels().unpacked(None if row_order is None else row_order.to(packed.codes.device))
     codes = weight.codes.reshape(packed.rows, -1, BLOCK).cpu().numpy()
     blocks = codes.shape[1]
     scale = _per_block(weight.scale, blocks)

@@ -1,8 +1,9 @@
 """Affine quantisation arithmetic as pure functions (Jacob et al. 2017, arXiv 1712.05877, section 2).
 
 r = S (q - Z): a real number r, an integer q, a scale S > 0 and a zero point Z. Integers are signed here:
-q in [-2^(b-1), 2^(b-1) - 1], so that 8-bit codes are int8. Symmetric specs have Z = 0; llama.cpp's q4_1 has
-a real minimum instead. Weights [out, in] are seen as [rows, groups, group size], one scale per row and group.
+q in [-2^(b-1), 2^(b-1) - 1], so that 8-bit codes are int8. Symmetric specs have Z = 0, those of 2 bits Z = -1/2;
+llama.cpp's q4_1 has a real minimum instead. Weights [out, in] are seen as [rows, groups, group size], one scale per
+row and group.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from edgequant.quantization.arithmetic import ggml
+from edgequant.quantization.arithmetic.few_levels import scale_of_spread
 from edgequant.quantization.arithmetic.half_precision import rounded_to_float16
 from edgequant.quantization.scheme import WeightSpec
 
@@ -22,7 +24,8 @@ _SMALLEST_FLOAT16 = 2.0**-24  # and the step between the numbers below the small
 class QuantizedWeight(NamedTuple):
     """Integers of a weight: codes [rows, groups, group size] int8; the others [rows, groups, 1] float32.
 
-    Symmetric specs have no zero point; `real` ones have a minimum instead of one, the value of the lowest code.
+    Symmetric specs have no zero point, or one of -1/2 everywhere where they have half levels, which no checkpoint
+    stores; `real` ones have a minimum instead of one, the value of the lowest code.
     Scale and minimum are already rounded to their storage type.
     """
 
@@ -66,8 +69,18 @@ def zero_point_for(low: Tensor, scale: Tensor, integer_range: tuple[int, int]) -
 
 
 def symmetric_scale(low: Tensor, high: Tensor, integer_range: tuple[int, int]) -> Tensor:
-    """Scale of a symmetric range: the largest magnitude falls on the highest integer."""
-    return _positive(torch.maximum(low.abs(), high.abs()) / integer_range[1])
+    """The least scale at which a symmetric range holds [low, high], either end by its own half.
+
+    torchao calls it symmetric without clipping error. Of -8 to 7, 7.5 or 7 for the larger magnitude, as others have it,
+    would clip one end or leave a step of the other unused.
+    """
+    lowest, highest = integer_range
+    return _positive(torch.maximum(low.clamp(max=0.0) / lowest, high.clamp(min=0.0) / highest))
+
+
+def fixed_zero_point(scale: Tensor, spec: WeightSpec) -> Tensor | None:
+    """Z of a symmetric spec: -1/2 for each scale where levels lie at halves, else None."""
+    return torch.full_like(scale, -0.5) if spec.has_half_levels else None
 
 
 def _positive(scale: Tensor) -> Tensor:
@@ -91,10 +104,15 @@ def stored_scale(scale: Tensor, spec: WeightSpec) -> Tensor:
 def weight_parameters(groups: Tensor, spec: WeightSpec, shrink: float | Tensor = 1.0) -> tuple[Tensor, Tensor | None]:
     """Scale and zero point of each group from its minimum and maximum, times `shrink` (1: nothing is clipped).
 
+    With few levels, whose least error clips, the scale follows from the group's spread instead.
+
     Args:
         groups: [rows, groups, group size] float32.
-        shrink: a factor in (0, 1], a number or [rows, groups, 1]: MSE clipping searches over it.
+        shrink: a factor above 0, a number or [rows, groups, 1]: MSE clipping searches over it.
     """
+    if spec.has_few_levels:
+        scale = stored_scale((scale_of_spread(groups, spec) * shrink).clamp(min=_SMALLEST_FLOAT16), spec)
+        return scale, fixed_zero_point(scale, spec)
     low, high = groups.amin(-1, keepdim=True) * shrink, groups.amax(-1, keepdim=True) * shrink
     if spec.zero_point == "none":
         return stored_scale(symmetric_scale(low, high, spec.integer_range), spec), None
@@ -111,6 +129,13 @@ def quantize(real: Tensor, scale: Tensor, zero_point: Tensor | None, integer_ran
     return codes.clamp(*integer_range)
 
 
+def nearest_codes(groups: Tensor, scale: Tensor, zero_point: Tensor | None, spec: WeightSpec) -> Tensor:
+    """The nearest codes of [rows, groups, group size] by a spec, as floats of integral value."""
+    if spec.has_half_levels:
+        return quantize(groups - scale / 2, scale, None, spec.integer_range)
+    return quantize(groups, scale, zero_point, spec.integer_range)
+
+
 def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor | None) -> Tensor:
     """r = S (q - Z), float32."""
     return (codes.float() if zero_point is None else codes - zero_point) * scale
@@ -123,7 +148,7 @@ def quantize_weight(weight: Tensor, spec: WeightSpec, shrink: float | Tensor = 1
         codes, scale, minimum = ggml.quantize(groups, spec.layout)
         return QuantizedWeight(codes, scale, minimum=minimum)
     scale, zero_point = weight_parameters(groups, spec, shrink)
-    return QuantizedWeight(quantize(groups, scale, zero_point, spec.integer_range).to(torch.int8), scale, zero_point)
+    return QuantizedWeight(nearest_codes(groups, scale, zero_point, spec).to(torch.int8), scale, zero_point)
 
 
 def dequantize_weight(quantized: QuantizedWeight, shape: tuple[int, ...] | torch.Size) -> Tensor:
@@ -170,7 +195,8 @@ def fake_quantize(real: Tensor, scale: Tensor, zero_point: Tensor | None, intege
 def fake_quantize_weight(weight: Tensor, spec: WeightSpec) -> Tensor:
     """What `quantize_weight` and `dequantize_weight` make of a weight, with a straight-through gradient.
 
-    Nothing is clipped, since each group's own extremes set its range: the gradient passes unchanged.
+    Each group's own extremes set its range, so that nothing is clipped, or its spread where there are few levels, so
+    that a clipped weight still moves them: the gradient passes unchanged.
     """
     return straight_through(weight, simulated_weight(weight, spec))
 
@@ -235,12 +261,17 @@ def rounded_straight_through(values: Tensor) -> Tensor:
 
 
 def best_clipping_factor(groups: Tensor, spec: WeightSpec, candidates: int = 20) -> Tensor:
-    """For each group the factor on its range, from 0.5 to 1, with the least squared error: [rows, groups, 1]."""
+    """For each group the factor on its range with the least squared error, [rows, groups, 1].
+
+    From 0.5 to 1, from 0.2 for two bits, or from 0.5 to 1.6 where the range follows from the group's spread.
+    """
+    first = 1.6 if spec.has_few_levels else 1.0
+    last = 0.2 if spec.bits == 2 and not spec.has_few_levels else 0.5
     best = torch.ones_like(groups[..., :1])
     least = torch.full_like(best, torch.inf)
-    for factor in torch.linspace(1.0, 0.5, candidates).tolist():
+    for factor in torch.linspace(first, last, candidates).tolist():
         scale, zero_point = weight_parameters(groups, spec, factor)
-        codes = quantize(groups, scale, zero_point, spec.integer_range)
+        codes = nearest_codes(groups, scale, zero_point, spec)
         error = (dequantize(codes, scale, zero_point) - groups).square().sum(-1, keepdim=True)
         best, least = torch.where(error < least, factor, best), torch.minimum(error, least)
     return best

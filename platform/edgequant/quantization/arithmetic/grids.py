@@ -11,6 +11,7 @@ from edgequant.quantization.arithmetic import ggml
 from edgequant.quantization.arithmetic.affine import (
     QuantizedWeight,
     affine_parameters,
+    fixed_zero_point,
     grouped,
     stored_scale,
     symmetric_scale,
@@ -26,7 +27,8 @@ class Grid:
     """value = scale * code + offset, code an integer within the spec's range.
 
     `scale` and, where the spec has them, `zero_point` or `minimum` are [rows, groups, 1] float32, representable in
-    their storage types. A q4_0 scale may be negative.
+    their storage types. A q4_0 scale may be negative. The zero point of a symmetric spec is None or, where levels lie
+    at halves, -1/2, and stays.
     """
 
     spec: WeightSpec
@@ -94,9 +96,14 @@ def grid_of_range(low: Tensor, high: Tensor, spec: WeightSpec, *, flipped: bool 
         steps = spec.integer_range[1] - spec.integer_range[0]
         return Grid(spec, stored((high - low) / steps, spec), minimum=minimum)
     if spec.zero_point == "none":
-        return Grid(spec, stored(symmetric_scale(low, high, spec.integer_range), spec))
+        return _symmetric_grid(symmetric_scale(low, high, spec.integer_range), spec)
     scale = stored(affine_parameters(low, high, spec.integer_range)[0], spec)
     return Grid(spec, scale, zero_point_for(low.clamp(max=0.0), scale, spec.integer_range))
+
+
+def _symmetric_grid(scale: Tensor, spec: WeightSpec) -> Grid:
+    scale = stored(scale, spec)
+    return Grid(spec, scale, fixed_zero_point(scale, spec))
 
 
 def spread_importance(importance: Tensor, weight: Tensor, spec: WeightSpec) -> Tensor:

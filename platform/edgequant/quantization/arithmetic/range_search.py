@@ -10,6 +10,7 @@ from edgequant.quantization.arithmetic.grids import Grid, grid_of_extremes, grid
 from edgequant.quantization.scheme import WeightSpec
 
 CLIPPING_FACTORS = torch.linspace(1.0, 0.4, 19).tolist()  # of the whole range
+TWO_BIT_FACTORS = torch.linspace(1.0, 0.1, 31).tolist()  # whose least error clips more
 ONE_END = (1.1, 1.05, 0.95, 0.9, 0.85, 0.8)  # of either end, around the best whole range
 REFITS = 2  # rounds of least squares for the scale between roundings
 CHUNK = {"cpu": 1 << 17, "cuda": 1 << 24}  # weights searched at once: what fits the cache, what fills the device
@@ -24,10 +25,12 @@ class _Best:
         self.error = self._error(self.grid)
 
     def _error(self, grid: Grid) -> Tensor:
-        offset, lowest, highest = grid.offset, *grid.spec.integer_range
-        codes = (self.groups - offset).mul_(1 / grid.scale).round_().clamp_(lowest, highest)
-        squares = torch.addcmul(offset, codes, grid.scale, out=codes).sub_(self.groups).square_()
-        return (squares if self.importance is None else squares.mul_(self.importance)).sum(-1, keepdim=True)
+        inverse = 1 / grid.scale
+        steps = torch.addcmul(-grid.offset * inverse, self.groups, inverse)
+        squares = torch.round(steps).clamp_(*grid.spec.integer_range).sub_(steps).square_()
+        if self.importance is not None:
+            squares.mul_(self.importance)
+        return squares.sum(-1, keepdim=True) * grid.scale.square()
 
     def offer(self, grid: Grid) -> Tensor:
         """Take a grid where it is better; returns where, [rows, groups, 1]."""
@@ -71,7 +74,7 @@ def _search(groups: Tensor, spec: WeightSpec, importance: Tensor | None) -> Grid
     best = _Best(groups, spec, importance)
     low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
     at_low, at_high = low.clone(), high.clone()
-    for factor in CLIPPING_FACTORS:
+    for factor in TWO_BIT_FACTORS if spec.bits == 2 else CLIPPING_FACTORS:
         for flipped in (False, True) if spec.layout == "q4_0" else (False,):
             better = best.offer(grid_of_range(low * factor, high * factor, spec, flipped=flipped))
             at_low, at_high = torch.where(better, low * factor, at_low), torch.where(better, high * factor, at_high)

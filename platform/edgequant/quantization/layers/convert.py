@@ -21,7 +21,7 @@ from edgequant.quantization.layers.fake_quantized import (
     fake_quantized_layers,
     output_scale_of,
 )
-from edgequant.quantization.layers.input_quantizers import DynamicInputQuantizer, make_input_quantizer
+from edgequant.quantization.layers.input_quantizers import DynamicInputQuantizer, Phase, make_input_quantizer
 from edgequant.quantization.layers.integer import IntegerEmbedding, IntegerLinear
 from edgequant.quantization.layers.packed_weight import PackedWeight
 from edgequant.quantization.layers.targets import Targets, find_targets, replace_module
@@ -53,10 +53,12 @@ def prepare(
         )
     targets = find_targets(model, scheme)
     modules = dict(model.named_modules())
+    phases: dict[str, Phase] = {}  # one a parent: compiled code sees that its linears quantise a shared input alike
     for name in targets.linears:
         linear = cast(nn.Linear, modules[name])
         weights = WeightQuantizer(scheme.spec_of(name), linear.weight, learned=learnable_scales)
-        inputs = make_input_quantizer(scheme.activation, observer, linear.weight.device)
+        phase = phases.setdefault(name.rpartition(".")[0], Phase(linear.weight.device))
+        inputs = make_input_quantizer(scheme.activation, observer, phase)
         replace_module(model, name, FakeQuantizedLinear(linear, weights, inputs))
     if scheme.embedding is not None and targets.embedding is not None:
         embedding = cast(nn.Embedding, modules[targets.embedding])
@@ -68,7 +70,7 @@ def prepare(
             if not targets.tied:
                 spec = scheme.spec_of(targets.head, embedding=True)
                 weights = WeightQuantizer(spec, linear.weight, learned=learnable_scales)
-            inputs = make_input_quantizer(scheme.activation, observer, linear.weight.device)
+            inputs = make_input_quantizer(scheme.activation, observer, Phase(linear.weight.device))
             replace_module(model, targets.head, FakeQuantizedLinear(linear, weights, inputs, tied=targets.tied))
     return targets
 

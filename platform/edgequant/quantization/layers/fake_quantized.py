@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgequant.errors import UserError
+from edgequant.quantization.layers.frozen_weights import FrozenCodesQuantizer
 from edgequant.quantization.layers.input_quantizers import InputQuantizer, StaticInputQuantizer
 from edgequant.quantization.layers.integer import IntegerEmbedding, IntegerLayer, IntegerLinear
 from edgequant.quantization.layers.packed_weight import PackedWeight
@@ -22,7 +23,7 @@ class FakeQuantizedLayer(nn.Module):
 
     Attributes:
         kind: `linear` or `embedding`.
-        weight: as trained, [out, in].
+        weight: as trained, [out, in]; packed integers [out, bytes] where these are frozen.
         input_quantizer: of a linear's input, where the scheme quantises it; None for an embedding.
     """
 
@@ -58,9 +59,14 @@ class FakeQuantizedLayer(nn.Module):
             super().__setattr__(name, value)
 
     @property
+    def is_frozen(self) -> bool:
+        """Whether the weight is fixed integers, whose scales alone may still train."""
+        return isinstance(self.quantizer, FrozenCodesQuantizer)
+
+    @property
     def real_weight(self) -> Tensor:
         """The weight [out, in] that is rounded."""
-        return self.weight
+        return self.quantizer(self.weight) if self.is_frozen else self.weight
 
     @property
     def spec(self) -> WeightSpec:
@@ -75,9 +81,13 @@ class FakeQuantizedLayer(nn.Module):
     @torch.no_grad()
     def packed(self) -> PackedWeight:
         """The integers that are simulated at present."""
-        weight = self.real_weight
+        weight, quantizer = self.real_weight, self.quantizer
+        if isinstance(quantizer, FrozenCodesQuantizer):
+            chosen = quantizer.codes(self.weight)
+        else:
+            chosen = quantizer.quantized(weight)
         rows, features = weight.shape
-        return PackedWeight.of(self.quantizer.quantized(weight), rows, features, self.spec)
+        return PackedWeight.of(chosen, rows, features, self.spec)
 
     @abstractmethod
     def to_integer(self, packed: PackedWeight, *, tied: bool = False) -> IntegerLayer:
@@ -115,7 +125,7 @@ class FakeQuantizedLinear(FakeQuantizedLayer, nn.Linear):
     @property
     def real_weight(self) -> Tensor:
         """The weight [out, in] that is rounded."""
-        return self.before_rounding(self.weight)  # type: ignore[no-any-return]
+        return self.quantizer(self.weight) if self.is_frozen else self.before_rounding(self.weight)
 
     def forward(self, input: Tensor) -> Tensor:
         if self.input_quantizer is not None:
@@ -155,7 +165,7 @@ class FakeQuantizedEmbedding(FakeQuantizedLayer, nn.Embedding):
         return rows if self.output_scale is None else rows * self.output_scale.to(rows.dtype)
 
     def to_integer(self, packed: PackedWeight, *, tied: bool = False) -> IntegerEmbedding:
-        return IntegerEmbedding(packed, self.weight.dtype, self.output_scale)
+        return IntegerEmbedding(packed, self.real_weight.dtype, self.output_scale)
 
 
 def fake_quantized_layers(model: nn.Module) -> dict[str, FakeQuantizedLayer]:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from edgequant.errors import UserError
-from edgequant.quantization.arithmetic.affine import affine_parameters, fake_quantize, fake_quantize_tokens
+from edgequant.quantization.arithmetic.affine import (
+    affine_parameters,
+    fake_quantize,
+    fake_quantize_tokens,
+    straight_through,
+)
 from edgequant.quantization.calibration import ObserverName
 from edgequant.quantization.layers.observers import make_observer
 from edgequant.quantization.scheme import ActivationSpec
@@ -16,15 +23,54 @@ from edgequant.quantization.scheme import ActivationSpec
 INT8 = (-128, 127)
 
 
-class InputQuantizer(nn.Module):
-    """Simulates 8-bit inputs [..., in]. `mode` is the scheme's word for where their range comes from.
+class Phase(nn.Module):
+    """What input quantisers do at present; linears of one parent share it.
 
-    `enabled`: simulate; off during the first steps of training, so that weights settle first (delayed activation
-    quantisation).
+    Two flags, each held twice: as a Python value for code that runs line by line, and as a tensor for compiled code,
+    which would be translated anew for each Python value that it reads.
+
+    Attributes:
+        simulating: quantise inputs; off during the first steps of training, so that weights settle first.
+        observing: let static ranges follow the data; off late in training, at calibration's end, and in evaluation.
     """
 
+    simulates: Tensor
+    observes: Tensor
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        super().__init__()
+        self.simulating = self.observing = True
+        for name in ("simulates", "observes"):
+            self.register_buffer(name, torch.ones((), dtype=torch.bool, device=device), persistent=False)
+
+    @torch.no_grad()
+    def set(self, *, simulating: bool, observing: bool) -> None:
+        """Say what quantisers do from here on."""
+        if simulating != self.simulating:
+            self.simulates.fill_(simulating)
+        if observing != self.observing:
+            self.observes.fill_(observing)
+        self.simulating, self.observing = simulating, observing
+
+    @contextlib.contextmanager
+    def recomputation(self) -> Iterator[None]:
+        """Inside, a forward pass is repeated for its gradients: what it sees was observed already."""
+        simulating, observing = self.simulating, self.observing
+        self.set(simulating=simulating, observing=False)
+        try:
+            yield
+        finally:
+            self.set(simulating=simulating, observing=observing)
+
+
+class InputQuantizer(nn.Module):
+    """Simulates 8-bit inputs [..., in]. `mode` is the scheme's word for where their range comes from."""
+
     mode: ClassVar[Literal["dynamic", "static"]]
-    enabled = True
+
+    def __init__(self, phase: Phase | None = None) -> None:
+        super().__init__()
+        self.phase = Phase() if phase is None else phase
 
     @property
     def needs_range(self) -> bool:
@@ -32,8 +78,8 @@ class InputQuantizer(nn.Module):
         return self.mode == "static"
 
     def set_phase(self, *, enabled: bool, observing: bool) -> None:
-        """Say whether to simulate from here on, and whether a static range follows the data."""
-        self.enabled = enabled
+        """Say whether to simulate from here on (delayed activation quantisation), and whether static ranges move."""
+        self.phase.set(simulating=enabled, observing=observing)
 
     def observe(self, inputs: Tensor) -> None:
         """Widen a static range by inputs; nothing where there is none."""
@@ -49,10 +95,13 @@ class DynamicInputQuantizer(InputQuantizer):
     _latest: ClassVar[tuple[Tensor, int, bool, Tensor] | None] = None
 
     def forward(self, inputs: Tensor) -> Tensor:
-        if not self.enabled:
+        if torch.compiler.is_compiling():  # compiled code shares what is equal by itself
+            values = inputs.detach()
+            simulated = torch.where(self.phase.simulates, fake_quantize_tokens(values, INT8), values)
+            return straight_through(inputs, simulated)
+        if not self.phase.simulating:
             return inputs
-        # Compiled code shares what is equal by itself; a tensor of inference mode has no version to tell a change by.
-        if torch.compiler.is_compiling() or inputs.is_inference():
+        if inputs.is_inference():  # has no version to tell a change by
             return fake_quantize_tokens(inputs, INT8)
         kept = DynamicInputQuantizer._latest
         with_gradient = torch.is_grad_enabled()
@@ -69,21 +118,14 @@ class DynamicInputQuantizer(InputQuantizer):
 
 
 class StaticInputQuantizer(InputQuantizer):
-    """Simulates 8-bit inputs with one range for the tensor, seen by an observer (Jacob et al. 2017, section 3.1).
-
-    `observing`: let the range follow the data; off late in training, at calibration's end, and in eval.
-    """
+    """Simulates 8-bit inputs with one range for the tensor, seen by an observer (Jacob et al. 2017, section 3.1)."""
 
     mode = "static"
 
-    def __init__(self, observer: ObserverName) -> None:
-        super().__init__()
+    def __init__(self, observer: ObserverName, phase: Phase | None = None) -> None:
+        super().__init__(phase)
         self.observer = make_observer(observer)
-        self.observing = True
         self._seen = False
-
-    def set_phase(self, *, enabled: bool, observing: bool) -> None:
-        self.enabled, self.observing = enabled, observing
 
     def observe(self, inputs: Tensor) -> None:
         self.observer.observe(inputs)
@@ -104,22 +146,29 @@ class StaticInputQuantizer(InputQuantizer):
         """
         if not self.has_range:
             raise UserError("static activation ranges were never observed; run calibration or training batches first")
-        low, high = self.observer.range()
-        return affine_parameters(low, high, INT8)
+        return affine_parameters(*self.observer.range(), INT8)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        if self.observing:
+        if torch.compiler.is_compiling():
+            return self._compiled(inputs)
+        if self.phase.observing:
             self.observe(inputs)
-        if not self.enabled or not self.has_range:
+        if not self.phase.simulating or not self.has_range:
             return inputs
         scale, zero_point = self.parameters_of_range()
         return fake_quantize(inputs, scale, zero_point, INT8)
 
+    def _compiled(self, inputs: Tensor) -> Tensor:
+        self.observer.observe(inputs, counted=self.phase.observes)
+        scale, zero_point = affine_parameters(*self.observer.range(), INT8)
+        simulates = self.phase.simulates & (self.observer.batches > 0)
+        return torch.where(simulates, fake_quantize(inputs, scale, zero_point, INT8), inputs)
 
-def make_input_quantizer(
-    spec: ActivationSpec | None, observer: ObserverName, device: torch.device
-) -> InputQuantizer | None:
-    """The quantiser of a linear's input, or None where inputs stay as they are."""
+
+def make_input_quantizer(spec: ActivationSpec | None, observer: ObserverName, phase: Phase) -> InputQuantizer | None:
+    """The quantiser of a linear's input, on the phase's device, or None where inputs stay as they are."""
     if spec is None:
         return None
-    return DynamicInputQuantizer() if spec.mode == "dynamic" else StaticInputQuantizer(observer).to(device)
+    if spec.mode == "dynamic":
+        return DynamicInputQuantizer(phase)
+    return StaticInputQuantizer(observer, phase).to(phase.simulates.device)

@@ -15,7 +15,9 @@ HISTOGRAM_BINS = 2048
 class _Range(nn.Module):
     """`observe` takes activations of any shape; `range` gives the real [low, high] to represent, two scalars.
 
-    Buffers travel with the model: a resumed training goes on with the ranges that it had.
+    Buffers travel with the model: a resumed training goes on with the ranges that it had. `counted`, a bool scalar on
+    the device, says whether an observation counts; without one it does. Nothing waits for the device, and no line
+    depends on a value: compiled code is translated once.
     """
 
     low: Tensor
@@ -31,17 +33,22 @@ class _Range(nn.Module):
     def range(self) -> tuple[Tensor, Tensor]:
         return self.low, self.high
 
+    def _take(self, counted: Tensor | None, **new: Tensor) -> None:
+        for name, values in new.items():
+            buffer = getattr(self, name)
+            buffer.copy_(values if counted is None else torch.where(counted, values, buffer))
+
 
 class MinMax(_Range):
     """The extremes of everything seen."""
 
     @torch.no_grad()
-    def observe(self, values: Tensor) -> None:
+    def observe(self, values: Tensor, counted: Tensor | None = None) -> None:
         low, high = torch.aminmax(values.detach().float())
         first = self.batches == 0
-        self.low.copy_(torch.where(first, low, torch.minimum(self.low, low)))
-        self.high.copy_(torch.where(first, high, torch.maximum(self.high, high)))
-        self.batches += 1
+        low = torch.where(first, low, torch.minimum(self.low, low))
+        high = torch.where(first, high, torch.maximum(self.high, high))
+        self._take(counted, low=low, high=high, batches=self.batches + 1)
 
 
 class MovingAverageMinMax(_Range):
@@ -56,12 +63,12 @@ class MovingAverageMinMax(_Range):
         self.decay = decay
 
     @torch.no_grad()
-    def observe(self, values: Tensor) -> None:
+    def observe(self, values: Tensor, counted: Tensor | None = None) -> None:
         low, high = torch.aminmax(values.detach().float())
-        self.batches += 1
-        weight = torch.clamp(1.0 / self.batches, min=1 - self.decay)
-        self.low += weight * (low - self.low)
-        self.high += weight * (high - self.high)
+        batches = self.batches + 1
+        weight = torch.clamp(1.0 / batches, min=1 - self.decay)
+        low, high = self.low + weight * (low - self.low), self.high + weight * (high - self.high)
+        self._take(counted, low=low, high=high, batches=batches)
 
 
 class _Histogram(_Range):
@@ -74,22 +81,23 @@ class _Histogram(_Range):
         self.register_buffer("counts", torch.zeros(HISTOGRAM_BINS))
 
     @torch.no_grad()
-    def observe(self, values: Tensor) -> None:
+    def observe(self, values: Tensor, counted: Tensor | None = None) -> None:
         flat = values.detach().float().flatten()
         largest = flat.abs().amax().clamp(min=1e-12)
-        if self.batches == 0:
-            self.high.copy_(largest)
-        while largest > self.high:
-            self._double()
-        self.counts += torch.histc(flat, HISTOGRAM_BINS, min=-float(self.high), max=float(self.high))
-        self.batches += 1
+        start = torch.where(self.batches == 0, largest, self.high)
+        doublings = torch.ceil(torch.log2(largest / start)).clamp(min=0)
+        high = start * torch.exp2(doublings)
+        short = largest > high  # log2 rounds: exactly the power of two that covers the largest
+        high, doublings = torch.where(short, high * 2, high), doublings + short
+        counts = self._merged(doublings) + torch.histc(flat / high, HISTOGRAM_BINS, min=-1, max=1)
+        self._take(counted, high=high, counts=counts, batches=self.batches + 1)
 
-    def _double(self) -> None:
-        quarter = HISTOGRAM_BINS // 4
-        merged = self.counts.view(-1, 2).sum(1)
-        self.counts.zero_()
-        self.counts[quarter : quarter + merged.numel()] = merged
-        self.high *= 2
+    def _merged(self, doublings: Tensor) -> Tensor:
+        """The counts as they fall into bins of a range doubled so many times: pairs of bins merge about the middle."""
+        middle = HISTOGRAM_BINS // 2
+        place = torch.arange(HISTOGRAM_BINS, device=doublings.device) - middle
+        place = torch.floor(place / torch.exp2(doublings)).long() + middle
+        return torch.zeros_like(self.counts).scatter_add(0, place, self.counts)
 
     def edges(self) -> Tensor:
         """Bin edges [bins + 1]."""
@@ -106,9 +114,9 @@ class Percentile(_Histogram):
     def range(self) -> tuple[Tensor, Tensor]:
         share = self.counts.cumsum(0) / self.counts.sum().clamp(min=1)
         tail = torch.tensor([(1 - self.kept) / 2, (1 + self.kept) / 2], device=share.device)
-        first, last = torch.searchsorted(share, tail).clamp(max=HISTOGRAM_BINS - 1)
+        bins = torch.searchsorted(share, tail).clamp(max=HISTOGRAM_BINS - 1)
         edges = self.edges()
-        return edges[first], edges[last + 1]
+        return edges[bins[:1]].squeeze(), edges[bins[1:] + 1].squeeze()
 
 
 class LeastSquares(_Histogram):
@@ -117,15 +125,13 @@ class LeastSquares(_Histogram):
     def range(self) -> tuple[Tensor, Tensor]:
         edges = self.edges()
         centers = (edges[1:] + edges[:-1]) / 2
-        filled = self.counts.nonzero().flatten()
-        if not len(filled):
-            return self.low, self.high
-        low, high = edges[filled[0]], edges[filled[-1] + 1]
+        filled = (self.counts > 0).int()
+        low, high = edges[:-1][filled.argmax()[None]], edges[1:].flip(0)[filled.flip(0).argmax()[None]]
         shrink = torch.linspace(0.2, 1.0, 100, device=edges.device)[:, None]
         scale, zero_point = affine_parameters(low * shrink, high * shrink, (-128, 127))
         error = dequantize(quantize(centers, scale, zero_point, (-128, 127)), scale, zero_point) - centers
-        best = shrink[(error.square() * self.counts).sum(1).argmin(), 0]
-        return low * best, high * best
+        best = shrink.squeeze(1)[(error.square() * self.counts).sum(1).argmin()[None]]
+        return (low * best).squeeze(), (high * best).squeeze()
 
 
 def make_observer(name: ObserverName) -> MinMax | MovingAverageMinMax | Percentile | LeastSquares:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Self
 
 import torch
@@ -11,8 +12,16 @@ from torch import Tensor, nn
 from edgequant.quantization.arithmetic.affine import (
     QuantizedWeight,
     dequantize_weight,
+    fixed_zero_point,
 )
-from edgequant.quantization.arithmetic.packing import pack, packed_length, unpack
+from edgequant.quantization.arithmetic.packing import (
+    pack,
+    pack_ternary,
+    packed_length,
+    packed_ternary_length,
+    unpack,
+    unpack_ternary,
+)
 from edgequant.quantization.scheme import WeightSpec
 
 STORAGE = {"float16": torch.float16, "float32": torch.float32}
@@ -34,7 +43,8 @@ class FixedDtypeBuffers(nn.Module):
 class PackedWeight(FixedDtypeBuffers):
     """The integers of a weight [rows, features] as they lie in the checkpoint.
 
-    Buffers: `codes` [rows, bytes] (uint8, or int8 at 8 bits), `scale` [rows, groups], and, where the spec has them,
+    Buffers: `codes` [rows, bytes] (uint8, or int8 at 8 bits; ternary ones five to a byte), `scale` [rows, groups], and,
+    where the spec has them,
     `zero_point` [rows, bytes] (packed like the codes) or `minimum` [rows, groups]. They keep their types under
     `.to(dtype)`.
     """
@@ -51,7 +61,8 @@ class PackedWeight(FixedDtypeBuffers):
         self.groups = features // spec.group_size if spec.group_size else 1
         storage, code_type = STORAGE[spec.scale_dtype], torch.int8 if spec.bits == 8 else torch.uint8
         zeros = {"device": device}
-        self.register_buffer("codes", torch.zeros(rows, packed_length(features, spec.bits), dtype=code_type, **zeros))
+        length = packed_ternary_length(features) if spec.levels == 3 else packed_length(features, spec.bits)
+        self.register_buffer("codes", torch.zeros(rows, length, dtype=code_type, **zeros))
         self.register_buffer("scale", torch.zeros(self.scale_rows, self.groups, dtype=storage, **zeros))
         zero_point = torch.zeros(self.scale_rows, packed_length(self.groups, spec.bits), dtype=code_type, **zeros)
         self.register_buffer("zero_point", zero_point if spec.zero_point == "integer" else None)
@@ -62,7 +73,8 @@ class PackedWeight(FixedDtypeBuffers):
     def of(quantized: QuantizedWeight, rows: int, features: int, spec: WeightSpec) -> PackedWeight:
         """Pack quantised integers; scales are already representable in their storage type."""
         packed = PackedWeight(rows, features, spec, device=quantized.codes.device)
-        packed.codes = pack(quantized.codes.reshape(rows, features), spec.bits)
+        codes = quantized.codes.reshape(rows, features)
+        packed.codes = pack_ternary(codes) if spec.levels == 3 else pack(codes, spec.bits)
         packed.scale = quantized.scale.reshape(packed.scale.shape).to(packed.scale.dtype)
         if packed.zero_point is not None and quantized.zero_point is not None:
             packed.zero_point = pack(quantized.zero_point.reshape(packed.scale.shape).to(torch.int8), spec.bits)
@@ -77,14 +89,28 @@ class PackedWeight(FixedDtypeBuffers):
             return stored if stored is None or rows is None or self.scale_rows == 1 else stored[rows]
 
         codes = self.codes if rows is None else self.codes[rows]
-        codes = unpack(codes, self.spec.bits, self.features)
-        scale, zero_point, minimum = take(self.scale), take(self.zero_point), take(self.minimum)
-        assert scale is not None
-        if zero_point is not None:
+        if self.spec.levels == 3:
+            codes = unpack_ternary(codes, self.features)
+        else:
+            codes = unpack(codes, self.spec.bits, self.features)
+        stored, zero_point, minimum = take(self.scale), take(self.zero_point), take(self.minimum)
+        assert stored is not None
+        scale = stored.float()[..., None]
+        if zero_point is None:
+            zero_point = fixed_zero_point(scale, self.spec)
+        else:
             zero_point = unpack(zero_point, self.spec.bits, self.groups).float()[..., None]
         shape = (1, 1, -1) if self.scale_rows == 1 and self.rows > 1 else (codes.shape[0], self.groups, -1)
         minimum = None if minimum is None else minimum.float()[..., None]
-        return QuantizedWeight(codes.view(shape), scale.float()[..., None], zero_point, minimum)
+        return QuantizedWeight(codes.view(shape), scale, zero_point, minimum)
+
+    def at_whole_levels(self) -> PackedWeight:
+        """The same weight for layouts that know no half levels: integers -3, -1, 1, 3, half the scale in float32."""
+        if not self.spec.has_half_levels:
+            return self
+        weight, spec = self.unpacked(), replace(self.spec, bits=3, scale_dtype="float32")
+        odd = QuantizedWeight(2 * weight.codes + 1, weight.scale / 2)
+        return PackedWeight.of(odd, self.rows, self.features, spec)
 
     def dequantized(self, dtype: torch.dtype = torch.float32, rows: Tensor | None = None) -> Tensor:
         """The real weight, [rows, features]."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -10,8 +12,9 @@ from edgequant.quantization.arithmetic.affine import (
     best_clipping_factor,
     fake_quantize_learned,
     fake_quantize_weight,
+    fixed_zero_point,
     grouped,
-    quantize,
+    nearest_codes,
     quantize_weight,
     rounded_straight_through,
     simulated_weight,
@@ -66,20 +69,24 @@ class WeightQuantizer(nn.Module):
         self.register_buffer("initial_scale", scale)
         # The optimiser sees the scale relative to its start: one learning rate then suits every layer and model.
         self.relative_scale = _parameter(torch.ones_like(scale), SCALE_LEARNING_RATE)
-        self.zero_point = None if zero_point is None else _parameter(zero_point, ZERO_POINT_LEARNING_RATE)
+        fixed = self.spec.zero_point == "none"
+        self.zero_point = None if fixed or zero_point is None else _parameter(zero_point, ZERO_POINT_LEARNING_RATE)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Of a copy: torch copies a parameter without its attributes, and scales would train at the weights' rate."""
+        super().__setstate__(state)
+        for name, factor in (("relative_scale", SCALE_LEARNING_RATE), ("zero_point", ZERO_POINT_LEARNING_RATE)):
+            if self._parameters.get(name) is not None:
+                self._parameters[name].learning_rate_factor = factor  # type: ignore[union-attr]
 
     def current_parameters(self) -> tuple[Tensor, Tensor | None]:
-        """Scale, as stored, and zero point, integral; both with straight-through gradients."""
+        """Scale, as stored, and zero point, integral where it is learned; both with straight-through gradients."""
         assert self.relative_scale is not None
         scale = self.initial_scale * self.relative_scale
         scale = scale + (stored_scale(scale.detach(), self.spec) - scale).detach()
-        return scale, None if self.zero_point is None else rounded_straight_through(self.zero_point).clamp(
-            *self._bounds
-        )
-
-    @property
-    def _bounds(self) -> tuple[int, int]:
-        return self.spec.integer_range
+        if self.zero_point is None:
+            return scale, fixed_zero_point(scale, self.spec)
+        return scale, rounded_straight_through(self.zero_point).clamp(*self.spec.integer_range)
 
     def forward(self, weight: Tensor, rows: Tensor | None = None) -> Tensor:
         """The simulated weight [out, in]; `rows` [n] says which rows of the whole these are."""
@@ -88,8 +95,11 @@ class WeightQuantizer(nn.Module):
         scale, zero_point = self.current_parameters()
         if rows is not None:
             scale, zero_point = scale[rows], None if zero_point is None else zero_point[rows]
-        groups = grouped(weight.float(), self.spec)
-        simulated = fake_quantize_learned(groups, scale, zero_point, self._bounds)
+        groups, bounds = grouped(weight.float(), self.spec), self.spec.integer_range
+        if self.spec.has_half_levels:
+            simulated = fake_quantize_learned(groups - scale / 2, scale, None, bounds) + scale / 2
+        else:
+            simulated = fake_quantize_learned(groups, scale, zero_point, bounds)
         return simulated.reshape(weight.shape).to(weight.dtype)
 
     def begin_step(self, *, reuse: bool) -> None:
@@ -115,5 +125,5 @@ class WeightQuantizer(nn.Module):
         if not self.learned:
             return quantize_weight(weight.detach(), self.spec)
         scale, zero_point = self.current_parameters()
-        codes = quantize(grouped(weight.detach().float(), self.spec), scale, zero_point, self._bounds)
+        codes = nearest_codes(grouped(weight.detach().float(), self.spec), scale, zero_point, self.spec)
         return QuantizedWeight(codes.to(torch.int8), scale, zero_point)

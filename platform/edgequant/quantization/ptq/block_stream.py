@@ -89,6 +89,11 @@ class BlockStream:
         for batch, states in zip(self.batches, hidden, strict=True):
             yield self._until_head(batch, self.fetch(states), head)
 
+    def logits(self, batch: Tensor, states: Tensor) -> Tensor:
+        """What the model makes of a last block's output [batch, length, features]: [batch, length, vocabulary]."""
+        with _blocks_replaced(list(self.blocks.values()), lambda _index, *_args, **_kwargs: states), self.autocast():
+            return self.model(input_ids=batch.to(self.device), use_cache=False).logits  # type: ignore[no-any-return]
+
     def _seen_contexts(self, batch: Tensor) -> list[Context]:
         contexts: list[Context] = []
 

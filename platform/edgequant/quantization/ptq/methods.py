@@ -31,9 +31,14 @@ from edgequant.extensions import PTQ_METHODS, extensions
 
 if TYPE_CHECKING:
     from edgequant.quantization.ptq.settings import PtqSettings
+    from edgequant.quantization.scheme import Scheme
 
-Stage = Literal["scale", "round", "learn"]
-STAGES: tuple[Stage, ...] = get_args(Stage)  # in the order in which they change a decoder block
+Stage = Literal["scale", "round", "learn", "tune"]
+STAGES: tuple[Stage, ...] = get_args(Stage)  # in the order in which they change a model
+AUTO = "auto"
+MOST_TUNED = 3_000_000_000  # parameters of a model whose scales are trained end to end on a GPU
+MOST_BY_GPTQ_ON_CPU = 100_000_000
+TOKENS_ON_CPU = 600_000_000_000  # calibration tokens times parameters that two cores go through in a minute
 RENAMED = {"mse": "mse_clip", "block": "signround"}
 
 
@@ -44,7 +49,8 @@ class PtqMethod:
     Attributes:
         name: as users write it: small letters, digits, `_` and `-`.
         stage: what it does to a decoder block: `scale` moves difficulty between a layer's weight and its input, `round`
-            chooses the integers of each layer, `learn` improves them against the block's output.
+            chooses the integers of each layer, `learn` improves them against the block's output; `tune` works on the
+            whole model once all blocks have integers.
         description: what `--help` says of it, in a line.
         make: builds, from the settings, the step that works on blocks (`calibrated_block.Step`: `apply(block)`); of
             stage `round` a `rounding.Rounding`, which rounds layers outside the blocks too.
@@ -100,9 +106,21 @@ def _smoothquant(settings: PtqSettings) -> Any:
 
 
 def _signround(settings: PtqSettings) -> Any:
-    from edgequant.quantization.ptq.learned_rounding import BlockRounding
+    from edgequant.quantization.ptq.block_learning import BlockRounding
 
     return BlockRounding(settings)
+
+
+def _block_ap(settings: PtqSettings) -> Any:
+    from edgequant.quantization.ptq.block_learning import BlockAp
+
+    return BlockAp(settings)
+
+
+def _e2e_qp(settings: PtqSettings) -> Any:
+    from edgequant.quantization.ptq.end_to_end import EndToEnd
+
+    return EndToEnd(settings)
 
 
 METHODS = (
@@ -127,6 +145,14 @@ METHODS = (
         name="signround", stage="learn", make=_signround, needs_calibration=True,
         description="from mse_clip on, learns rounding and ranges against each block's output by sign-SGD",
     ),
+    PtqMethod(
+        name="block_ap", stage="learn", make=_block_ap, needs_calibration=True, rounds_with="gptq",
+        description="from gptq on, trains weights, ranges and norms against each block's output by AdamW",
+    ),
+    PtqMethod(
+        name="e2e_qp", stage="tune", make=_e2e_qp, needs_calibration=True, rounds_with="gptq",
+        description="trains the scales of all blocks at once, integers fixed, towards the model's own predictions",
+    ),
 )  # fmt: skip
 
 
@@ -142,11 +168,14 @@ class Combination:
     scale: PtqMethod | None
     round: PtqMethod
     learn: PtqMethod | None
+    tune: PtqMethod | None = None
 
     @property
     def needs_calibration(self) -> bool:
         """Whether activations decide; `rtn` and `mse_clip` can do without."""
-        return any(part is not None and part.needs_calibration for part in (self.scale, self.round, self.learn))
+        return any(
+            part is not None and part.needs_calibration for part in (self.scale, self.round, self.learn, self.tune)
+        )
 
 
 def methods() -> dict[str, PtqMethod]:
@@ -167,15 +196,18 @@ def describe_methods() -> str:
     """All methods and how they combine, for help texts."""
     known = methods()
     listed = "; ".join(f"{method.name} ({method.description})" for method in known.values())
-    return f"{listed}; or at most one of each stage in a row ({_stages(known)}), e.g. awq+gptq+signround"
+    return (
+        f"{AUTO}, the best that fits the machine's time; {listed}; or at most one of each stage in a row "
+        f"({_stages(known)}), e.g. awq+gptq+signround"
+    )
 
 
 def parse_method(name: str) -> Combination:
-    """Read a method, or several joined by `+` in the order scale, round, learn.
+    """Read a method, or several joined by `+` in the order scale, round, learn, tune.
 
     `awq` alone rounds with `mse_clip` (its search over clipping ranges), `smoothquant` alone with `rtn` as in the
-    paper, `signround` starts from `mse_clip`; `awq+gptq`, `gptq+signround`, `smoothquant+gptq+signround` do what they
-    say.
+    paper, `signround` starts from `mse_clip`, `block_ap` and `e2e_qp` from `gptq`; `awq+gptq`, `gptq+signround`,
+    `gptq+block_ap+e2e_qp`, `smoothquant+gptq+signround` do what they say.
 
     Raises:
         UserError: an unknown part, a part given twice, or an order that makes no sense.
@@ -189,9 +221,32 @@ def parse_method(name: str) -> Combination:
             "awq+gptq+signround"
         )
     by_stage = {part.stage: part for part in parts}
-    scale, learn = by_stage.get("scale"), by_stage.get("learn")
+    scale, learn, tune = (by_stage.get(stage) for stage in ("scale", "learn", "tune"))
     rounding = by_stage["round"] if "round" in by_stage else _known((learn or parts[0]).rounds_with, known)
-    return Combination(name=name, scale=scale, round=rounding, learn=learn)
+    return Combination(name=name, scale=scale, round=rounding, learn=learn, tune=tune)
+
+
+def best_method(scheme: Scheme, parameters: int, device: str, *, has_text: bool) -> str:
+    """The method that fits the machine's time: what `auto` stands for.
+
+    Args:
+        scheme: what to quantise and how.
+        parameters: of the model.
+        device: kind of the device that does the work, `cpu`, `cuda`...
+        has_text: whether there is calibration text.
+    """
+    static = scheme.activation is not None and scheme.activation.mode == "static"
+    scaling = "smoothquant+" if static and has_text else ""
+    if not has_text or scheme.weight is None or scheme.weight.bits >= 8:
+        return f"{scaling}mse_clip"
+    if device == "cpu":
+        return f"{scaling}{'gptq' if parameters <= MOST_BY_GPTQ_ON_CPU else 'mse_clip'}"
+    return f"{scaling}gptq+block_ap{'+e2e_qp' if parameters <= MOST_TUNED else ''}"
+
+
+def affordable_tokens(parameters: int, device: str) -> int | None:
+    """How many calibration tokens `auto` looks at on this kind of device; None: all."""
+    return max(1, TOKENS_ON_CPU // max(1, parameters)) if device == "cpu" else None
 
 
 def _known(name: str, known: dict[str, PtqMethod]) -> PtqMethod:
@@ -208,8 +263,3 @@ def _stages(known: dict[str, PtqMethod]) -> str:
     return ", then ".join(
         f"{stage}: {' or '.join(method.name for method in known.values() if method.stage == stage)}" for stage in STAGES
     )
-
-
-def best_method(scheme: Any, parameters: int, device: str) -> str:
-    static = scheme.activation is not None and scheme.activation.mode == "static"
-    return "smoothquant+mse_clip" if static else "mse_clip"

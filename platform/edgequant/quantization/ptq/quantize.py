@@ -6,8 +6,9 @@ errors = quantize(model, scheme, calibration=batches, method="awq+gptq")
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,8 @@ from edgequant.quantization.layers.targets import Targets
 from edgequant.quantization.ptq.block_checkpoints import BlockCheckpoints, fingerprint
 from edgequant.quantization.ptq.block_stream import BlockStream
 from edgequant.quantization.ptq.calibrated_block import CalibratedBlock, Step, relative_error
-from edgequant.quantization.ptq.methods import Combination, parse_method
+from edgequant.quantization.ptq.end_to_end import QuantizedModel, tie_heads
+from edgequant.quantization.ptq.methods import AUTO, Combination, affordable_tokens, best_method, parse_method
 from edgequant.quantization.ptq.rounding import HessianRounding, Rounding
 from edgequant.quantization.ptq.settings import PtqSettings
 from edgequant.quantization.scheme import Scheme
@@ -53,7 +55,8 @@ def quantize(
         calibration: token batches [batch, length] without padding; methods other than `rtn` and `mse_clip` need them
             (`PtqMethod.needs_calibration`), as do static activation ranges.
         method: one of `ptq.methods.METHODS` or of an installed package's, or a combination such as
-            `awq+gptq+signround`; see `ptq.methods.parse_method`.
+            `awq+gptq+signround`; see `ptq.methods.parse_method`. `auto`: `ptq.methods.best_method`, on a CPU with as
+            much of the calibration text as takes about a minute.
         settings: of the methods.
         calibration_settings: batches, precision and observer; how many samples there are is up to `calibration`.
         work_folder: finished decoder blocks are kept here, and an interrupted call with the same model, scheme, method,
@@ -61,7 +64,8 @@ def quantize(
 
     Returns:
         One row per layer and decoder block: `layer`, `kind`, `bits`, relative squared errors `weight_error` and, where
-        the method goes through activations, `output_error`.
+        the method goes through activations, `output_error`. Where a method of stage `tune` worked on the whole model,
+        another of kind `model` with what it tells: `divergence_before` and `divergence`, nats per token.
 
     Raises:
         UserError: unknown method, missing calibration, or a layer that cannot be quantised as asked, by name.
@@ -82,6 +86,8 @@ def choose_integers(
     work_folder: Path | None = None,
 ) -> list[ErrorRow]:
     """`quantize` up to its last step: layers are fake-quantised, each with a `FixedCodesQuantizer` for `convert`."""
+    if method == AUTO:
+        method, calibration = _automatic(model, scheme, calibration)
     chosen, batches = parse_method(method), _batches(calibration, calibration_settings.batch_size)
     if chosen.needs_calibration and not batches:
         raise UserError(f"PTQ method {method} decides by activations; give calibration text")
@@ -93,11 +99,25 @@ def choose_integers(
     steps = _steps(chosen, settings)
     if chosen.needs_calibration or (batches and steps.round.uses_inputs):
         states = BlockCheckpoints(work_folder, run, with_weights=chosen.scale is not None)
-        return _Calibrated(model, targets, chosen.name, steps, batches, calibration_settings, states).quantize()
-    errors = [_round(name, layer, steps.round) for name, layer in _layers(model).items()]
-    if has_static_ranges(model):
-        calibrate(model, batches)
+        errors = _Calibrated(model, targets, chosen.name, steps, batches, calibration_settings, states).quantize()
+    else:
+        errors = [_round(name, layer, steps.round) for name, layer in _layers(model).items()]
+        if has_static_ranges(model):
+            calibrate(model, batches)
+    tie_heads(model)
     return errors
+
+
+def _automatic(model: nn.Module, scheme: Scheme, calibration: list[Tensor]) -> tuple[str, list[Tensor]]:
+    """The method that fits the machine's time, and as many calibration sequences as fit it, at least one."""
+    parameters, device = sum(parameter.numel() for parameter in model.parameters()), next(model.parameters()).device
+    method = best_method(scheme, parameters, device.type, has_text=bool(calibration))
+    limit = affordable_tokens(parameters, device.type)
+    sequences = [row for batch in calibration for row in batch.split(1)]
+    if limit is None or not sequences:
+        return method, calibration
+    lengths = itertools.accumulate(row.shape[1] for row in sequences)
+    return method, [row for row, length in zip(sequences, lengths, strict=True) if length <= limit] or sequences[:1]
 
 
 def _batches(calibration: list[Tensor], size: int) -> list[Tensor]:
@@ -112,12 +132,19 @@ def _layers(model: nn.Module) -> dict[str, FakeQuantizedLayer]:
     return {name: layer for name, layer in fake_quantized_layers(model).items() if not layer.is_tied}
 
 
+class Tuning(Protocol):
+    """What works on the whole model once every layer has integers; returns numbers for the error table."""
+
+    def apply(self, quantized: QuantizedModel) -> dict[str, float]: ...
+
+
 class _Steps(NamedTuple):
-    """What is done to a block, in this order."""
+    """What is done to each block, in this order, and to the model at the end."""
 
     scale: Step | None
     round: Rounding
     learn: Step | None
+    tune: Tuning | None
 
 
 def _steps(chosen: Combination, settings: PtqSettings) -> _Steps:
@@ -125,8 +152,9 @@ def _steps(chosen: Combination, settings: PtqSettings) -> _Steps:
     if not isinstance(rounding, Rounding):
         found = type(rounding).__name__
         raise UserError(f"PTQ method {chosen.round.name} of stage round must make a rounding.Rounding, got {found}")
-    scale, learn = (None if part is None else part.make(settings) for part in (chosen.scale, chosen.learn))
-    return _Steps(scale, rounding, learn)
+    others = (chosen.scale, chosen.learn, chosen.tune)
+    scale, learn, tune = (None if part is None else part.make(settings) for part in others)
+    return _Steps(scale, rounding, learn, tune)
 
 
 def _round(name: str, layer: FakeQuantizedLayer, rounding: Rounding) -> ErrorRow:
@@ -187,7 +215,17 @@ class _Calibrated:
             errors += rows
             progress.set_postfix(error=f"{rows[-1]['output_error']:.4f}")
             floating = targets
-        return errors + self._head(hidden)
+        errors += self._head(hidden)
+        return errors if self.steps.tune is None else self._tuned(errors, floating)
+
+    def _tuned(self, errors: list[ErrorRow], floating: list[Tensor]) -> list[ErrorRow]:
+        """Errors of weights are told as they are at the end, those of outputs as they were before."""
+        assert self.steps.tune is not None
+        set_phase(self.model, quantize_inputs=True, observe=False)
+        found = self.steps.tune.apply(QuantizedModel(self.stream, floating, self.targets.head))
+        weights = {row["layer"]: row for row in weight_errors(self.model)}
+        renewed = [row | weights[row["layer"]] if row["layer"] in weights else row for row in errors]
+        return [*renewed, {"layer": self.method, "kind": "model", **found}]
 
     def _choose(self, block: CalibratedBlock) -> None:
         if self.steps.scale is not None:

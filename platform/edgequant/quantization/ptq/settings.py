@@ -40,17 +40,34 @@ class PtqSettings:
 
     signround_learning_rate: float | None = None
     """Of `signround`: first step of sign-SGD, in integer steps, from which it falls linearly to 0 (default:
-    1 / signround_steps)."""
+    1 / signround_steps, at most 0.01); halved where calibration text held out gets worse."""
+
+    block_ap_steps: int = 200
+    """Of `block_ap`: optimiser steps per decoder block."""
+
+    block_ap_learning_rate: float | None = None
+    """Of `block_ap`: first rate of AdamW for a weight, in steps of its group's grid; those of scales, zero points and
+    norms follow from it (default: 1 / block_ap_steps, at most 0.01); halved as above."""
+
+    tune_steps: int = 100
+    """Of `e2e_qp`: optimiser steps, each on calibration.batch_size sequences, through the whole model."""
+
+    tune_learning_rate: float = 2e-3
+    """Of `e2e_qp`: first rate of AdamW, relative to each scale's and norm's size; halved where held-out text gets
+    worse."""
+
+    tune_zero_points: bool = False
+    """Of `e2e_qp`: let integer zero points learn as well as scales."""
 
     def __post_init__(self) -> None:
-        for name in ("alphas", "signround_steps"):
+        for name in ("alphas", "signround_steps", "block_ap_steps", "tune_steps"):
             if getattr(self, name) < 1:
                 raise UserError(f"ptq.{name} must be at least 1, got {getattr(self, name)}")
         for name in ("dampening_frac", "smoothing_strength"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise UserError(f"ptq.{name} must be from 0 to 1, got {value}")
-        if self.signround_learning_rate is not None and not 0 < self.signround_learning_rate <= 1:
-            raise UserError(
-                f"ptq.signround_learning_rate must be above 0 and at most 1, got {self.signround_learning_rate}"
-            )
+        for name in ("signround_learning_rate", "block_ap_learning_rate", "tune_learning_rate"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise UserError(f"ptq.{name} must be above 0 and at most 1, got {value}")

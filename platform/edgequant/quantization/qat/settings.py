@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from edgequant.quantization.scheme import Scheme
 
 SparsityPattern = Literal["unstructured", "2:4"]
+Trainable = Literal["all", "scales"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +25,8 @@ class QatSettings:
 
     init_from: str = "auto"
     """PTQ method whose integers, scales and zero points training starts from (with learnable_scales), and which makes
-    the PTQ that QAT is compared with and has to beat; auto: the best that fits the machine's time. rtn starts from the
-    floating-point weights. Methods: {ptq_methods}."""
+    the PTQ that QAT is compared with and has to beat; auto: of those that fit the machine's time the one that predicts
+    held-out text best. rtn starts from the floating-point weights. Methods: {ptq_methods}."""
 
     learnable_scales: bool = True
     """Weights' scales and zero points are trained too (LSQ+, arXiv 2004.09576) instead of following each group's
@@ -66,6 +67,10 @@ class QatSettings:
     sparsity_pattern: SparsityPattern = "unstructured"
     """`unstructured`, or `2:4`, two zeros in every four neighbours (sparsity is 0.5 then)."""
 
+    trainable: Trainable = "all"
+    """`all`, or `scales`: weights stay the integers that training starts from, and their scales and zero points, norms
+    and biases train (EfficientQAT, arXiv 2407.11062): about a byte a parameter instead of 16."""
+
     def __post_init__(self) -> None:
         for name in ("activation_quant_start", "freeze_observers_at"):
             if not 0 <= getattr(self, name) <= 1:
@@ -89,16 +94,26 @@ class QatSettings:
                 f"qat.sparsity must be 0.5 with sparsity_pattern 2:4, which zeroes half, got {self.sparsity}; use "
                 "that, or pattern unstructured"
             )
+        self._check_trainable()
 
-    def ptq_method(self, best: str) -> str:
-        """The PTQ method that QAT is compared with.
+    def _check_trainable(self) -> None:
+        if self.trainable == "all":
+            return
+        for name, value, nothing in (("lora_rank", self.lora_rank, 0), ("sparsity", self.sparsity, 0.0)):
+            if value != nothing:
+                raise UserError(
+                    f"qat.{name} must be {nothing} with qat.trainable scales, which changes no weight, got {value}"
+                )
+
+    def ptq_methods(self, best: list[str]) -> list[str]:
+        """The PTQ methods of which the better one is what QAT is compared with.
 
         Args:
-            best: the one that fits scheme, model and machine best, for `auto`.
+            best: those that fit scheme, model and machine best, for `auto`.
         """
         if self.init_from != "auto":
-            return self.init_from
-        return "mse_clip" if self.sparsity else best  # which keeps pruned weights at 0
+            return [self.init_from]
+        return ["mse_clip"] if self.sparsity else best  # which keeps pruned weights at 0
 
     def starts_from(self, method: str) -> bool:
         """Whether training starts from the integers of the PTQ method, not from the floating-point weights."""
@@ -136,8 +151,18 @@ class QatSettings:
         """Refuse what a scheme cannot do.
 
         Raises:
-            UserError: the scheme has no integer for real 0, which pruning needs.
+            UserError: the scheme has no integer for real 0, which pruning needs, or no scales of its own to train.
         """
+        if self.trainable == "scales" and scheme.weight is not None and scheme.weight.layout != "affine":
+            raise UserError(
+                f"qat.trainable scales does not fit scheme {scheme.name}, whose scales follow from the weights; use "
+                "one such as w4a8-g32+emb4, or qat.trainable all"
+            )
+        if self.sparsity and scheme.weight is not None and scheme.weight.has_half_levels:
+            raise UserError(
+                f"qat.sparsity {self.sparsity} does not fit scheme {scheme.name}, whose levels lie on either side of "
+                "0; use w1.58-g64, w2-g64 or one of more bits, or sparsity 0"
+            )
         if self.sparsity and scheme.weight is not None and scheme.weight.zero_point == "real":
             raise UserError(
                 f"qat.sparsity {self.sparsity} does not fit scheme {scheme.name}: its blocks begin at a real "

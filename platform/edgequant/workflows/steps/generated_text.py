@@ -6,6 +6,7 @@ full distribution from there. The end-of-text token is never sampled, so that ev
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 MAX_SEQUENCES = 8192  # a training that draws more begins again with the first
 GREEDY_TOKENS = 4
-BATCH = 32  # rows at a time; part of what a seed gives
+BATCH = {"cpu": 32, "cuda": 256}  # rows at a time; part of what a seed gives
 
 
 def generated_sequences(model: Any, tokenizer: Any, count: int, length: int, *, seed: int = 0) -> Tensor:
@@ -26,25 +27,30 @@ def generated_sequences(model: Any, tokenizer: Any, count: int, length: int, *, 
     The same weights, tokenizer, count, length and seed find them in the cache folder (`generated/`).
 
     Args:
-        model: floating-point causal language model in evaluation mode.
+        model: floating-point causal language model in evaluation mode; a copy in the device's compute type writes.
         length: tokens per row, with the beginning-of-sequence token where the tokenizer adds one.
     """
     import torch
     from safetensors.torch import load_file, save_file
     from tqdm import tqdm
 
+    from edgequant import models
+
     count = min(count, MAX_SEQUENCES)
     begin, first = _beginning(tokenizer), _first_tokens(tokenizer, model)
-    what = repr((weights_digest(model), begin, len(first), count, length, seed, GREEDY_TOKENS, BATCH))
+    device = next(model.parameters()).device
+    dtype, batch = models.pick_dtype("auto", str(device)), BATCH[device.type]
+    what = repr((weights_digest(model), begin, len(first), count, length, seed, GREEDY_TOKENS, batch, dtype))
     path = cache_dir() / "generated" / f"{hashlib.sha256(what.encode()).hexdigest()[:32]}.safetensors"
     if path.is_file():
         print(f"generated text: reused {count} sequences from {path}", flush=True)
         return load_file(path)["tokens"].long()
     rows = torch.empty(count, length, dtype=torch.int32)
+    writer = models.cast(copy.deepcopy(model), dtype)
     with tqdm(total=count, desc="generated text", unit="sequence", disable=None) as bar:
-        for start in range(0, count, BATCH):
-            size = min(BATCH, count - start)
-            rows[start : start + size] = _rows(model, begin, first, size, length, seed=seed * MAX_SEQUENCES + start)
+        for start in range(0, count, batch):
+            size = min(batch, count - start)
+            rows[start : start + size] = _rows(writer, begin, first, size, length, seed=seed * MAX_SEQUENCES + start)
             bar.update(size)
     with atomic_path(path) as temporary:
         save_file({"tokens": rows}, temporary)

@@ -20,7 +20,6 @@ from edgequant.evaluation.tasks.task import EvaluationData
 from edgequant.files import write_atomically
 from edgequant.quantization.calibration import CalibrationSettings
 from edgequant.quantization.layers.convert import set_phase
-from edgequant.quantization.ptq.methods import best_method
 from edgequant.quantization.qat import low_rank, pruning
 from edgequant.quantization.qat.settings import QatSettings
 from edgequant.quantization.scheme import Scheme
@@ -32,12 +31,14 @@ from edgequant.training.watch import Losses
 from edgequant.workflows.settings import RunSettings
 from edgequant.workflows.steps.held_out import HeldOut, held_out, set_apart
 from edgequant.workflows.steps.layer_bits import resolve_layer_bits
+from edgequant.workflows.steps.ptq_choice import candidates, choose_method
 from edgequant.workflows.steps.sequences import split_sequences
 from edgequant.workflows.steps.teacher import load_teacher
 
 Metrics = dict[str, float]
 OnStep = Callable[[str, nn.Module, int, Mapping[str, float]], None]
 LIMITS = "limits.json"  # PTQ's losses on the rows that training watches
+START_BLOCKS = "start-blocks"  # folder of the decoder blocks that PTQ methods have finished
 OWN_TEACHERS = ("auto", "base", "control")
 
 
@@ -63,6 +64,7 @@ class QatExperiment:
         folder: where training checkpoints and models go, and what has been measured, for a resumed run.
         dtype: compute type while measuring.
         on_step: called with variant, model, step and training's metrics after every optimiser step.
+        on_look: the same with held-out losses after every look.
     """
 
     scheme: Scheme
@@ -82,7 +84,8 @@ class QatExperiment:
     dtype: str
     seed: int
     resume: bool
-    on_step: OnStep
+    on_step: OnStep = log_step
+    on_look: OnStep = log_step
 
     @property
     def device(self) -> str:
@@ -96,9 +99,19 @@ class QatExperiment:
 
     @cached_property
     def ptq_method(self) -> str:
-        """How PTQ rounds, and QAT starts."""
-        best = best_method(self.scheme, self.parameters, self.device.partition(":")[0])
-        return self.qat.ptq_method(best)
+        """How PTQ rounds, and QAT starts: of several that the machine has the time for, the best on held-out text."""
+        kept = self.folder / "ptq-method.json"
+        if self.resume and kept.is_file():
+            return str(json.loads(kept.read_text())["chosen"])
+        names = self.qat.ptq_methods(candidates(self.scheme, self.parameters, self.device))
+        chosen, rows = names[0], list[dict[str, Any]]()
+        if len(names) > 1:
+            chosen, rows = choose_method(
+                names, self.floating, self.scheme, self.calibration_batches, self.calibration, self.held_out,
+                self.folder / START_BLOCKS,
+            )  # fmt: skip
+        write_atomically(kept, json.dumps({"chosen": chosen, "tried": rows}))
+        return chosen
 
     @property
     def calibration_batches(self) -> list[Tensor]:
@@ -181,7 +194,8 @@ class QatExperiment:
         with test.rates(model):
             result = train(
                 model, self.sequences, settings, self.folder / f"{variant}-training", resume=self.resume, title=title,
-                on_log=lambda step, metrics: self.on_step(variant, model, step, metrics), **shared,
+                on_log=lambda step, metrics: self.on_step(variant, model, step, metrics),
+                on_look=lambda step, losses: self.on_look(variant, model, step, losses), **shared,
             )  # fmt: skip
         model.requires_grad_(False)
         model.eval()
@@ -236,7 +250,6 @@ def load(
     guard: str = "self-generated",
     resume: bool = False,
     guarded: EvaluationData | None = None,
-    on_step: OnStep = log_step,
 ) -> QatExperiment:
     """Load the floating-point model and the text, and choose bits where the scheme has a size budget.
 
@@ -258,7 +271,8 @@ def load(
         raise UserError(f"model must be a floating-point model, got {loaded.source.name!r}, which is quantised already")
     check_model(loaded.model, scheme, training, qat)
     device = str(loaded.model.device)
-    needed = max(training.wanted_sequences(device), calibration.num_calibration_samples)
+    wanted = training.wanted_sequences(device.partition(":")[0])
+    needed = max(wanted, calibration.num_calibration_samples) if wanted else 0  # 0: as many as the text has
     sequences, validation = split_sequences(
         dataset, loaded.tokenizer, training.sequence_length, guarded or data, run.data_dir, seed=run.seed,
         model=loaded.model, needed=needed, set_apart=partial(set_apart, device=device),
@@ -273,7 +287,7 @@ def load(
         training=training.for_text(len(sequences), device.partition(":")[0]), qat=qat, calibration=calibration,
         evaluation=evaluation, floating=loaded.model, tokenizer=loaded.tokenizer, name=loaded.source.name,
         sequences=sequences, held_out=held, data={**data, "guard": held.reported}, folder=folder, dtype=dtype,
-        seed=run.seed, resume=resume, on_step=on_step,
+        seed=run.seed, resume=resume,
     )  # fmt: skip
 
 

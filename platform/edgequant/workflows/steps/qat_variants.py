@@ -20,14 +20,14 @@ from edgequant.quantization import checkpoint
 from edgequant.quantization.layers.convert import calibrate, convert, has_static_ranges, prepare, set_phase
 from edgequant.quantization.ptq.quantize import quantize, weight_errors
 from edgequant.quantization.qat import low_rank, pruning
+from edgequant.quantization.qat.frozen_weights import freeze_weights
 from edgequant.quantization.qat.ptq_initialization import prepare_from_ptq
 from edgequant.training.distillation import next_token_loss
 from edgequant.training.loop import TrainingResult
 from edgequant.workflows.steps.measure import Variant, quality_only
-from edgequant.workflows.steps.qat_experiment import Metrics, QatExperiment, training_metrics
+from edgequant.workflows.steps.qat_experiment import START_BLOCKS, Metrics, QatExperiment, training_metrics
 
 PARITY_TOKENS = 256  # positions on which simulated and integer logits are compared
-START_BLOCKS = "start-blocks"  # folder of the decoder blocks that the PTQ method has finished
 CHECKPOINT = "checkpoint"  # folder of what QAT delivers
 
 
@@ -113,6 +113,8 @@ def _prepared(experiment: QatExperiment) -> nn.Module:
         observer = experiment.calibration.observer
         prepare(model, experiment.scheme, observer=observer, learnable_scales=settings.learnable_scales)
     model.requires_grad_(True)
+    if settings.trainable == "scales":
+        freeze_weights(model)
     if settings.lora_rank:
         low_rank.attach(model, experiment.scheme, settings.lora_rank, settings.lora_alpha, seed=experiment.seed)
     pruning.attach_masks(model, masks)
@@ -125,7 +127,7 @@ def _by_method(experiment: QatExperiment) -> dict[str, Any]:
         "method": experiment.ptq_method,
         "calibration": experiment.calibration_batches,
         "calibration_settings": experiment.calibration,
-        "work_folder": experiment.folder / START_BLOCKS,
+        "work_folder": experiment.folder / START_BLOCKS / experiment.ptq_method,
     }
 
 

@@ -1,0 +1,60 @@
+"""Which PTQ method rounds a model best: by held-out text, of those that the machine has the time for."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from edgequant.quantization.calibration import CalibrationSettings
+from edgequant.quantization.layers.convert import set_phase
+from edgequant.quantization.ptq.methods import best_method, parse_method
+from edgequant.quantization.ptq.quantize import choose_integers
+from edgequant.quantization.scheme import Scheme
+from edgequant.workflows.steps.held_out import HeldOut
+
+
+def candidates(scheme: Scheme, parameters: int, device: str) -> list[str]:
+    """PTQ methods to choose from: the best that fits the time; on a GPU the simpler ones that it is made of too.
+
+    Args:
+        parameters: of the model.
+        device: cpu, cuda or cuda:N.
+    """
+    kind = device.partition(":")[0]
+    best = best_method(scheme, parameters, kind, has_text=True)
+    if kind == "cpu":
+        return [best]
+    scaling = "smoothquant+" if parse_method(best).scale is not None else ""
+    return list(dict.fromkeys([best, f"{scaling}{parse_method(best).round.name}", f"{scaling}mse_clip"]))
+
+
+def choose_method(
+    names: list[str],
+    floating: Any,
+    scheme: Scheme,
+    calibration: list[Tensor],
+    settings: CalibrationSettings,
+    held_out: HeldOut,
+    folder: Path,
+) -> tuple[str, list[dict[str, Any]]]:
+    """Round a copy of the model by each method and take the one with the lowest mean loss on held-out text.
+
+    Args:
+        floating: model in float32; stays as it is.
+        calibration: token batches [batch, length].
+        folder: blocks that a method finished are kept in a folder of its name.
+
+    Returns:
+        The method, and a row per method: `method` and its losses by text.
+    """
+    rows: list[dict[str, Any]] = []
+    for name in names:
+        model: nn.Module = copy.deepcopy(floating)
+        choose_integers(model, scheme, calibration, name, calibration_settings=settings, work_folder=folder / name)
+        set_phase(model, quantize_inputs=True, observe=False)
+        losses = held_out.losses(model)
+        rows.append({"method": name, "mean_loss": sum(losses.values()) / len(losses), **losses})
+    return min(rows, key=lambda row: row["mean_loss"])["method"], rows
