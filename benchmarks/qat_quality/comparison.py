@@ -31,7 +31,7 @@ from edgequant.workflows.settings import RunSettings
 from edgequant.workflows.steps import qat_experiment, qat_variants, verdict
 from edgequant.workflows.steps.data import evaluation_data
 from edgequant.workflows.steps.measure import Measured, Variant, measure_variant
-from edgequant.workflows.steps.qat_experiment import LIMITS, QatExperiment
+from edgequant.workflows.steps.qat_experiment import LIMITS, START_BLOCKS, QatExperiment
 from qat_quality.cells import AUTO, PEERS, Cell, Store
 from qat_quality.peer_cells import peer_rows
 
@@ -78,7 +78,7 @@ class Comparison:
                 calibration=CalibrationSettings(num_calibration_samples=options.calibration),
                 evaluation=evaluation_settings(options, self.work), data=asked_data(options), folder=folder,
                 run=RunSettings(data_dir=options.data_dir, device=options.device, dtype=options.dtype, seed=seed),
-                guard=options.guard, resume=True, on_step=lambda *_: None,
+                guard=options.guard, resume=True,
             )  # fmt: skip
         self.floating = self.floating or loaded.floating
         return replace(loaded, floating=self.floating)
@@ -88,6 +88,13 @@ class Comparison:
         folder = self.work / f"seed-{cell.seed}" / cell.scheme / name
         folder.mkdir(parents=True, exist_ok=True)
         return replace(self.loaded(cell.seed), scheme=parse_scheme(cell.scheme), folder=folder, **changes)
+
+    def _from_same_start(self, beside: QatExperiment, cell: Cell, name: str, **changes: Any) -> QatExperiment:
+        """An experiment whose QAT starts from the blocks that another one's PTQ finished."""
+        start = replace(beside.qat, init_from=beside.ptq_method)
+        experiment = self._of(cell, name, qat=start, **changes)
+        _reuse(beside, experiment, START_BLOCKS)
+        return experiment
 
     def _baseline(self, seed: int) -> Measured:
         return measure_variant("baseline", timed(qat_variants.baseline), self.loaded(seed))
@@ -114,8 +121,7 @@ class Comparison:
         """Ours, learning from the text alone: beside the peers' QAT, which has no teacher either."""
         beside, _ = self._rounded(cell)
         plain = replace(beside.training, distillation_weight=0.0)
-        experiment = self._of(cell, "plain", training=plain)
-        _reuse(beside, experiment, qat_variants.START_BLOCKS)
+        experiment = self._from_same_start(beside, cell, "plain", training=plain)
         if not (experiment.folder / LIMITS).is_file():  # without a teacher training looks at fewer rows
             experiment.keep_limits(models.load(str(beside.folder / "ptq"), device=experiment.device).model)
         return self._row(self._trained(experiment), experiment)
@@ -123,8 +129,7 @@ class Comparison:
     def _at_rate(self, cell: Cell) -> Row:
         """QAT at the rate that `auto` finds, or at a multiple of it."""
         beside, _ = self._rounded(replace(cell, variant="ptq"))
-        experiment = self._of(cell, cell.variant.replace(" ", "-"))
-        _reuse(beside, experiment, qat_variants.START_BLOCKS)
+        experiment = self._from_same_start(beside, cell, cell.variant.replace(" ", "-"))
         shutil.copy(beside.folder / LIMITS, experiment.folder / LIMITS)
         if cell.variant != AUTO:
             (automatic,) = self.store.rows(replace(cell, variant=AUTO)) or [{}]
