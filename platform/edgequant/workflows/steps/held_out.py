@@ -16,11 +16,11 @@ from edgequant.training.watch import Losses, Watch, rows_to_watch
 from edgequant.workflows.steps.data import SELF_GENERATED, training_texts
 from edgequant.workflows.steps.generated_text import generated_sequences
 from edgequant.workflows.steps.sequences import VALIDATION_SHARE
+from edgequant.workflows.steps.verdict import GUARD, VALIDATION, allowed
 
-VALIDATION, GUARD = "validation", "guard"
 MOST_ROWS = {"cpu": 16, "cuda": 64}  # of each held-out text
 GUARD_SEED = 1_000_003  # added to the run's: no row of the guard is one that is trained on
-SLACK = 2e-3  # nats: what integers may cost beside their simulation, before a limit is exceeded
+SIMULATION_SLACK = 2e-3  # nats: what integers may cost beside their simulation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class HeldOut:
                 name: rows[: rows_to_watch(settings, len(rows), len(self.texts), taught=taught)]
                 for name, rows in self.texts.items()
             },
-            limits={name: limit + SLACK for name, limit in (limits or {}).items()},
+            limits={name: allowed(name, limit) + SIMULATION_SLACK for name, limit in (limits or {}).items()},
             as_deployed=as_deployed,
             batch_size=settings.batch_size,
         )
