@@ -209,17 +209,8 @@ class QatExperiment:
         write_atomically(kept, json.dumps(asdict(found)))
         return found
 
-    @property
-    def limits(self) -> Losses:
-        """PTQ's losses on the watched rows; empty where it was not measured, as in a search."""
-        return self._limits_of("ptq")
-
-    @property
-    def baseline_limits(self) -> Losses:
-        """The same of the model as it came."""
-        return self._limits_of("baseline")
-
-    def _limits_of(self, variant: str) -> Losses:
+    def limits(self, variant: str) -> Losses:
+        """Losses of `ptq` or `baseline` on the watched rows; empty where PTQ was not measured, as in a search."""
         kept = self.folder / LIMITS
         return dict(json.loads(kept.read_text())[variant]) if kept.is_file() else {}
 

@@ -65,7 +65,7 @@ def quantized(experiment: QatExperiment) -> Variant:
     rate = experiment.qat.student_learning_rate or experiment.training.learning_rate
     settings = replace(experiment.training, learning_rate=rate)
     teacher, phases = experiment.teacher, _phases(experiment, model)
-    result = experiment.train(model, "qat", settings, teacher, phases, experiment.limits)
+    result = experiment.train(model, "qat", settings, teacher, phases, experiment.limits("ptq"))
     set_phase(model, quantize_inputs=True, observe=False)
     simulated, errors = _logits(experiment, model), weight_errors(model)
     convert(model)

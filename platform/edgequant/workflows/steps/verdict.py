@@ -93,7 +93,7 @@ def judge(rows: Rows, experiment: QatExperiment, dataset: str) -> Verdict:
     found = losses_of(rows, experiment.qat)
     harm = [loss.reason for loss in found[delivered] if loss.harmed]
     if delivered != "qat":
-        harm += harmed_in_training(rows["qat"], experiment.baseline_limits, experiment.qat)
+        harm += harmed_in_training(rows["qat"], experiment.limits("baseline"), experiment.qat)
     recovered, why = recovered_fraction(rows, dataset)
     return Verdict(
         delivered=delivered, because=because, losses=found, harm=harm, recovered=recovered, recovered_because=why
