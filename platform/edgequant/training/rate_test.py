@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edgequant.models.devices import pick_dtype
 from edgequant.training.compilation import should_compile
 from edgequant.training.loop import train
 from edgequant.training.settings import TrainingSettings
@@ -28,9 +29,9 @@ from edgequant.training.watch import Losses, Watch, copied_state, restore_state
 FIRST = 1e-3  # of the weights' root mean square: a step of Adam in fine-tuning
 FACTOR = math.sqrt(10)  # between rates tried: the best of a training lies within half of it of one
 LOWEST, HIGHEST = 1e-5, 1e-1  # as FIRST
-GAIN = 5e-4  # nats: a rate that predicts held-out text better by less is no reason to go on
+TOLERANCE = 3e-3  # nats: what a short trial may lose and a longer training wins back
 FEWEST_STEPS = 4
-HORIZON = 0.25  # exponent: a training k times as long as the trial wants a rate smaller by k to this power
+STEPS_FOR_TEST = 40  # a shorter training takes FIRST: trials would cost as much as the training
 GROUPS = {"scales": 3.0, "norms": 3.0}  # factors that a group's rate is tried at, up and down
 SCALES = 0.2  # of what `learning_rate_factor` says for a quantiser's parameter: weights of size 0.2 keep it
 SPREAD = 10.0  # matrices' rates lie within this factor of the typical one's
@@ -45,7 +46,7 @@ class RateTest:
         rate: peak learning rate of weights; 0 where one was given and only the speed was measured.
         factors: by kind of parameter, its rate as a multiple of that.
         rows: a row per trial: `learning_rate`, factors, held-out losses and their rank.
-        seconds_per_step: of the trials, the first step left out where there are several.
+        seconds_per_step: of the last trial; 0 where there was none.
     """
 
     rate: float = 0.0
@@ -78,9 +79,11 @@ def find_learning_rate(
 ) -> RateTest:
     """Find the peak learning rate of a training that starts from the model as it is; the model is left so.
 
-    From a first rate on, rates ten-fold in two steps apart are tried in the direction in which held-out text is
-    predicted better, until it no longer is; then, in trainings of some length, the rates of quantisation scales and of
-    norms relative to it. Every trial sees the same sequences.
+    The highest rate is sought that does no harm in a few steps: after which held-out text is predicted as well as
+    before and as after any other, within TOLERANCE. (The rate that is best after a few steps is too low for many: from
+    the integers that a good PTQ method chose, few steps win little.) Then, in trainings of some length, the rates of
+    quantisation scales and of norms relative to it are tried. Every trial sees the same sequences. A training of fewer
+    than STEPS_FOR_TEST steps takes FIRST untried.
 
     Args:
         model, tokens, settings, teacher, seed, on_step: as `train`.
@@ -112,7 +115,7 @@ class _Trials:
         self.short = replace(
             settings, steps=self.steps, save_steps=0, patience=0, eval_steps=self.steps, compile=compiled
         )
-        self.size = typical_weight(model)
+        self.size, self.precision = typical_weight(model), pick_dtype(settings.precision, str(device))
         self.start = copied_state(model)
         self.found = RateTest()
 
@@ -120,25 +123,31 @@ class _Trials:
         if self.settings.learning_rate != "auto":
             self._losses_after(self.settings.known_rate)
             return self.found
-        best = self._best_rate()
-        longer = self.settings.known_steps / self.steps
+        if self.settings.known_steps < STEPS_FOR_TEST:
+            self.found.rate = FIRST * self.size
+            if self.settings.max_minutes is not None:
+                self._losses_after(self.found.rate)
+            return self.found
+        rate = self._highest_harmless_rate()
         if self.settings.known_steps >= STEPS_FOR_GROUPS:
-            self._best_factors(best)
-        self.found.rate = best * self.size * longer**-HORIZON
+            self._best_factors(rate)
+        self.found.rate = rate * self.size
         return self.found
 
-    def _best_rate(self) -> float:
-        """The rate, relative to the weights' size, after which held-out text is predicted best."""
-        tried = {rate: self._score(rate) for rate in (FIRST, FIRST * FACTOR)}
-        up = tried[FIRST * FACTOR] < tried[FIRST] - GAIN
-        rate = FIRST * FACTOR if up else FIRST
+    def _highest_harmless_rate(self) -> float:
+        """The highest rate, relative to the weights' size, after which held-out text is predicted as well as by any."""
+        before = self.watch.rank(self.watch.losses(self.model, precision=self.precision))[1]
+        tried = {FIRST: self._score(FIRST)}
+        up = tried[FIRST] <= before + TOLERANCE
+        rate = FIRST
         while LOWEST < rate < HIGHEST:
             following = rate * FACTOR if up else rate / FACTOR
             tried[following] = self._score(following)
-            if math.isfinite(tried[rate]) and tried[following] > tried[rate] - GAIN:
+            if (tried[following] > min(before, *tried.values()) + TOLERANCE) == up:
                 break
             rate = following
-        return _vertex(tried, rate)
+        least = min(before, *tried.values()) + TOLERANCE
+        return max((rate for rate, loss in tried.items() if loss <= least), default=min(tried))
 
     def _best_factors(self, rate: float) -> None:
         present = {group_of(parameter) for parameter in self.model.parameters() if parameter.requires_grad}
@@ -175,16 +184,6 @@ class _Trials:
         row = {"learning_rate": rate * self.size, "steps": self.steps, "mean_loss": mean}
         self.found.rows.append(row | {f"{group}_factor": value for group, value in self.found.factors.items()} | losses)
         return mean
-
-
-def _vertex(tried: dict[float, float], best: float) -> float:
-    """The lowest point of the parabola through the best rate and its neighbours; the best where one lacks."""
-    around = [tried.get(rate, math.inf) for rate in (best / FACTOR, best, best * FACTOR)]
-    if not all(map(math.isfinite, around)):
-        return best
-    left, middle, right = around
-    curvature = left - 2 * middle + right
-    return best * FACTOR ** (0.5 * (left - right) / curvature) if curvature > 0 else best
 
 
 def typical_weight(model: nn.Module) -> float:

@@ -9,7 +9,7 @@ from typing import Literal
 from edgequant.errors import UserError
 
 Precision = Literal["auto", "bfloat16", "float32"]
-CPU_TOKENS = 16_384  # what `max_tokens: auto` allows on a CPU: minutes for a model of 135 million parameters
+CPU_TOKENS = 12_288  # what `max_tokens: auto` allows on a CPU: minutes for a model of 135 million parameters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class TrainingSettings:
     """Passes over the text where `steps` are not given. From the second on a small text is learned by heart."""
 
     max_tokens: int | Literal["auto"] | None = "auto"
-    """Most tokens that `epochs` may draw; auto: 16,384 on a CPU, so that a first run ends in minutes, no limit on a
+    """Most tokens that `epochs` may draw; auto: 12,288 on a CPU, so that a first run ends in minutes, no limit on a
     GPU. None: no limit. With `steps` it has no effect."""
 
     max_minutes: float | None = None

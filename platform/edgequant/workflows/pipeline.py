@@ -127,7 +127,7 @@ class Plan(NamedTuple):
         from edgequant.workflows.qat import qat
 
         qat(
-            model=self.model, scheme=self.scheme, dataset=f"{self.dataset},self-generated:0.25", training=self.training,
+            model=self.model, scheme=self.scheme, dataset=f"{self.dataset},self-generated", training=self.training,
             evaluation=self.evaluation, output=str(self.checkpoint), register=self.register, run=self.run,
         )  # fmt: skip
 

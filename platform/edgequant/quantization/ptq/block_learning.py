@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -101,10 +102,11 @@ class BlockLearning:
         parameters = [*_parameters(learned), *others]
         update, (training, held_out) = self.optimizer(learned, others), _split(len(block.inputs))
         best, every = BestState(parameters, _error(block, held_out)), max(1, self.steps // CHECKS)
-        for step, batch in zip(range(self.steps), _drawn(training), strict=False):
-            update(_gradients(block, batch, parameters), best.share * (1 - step / self.steps))
-            if (step + 1) % every == 0 or step + 1 == self.steps:
-                best.offer(_error(block, held_out))
+        with wanting_gradients(others):  # a model that was trained before may be frozen
+            for step, batch in zip(range(self.steps), _drawn(training), strict=False):
+                update(_gradients(block, batch, parameters), best.share * (1 - step / self.steps))
+                if (step + 1) % every == 0 or step + 1 == self.steps:
+                    best.offer(_error(block, held_out))
         best.load()
 
 
@@ -166,6 +168,19 @@ class BlockAp(BlockLearning):
                 quantizer.clamp_()
 
         return update
+
+
+@contextmanager
+def wanting_gradients(parameters: list[nn.Parameter]) -> Iterator[None]:
+    """Inside, these parameters require gradients; afterwards as before."""
+    before = [parameter.requires_grad for parameter in parameters]
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter, wanted in zip(parameters, before, strict=True):
+            parameter.requires_grad_(wanted)
 
 
 def norms_of(block: nn.Module) -> list[nn.Parameter]:

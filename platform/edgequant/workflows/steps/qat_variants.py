@@ -33,8 +33,8 @@ CHECKPOINT = "checkpoint"  # folder of what QAT delivers
 
 def baseline(experiment: QatExperiment) -> Variant:
     """The model as it came, in the compute type of the comparison."""
-    metrics = _held_out(experiment, experiment.floating)
-    return Variant(_cast(experiment.floating, experiment), experiment.tokenizer, metrics=metrics)
+    model = _cast(experiment.floating, experiment)
+    return Variant(model, experiment.tokenizer, metrics=_held_out(experiment, model))
 
 
 def rounded(experiment: QatExperiment) -> Variant:
@@ -46,9 +46,9 @@ def rounded(experiment: QatExperiment) -> Variant:
 
 def control(experiment: QatExperiment) -> Variant:
     """The model after training on the text without the quantiser: what QAT of it is compared with."""
-    settings, model = quality_only(experiment.evaluation), experiment.trained_control
+    settings, model = quality_only(experiment.evaluation), _cast(experiment.trained_control, experiment)
     metrics = experiment.control_metrics | _held_out(experiment, model)
-    return Variant(_cast(model, experiment), experiment.tokenizer, settings=settings, metrics=metrics)
+    return Variant(model, experiment.tokenizer, settings=settings, metrics=metrics)
 
 
 def rounded_control(experiment: QatExperiment) -> Variant:
