@@ -46,6 +46,19 @@ class TrainingResult(NamedTuple):
     best_step: int = 0
     ended: str = ""
 
+    @property
+    def metrics(self) -> dict[str, float]:
+        """In numbers, under the project's names."""
+        found = {"loss": self.loss, "tokens_per_second": self.tokens_per_second, "steps": float(self.steps)}
+        return {f"train/{name}": value for name, value in found.items()} | {"train/best_step": float(self.best_step)}
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """In words: the best step, why training ended, and the looks as JSON."""
+        curve = {str(look.step): {name: round(loss, 4) for name, loss in look.losses.items()} for look in self.looks}
+        best = f"step {self.best_step} of {self.steps}"
+        return {"best_step": best, "ended": self.ended, "looks": json.dumps(curve)}
+
 
 class _Sequences(torch.utils.data.Dataset):
     def __init__(self, tokens: Tensor) -> None:

@@ -124,12 +124,13 @@ class QatExperiment:
         """The model after training on the text without the quantiser; trained when it is first asked for."""
         control = copy.deepcopy(self.floating).requires_grad_(True)
         result = self.train(control, "control", replace(self.training, distillation_weight=0.0), None)
-        write_atomically(self.folder / "control-result.json", json.dumps(training_metrics(result)))
+        kept = {"metrics": result.metrics, "notes": result.notes}
+        write_atomically(self.folder / "control-result.json", json.dumps(kept))
         return control
 
     @property
-    def control_metrics(self) -> Metrics:
-        """How the control's training went."""
+    def control_result(self) -> dict[str, Any]:
+        """How the control's training went: `metrics`, and `notes` in words."""
         return dict(json.loads((self.folder / "control-result.json").read_text()))
 
     @property
@@ -213,16 +214,6 @@ class QatExperiment:
         """Losses of `ptq` or `baseline` on the watched rows; empty where PTQ was not measured, as in a search."""
         kept = self.folder / LIMITS
         return dict(json.loads(kept.read_text())[variant]) if kept.is_file() else {}
-
-
-def training_metrics(result: TrainingResult) -> Metrics:
-    """What a training's result says in numbers."""
-    return {
-        "train/loss": result.loss,
-        "train/tokens_per_second": result.tokens_per_second,
-        "train/steps": float(result.steps),
-        "train/best_step": float(result.best_step),
-    }
 
 
 def load(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 import shutil
 from collections.abc import Callable
@@ -23,9 +22,8 @@ from edgequant.quantization.qat import low_rank, pruning
 from edgequant.quantization.qat.frozen_weights import freeze_weights
 from edgequant.quantization.qat.ptq_initialization import prepare_from_ptq
 from edgequant.training.distillation import next_token_loss
-from edgequant.training.loop import TrainingResult
 from edgequant.workflows.steps.measure import Variant, quality_only
-from edgequant.workflows.steps.qat_experiment import START_BLOCKS, Metrics, QatExperiment, training_metrics
+from edgequant.workflows.steps.qat_experiment import START_BLOCKS, Metrics, QatExperiment
 
 PARITY_TOKENS = 256  # positions on which simulated and integer logits are compared
 CHECKPOINT = "checkpoint"  # folder of what QAT delivers
@@ -47,8 +45,9 @@ def rounded(experiment: QatExperiment) -> Variant:
 def control(experiment: QatExperiment) -> Variant:
     """The model after training on the text without the quantiser: what QAT of it is compared with."""
     settings, model = quality_only(experiment.evaluation), _cast(experiment.trained_control, experiment)
-    metrics = experiment.control_metrics | _held_out(experiment, model)
-    return Variant(model, experiment.tokenizer, settings=settings, metrics=metrics)
+    result = experiment.control_result
+    metrics, notes = result["metrics"] | _held_out(experiment, model), result["notes"]
+    return Variant(model, experiment.tokenizer, settings=settings, metrics=metrics, notes=notes)
 
 
 def rounded_control(experiment: QatExperiment) -> Variant:
@@ -69,22 +68,15 @@ def quantized(experiment: QatExperiment) -> Variant:
     set_phase(model, quantize_inputs=True, observe=False)
     simulated, errors = _logits(experiment, model), weight_errors(model)
     convert(model)
-    metrics = _parity(experiment, simulated, _logits(experiment, model)) | training_metrics(result)
+    metrics = _parity(experiment, simulated, _logits(experiment, model)) | result.metrics
     made = _saved_and_reloaded(experiment, model, "qat", metrics)
-    return made._replace(layer_errors=errors, notes=training_notes(result))
+    return made._replace(layer_errors=errors, notes=result.notes)
 
 
 def variants(*, adapt: bool) -> dict[str, Callable[[QatExperiment], Variant]]:
     """What is compared, in this order: with a control of the training text where that is learned too."""
     controls = {"control": control, "control-ptq": rounded_control} if adapt else {}
     return {"baseline": baseline, "ptq": rounded, **controls, "qat": quantized}
-
-
-def training_notes(result: TrainingResult) -> dict[str, str]:
-    """What a training's result says in words: tags of its run."""
-    best = f"step {result.best_step} of {result.steps}"
-    curve = {str(look.step): {name: round(loss, 4) for name, loss in look.losses.items()} for look in result.looks}
-    return {"best_step": best, "ended": result.ended, "looks": json.dumps(curve)}
 
 
 def save_result(experiment: QatExperiment, variant: str, output: str | None) -> Path:
