@@ -9,6 +9,7 @@ from typing import Literal
 from edgequant.errors import UserError
 
 Precision = Literal["auto", "bfloat16", "float32"]
+STEPS_WORTH_SAVING = 20  # fewer are sooner done again than a large model is written four times
 CPU_TOKENS = 12_288  # what `max_tokens: auto` allows on a CPU: minutes for a model of 135 million parameters
 
 
@@ -82,7 +83,8 @@ class TrainingSettings:
     model at every step. Without distillation it has no effect."""
 
     save_steps: int | None = None
-    """Steps between checkpoints that --resume continues from; None saves four times, 0 never."""
+    """Steps between checkpoints that --resume continues from; None saves four times, but a training of fewer than 20
+    steps not at all; 0 never."""
 
     compile: bool | None = None
     """Translate the model's repeated blocks with torch.compile; None does so where it pays, on a GPU from 200 forward
@@ -181,7 +183,9 @@ class TrainingSettings:
     @property
     def checkpoint_interval(self) -> int:
         """Steps between checkpoints; 0 for none."""
-        return -(-self.known_steps // 4) if self.save_steps is None else self.save_steps
+        if self.save_steps is not None:
+            return self.save_steps
+        return -(-self.known_steps // 4) if self.known_steps >= STEPS_WORTH_SAVING else 0
 
 
 @dataclass(frozen=True, kw_only=True)

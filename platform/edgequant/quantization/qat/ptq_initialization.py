@@ -48,6 +48,12 @@ def prepare_from_ptq(
         UserError: as `ptq.quantize`.
     """
     choose_integers(model, scheme, calibration, method, settings, calibration_settings, work_folder)
+    learn_from_integers(model)
+
+
+@torch.no_grad()
+def learn_from_integers(model: nn.Module) -> None:
+    """Let a model whose integers `ptq.quantize.choose_integers` chose train on from them, in place."""
     quantizers: dict[int, WeightQuantizer] = {}
     # Embeddings first: a tied head sees the shared weight through the embedding's quantiser.
     for layer in sorted(fake_quantized_layers(model).values(), key=lambda layer: layer.kind != "embedding"):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 MAX_SEQUENCES = 8192  # a training that draws more begins again with the first
 GREEDY_TOKENS = 4
-BATCH = {"cpu": 32, "cuda": 256}  # rows at a time; part of what a seed gives
+BATCH = {"cpu": 96, "cuda": 256}  # rows at a time; part of what a seed gives
 
 
 def generated_sequences(model: Any, tokenizer: Any, count: int, length: int, *, seed: int = 0) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,7 @@ class QatExperiment:
         dtype: compute type while measuring.
         on_step: called with variant, model, step and training's metrics after every optimiser step.
         on_look: the same with held-out losses after every look.
+        chosen: by variant, a model whose integers PTQ has chosen, until QAT starts from it.
     """
 
     scheme: Scheme
@@ -86,6 +87,7 @@ class QatExperiment:
     resume: bool
     on_step: OnStep = log_step
     on_look: OnStep = log_step
+    chosen: dict[str, nn.Module] = field(default_factory=dict)
 
     @property
     def device(self) -> str:
@@ -132,6 +134,13 @@ class QatExperiment:
     def control_result(self) -> dict[str, Any]:
         """How the control's training went: `metrics`, and `notes` in words."""
         return dict(json.loads((self.folder / "control-result.json").read_text()))
+
+    @property
+    def started_by(self) -> str:
+        """The variant that QAT starts from, where it starts from PTQ's integers and nothing is pruned; else none."""
+        if not self.qat.starts_from(self.ptq_method) or self.qat.sparsity:
+            return ""
+        return "control-ptq" if self.adapt else "ptq"
 
     @property
     def start(self) -> nn.Module:

@@ -17,10 +17,10 @@ from edgequant import models
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.quantization import checkpoint
 from edgequant.quantization.layers.convert import calibrate, convert, has_static_ranges, prepare, set_phase
-from edgequant.quantization.ptq.quantize import quantize, weight_errors
+from edgequant.quantization.ptq.quantize import choose_integers, weight_errors
 from edgequant.quantization.qat import low_rank, pruning
 from edgequant.quantization.qat.frozen_weights import freeze_weights
-from edgequant.quantization.qat.ptq_initialization import prepare_from_ptq
+from edgequant.quantization.qat.ptq_initialization import learn_from_integers, prepare_from_ptq
 from edgequant.training.distillation import next_token_loss
 from edgequant.workflows.steps.measure import Variant, quality_only
 from edgequant.workflows.steps.qat_experiment import START_BLOCKS, Metrics, QatExperiment
@@ -97,9 +97,12 @@ def save_result(experiment: QatExperiment, variant: str, output: str | None) -> 
 def _prepared(experiment: QatExperiment) -> nn.Module:
     """A copy to train through the quantiser: pruned first, since learnable scales start from what is left."""
     settings = experiment.qat
-    model = copy.deepcopy(experiment.start)
+    chosen = experiment.chosen.pop(experiment.started_by, None)
+    model = copy.deepcopy(experiment.start) if chosen is None else chosen
     masks = _pruned(experiment, model)
-    if settings.starts_from(experiment.ptq_method):
+    if chosen is not None:
+        learn_from_integers(model)
+    elif settings.starts_from(experiment.ptq_method):
         prepare_from_ptq(model, experiment.scheme, **_by_method(experiment))
     else:
         observer = experiment.calibration.observer
@@ -146,7 +149,10 @@ def _phases(experiment: QatExperiment, model: nn.Module) -> Callable[[int, int],
 def _rounded(experiment: QatExperiment, floating: Any, name: str, settings: EvaluationSettings | None) -> Variant:
     model = copy.deepcopy(floating)
     _pruned(experiment, model)
-    errors = quantize(model, experiment.scheme, **_by_method(experiment))
+    errors = choose_integers(model, experiment.scheme, **_by_method(experiment))
+    if name == experiment.started_by:
+        experiment.chosen[name] = copy.deepcopy(model)
+    convert(model)
     return _saved_and_reloaded(experiment, model, name, {})._replace(settings=settings, layer_errors=errors)
 
 
