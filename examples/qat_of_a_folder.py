@@ -8,7 +8,6 @@ import argparse
 
 import edgequant
 from edgequant.evaluation.settings import EvaluationSettings
-from edgequant.quantization.qat.settings import QatSettings
 from edgequant.training.settings import TrainingSettings
 from edgequant.workflows.qat import qat
 from edgequant.workflows.settings import RunSettings
@@ -27,8 +26,10 @@ result = qat(
     model=options.model,
     dataset=options.dataset,
     scheme=options.scheme,
-    training=TrainingSettings(steps=options.steps, sequence_length=options.sequence_length, learning_rate=2e-4),
-    qat=QatSettings(learnable_scales=False),
+    adapt=True,  # learn the text; without, QAT only repairs what rounding does to the model as it came
+    training=TrainingSettings(
+        steps=options.steps, sequence_length=options.sequence_length, learning_rate="auto", distillation_weight=1.0
+    ),
     evaluation=EvaluationSettings(tasks=("domain_perplexity",), limit=100, window=512),
     run=RunSettings(experiment="examples", seed=0),
     register=False,  # a registered version is what `edgequant promote` judges; an experiment need not become one
@@ -40,8 +41,10 @@ perplexity = {row["variant"]: row["domain/perplexity"] for row in result.rows}
 print(f"run {result.run_id}")
 print(f"PTQ: {perplexity['baseline']:.2f} becomes {perplexity['ptq']:.2f}, perplexity of the bundled test text")
 print(f"trained on {options.dataset}, then PTQ: {perplexity['control-ptq']:.2f}; QAT: {perplexity['qat']:.2f}")
+delivered = next(row["variant"] for row in result.rows if row["delivered"] == "yes")
+print(f"delivered: {delivered}")  # by text that none of them was trained on
 
-# What was measured as QAT is this folder, reloaded from disk.
+# What was delivered is this folder, measured as it is reloaded from disk.
 model, tokenizer, source = edgequant.load(result.checkpoint)
 prompt = tokenizer("In a flood warning,", return_tensors="pt").to(model.device)
 print(f"checkpoint {result.checkpoint}, {result.metrics['size/bits_per_parameter']:.2f} bits per parameter")

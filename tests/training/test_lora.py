@@ -46,7 +46,9 @@ def test_merged_model_computes_what_the_adapted_one_does(tiny, sequences, tmp_pa
 
 @pytest.mark.filterwarnings("error:Could not find a config file")  # peft asking the hub about the base
 def test_adapters_resume_to_the_same_loss(tiny, sequences, tmp_path):
-    settings = TrainingSettings(steps=6, batch_size=2, sequence_length=32, precision="float32", save_steps=2)
+    settings = TrainingSettings(
+        steps=6, batch_size=2, sequence_length=32, learning_rate=1e-4, precision="float32", save_steps=2
+    )
 
     def adapted():
         torch.manual_seed(1)

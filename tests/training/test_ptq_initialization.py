@@ -52,15 +52,21 @@ def test_a_start_from_kept_blocks_is_the_same_start(tiny, sequences, tmp_path, m
 
 
 @pytest.mark.parametrize(
-    ("settings", "scheme", "expected"),
+    ("settings", "expected"),
     [
-        ({}, "w8a8-static", "smoothquant"), ({}, "w4a8-g32+emb4", "rtn"), ({}, "w4-g64", "rtn"),
-        ({"sparsity": 0.5}, "w8a8-static", "rtn"), ({"init_from": "rtn"}, "w8a8-static", "rtn"),
-        ({"init_from": "gptq", "learnable_scales": True}, "w8a8-static", "gptq"),
+        ({}, ["best", "second"]),
+        ({"init_from": "gptq"}, ["gptq"]),
+        ({"init_from": "rtn"}, ["rtn"]),
+        ({"sparsity": 0.5}, ["mse_clip"]),
     ],
-)  # fmt: skip
-def test_static_activations_start_from_smoothquant_unless_told_otherwise(settings, scheme, expected):
-    assert QatSettings(**settings).start_for(parse_scheme(scheme)) == expected
+)
+def test_ptq_is_by_the_best_methods_unless_told_otherwise_and_keeps_pruned_weights(settings, expected):
+    assert QatSettings(**settings).ptq_methods(["best", "second"]) == expected
+
+
+def test_training_starts_from_ptqs_integers_where_scales_learn_and_there_are_such():
+    assert QatSettings().starts_from("gptq") and not QatSettings().starts_from("rtn")
+    assert not QatSettings(learnable_scales=False).starts_from("mse_clip")
 
 
 def test_weights_move_no_further_than_their_integers_demand(tiny, sequences):
@@ -97,8 +103,11 @@ def test_the_model_trains_and_converts_from_there(tiny, sequences, tmp_path):
     ("values", "message"),
     [
         ({"init_from": "gtpq"}, r"PTQ method 'gtpq' is unknown"),
-        ({"init_from": "gptq"}, r"qat.init_from gptq sets scales .* set qat.learnable_scales to true"),
-        ({"init_from": "mse_clip", "learnable_scales": True, "sparsity": 0.5}, r"does not keep pruned weights at 0"),
+        (
+            {"init_from": "gptq", "learnable_scales": False},
+            r"qat.init_from gptq sets scales .* set qat.learnable_scales to true",
+        ),
+        ({"init_from": "gptq", "sparsity": 0.5}, r"does not keep pruned weights at 0"),
     ],
 )
 def test_what_does_not_go_together_is_refused(values, message):

@@ -107,14 +107,19 @@ def test_a_checkpoint_that_was_being_written_is_passed_over(tiny, sequences, tmp
 
 
 @pytest.mark.parametrize(
-    ("steps", "save_steps", "interval"), [(32, None, 8), (5, None, 2), (1, None, 1), (9, 0, 0), (9, 4, 4)]
+    ("steps", "save_steps", "interval"),
+    [(32, None, 8), (21, None, 6), (19, None, 0), (1, None, 0), (9, 0, 0), (9, 4, 4)],
 )
-def test_checkpoints_are_written_four_times_unless_told_otherwise(steps, save_steps, interval):
+def test_checkpoints_are_written_four_times_in_a_training_of_some_length_unless_told_otherwise(
+    steps, save_steps, interval
+):
     assert TrainingSettings(steps=steps, save_steps=save_steps).checkpoint_interval == interval
 
 
 def test_the_reported_loss_counts_the_steps_before_the_interruption(tiny, sequences, tmp_path):
-    settings = TrainingSettings(steps=20, batch_size=1, sequence_length=8, precision="float32", save_steps=9)
+    settings = TrainingSettings(
+        steps=20, batch_size=1, sequence_length=8, learning_rate=1e-4, precision="float32", save_steps=9
+    )
     losses: dict[int, float] = {}
 
     def record(step, metrics):
@@ -135,7 +140,13 @@ def test_distilled_training_resumes_to_the_same_loss(tiny, sequences, tmp_path):
     with torch.no_grad():
         teacher.model.norm.weight.mul_(3)
     settings = TrainingSettings(
-        steps=8, batch_size=2, sequence_length=32, distillation_weight=0.7, precision="float32", save_steps=3
+        steps=8,
+        batch_size=2,
+        sequence_length=32,
+        learning_rate=1e-4,
+        distillation_weight=0.7,
+        precision="float32",
+        save_steps=3,
     )
     whole, cut = copy.deepcopy(tiny.model), copy.deepcopy(tiny.model)
     expected = train(whole, sequences, settings, tmp_path / "a", teacher=teacher)

@@ -34,7 +34,7 @@ def test_a_space_keeps_kinds_ends_and_steps_and_gives_the_same_ranges_to_optuna(
     ("text", "said"),
     [
         ("learnin_rate: {uniform: [0, 1]}", "did you mean learning_rate"),
-        ("banana: {uniform: [0, 1]}", "Valid: scheme, steps, batch_size"),
+        ("banana: {uniform: [0, 1]}", "Valid: scheme, steps, epochs"),
         ("learning_rate: 3", "log_uniform"),
         ("learning_rate: {log_uniform: [1e-3, 1e-5]}", "low < high"),
         ("learning_rate: {log_uniform: [0, 1e-5]}", "above 0"),

@@ -162,7 +162,7 @@ def _check_range(name: str, kind: str, values: tuple[Any, ...], step: Any, decla
         raise UserError(f"hyperparameter {name}: {kind} must be [low, high] with low < high, got {list(values)}")
     if kind.startswith("log_") and values[0] <= 0:
         raise UserError(f"hyperparameter {name}: {kind} must begin above 0, got {values[0]}")
-    if declared is int and not kind.endswith("integers"):
+    if float not in _members(declared) and int in _members(declared) and not kind.endswith("integers"):
         raise UserError(f"hyperparameter {name} is a whole number and must be integers: [low, high], got {kind}")
     if not _is_number(declared):
         raise UserError(f"hyperparameter {name} is not a number and must be choice: [...], got {kind}")
@@ -199,8 +199,11 @@ def _is_number(declared: Any) -> bool:
 
 
 def _members(declared: Any) -> tuple[Any, ...]:
-    """`int | None` to (int, NoneType); `Literal['a', 'b']` to the values; a plain type to itself."""
-    return get_args(declared) or (declared,)
+    """`int | None` to (int, NoneType); `Literal['a', 'b']` to the values, also in a union; a plain type to itself."""
+    members = get_args(declared)
+    if not members:
+        return (declared,)
+    return tuple(part for member in members for part in (_members(member) if get_args(member) else (member,)))
 
 
 def _type_name(declared: Any) -> str:

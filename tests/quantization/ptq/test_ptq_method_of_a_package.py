@@ -133,7 +133,10 @@ def test_help_describes_the_packages_method(command, workflow):
         (["ptq", "--method", "two_sigmas"], "Did you mean two_sigma? Use rtn, mse_clip"),
         (["ptq", "--method", "two_sigma+gptq"], "round: rtn or mse_clip or gptq or two_sigma, then learn"),
         (["qat", "--qat.init_from", "two_sigmas"], "Did you mean two_sigma?"),
-        (["qat", "--qat.init_from", "two_sigma"], "set qat.learnable_scales to true"),
+        (
+            ["qat", "--qat.init_from", "two_sigma", "--qat.learnable_scales", "false"],
+            "set qat.learnable_scales to true",
+        ),
         (
             ["tune", "--space", "{init_from: {choice: [rtn, two_sigmas]}}", "--qat.learnable_scales", "true"],
             "Did you mean two_sigma?",

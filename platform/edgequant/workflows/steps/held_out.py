@@ -15,9 +15,10 @@ from edgequant.training.settings import TrainingSettings
 from edgequant.training.watch import Losses, Watch, rows_to_watch
 from edgequant.workflows.steps.data import SELF_GENERATED, training_texts
 from edgequant.workflows.steps.generated_text import generated_sequences
+from edgequant.workflows.steps.held_out_texts import GUARD, VALIDATION, allowed
 from edgequant.workflows.steps.sequences import VALIDATION_SHARE
-from edgequant.workflows.steps.verdict import GUARD, VALIDATION, allowed
 
+TOKENS_AT_ONCE = 4096  # an integer model dequantises its weights once in each forward pass
 MOST_ROWS = {"cpu": 16, "cuda": 64}  # of each held-out text
 GUARD_SEED = 1_000_003  # added to the run's: no row of the guard is one that is trained on
 SIMULATION_SLACK = 2e-3  # nats: what integers may cost beside their simulation
@@ -40,7 +41,8 @@ class HeldOut:
 
     def losses(self, model: Any) -> Losses:
         """Mean next-token loss of each text on a model as it is deployed, nats per token."""
-        return Watch(texts=self.texts).losses(model)
+        length = next(iter(self.texts.values())).shape[1]
+        return Watch(texts=self.texts, batch_size=max(1, TOKENS_AT_ONCE // length)).losses(model)
 
     def watch(
         self,

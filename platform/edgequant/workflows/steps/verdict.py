@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgequant.evaluation.harm import Loss, losses
+from edgequant.workflows.steps.held_out_texts import GUARD, VALIDATION, allowed
 from edgequant.workflows.steps.measure import Measured, headline
 from edgequant.workflows.steps.text_mix import parse_mix
 
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from edgequant.workflows.steps.qat_experiment import QatExperiment
 
 PREFIX = "held_out/"
-VALIDATION, GUARD = "validation", "guard"  # held-out texts
-GUARD_SLACK = 1e-2  # nats, 1 % of perplexity: of the guard alone, where the validation text gains more than that
 HARMED = "against_baseline/harmed"
 Rows = Mapping[str, Measured]
 
@@ -123,11 +122,6 @@ def choose(rows: Rows) -> tuple[str, str]:
     named = "PTQ" if best == "qat" else "PTQ of the model as it came"
     step = f" at {rows['qat'].notes['best_step']}" if best == "qat" else ""
     return best, f"it predicts the held-out text better than {named}{step}: {_beside(rows[best], ptq)}"
-
-
-def allowed(text: str, ptq: float) -> float:
-    """The loss on a held-out text up to which a variant is as good as PTQ, whose loss this is."""
-    return ptq + (GUARD_SLACK if text == GUARD else 0.0)
 
 
 def held_out_losses(row: Measured) -> dict[str, float]:
