@@ -70,3 +70,14 @@ def test_batches_are_split_once_there_are_four(count):
     assert held_out
     assert set(training) | set(held_out) == set(range(count))
     assert bool(set(training) & set(held_out)) == (count < 4)
+
+
+def test_a_model_whose_parameters_are_frozen_is_rounded_like_any_other_and_stays_frozen(_tiny, tokens):
+    few = PtqSettings(block_ap_steps=4, tune_steps=2)
+    method, scheme = "mse_clip+block_ap+e2e_qp", parse_scheme("w3-g64")
+    made = []
+    for wanted in (True, False):
+        model = copy.deepcopy(_tiny.model).requires_grad_(wanted)
+        made.append(choose_integers(model, scheme, [tokens], method, few, SMALL))
+        assert all(parameter.requires_grad == wanted for parameter in model.parameters())
+    assert made[0] == made[1]
