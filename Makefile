@@ -46,7 +46,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 qat: setup
-	mlflow run . -e qat -P adapt=true -P evaluation.limit=160 --env-manager local
+	mlflow run . -e qat -P adapt=true -P evaluation.limit=120 --env-manager local
 
 test: setup
 	python -m pytest -q -n 2 --dist loadfile
