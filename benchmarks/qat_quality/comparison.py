@@ -156,12 +156,12 @@ class Comparison:
             result = experiment.train(model, "qat-peer", experiment.training, experiment.teacher)
             qat_step(model, experiment.scheme, "convert")
             losses = {f"held_out/{name}_loss": loss for name, loss in experiment.held_out.losses(model).items()}
-            metrics = qat_experiment.training_metrics(result) | losses
+            metrics = result.metrics | losses
             deployed = cast(model, getattr(torch, experiment.dtype))
             settings = replace(experiment.evaluation, cache_dir=None)  # what tells models apart is no plain tensor here
             return Variant(
                 deployed, experiment.tokenizer, metrics=metrics, settings=settings,
-                notes=qat_variants.training_notes(result),
+                notes=result.notes,
             )  # fmt: skip
 
         measured = measure_variant("torchao", timed(make), experiment)

@@ -90,3 +90,16 @@ def test_whatever_rate_length_and_text_what_is_delivered_predicts_no_held_out_te
     for text, loss in losses["ptq"].items():
         assert losses[delivered][text] <= loss + (0.01 if text == "guard" else 0.0), because
         assert again[text] == pytest.approx(losses[delivered][text], abs=1e-6)  # of the checkpoint on disk
+
+
+def test_an_experiment_made_of_another_starts_from_nothing_that_was_chosen_there(store, tmp_path, quick):
+    """Else QAT of one scheme would start from the integers of another's PTQ, as in a table of several schemes."""
+    training = TrainingSettings(steps=1, batch_size=1, sequence_length=32, precision="float32", learning_rate=1e-3)
+    with tracking.workflow_run("qat", {}):
+        experiment = qat_experiment.load(
+            "tiny", parse_scheme("w4-g32"), page(tmp_path, 1), training=training, qat=QatSettings(), evaluation=quick,
+            data={}, folder=tmp_path, calibration=CalibrationSettings(num_calibration_samples=4), run=RUN,
+        )  # fmt: skip
+        qat_variants.rounded(experiment)
+    assert set(experiment.chosen) == {"ptq"}
+    assert not replace(experiment, scheme=parse_scheme("w3-g64")).chosen

@@ -65,7 +65,7 @@ class QatExperiment:
         dtype: compute type while measuring.
         on_step: called with variant, model, step and training's metrics after every optimiser step.
         on_look: the same with held-out losses after every look.
-        chosen: by variant, a model whose integers PTQ has chosen, until QAT starts from it.
+        chosen: by variant, a model whose integers PTQ has chosen, until QAT starts from it; never another experiment's.
     """
 
     scheme: Scheme
@@ -87,7 +87,7 @@ class QatExperiment:
     resume: bool
     on_step: OnStep = log_step
     on_look: OnStep = log_step
-    chosen: dict[str, nn.Module] = field(default_factory=dict)
+    chosen: dict[str, nn.Module] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def device(self) -> str:
