@@ -8,11 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from edgequant.errors import UserError
-from edgequant.evaluation.statistics.comparison import compare
+from edgequant.evaluation.statistics.comparison import aligned, compare
 from edgequant.evaluation.statistics.intervals import Bootstrap
 from edgequant.evaluation.tasks.registry import paired_metrics
-from edgequant.evaluation.tasks.task import Paired
 
 Items = Mapping[str, Sequence[Mapping[str, Any]]]
 
@@ -74,31 +72,28 @@ def losses(
     for paired in paired_metrics():
         if paired.table in reference and paired.table in model:
             tables = reference[paired.table], model[paired.table]
-            made = _perplexity(paired, *tables, perplexity_margin, bootstrap) if paired.value is None else None
-            found.append(made or _task(paired, *tables, task_margin, bootstrap))
+            if paired.value is None:
+                found.append(_perplexity(paired.metric, *tables, perplexity_margin, bootstrap))
+            else:
+                found.append(_task(paired.metric, paired.value, *tables, task_margin, bootstrap))
     return found
 
 
-def _task(paired: Paired, a: Any, b: Any, margin: float, bootstrap: Bootstrap) -> Loss:
-    assert paired.value is not None
-    found = compare(a, b, paired.value, margin=margin, bootstrap=bootstrap)
+def _task(metric: str, value: str, a: Any, b: Any, margin: float, bootstrap: Bootstrap) -> Loss:
+    found = compare(a, b, value, margin=margin, bootstrap=bootstrap)
     return Loss(
-        metric=paired.metric, loss=-found.difference, low=-found.ci_high, high=-found.ci_low, margin=margin,
+        metric=metric, loss=-found.difference, low=-found.ci_high, high=-found.ci_low, margin=margin,
         unit="points",
     )  # fmt: skip
 
 
-def _perplexity(paired: Paired, a: Any, b: Any, margin: float, bootstrap: Bootstrap) -> Loss:
-    left, right = ({row["id"]: row for row in rows} for rows in (a, b))
-    if not left or left.keys() != right.keys():
-        raise UserError(
-            f"{paired.metric}: the two models must be scored on the same windows, got {len(left)} and {len(right)}; "
-            "evaluate both with the same limit, window and seed"
-        )
-    columns = np.array([[right[i]["nats"] - left[i]["nats"], left[i]["tokens"]] for i in sorted(left)], dtype=float)
+def _perplexity(metric: str, a: Any, b: Any, margin: float, bootstrap: Bootstrap) -> Loss:
+    before, after = aligned(a, b, "nats")
+    tokens, _ = aligned(a, b, "tokens")
+    columns = np.stack([after - before, tokens], axis=1)
     low, high = bootstrap.interval(columns, _per_cent)
     loss = float(_per_cent(columns.sum(axis=0)))
-    return Loss(metric=paired.metric, loss=loss, low=low, high=high, margin=margin, unit="%")
+    return Loss(metric=metric, loss=loss, low=low, high=high, margin=margin, unit="%")
 
 
 def _per_cent(sums: np.ndarray) -> np.ndarray:

@@ -80,7 +80,7 @@ def compare(
         compare(baseline.items["boolq"], quantised.items["boolq"], "correct", margin=1.0).verdict
     """
     bootstrap = bootstrap or Bootstrap(resamples=10_000)
-    left, right = _aligned(a, b, value)
+    left, right = aligned(a, b, value)
     differences = scale * (right - left)
     means = bootstrap.sums(differences[:, None])[:, 0] / len(differences)
     low, high = bootstrap.bounds(means)
@@ -107,7 +107,12 @@ def mcnemar(a: np.ndarray, b: np.ndarray) -> float:
     return float(binomtest(only_b, only_a + only_b, 0.5).pvalue)
 
 
-def _aligned(a: Sequence[dict], b: Sequence[dict], value: str) -> tuple[np.ndarray, np.ndarray]:
+def aligned(a: Sequence[dict], b: Sequence[dict], value: str) -> tuple[np.ndarray, np.ndarray]:
+    """A column of two item tables, [items] each, in the order of the items' ids.
+
+    Raises:
+        UserError: an item is in one table only, or there are none.
+    """
     left, right = ({item["id"]: float(item[value]) for item in items} for items in (a, b))
     if not left or left.keys() != right.keys():
         raise UserError(

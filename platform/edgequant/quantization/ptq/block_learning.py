@@ -102,7 +102,7 @@ class BlockLearning:
         parameters = [*_parameters(learned), *others]
         update, (training, held_out) = self.optimizer(learned, others), _split(len(block.inputs))
         best, every = BestState(parameters, _error(block, held_out)), max(1, self.steps // CHECKS)
-        with wanting_gradients(others):  # a model that was trained before may be frozen
+        with gradients_of_these(parameters, block.module):  # a model that was trained before may be frozen
             for step, batch in zip(range(self.steps), _drawn(training), strict=False):
                 update(_gradients(block, batch, parameters), best.share * (1 - step / self.steps))
                 if (step + 1) % every == 0 or step + 1 == self.steps:
@@ -171,15 +171,17 @@ class BlockAp(BlockLearning):
 
 
 @contextmanager
-def wanting_gradients(parameters: list[nn.Parameter]) -> Iterator[None]:
-    """Inside, these parameters require gradients; afterwards as before."""
-    before = [parameter.requires_grad for parameter in parameters]
+def gradients_of_these(parameters: list[nn.Parameter], module: nn.Module) -> Iterator[None]:
+    """Inside, these parameters of a module require gradients and no others; afterwards as before."""
+    before = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+    for parameter, _ in before:
+        parameter.requires_grad_(False)
     for parameter in parameters:
         parameter.requires_grad_(True)
     try:
         yield
     finally:
-        for parameter, wanted in zip(parameters, before, strict=True):
+        for parameter, wanted in before:
             parameter.requires_grad_(wanted)
 
 

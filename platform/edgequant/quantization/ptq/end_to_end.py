@@ -17,7 +17,7 @@ from tqdm import tqdm
 from edgequant.quantization.layers.fake_quantized import FakeQuantizedLayer, fake_quantized_layers
 from edgequant.quantization.layers.fixed_weights import IdentityQuantizer, fix_codes, fixed_codes_of
 from edgequant.quantization.layers.input_quantizers import DynamicInputQuantizer
-from edgequant.quantization.ptq.block_learning import BestState, norms_of
+from edgequant.quantization.ptq.block_learning import BestState, gradients_of_these, norms_of
 from edgequant.quantization.ptq.block_stream import BlockStream
 from edgequant.quantization.ptq.learned_rounding import TunedGrid
 from edgequant.quantization.ptq.settings import PtqSettings
@@ -66,7 +66,7 @@ class EndToEnd:
             layer.quantizer = grid
         tie_heads(model)
         norms = _norms(quantized.stream)
-        with _gradients_of_these([*(p for grid in tuned for p in grid.parameters()), *norms], model):
+        with gradients_of_these([*(p for grid in tuned for p in grid.parameters()), *norms], model):
             before, after = self._learn(quantized, tuned, norms)
         for layer, grid in zip(layers, tuned, strict=True):
             fix_codes(layer, grid.quantized(layer.weight))
@@ -159,21 +159,6 @@ def tie_heads(model: nn.Module) -> None:
 def _norms(stream: BlockStream) -> list[nn.Parameter]:
     """Norm weights of the decoder blocks; the one before the head stays, since the teacher's head reads through it."""
     return [norm for block in stream.blocks.values() for norm in norms_of(block)]
-
-
-@contextmanager
-def _gradients_of_these(parameters: list[nn.Parameter], model: nn.Module) -> Iterator[None]:
-    """Only these parameters want gradients meanwhile."""
-    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    for parameter, _ in before:
-        parameter.requires_grad_(False)
-    for parameter in parameters:
-        parameter.requires_grad_(True)
-    try:
-        yield
-    finally:
-        for parameter, wanted in before:
-            parameter.requires_grad_(wanted)
 
 
 def _sequences(quantized: QuantizedModel) -> list[_Part]:
