@@ -55,7 +55,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--peer_seeds", nargs="+", type=int, help="of the peers' PTQ (default: the first seed)")
     parser.add_argument("--rate_grid", metavar="SCHEME", help="QAT at multiples of auto's rate instead of the table")
     # What follows is the same for every model.
-    parser.add_argument("--dataset", default="wikitext-2:0.4,disaster:0.1,self-generated:0.5")
+    parser.add_argument("--dataset", default="wikitext-2:0.1,disaster:0.02,self-generated:0.88")
     parser.add_argument("--guard", default="self-generated")
     parser.add_argument("--epochs", type=float, default=2.0)
     parser.add_argument("--steps", type=int, help="instead of --epochs")

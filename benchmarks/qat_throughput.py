@@ -109,6 +109,7 @@ def cost(options: argparse.Namespace, base: nn.Module, scheme: str | None, devic
             calibrate(model, [tokens[:2].to(device)])
     settings = TrainingSettings(
         steps=options.steps,
+        learning_rate=1e-5,
         batch_size=options.batch,
         sequence_length=options.sequence,
         distillation_weight=options.distillation,

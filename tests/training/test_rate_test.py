@@ -12,6 +12,7 @@ import torch
 from edgequant.errors import UserError
 from edgequant.quantization.layers.convert import prepare
 from edgequant.quantization.scheme import parse_scheme
+from edgequant.training import rate_test
 from edgequant.training.loop import train
 from edgequant.training.rate_test import RateTest, find_learning_rate, group_of, relative_rates, typical_weight
 from edgequant.training.settings import TrainingSettings
@@ -104,3 +105,25 @@ def test_every_rate_that_diverges_is_passed_over(tiny, sequences, counting, monk
     monkeypatch.setattr("edgequant.training.rate_test.HIGHEST", math.inf)
     found = find_learning_rate(tiny.model, sequences, SETTINGS, Watch(texts={"text": counting}))
     assert any(math.isinf(row["mean_loss"]) for row in found.rows) and math.isfinite(found.rate)
+
+
+@pytest.mark.parametrize(
+    ("steps", "after", "expected"),
+    [
+        (400, {0: -0.1, 1: -0.2, 2: 0.5}, 1),  # higher ones win more, until one does harm
+        (400, {0: 0.5, -1: 0.1, -2: -0.001}, -2),
+        (400, {0: 0.0022, -1: -0.005}, -1),  # a trial of 20 steps may not lose what one of 4 may
+        (80, {0: 0.0022, 1: 0.5}, 0),
+        (400, {0: 0.5, -1: 0.4, -2: 0.3, -3: 0.2, -4: 0.1}, -4),  # all do harm: the one that does least
+        (400, {0: -0.1, 1: -0.099, 2: -0.09}, 1),  # as well as any other, within the tolerance
+    ],
+)
+def test_the_highest_rate_is_taken_that_does_no_harm(tiny, sequences, counting, monkeypatch, steps, after, expected):
+    """Rates in steps of FACTOR from FIRST, each with what a trial at it adds to the held-out loss."""
+    trials = rate_test._Trials(
+        tiny.model, sequences, replace(SETTINGS, steps=steps), Watch(texts={"text": counting}), None, 0, "", None
+    )
+    before = trials.watch.losses(tiny.model)["text"]
+    power = lambda rate: round(math.log(rate / rate_test.FIRST, rate_test.FACTOR))  # noqa: E731
+    monkeypatch.setattr(trials, "_score", lambda rate: before + after[power(rate)])
+    assert power(trials._highest_harmless_rate()) == expected

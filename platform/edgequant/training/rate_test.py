@@ -29,7 +29,7 @@ from edgequant.training.watch import Losses, Watch, copied_state, restore_state
 FIRST = 1e-3  # of the weights' root mean square: a step of Adam in fine-tuning
 FACTOR = math.sqrt(10)  # between rates tried: the best of a training lies within half of it of one
 LOWEST, HIGHEST = 1e-5, 1e-1  # as FIRST
-TOLERANCE = 3e-3  # nats: what a short trial may lose and a longer training wins back
+TOLERANCE = 3e-3  # nats: what a trial of FEWEST_STEPS may lose and a longer training wins back; longer ones less
 FEWEST_STEPS = 4
 STEPS_FOR_TEST = 40  # a shorter training takes FIRST: trials would cost as much as the training
 GROUPS = {"scales": 3.0, "norms": 3.0}  # factors that a group's rate is tried at, up and down
@@ -80,10 +80,11 @@ def find_learning_rate(
     """Find the peak learning rate of a training that starts from the model as it is; the model is left so.
 
     The highest rate is sought that does no harm in a few steps: after which held-out text is predicted as well as
-    before and as after any other, within TOLERANCE. (The rate that is best after a few steps is too low for many: from
-    the integers that a good PTQ method chose, few steps win little.) Then, in trainings of some length, the rates of
-    quantisation scales and of norms relative to it are tried. Every trial sees the same sequences. A training of fewer
-    than STEPS_FOR_TEST steps takes FIRST untried.
+    before, within TOLERANCE x (FEWEST_STEPS / steps)^(1/2), and as after any other rate, within TOLERANCE. (The rate
+    that is best after a few steps is too low for many: from the integers that a good PTQ method chose, few steps win
+    little. The more steps a trial has, the less its gain may fall short of what its rate costs in noise.) Then, in
+    trainings of some length, the rates of quantisation scales and of norms relative to it are tried. Every trial sees
+    the same sequences. A training of fewer than STEPS_FOR_TEST steps takes FIRST untried.
 
     Args:
         model, tokens, settings, teacher, seed, on_step: as `train`.
@@ -136,18 +137,18 @@ class _Trials:
 
     def _highest_harmless_rate(self) -> float:
         """The highest rate, relative to the weights' size, after which held-out text is predicted as well as by any."""
-        before = self.watch.rank(self.watch.losses(self.model, precision=self.precision))[1]
-        tried = {FIRST: self._score(FIRST)}
-        up = tried[FIRST] <= before + TOLERANCE
-        rate = FIRST
-        while LOWEST < rate < HIGHEST:
-            following = rate * FACTOR if up else rate / FACTOR
-            tried[following] = self._score(following)
-            if (tried[following] > min(before, *tried.values()) + TOLERANCE) == up:
-                break
-            rate = following
-        least = min(before, *tried.values()) + TOLERANCE
-        return max((rate for rate, loss in tried.items() if loss <= least), default=min(tried))
+        allowed = self.watch.rank(self.watch.losses(self.model, precision=self.precision))[1]
+        allowed += TOLERANCE * math.sqrt(FEWEST_STEPS / self.steps)
+        rate, tried = FIRST, {FIRST: self._score(FIRST)}
+
+        def harmless(rate: float) -> bool:
+            return tried[rate] <= min(allowed, min(tried.values()) + TOLERANCE)
+
+        up = harmless(FIRST)
+        while LOWEST < rate < HIGHEST and harmless(rate) == up:
+            rate = rate * FACTOR if up else rate / FACTOR
+            tried[rate] = self._score(rate)
+        return max((rate for rate in tried if harmless(rate)), default=min(tried, key=lambda rate: tried[rate]))
 
     def _best_factors(self, rate: float) -> None:
         present = {group_of(parameter) for parameter in self.model.parameters() if parameter.requires_grad}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,13 +11,15 @@ import torch
 from edgequant import tracking
 from edgequant.corpora.disaster.corpus import bundled_documents
 from edgequant.errors import UserError
+from edgequant.quantization.calibration import CalibrationSettings
 from edgequant.training.settings import TrainingSettings
 from edgequant.workflows.qat import qat
 from edgequant.workflows.settings import RunSettings
 from edgequant.workflows.steps import generated_text
 from edgequant.workflows.steps.data import check_dataset, evaluation_data, training_texts
 from edgequant.workflows.steps.generated_text import GREEDY_TOKENS, generated_sequences
-from edgequant.workflows.steps.sequences import training_sequences
+from edgequant.workflows.steps.qat_experiment import QatExperiment
+from edgequant.workflows.steps.sequences import split_sequences, training_sequences
 
 NOTHING: dict = {}
 
@@ -143,3 +146,37 @@ def test_qat_trains_on_as_many_sequences_as_its_steps_draw(store, quick, cache, 
     assert capsys.readouterr().out.count("teacher: kept its predictions on 6 sequences") == 1
     (run,) = tracking.find_runs(workflow="qat")
     assert run.status == "FINISHED"
+
+
+def test_of_a_mix_it_is_known_which_rows_the_model_wrote(sure, store, cache, tmp_path):
+    (tmp_path / "a.txt").write_text("a" * 3200)
+    with tracking.workflow_run("qat", {}):
+        text = split_sequences(
+            f"{tmp_path}/a.txt:0.25,self-generated", sure.tokenizer, 32, NOTHING, None, model=sure.model
+        )
+    letters = [set(sure.tokenizer.decode(row)) == {"a"} for row in text.training]
+    assert letters == [not generated for generated in text.generated]
+    assert sum(letters) == 100 and len(letters) == 400
+
+
+def test_rows_at_a_time_fill_a_share_of_a_gpu_s_memory(tiny, monkeypatch):
+    """Keys and values of every layer, two bytes each."""
+    config = tiny.model.config
+    head = config.hidden_size // config.num_attention_heads
+    kept = config.num_hidden_layers * config.num_key_value_heads * head * 4
+    batches = []
+    for room in (kept * 512 * 100, kept * 512 * 1e9, 1):
+        memory = SimpleNamespace(total_memory=room / generated_text.CACHE_SHARE)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, memory=memory: memory)
+        batches.append(generated_text._batch(config, 512, torch.device("cuda")))
+    assert batches == [64, generated_text.GPU_BATCH, 1]
+
+
+def test_calibration_takes_what_the_model_did_not_write_first():
+    rows = torch.arange(10).view(10, 1)
+    experiment = SimpleNamespace(
+        sequences=rows, generated=rows[:, 0] % 2 == 0, device="cpu",
+        calibration=CalibrationSettings(num_calibration_samples=7, batch_size=3),
+    )  # fmt: skip
+    batches = QatExperiment.calibration_batches.fget(experiment)
+    assert [batch.flatten().tolist() for batch in batches] == [[1, 3, 5], [7, 9, 0], [2]]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 from typing import TYPE_CHECKING, Any
 
 from edgequant.files import atomic_path, cache_dir
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
 MAX_SEQUENCES = 8192  # a training that draws more begins again with the first
 GREEDY_TOKENS = 4
-BATCH = {"cpu": 96, "cuda": 256}  # rows at a time; part of what a seed gives
+CPU_BATCH, GPU_BATCH = 96, 1024  # rows at a time, at most; part of what a seed gives
+CACHE_SHARE = 0.25  # of a GPU's memory, for the keys and values of the rows that are written at a time
 
 
 def generated_sequences(model: Any, tokenizer: Any, count: int, length: int, *, seed: int = 0) -> Tensor:
@@ -39,7 +41,7 @@ def generated_sequences(model: Any, tokenizer: Any, count: int, length: int, *, 
     count = min(count, MAX_SEQUENCES)
     begin, first = _beginning(tokenizer), _first_tokens(tokenizer, model)
     device = next(model.parameters()).device
-    dtype, batch = models.pick_dtype("auto", str(device)), BATCH[device.type]
+    dtype, batch = models.pick_dtype("auto", str(device)), _batch(model.config, length, device)
     what = repr((weights_digest(model), begin, len(first), count, length, seed, GREEDY_TOKENS, batch, dtype))
     path = cache_dir() / "generated" / f"{hashlib.sha256(what.encode()).hexdigest()[:32]}.safetensors"
     if path.is_file():
@@ -56,6 +58,20 @@ def generated_sequences(model: Any, tokenizer: Any, count: int, length: int, *, 
         save_file({"tokens": rows}, temporary)
     print(f"generated text: wrote {count} sequences to {path}", flush=True)
     return rows.long()
+
+
+def _batch(config: Any, length: int, device: Any) -> int:
+    """Rows at a time, a power of two on a GPU: a step of generation costs a few of them nearly what it costs many."""
+    import torch
+
+    if device.type != "cuda":
+        return CPU_BATCH
+    heads = int(config.num_attention_heads)
+    head = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+    kept = int(getattr(config, "num_key_value_heads", None) or heads) * head * int(config.num_hidden_layers)
+    room = CACHE_SHARE * torch.cuda.get_device_properties(device).total_memory
+    fitting = room / (2 * 2 * kept * length)  # keys and values, two bytes each
+    return max(1, min(GPU_BATCH, 2 ** int(math.log2(max(1.0, fitting)))))
 
 
 def _beginning(tokenizer: Any) -> list[int]:

@@ -59,6 +59,7 @@ class QatExperiment:
         training: with its steps settled.
         floating: the model as it came, float32; variants copy it.
         sequences: training text [n, sequence_length], int64.
+        generated: which of them the model wrote [n], bool.
         held_out: text that no variant is trained on.
         data: what variants are measured on.
         folder: where training checkpoints and models go, and what has been measured, for a resumed run.
@@ -79,6 +80,7 @@ class QatExperiment:
     tokenizer: Any
     name: str
     sequences: Tensor
+    generated: Tensor
     held_out: HeldOut
     data: EvaluationData
     folder: Path
@@ -117,8 +119,12 @@ class QatExperiment:
 
     @property
     def calibration_batches(self) -> list[Tensor]:
-        """Training sequences that show PTQ, and QAT before its first step, what activations look like."""
-        chosen = self.sequences[: self.calibration.num_calibration_samples].to(self.device)
+        """Training sequences that show PTQ, and QAT before its first step, what activations look like.
+
+        Text that the model did not write comes first: integers chosen on its own text cost tasks more.
+        """
+        ordered = torch.cat([self.sequences[~self.generated], self.sequences[self.generated]])
+        chosen = ordered[: self.calibration.num_calibration_samples].to(self.device)
         return list(chosen.split(self.calibration.batch_size))
 
     @cached_property
@@ -264,21 +270,21 @@ def load(
     device = str(loaded.model.device)
     wanted = training.wanted_sequences(device.partition(":")[0])
     needed = max(wanted, calibration.num_calibration_samples) if wanted else 0  # 0: as many as the text has
-    sequences, validation = split_sequences(
+    text = split_sequences(
         dataset, loaded.tokenizer, training.sequence_length, guarded or data, run.data_dir, seed=run.seed,
         model=loaded.model, needed=needed, set_apart=partial(set_apart, device=device),
     )  # fmt: skip
     held = held_out(
-        guard, validation, loaded.model, loaded.tokenizer, training.sequence_length, run.data_dir, seed=run.seed
+        guard, text.validation, loaded.model, loaded.tokenizer, training.sequence_length, run.data_dir, seed=run.seed
     )
     dtype = models.pick_dtype(run.dtype, device)
-    scheme, layer_bits = resolve_layer_bits(scheme, loaded.model, sequences, folder, dtype=dtype, resume=resume)
+    scheme, layer_bits = resolve_layer_bits(scheme, loaded.model, text.training, folder, dtype=dtype, resume=resume)
     return QatExperiment(
         scheme=scheme, layer_bits=layer_bits, adapt=adapt or qat.distill_from == "control",
-        training=training.for_text(len(sequences), device.partition(":")[0]), qat=qat, calibration=calibration,
+        training=training.for_text(len(text.training), device.partition(":")[0]), qat=qat, calibration=calibration,
         evaluation=evaluation, floating=loaded.model, tokenizer=loaded.tokenizer, name=loaded.source.name,
-        sequences=sequences, held_out=held, data={**data, "guard": held.reported}, folder=folder, dtype=dtype,
-        seed=run.seed, resume=resume,
+        sequences=text.training, generated=text.generated, held_out=held, data={**data, "guard": held.reported},
+        folder=folder, dtype=dtype, seed=run.seed, resume=resume,
     )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgequant.workflows.steps.data import SELF_GENERATED, is_official, training_texts
 from edgequant.workflows.steps.text_mix import Part, parse_mix, rows_of_each
@@ -18,6 +18,14 @@ VALIDATION_SHARE = 0.1  # of the training text, at most
 DEFAULT_GENERATED = 512  # rows that the model writes where nothing says how many are needed
 
 
+class Split(NamedTuple):
+    """A text's rows: to train on and to validate on [n, length] int64, and which of the former the model wrote [n]."""
+
+    training: Tensor
+    validation: Tensor
+    generated: Tensor
+
+
 def training_sequences(
     dataset: str,
     tokenizer: Any,
@@ -29,8 +37,8 @@ def training_sequences(
     model: Any = None,
     needed: int = 0,
 ) -> Tensor:
-    """The first of `split_sequences`, with nothing set apart."""
-    return split_sequences(dataset, tokenizer, length, data, data_dir, seed=seed, model=model, needed=needed)[0]
+    """What `split_sequences` trains on, with nothing set apart."""
+    return split_sequences(dataset, tokenizer, length, data, data_dir, seed=seed, model=model, needed=needed).training
 
 
 def split_sequences(
@@ -44,7 +52,7 @@ def split_sequences(
     model: Any = None,
     needed: int = 0,
     set_apart: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> Split:
     """Training text as shuffled packed rows [sequences, length], refused if it repeats evaluation text.
 
     Args:
@@ -55,15 +63,15 @@ def split_sequences(
             Of a mix, what the model wrote itself is not validated on.
 
     Returns:
-        Rows to train on, and rows to validate on: [sequences, length] int64, of the latter there may be none.
+        The rows, shuffled; of those to validate on there may be none.
 
     Raises:
         UserError: no text, too little of it, or overlap with what is evaluated on.
     """
     import torch
 
-    def shuffled(rows: Tensor) -> Tensor:
-        return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))]
+    def order(rows: Tensor) -> Tensor:
+        return torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
 
     parts = parse_mix(dataset)
     rows: dict[str, Tensor] = {}
@@ -80,11 +88,12 @@ def split_sequences(
             rows[part.name], validation = set_apart(found)
             held.append(validation)
     kept = torch.cat(held) if held else next(iter(rows.values()))[:0]
-    if len(parts) == 1:
-        return shuffled(rows[dataset]), shuffled(kept)
     counts = rows_of_each(parts, [len(rows[part.name]) for part in parts])
-    mixed = [shuffled(rows[part.name])[:count] for part, count in zip(parts, counts, strict=True)]
-    return shuffled(torch.cat(mixed)), shuffled(kept)
+    drawn = {part.name: rows[part.name][order(rows[part.name])[:n]] for part, n in zip(parts, counts, strict=True)}
+    mixed = torch.cat(list(drawn.values()))
+    generated = torch.cat([torch.full((len(found),), name == SELF_GENERATED) for name, found in drawn.items()])
+    chosen = order(mixed) if len(parts) > 1 else torch.arange(len(mixed))
+    return Split(mixed[chosen], kept[order(kept)], generated[chosen])
 
 
 def _whole(parts: Sequence[Part], rows: Mapping[str, Tensor]) -> int:
