@@ -107,7 +107,8 @@ def _obstacle(folder: Path, kind: str, besides: Path | None, contents: bool) -> 
     names = sorted(entry.name for entry in folder.iterdir() if entry != besides)
     found = made_here(folder)
     if found is None:
-        return f"holds {names[0]!r}, which edgequant did not write" if names else None
+        theirs = [name for name in names if made_here(folder / name) is None] or names
+        return f"holds {theirs[0]!r}, which edgequant did not write" if theirs else None
     if found.kind != kind:
         return f"holds something else of edgequant's ({found.kind})"
     unlisted = [name for name in _names(folder) if not _is_ours(folder, name, found, besides)]

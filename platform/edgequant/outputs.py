@@ -103,7 +103,7 @@ def _check_places(target: Path, given: str, kind: str, reads: Sequence[Place]) -
         if _is_in(place.path, target):
             relation = "is" if _is_in(target, place.path) else "holds"
             raise refusal(given, kind, f"{relation} {place.what}")
-        if place.inside and place.path.is_dir() and _is_in(target, place.path):
+        if place.inside and not place.path.is_file() and _is_in(target, place.path):
             raise refusal(given, kind, f"lies in {place.what}")
     for name in TELLTALES:
         if os.path.lexists(target / name):

@@ -118,7 +118,7 @@ def test_bad_places_are_refused_before_a_run_is_begun(tmp_path: Path, store: Any
     source = write_source(tmp_path / "in", files=1)
     with pytest.raises(UserError, match=r"source .*nowhere.* not found"):
         corpus(source=str(tmp_path / "nowhere"), output=str(tmp_path / "out"))
-    with pytest.raises(UserError, match="which lies in source .*, which is read"):
+    with pytest.raises(UserError, match=r"which lies in source .*, which is read"):
         corpus(source=str(source), output=str(source / "out"))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("years of work")
