@@ -61,11 +61,11 @@ def a_checkpoint_that_was_edited(place: Place) -> None:
 
 
 def documents(place: Place) -> None:
-    a_text_of_the_users(place, "docs/flood.md")
+    a_text_of_the_users(place, "papers/flood.md")
 
 
 def a_data_set_of_the_users(place: Place) -> None:
-    a_text_of_the_users(place, "docs/flood.md")
+    a_text_of_the_users(place, "papers/flood.md")
     for name in ("dataset_dict.json", "train/data-00000-of-00001.arrow"):
         a_text_of_the_users(place, f"mine/{name}")
 
@@ -126,15 +126,15 @@ SITUATIONS = [
         "a folder in the model's", "export --model models/mine --output models/mine/gguf", "lies in model ...", a_model
     ),
     refused(
-        "the folder of the training text as output", "ptq --model tiny --dataset docs --output docs",
-        "is dataset 'docs', which is read", documents,
+        "the folder of the training text as output", "ptq --model tiny --dataset papers --output papers",
+        "is dataset 'papers', which is read", documents,
     ),
     refused(
-        "output in the source", "corpus --model tiny --source docs --output docs/out",
-        "lies in source 'docs', which is read", documents,
+        "output in the source", "corpus --model tiny --source papers --output papers/out",
+        "lies in source 'papers', which is read", documents,
     ),
     refused(
-        "a data set that something else saved as output", "corpus --model tiny --source docs --output mine",
+        "a data set that something else saved as output", "corpus --model tiny --source papers --output mine",
         "holds 'dataset_dict.json', which edgequant did not write", a_data_set_of_the_users,
     ),
     refused(
