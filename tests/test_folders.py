@@ -155,7 +155,9 @@ def test_what_appears_while_the_new_folder_is_made_stays_and_so_does_the_new_fol
     assert (kept / "new").read_text() == "hours of work" and str(kept) in str(caught.value)
 
 
-@pytest.mark.parametrize("name", [".DS_Store", "below/cache-0123456789abcdef.arrow"])
+@pytest.mark.parametrize(
+    "name", [".DS_Store", "below/cache-0123456789abcdef.arrow", "cache-0123456789abcdef_00000_of_00002.arrow"]
+)
 def test_what_other_programs_leave_by_themselves_is_no_obstacle(folder: Path, name: str) -> None:
     (folder / name).touch()
     write(folder, "new")
@@ -198,6 +200,22 @@ def test_a_mount_point_stays_and_what_is_in_it_changes_or_comes_back(
     write(folder, "new")
     assert (folder / "a.txt").read_text() == "new" and folder.stat().st_ino == inode
     assert {*os.listdir(folder)} == {"a.txt", "below", MARKER}
+
+
+def test_a_folder_that_cannot_be_renamed_as_in_a_containers_image_is_replaced_all_the_same(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = Path.replace
+
+    def in_a_lower_layer(self: Path, target: Path) -> Path:
+        if self == folder:
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        return rename(self, target)
+
+    with monkeypatch.context() as overlay:
+        overlay.setattr(Path, "replace", in_a_lower_layer)
+        write(folder, "new")
+    assert (folder / "a.txt").read_text() == "new" and os.listdir(folder.parent) == ["result"]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ each file. What they do not list, or what was changed since, is somebody else's,
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -24,7 +25,7 @@ MARKER = "edgequant-output.json"
 MANIFEST, CHECKPOINT = "edgequant.json", "checkpoint"  # of `quantization.checkpoint`, and the kind of folder it makes
 CORPUS = "corpus"
 # What file managers and `datasets` leave behind by themselves.
-BY_THEMSELVES = (".DS_Store", "Thumbs.db", "desktop.ini", f"cache-{'[0-9a-f]' * 16}.arrow")
+BY_THEMSELVES = (".DS_Store", "Thumbs.db", "desktop.ini", f"cache-{'[0-9a-f]' * 16}*.arrow")
 
 
 class Made(NamedTuple):
@@ -247,12 +248,23 @@ def _exchange(new: Path, target: Path) -> None:
         return
     aside = Path(tempfile.mkdtemp(prefix=f"{target.name}.replaced-", dir=target.parent))
     try:
-        target.replace(aside)
+        _move(target, aside)
         new.replace(target)
     finally:
         if new.exists() and not target.exists():
             aside.replace(target)
         _discard(aside, unless_needed=new.exists())
+
+
+def _move(folder: Path, empty: Path) -> None:
+    """Rename; copy where a folder lies in the lower layer of an overlay, such as a container's image."""
+    try:
+        folder.replace(empty)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        shutil.copytree(folder, empty, symlinks=True, dirs_exist_ok=True)
+        shutil.rmtree(folder)
 
 
 def _exchange_entries(new: Path, target: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from edgequant import api, tracking
 from edgequant.corpora.settings import CorpusSettings
 from edgequant.errors import UserError
+from edgequant.models.sources import ModelSource
 from edgequant.quantization import checkpoint
 from edgequant.quantization.calibration import CalibrationSettings
 from edgequant.training.settings import LoraSettings
@@ -22,6 +23,7 @@ from edgequant.workflows.pipeline import pipeline
 from edgequant.workflows.ptq import ptq
 from edgequant.workflows.settings import RunSettings
 from edgequant.workflows.steps.qat_variants import save_result
+from edgequant.workflows.validate import places_read
 
 CPU = RunSettings(device="cpu", dtype="float32")
 FAILURES = [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()]
@@ -62,6 +64,19 @@ def save(tiny: Any, folder: Path, scheme: str) -> None:
     model = copy.deepcopy(tiny.model)
     api.quantize(model, scheme)
     api.save(model, tiny.tokenizer, folder)
+
+
+def test_what_a_run_reads_is_all_that_it_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model, the base of an adapter, a teacher, every part of a mix, and the benchmarks of the environment."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("adapter", "base", "teacher", "floods", "guard", "data"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text('{"base_model_name_or_path": "base"}')
+    monkeypatch.setenv("EDGEQUANT_DATA", "data")
+    source = ModelSource("folder", "adapter", str(tmp_path / "adapter"))
+    read = places_read(source, "disaster,floods:0.3,self-generated", "guard", teacher="teacher")
+    assert {place.path.name for place in read} == {"adapter", "base", "teacher", "floods", "guard", "data"}
+    assert not places_read(ModelSource("tiny", "tiny", "tiny"), "wikitext-2", "self-generated", data_dir="nowhere")
 
 
 @pytest.mark.parametrize("error", FAILURES, ids=["full disk", "interrupted"])
