@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from edgequant.files import atomic_folder, atomic_path, cache_dir, sha256_of, sha256_of_bytes, write_atomically
+from edgequant.files import atomic_path, cache_dir, sha256_of, sha256_of_bytes, write_atomically
 
 ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, appendix B.1
 
@@ -69,15 +69,3 @@ def test_cache_is_where_the_environment_says_else_in_the_home(monkeypatch, tmp_p
     assert cache_dir() == tmp_path
     monkeypatch.delenv("EDGEQUANT_CACHE")
     assert cache_dir() == Path.home() / ".cache" / "edgequant"
-
-
-def test_a_folder_is_replaced_whole_or_stays_as_it_was(tmp_path):
-    folder = tmp_path / "a" / "folder"
-    for content in ("old", "new"):
-        with atomic_folder(folder) as temporary:
-            (temporary / content).write_text(content)
-    assert [file.name for file in folder.iterdir()] == ["new"]
-    with pytest.raises(RuntimeError), atomic_folder(folder) as temporary:
-        (temporary / "half").touch()
-        raise RuntimeError
-    assert [file.name for file in folder.iterdir()] == ["new"] and list(tmp_path.glob("a/*")) == [folder]

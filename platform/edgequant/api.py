@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgequant.errors import UserError
+from edgequant.folders import CHECKPOINT
 from edgequant.models.loading import load
+from edgequant.outputs import check_output, places
 from edgequant.quantization.calibration import CalibrationSettings, ObserverName
 from edgequant.quantization.ptq.settings import PtqSettings
 from edgequant.quantization.scheme import Scheme, parse_scheme
@@ -208,7 +210,8 @@ def save(
     `transformers.AutoModelForCausalLM.from_pretrained(folder)`.
 
     Args:
-        folder: target; replaced if it exists.
+        folder: target: new, empty, or an earlier checkpoint, which is replaced once the new one stands; never the
+            model's own folder, the working folder, or one with files of somebody else.
         scheme: the one that the model was quantised with, which it remembers; another is refused.
         made_from: short name of the model, for tags and tables (default: the folder's).
 
@@ -217,7 +220,7 @@ def save(
 
     Raises:
         UserError: the model was quantised by neither `quantize` nor `prepare` of this module, by another scheme, or is
-            prepared and not yet converted.
+            prepared and not yet converted; or `outputs.check_output` refuses the folder.
     """
     from edgequant.quantization import checkpoint
     from edgequant.quantization.layers.fake_quantized import fake_quantized_layers
@@ -229,8 +232,10 @@ def save(
         raise UserError(f"scheme must be {remembered.name}, which the model was quantised with, got {scheme!r}")
     if fake_quantized_layers(model):
         raise UserError("model must be converted to integers before it is saved; call edgequant.convert(model)")
-    name = made_from or Path(folder).name
-    return checkpoint.save(model, tokenizer, Path(folder), remembered, parameters=parameters, made_from=name)
+    loaded_from = str(getattr(model.config, "_name_or_path", "") or "")
+    target = check_output(folder, CHECKPOINT, reads=places({"model": loaded_from}))
+    name = made_from or target.name
+    return checkpoint.save(model, tokenizer, target, remembered, parameters=parameters, made_from=name)
 
 
 PARAMETERS = "num_parameters_unquantized"  # of a model's config: what bits per parameter are counted by

@@ -12,7 +12,7 @@ from source_trees import ROOT, all_sources, import_graph, modules, top
 IMPORTS = import_graph(all_sources())
 PLATFORM = sorted(name for name in IMPORTS if name.startswith("edgequant."))
 
-BASE = {"errors", "files", "extensions"}
+BASE = {"errors", "files", "folders", "outputs", "extensions"}
 BELOW = BASE | {"models", "tracking"}
 PACKAGES = {"corpora", "quantization", "training", "evaluation", "export", "reporting"}
 # package or module of edgequant: what it may import of edgequant, beside itself
@@ -20,6 +20,8 @@ ALLOWED = {
     "errors": set(),
     "extensions": {"errors"},
     "files": set(),
+    "folders": {"errors", "files"},
+    "outputs": {"errors", "files", "folders"},
     "tracking": BASE,
     "models": BASE | {"tracking"},
     "corpora": BELOW,

@@ -60,7 +60,6 @@ def test_a_file_over_the_limit_stays_local(tmp_path) -> None:
         (("q8_0", None, -1.0), "upload_limit_mb must be 0 .*, got -1.0"),
         (("compressed-tensors", "q8_0", 1.0), "embedding_format 'q8_0' is for GGUF files"),
         (("q8_0", "compressed-tensors", 1.0), "embedding_format must be one of .*, got 'compressed-tensors'"),
-        (("compressed-tensors", None, 1.0, "/"), "output must be a new or empty folder .*, got '/'; name a new one"),
     ],
 )
 def test_bad_configuration_is_refused_by_name(arguments, message: str) -> None:

@@ -7,6 +7,7 @@ are (their public evaluation set otherwise); only the winner is measured on what
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -85,6 +86,7 @@ def finetune_candidate(trial: TrialSpec, work_dir: Path, on_report: OnReport) ->
         on_log=lambda step, metrics: reporter.report(adapted, step, metrics),
     )  # fmt: skip
     made = save_result(adapted.eval(), loaded.tokenizer, work_dir, "float", dtype=run.dtype, device=run.device)
+    shutil.rmtree(work_dir / "training", ignore_errors=True)
     scored = validation_data(reported, trial.dataset, run.data_dir)
     merged = work_dir / "merged"
     metrics = evaluate_model(made, loaded.tokenizer, scored, trial.evaluation, checkpoint=merged).metrics

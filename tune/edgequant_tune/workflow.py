@@ -7,14 +7,22 @@ edgequant tune --space qat-schemes --objectives '[domain/perplexity, size/checkp
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.evaluation.tasks.registry import QUALITY_TASKS
+from edgequant.folders import share_folder
+from edgequant.outputs import check_output
 from edgequant.quantization.calibration import CalibrationSettings
 from edgequant.quantization.qat.settings import QatSettings
 from edgequant.training.settings import LoraSettings, TrainingSettings
 from edgequant.workflows.settings import RunSettings, WorkflowResult, configuration
+from edgequant.workflows.validate import places_read
+
+if TYPE_CHECKING:
+    from edgequant_tune.search_spec import SearchSpec
+
+SEARCHES = "tune"  # kind of the folder that searches share
 
 
 def tune(
@@ -63,7 +71,8 @@ def tune(
         calibration: how every qat trial looks at activations; the searched settings are replaced.
         lora: settings of every finetune trial; the searched ones are replaced.
         evaluation: what the best trial is measured on; the trials themselves only on what the objectives need.
-        output: folder that receives a folder per search: its state, and the checkpoints of its best trials.
+        output: folder that receives a folder per search, its state and the checkpoints of its best trials: new, empty
+            or of earlier searches.
         register: register the best qat checkpoint as edgequant-<model>; a finetuned model is filed with the run.
         run: data, device (auto, cpu or cuda: Ray gives each trial its own), experiment; the seed draws the
             hyperparameters and trains every trial, so that only hyperparameters differ; resume continues the newest
@@ -83,6 +92,7 @@ def tune(
         cpus_per_trial=cpus_per_trial, gpus_per_trial=gpus_per_trial, training=training, qat=qat,
         calibration=calibration, lora=lora, evaluation=evaluation, output=output, run=run,
     )  # fmt: skip
+    check_folder(output, spec)
 
     from edgequant import tracking
     from edgequant.workflows.steps.register import numbers
@@ -90,6 +100,7 @@ def tune(
     from edgequant_tune.driver import ray_cluster, run_search
 
     with tracking.workflow_run("tune", config, experiment=run.experiment, resume=run.resume) as tracked:
+        share_folder(spec.trial.folder, SEARCHES)
         with ray_cluster() as resources:
             spec = spec.on(resources, tracked.id)
             records = run_search(spec, tracked)
@@ -98,3 +109,18 @@ def tune(
         checkpoint = results.file_checkpoint(spec, best, rows, tracked, register=register and method == "qat")
         results.print_results(spec, records, best, rows, tracked, checkpoint)
     return WorkflowResult(tracked.id, numbers(rows[results.BEST]), checkpoint, list(rows.values()))
+
+
+def check_folder(output: str, spec: SearchSpec) -> None:
+    """Refuse an output that is no place for searches.
+
+    Raises:
+        UserError: as `outputs.check_output`.
+    """
+    from edgequant import models
+
+    trial = spec.trial
+    reads = places_read(
+        models.resolve(trial.model), trial.dataset, data_dir=trial.run.data_dir, teacher=trial.qat.distill_from
+    )
+    check_output(output, SEARCHES, reads=reads, shared=True)

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from edgequant.errors import UserError
-from edgequant.files import atomic_folder, sha256_of, write_atomically
+from edgequant.files import sha256_of, write_atomically
+from edgequant.folders import atomic_folder
 from edgequant.quantization.scheme import Scheme
 
 MANIFEST = "edgequant.json"
@@ -41,7 +42,7 @@ def save(
     Args:
         model: a transformers model after `convert`; tied weights are written once.
         tokenizer: saved beside it.
-        folder: target; replaced if it exists.
+        folder: target: new, empty, or an earlier checkpoint, which is replaced.
         scheme: goes into config.json, where `AutoModelForCausalLM.from_pretrained` finds it.
         parameters: number of unique parameters of the floating-point model, for bits per parameter.
         made_from: short name of the model; becomes `edgequant_model` in config.json.

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgequant.corpora.settings import CorpusSettings
-from edgequant.errors import UserError
+from edgequant.folders import CORPUS
+from edgequant.outputs import check_output, places
 from edgequant.workflows.settings import WorkflowResult
 
 if TYPE_CHECKING:
@@ -35,15 +36,15 @@ def corpus(
 
     Args:
         source: folder, file or zip archive of documents (default: the bundled disaster corpus).
-        output: folder that receives the data set: load it with datasets.load_from_disk.
+        output: folder that receives the data set, new, empty or of an earlier one: load it with
+            datasets.load_from_disk.
         model: model whose tokenizer measures the chunks; short name, hub id, folder, .gguf file or MLflow URI.
         tokenizer: folder or model to take the tokenizer from instead.
         settings: chunk sizes, lower-casing, duplicates, splits, augmentation, limits, engine.
         experiment: MLflow experiment, unless `mlflow run` names one.
     """
     config = {"source": source, "output": output, "model": model, "tokenizer": tokenizer, "settings": asdict(settings)}
-    folder = Path(output).expanduser()
-    check_source(source, folder)
+    folder = check_folders(source, output, model, tokenizer)
 
     from edgequant import tracking
     from edgequant.corpora.output.manifest import read_manifest
@@ -70,26 +71,22 @@ def corpus(
         tracking.log_metrics(metrics)
         print_files(manifest["files"])
         print_summary(summary_title(unchanged), manifest["splits"], run, next_command(output))
-    return WorkflowResult(run.id, metrics, str(folder.resolve()), manifest["splits"])
+    return WorkflowResult(run.id, metrics, str(folder), manifest["splits"])
 
 
-def check_source(source: str | None, output: Path) -> None:
-    """Refuse what cannot work before anything heavy is imported.
+def check_folders(source: str | None, output: str, model: str, tokenizer: str | None = None) -> Path:
+    """Refuse what cannot work before anything heavy is imported; returns where the data set goes.
 
     Raises:
-        UserError: the source does not exist, or the output is a file, holds other files, or lies in the source.
+        UserError: the source does not exist, or `outputs.check_output` refuses the output.
     """
-    from edgequant.corpora.output.manifest import check_output
     from edgequant.corpora.sources import list_files
+    from edgequant.models.sources import SHORT_NAMES
 
     if source is not None:
-        folder = Path(source).expanduser()
-        list_files(folder)
-        if folder.is_dir() and output.resolve().is_relative_to(folder.resolve()):
-            raise UserError(
-                f"output must lie outside source {source!r}, whose files are read, got {str(output)!r}; move it out"
-            )
-    check_output(output)
+        list_files(Path(source).expanduser())
+    named = {"source": source, "tokenizer": tokenizer, "model": None if model in SHORT_NAMES else model}
+    return check_output(output, CORPUS, reads=places(named))
 
 
 def log_corpus(built: Corpus, folder: Path) -> None:

@@ -14,8 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from edgequant.errors import UserError
 from edgequant.export.formats import COMPRESSED_TENSORS, FORMATS, check_expressible, check_format, needs_checkpoint
+from edgequant.folders import check_own_file, share_folder
+from edgequant.outputs import check_output, check_own_folder
 from edgequant.quantization.scheme import Scheme
 from edgequant.workflows.settings import WorkflowResult
+from edgequant.workflows.validate import places_read
 
 if TYPE_CHECKING:
     from edgequant.export.formats import Exported
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from edgequant.models.sources import ModelSource
 
 GB = 1e9
+GGUF = "gguf"  # kind of the folder that exported files share
 
 
 def export(
@@ -45,25 +49,26 @@ def export(
             checkpoint as a folder for transformers and vLLM.
         embedding_format: GGUF format of the embedding and output matrix (default: as `format`, but at least q8_0
             unless a checkpoint's own 4-bit integers fit).
-        output: folder that receives the file, or that a compressed-tensors folder becomes, which must be new or empty
-            (default: outputs/export/<run id>).
+        output: folder that receives the file, beside those of earlier exports, or that a compressed-tensors folder
+            becomes; new, empty or of earlier exports (default: outputs/export/<run id>).
         check: read back what was written and compare its predictions with the model's on held-out text.
         upload_limit_mb: log the file or folder as an artifact up to this size in MB (10^6 bytes); 0 never.
         device: where the model is loaded: auto, cpu, cuda or cuda:N.
         experiment: MLflow experiment, unless `mlflow run` names one.
     """
     config = dict(locals())
-    check_configuration(format, embedding_format, upload_limit_mb, output)
+    check_configuration(format, embedding_format, upload_limit_mb)
 
     from edgequant import models, tracking
     from edgequant.workflows.steps.summary import print_summary
 
     source = model or default_model()
-    check_source(models.check_available(source), format)
+    resolved = models.check_available(source)
+    check_source(resolved, format)
+    target = check_folder(output, format, resolved)
     with tracking.workflow_run("export", config | {"model": source}, experiment=experiment) as run:
         loaded = models.load(source, dtype="auto" if format == COMPRESSED_TENSORS else "float32", device=device)
-        folder = Path(output) if output else Path("outputs") / "export" / run.id
-        written = write(loaded, folder.resolve(), format, embedding_format)
+        written = write(loaded, target or tracking.run_folder("export", run.id), format, embedding_format)
         notes = list(written.notes)
         metrics = size_metrics(written) | (parity_metrics(loaded, written, notes) if check else {})
         record(written, metrics, notes, loaded, format, upload_limit_mb)
@@ -81,12 +86,35 @@ def write(loaded: LoadedModel, folder: Path, format: str, embedding_format: str 
         return write_compressed_tensors(loaded, folder)
     from edgequant.export.gguf.write import write_gguf
 
-    return write_gguf(loaded, folder / f"{loaded.source.name}-{format}.gguf", format, embedding_format=embedding_format)
+    file = folder / file_name(loaded.source, format)
+    check_own_file(file, GGUF)
+    written = write_gguf(loaded, file, format, embedding_format=embedding_format)
+    share_folder(folder, GGUF, {file.name: written.sha256})
+    return written
 
 
-def check_configuration(
-    format: str, embedding_format: str | None, upload_limit_mb: float, output: str | None = None
-) -> None:
+def file_name(source: ModelSource, format: str) -> str:
+    """Name of a model's GGUF file."""
+    return f"{source.name}-{format}.gguf"
+
+
+def check_folder(output: str | None, format: str, source: ModelSource) -> Path | None:
+    """Refuse an output that is no place for a file of this format or for a folder; returns it, resolved.
+
+    Raises:
+        UserError: as `outputs.check_output`; or the file is there and is not one that an export wrote.
+    """
+    if output is None:
+        check_own_folder("export")
+        return None
+    if format == COMPRESSED_TENSORS:
+        return check_output(output, COMPRESSED_TENSORS, reads=places_read(source))
+    folder = check_output(output, GGUF, reads=places_read(source), shared=True)
+    check_own_file(folder / file_name(source, format), GGUF, given=output)
+    return folder
+
+
+def check_configuration(format: str, embedding_format: str | None, upload_limit_mb: float) -> None:
     """Refuse what cannot work before anything is loaded.
 
     Raises:
@@ -104,14 +132,6 @@ def check_configuration(
             f"embedding_format {embedding_format!r} is for GGUF files; in format {COMPRESSED_TENSORS} the embedding is "
             "what the checkpoint's scheme made it: leave it out, or quantise with a scheme such as w4-g32+emb4"
         )
-    if output is not None and Path(output).exists() and not _is_empty_folder(Path(output)):
-        raise UserError(
-            f"output must be a new or empty folder for format {COMPRESSED_TENSORS}, got {output!r}; name a new one"
-        )
-
-
-def _is_empty_folder(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())
 
 
 def check_source(source: ModelSource, format: str) -> None:

@@ -6,18 +6,25 @@ edgequant finetune --model FOLDER --base bnb-nf4 --dataset FOLDER_OF_DOCUMENTS
 
 from __future__ import annotations
 
+import contextlib
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from edgequant.errors import UserError
 from edgequant.evaluation.settings import EvaluationSettings
+from edgequant.folders import CHECKPOINT, atomic_folder, refusal, share_folder
+from edgequant.outputs import Place, check_output, check_own_folder
 from edgequant.training.settings import LoraSettings, TrainingSettings
 from edgequant.workflows.settings import RunSettings, WorkflowResult, configuration
 from edgequant.workflows.steps.measure import COMPARISON, headline
-from edgequant.workflows.validate import validate
+from edgequant.workflows.validate import places_read, validate
 
 if TYPE_CHECKING:
     from edgequant.models.sources import ModelSource
+
+FINETUNED = "finetune"  # kind of the folder that adapter/ and merged/ share
 
 
 def finetune(
@@ -43,7 +50,8 @@ def finetune(
         training: length, batch, learning rate.
         lora: rank, scale, dropout and targets of the adapters.
         evaluation: what is measured and how.
-        output: folder that receives adapter/ and merged/ (default: outputs/finetune/<run id>).
+        output: folder that receives adapter/ and merged/, new, empty or of an earlier fine-tuning (default:
+            outputs/finetune/<run id>).
         register: register the merged model as edgequant-<model> in the MLflow registry; needs base float.
         run: data, device, seed, resuming and experiment.
     """
@@ -51,6 +59,7 @@ def finetune(
     check_base(base, register)
     training.known_rate  # noqa: B018 - refuses `auto`
     source = validate(model, dataset, self_generated=False).source
+    target = check_folders(output, base, places_read(source, dataset, data_dir=run.data_dir))
 
     from edgequant import models, tracking
     from edgequant.workflows.steps.data import evaluation_data
@@ -60,7 +69,8 @@ def finetune(
     from edgequant.workflows.steps.summary import print_summary
 
     with tracking.workflow_run("finetune", config, experiment=run.experiment, resume=run.resume) as tracked:
-        folder = Path(output).expanduser().resolve() if output else tracking.run_folder("finetune", tracked.id)
+        work = tracking.run_folder("finetune", tracked.id) / "training"
+        folder = target or work.parent
         loaded = load_base(source, base, device=run.device, dtype=run.dtype)
         name, tokenizer, scheme = loaded.source.name, loaded.tokenizer, "none" if base == "float" else base
         data = evaluation_data(evaluation.tasks, run.data_dir)
@@ -70,10 +80,9 @@ def finetune(
             before = models.load(source, dtype=run.dtype, device=run.device) if base == "float" else loaded
             rows = {"baseline": measure(before.model, tokenizer, data, evaluation)}
         with tracking.variant_run("finetuned", model=name, scheme=scheme, phase="finetune"):
-            adapted = adapt(
-                loaded.model, model, sequences, training, lora, folder, seed=run.seed, resume=tracked.resumed
-            )
+            adapted = adapt(loaded.model, model, sequences, training, lora, work, seed=run.seed, resume=tracked.resumed)
             after = save_result(adapted, tokenizer, folder, base, dtype=run.dtype, device=run.device)
+            shutil.rmtree(work, ignore_errors=True)
             merged = folder / "merged" if base == "float" else None
             rows["finetuned"] = measure(after, tokenizer, data, evaluation, checkpoint=merged if register else None)
         tracking.log_metrics(rows["finetuned"])
@@ -101,6 +110,23 @@ def check_base(base: str, register: bool) -> None:
         )
 
 
+def check_folders(output: str | None, base: str, reads: Sequence[Place]) -> Path | None:
+    """Refuse an output that is no place for adapter/ and merged/; returns it, resolved.
+
+    Raises:
+        UserError: as `outputs.check_output`; or there is a merged model and this one will not be merged.
+    """
+    check_own_folder("finetune")
+    if output is None:
+        return None
+    folder = check_output(output, FINETUNED, reads=reads, shared=True)
+    for name in ("adapter", "merged"):
+        check_output(Path(output, name), CHECKPOINT, reads=reads)
+    if base != "float" and (folder / "merged").exists():
+        raise refusal(output, FINETUNED, f"holds 'merged', which an adapter over base {base} has none of")
+    return folder
+
+
 def load_base(source: ModelSource, base: str, *, device: str, dtype: str) -> Any:
     """The model to put adapters on: float32 master weights, or bitsandbytes' integers."""
     from edgequant import models
@@ -120,12 +146,12 @@ def adapt(
     sequences: Any,
     training: TrainingSettings,
     lora: LoraSettings,
-    folder: Path,
+    work: Path,
     *,
     seed: int,
     resume: bool,
 ) -> Any:
-    """Attach adapters and train them; returns the peft model."""
+    """Attach adapters and train them, with `work` for training's checkpoints; returns the peft model."""
     import torch
 
     from edgequant import tracking
@@ -138,7 +164,7 @@ def adapt(
         adapted,
         sequences,
         training,
-        folder / "training",
+        work,
         seed=seed,
         resume=resume,
         title=f"finetune {made_from}",
@@ -150,20 +176,27 @@ def adapt(
 
 def save_result(adapted: Any, tokenizer: Any, folder: Path, base: str, *, dtype: str, device: str) -> Any:
     """Save the adapter, and the merged model where the base is floating point; returns the model to measure."""
-    import shutil
-
     from edgequant import models
     from edgequant.training.lora import merge
 
-    adapted.save_pretrained(folder / "adapter", save_embedding_layers=False)  # else peft asks the hub about the base
-    tokenizer.save_pretrained(folder / "adapter")
-    shutil.rmtree(folder / "training", ignore_errors=True)
-    if base != "float":
-        return adapted
-    merged = merge(adapted)
-    merged.save_pretrained(folder / "merged")
-    tokenizer.save_pretrained(folder / "merged")
+    share_folder(folder, FINETUNED)
+    with contextlib.ExitStack() as both:  # neither takes its place before both are written
+        adapter = both.enter_context(atomic_folder(folder / "adapter"))
+        adapted.save_pretrained(adapter, save_embedding_layers=False)  # else peft asks the hub about the base
+        _complete(adapter, tokenizer)
+        if base != "float":
+            return adapted
+        merged = both.enter_context(atomic_folder(folder / "merged"))
+        merge(adapted).save_pretrained(merged)
+        _complete(merged, tokenizer)
     return models.load(str(folder / "merged"), dtype=dtype, device=device).model
+
+
+def _complete(folder: Path, tokenizer: Any) -> None:
+    from edgequant.quantization.checkpoint import ensure_manifest
+
+    tokenizer.save_pretrained(folder)
+    ensure_manifest(folder)
 
 
 def next_command(folder: Path, base: str) -> str:

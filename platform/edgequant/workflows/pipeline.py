@@ -7,19 +7,26 @@ edgequant pipeline --model tiny
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgequant.errors import UserError
 from edgequant.evaluation.settings import EvaluationSettings
+from edgequant.folders import CHECKPOINT, share_folder
+from edgequant.outputs import Place, check_output, places
 from edgequant.quantization.qat.settings import QatSettings
 from edgequant.training.settings import TrainingSettings
 from edgequant.workflows.settings import RunSettings, WorkflowResult, configuration
 from edgequant.workflows.steps.measure import COMPARISON
-from edgequant.workflows.validate import validate
+from edgequant.workflows.validate import places_read, validate
+
+if TYPE_CHECKING:
+    from edgequant.quantization.scheme import Scheme
 
 PHASES = ("corpus", "baseline", "ptq", "qat", "finetune", "evaluate", "report")
+PEERS = ("bnb-int8", "bnb-nf4")  # schemes that PTQ puts beside the pipeline's own
+PIPELINE = "pipeline"  # kind of the folder that the phases' folders share
 
 
 def pipeline(
@@ -43,22 +50,25 @@ def pipeline(
         phases: which phases to run, in this order.
         training: of QAT; fine-tuning takes its steps, batch and sequence length.
         evaluation: what every phase measures and how.
-        output: folder that receives corpus/, ptq/, qat/, finetune/ and report/.
+        output: folder that receives corpus/, ptq/, qat/, finetune/ and report/, new, empty or of an earlier pipeline.
         register: register the QAT checkpoint as edgequant-<model> in the MLflow registry.
         run: data, device, seed and experiment of every phase; resume goes on with the phase that was interrupted.
     """
     config = configuration(locals())
     check_phases(phases)
-    validate(model, "disaster", schemes=scheme, training=training, qat=QatSettings())
+    checked = validate(model, "disaster", schemes=scheme, training=training, qat=QatSettings())
+    reads = [*places_read(checked.source, data_dir=run.data_dir), *places({"source": source})]
+    folder = check_output(output, PIPELINE, reads=reads, shared=True)
+    check_phase_folders(output, phases, Subject(model, checked.schemes, source), reads)
 
     from edgequant import tracking
     from edgequant.workflows.evaluate import resolved_settings
     from edgequant.workflows.steps.summary import print_summary
 
-    folder = Path(output).expanduser().resolve()
     # Three phases measure the same floating-point model: score it once.
     evaluation = resolved_settings(evaluation, limit=None, cache=True)
     with tracking.workflow_run("pipeline", config, experiment=run.experiment, resume=run.resume) as tracked:
+        share_folder(folder, PIPELINE)
         plan = Plan(model, scheme, source, training, evaluation, folder, register, run, tracked.id)
         rows = [_done(phase, plan, resumed=tracked.resumed) for phase in PHASES if phase in phases]
         metrics = _metrics_of_qat(tracked.id)
@@ -76,6 +86,36 @@ def check_phases(phases: Sequence[str]) -> None:
     for phase in phases:
         if phase not in PHASES:
             raise UserError(f"phases must be some of {', '.join(PHASES)}, got {phase!r}")
+
+
+class Subject(NamedTuple):
+    """What a pipeline is about: the model as it was named, the schemes, and the documents."""
+
+    model: str
+    schemes: list[Scheme]
+    source: str | None
+
+
+def check_phase_folders(output: str, phases: Sequence[str], subject: Subject, reads: Sequence[Place]) -> None:
+    """Refuse an output in which one of the phases could not write its own folder.
+
+    Raises:
+        UserError: as the phase would say it.
+    """
+    from edgequant.quantization.scheme import parse_scheme
+    from edgequant.workflows import corpus, finetune, ptq, report
+
+    schemes = [*subject.schemes, *map(parse_scheme, PEERS)]
+    checks: dict[str, Callable[[str], object]] = {
+        "corpus": lambda folder: corpus.check_folders(subject.source, folder, subject.model),
+        "ptq": lambda folder: ptq.check_folders(folder, schemes, reads),
+        "qat": lambda folder: check_output(folder, CHECKPOINT, reads=reads),
+        "finetune": lambda folder: finetune.check_folders(folder, "float", reads),
+        "report": report.check_folder,
+    }
+    for phase in phases:
+        if phase in checks:
+            checks[phase](str(Path(output, phase)))
 
 
 class Plan(NamedTuple):
@@ -116,7 +156,7 @@ class Plan(NamedTuple):
     def ptq(self) -> None:
         from edgequant.workflows.ptq import ptq
 
-        schemes = ",".join(dict.fromkeys((self.scheme, "bnb-int8", "bnb-nf4")))
+        schemes = ",".join(dict.fromkeys((self.scheme, *PEERS)))
         target = str(self.folder / "ptq")
         ptq(
             model=self.model, scheme=schemes, dataset=self.dataset, evaluation=self.evaluation, output=target,

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import copy
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgequant.evaluation.settings import EvaluationSettings
+from edgequant.folders import CHECKPOINT, atomic_folder, share_folder
+from edgequant.outputs import Place, check_output, check_own_folder
 from edgequant.quantization.calibration import CalibrationSettings
 from edgequant.quantization.ptq.methods import AUTO
 from edgequant.quantization.ptq.settings import PtqSettings
 from edgequant.workflows.settings import RunSettings, WorkflowResult, configuration
 from edgequant.workflows.steps.layer_bits import log_layer_bits, resolve_layer_bits
 from edgequant.workflows.steps.measure import COMPARISON, headline
-from edgequant.workflows.validate import validate
+from edgequant.workflows.validate import places_read, validate
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from edgequant.models.sources import ModelSource
     from edgequant.quantization.scheme import Scheme
 
+SEVERAL = "ptq"  # kind of the folder that checkpoints of several schemes share
 SEQUENCE_LENGTH = 512  # tokens of a calibration sequence
 
 
@@ -57,7 +61,8 @@ def ptq(
         ptq: how methods search.
         calibration: how methods look at activations.
         evaluation: what is measured and how.
-        output: folder that receives the checkpoint, or one folder per scheme (default: outputs/ptq/<run id>).
+        output: folder that the checkpoint becomes, new, empty or of an earlier one; of several schemes, each becomes a
+            folder in it (default: outputs/ptq/<run id>).
         register: register each checkpoint as edgequant-<model> in the MLflow registry.
         run: data, device, seed, resuming (behind the decoder blocks that were finished) and experiment.
     """
@@ -65,6 +70,7 @@ def ptq(
     source, schemes = validate(
         model, dataset, schemes=scheme, size_budget=size_budget, method=None if method == AUTO else method
     )
+    target = check_folders(output, schemes, places_read(source, dataset, data_dir=run.data_dir))
 
     from edgequant import models, tracking
     from edgequant.workflows.steps.data import evaluation_data
@@ -94,7 +100,7 @@ def ptq(
         folders, versions = {}, []
         for parsed, layer_bits in mixed:
             with tracking.variant_run("ptq", model=name, scheme=parsed.name, phase="ptq"):
-                folder = folders[parsed.name] = _folder(output, parsed, schemes, work)
+                folder = folders[parsed.name] = _folder(target, parsed, schemes, work)
                 log_layer_errors(write_quantized(loaded, parsed, rounding, folder, dtype=dtype))
                 log_layer_bits(layer_bits)
                 reloaded = models.load(str(folder), device=run.device)
@@ -159,11 +165,14 @@ def write_quantized(
 
 def _write_bitsandbytes(source: ModelSource, scheme: Scheme, folder: Path, *, dtype: str, device: str) -> None:
     from edgequant import models
+    from edgequant.quantization.checkpoint import ensure_manifest
 
     options = {"quantization_config": bitsandbytes_config(scheme.name, dtype)}
     quantized = models.load(source, dtype=dtype, device=device, load_options=options)
-    quantized.model.save_pretrained(folder)
-    quantized.tokenizer.save_pretrained(folder)
+    with atomic_folder(folder) as temporary:
+        quantized.model.save_pretrained(temporary)
+        quantized.tokenizer.save_pretrained(temporary)
+        ensure_manifest(temporary)
 
 
 def bitsandbytes_config(scheme: str, dtype: str) -> Any:
@@ -180,6 +189,26 @@ def bitsandbytes_config(scheme: str, dtype: str) -> Any:
     )
 
 
-def _folder(output: str | None, scheme: Scheme, schemes: list[Scheme], default: Path) -> Path:
-    root = Path(output).expanduser().resolve() if output else default
-    return root if output and len(schemes) == 1 else root / scheme.name
+def check_folders(output: str | None, schemes: Sequence[Scheme], reads: Sequence[Place]) -> Path | None:
+    """Refuse an output that is no place for a checkpoint, or for one of each scheme; returns it, resolved.
+
+    Raises:
+        UserError: as `outputs.check_output`.
+    """
+    if output is None:
+        check_own_folder("ptq")
+        return None
+    if len(schemes) == 1:
+        return check_output(output, CHECKPOINT, reads=reads)
+    folder = check_output(output, SEVERAL, reads=reads, shared=True)
+    for scheme in schemes:
+        check_output(Path(output, scheme.name), CHECKPOINT, reads=reads)
+    return folder
+
+
+def _folder(output: Path | None, scheme: Scheme, schemes: Sequence[Scheme], default: Path) -> Path:
+    if output is not None and len(schemes) == 1:
+        return output
+    if output is not None:
+        share_folder(output, SEVERAL)
+    return (output or default) / scheme.name

@@ -11,12 +11,14 @@ from __future__ import annotations
 from typing import Any
 
 from edgequant.evaluation.settings import EvaluationSettings
+from edgequant.folders import CHECKPOINT
+from edgequant.outputs import check_output, check_own_folder
 from edgequant.quantization.calibration import CalibrationSettings
 from edgequant.quantization.qat.settings import QatSettings
 from edgequant.training.settings import TrainingSettings
 from edgequant.workflows.settings import RunSettings, WorkflowResult, configuration
 from edgequant.workflows.steps.measure import COMPARISON, measure_variant
-from edgequant.workflows.validate import validate
+from edgequant.workflows.validate import places_read, validate
 
 
 def qat(
@@ -56,7 +58,8 @@ def qat(
         qat: what QAT starts from, learns from and how fast, when activations are quantised, which losses are accepted.
         calibration: how PTQ, and QAT before its first step, look at activations.
         evaluation: what is measured and how; the guard text always.
-        output: folder that receives the checkpoint (default: outputs/qat/<run id>/checkpoint).
+        output: folder that the checkpoint becomes, new, empty or of an earlier one (default:
+            outputs/qat/<run id>/checkpoint).
         register: register the checkpoint as edgequant-<model> in the MLflow registry.
         run: data, device, seed, resuming and experiment.
     """
@@ -65,6 +68,9 @@ def qat(
         model, dataset, schemes=scheme, size_budget=size_budget, training=training, qat=qat, calibration=calibration,
         guard=guard,
     )  # fmt: skip
+    reads = places_read(source, dataset, guard, data_dir=run.data_dir, teacher=qat.distill_from)
+    check_own_folder("qat")
+    target = None if output is None else check_output(output, CHECKPOINT, reads=reads)
 
     from edgequant import tracking
     from edgequant.workflows.steps import qat_experiment, qat_variants, verdict
@@ -86,7 +92,7 @@ def qat(
         }
         found = verdict.judge(rows, experiment, dataset)
         metrics = rows[found.delivered].metrics | found.metrics
-        checkpoint = qat_variants.save_result(experiment, found.delivered, output)
+        checkpoint = qat_variants.save_result(experiment, found.delivered, target)
         verdict.log(found, metrics)
         following = "edgequant report"
         if register:

@@ -10,10 +10,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgequant.folders import atomic_folder
+from edgequant.outputs import check_output, check_own_folder
 from edgequant.workflows.settings import WorkflowResult
 
 if TYPE_CHECKING:
     from edgequant.reporting.comparison import Comparison
+
+REPORT = "report"  # kind of its folder
 
 
 def report(
@@ -29,11 +33,13 @@ def report(
         runs: run ids (their first characters are enough), as a list or separated by commas; by default the newest
             finished run of baseline, ptq, qat, finetune and evaluate, each model as it was measured last.
         title: heading of the page.
-        output: folder that receives report.html, report.md, report.csv and cards (default: outputs/report/<run id>).
+        output: folder that receives report.html, report.md, report.csv and cards, new, empty or of an earlier report
+            (default: outputs/report/<run id>).
         experiment: MLflow experiment of this run, unless `mlflow run` names one; runs of all experiments are found.
     """
     config = dict(locals())
     ids = run_ids(runs)
+    target = check_folder(output)
 
     from edgequant import tracking
     from edgequant.reporting.comparison import compare
@@ -41,14 +47,25 @@ def report(
 
     compared = compare(ids)
     with tracking.workflow_run("report", config, experiment=experiment) as run:
-        folder = Path(output) if output else Path("outputs") / "report" / run.id
-        written = write_report(compared, title, folder.resolve())
+        written = write_report(compared, title, target or tracking.run_folder("report", run.id))
         tracking.log_folder(written.parent, "report")
         log_figures(compared)
         for warning in compared.warnings:
             print(f"warning: {warning}")
         print_summary(f"{title}: {len(compared.rows)} models", compared.rows, run, f"open {written}")
     return WorkflowResult(run.id, {}, str(written), list(compared.rows))
+
+
+def check_folder(output: str | None) -> Path | None:
+    """Refuse an output that is no place for a report; returns it, resolved.
+
+    Raises:
+        UserError: as `outputs.check_output`.
+    """
+    if output is None:
+        check_own_folder("report")
+        return None
+    return check_output(output, REPORT)
 
 
 def run_ids(runs: list[str] | str | None) -> list[str]:
@@ -63,11 +80,13 @@ def write_report(compared: Comparison, title: str, folder: Path) -> Path:
     from edgequant.reporting.html_report import html_report, markdown_report
     from edgequant.reporting.tables import csv_table
 
-    write_atomically(folder / "report.md", markdown_report(compared, title))
-    write_atomically(folder / "report.csv", csv_table(compared.rows))
-    for name, card in model_cards(compared).items():
-        write_atomically(folder / "cards" / f"{name}.md", card)
-    return write_atomically(folder / "report.html", html_report(compared, title))
+    with atomic_folder(folder, REPORT) as temporary:
+        write_atomically(temporary / "report.md", markdown_report(compared, title))
+        write_atomically(temporary / "report.csv", csv_table(compared.rows))
+        for name, card in model_cards(compared).items():
+            write_atomically(temporary / "cards" / f"{name}.md", card)
+        write_atomically(temporary / "report.html", html_report(compared, title))
+    return folder / "report.html"
 
 
 def model_cards(compared: Comparison) -> dict[str, str]:

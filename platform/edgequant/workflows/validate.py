@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from edgequant.errors import UserError
-from edgequant.workflows.steps.data import check_dataset, check_guard
+from edgequant.outputs import Place, places
+from edgequant.workflows.steps.data import SELF_GENERATED, TEXTS, check_dataset, check_guard
 from edgequant.workflows.steps.layer_bits import with_size_budget
+from edgequant.workflows.steps.text_mix import parse_mix
 
 if TYPE_CHECKING:
     from edgequant.models.sources import ModelSource
@@ -83,3 +88,29 @@ def _check_qat(
         qat.check_distillation(training.distillation_weight)
         if calibration is not None:
             calibration.check_training(training.sequence_length)
+
+
+def places_read(
+    source: ModelSource, *texts: str, data_dir: str | None = None, teacher: str | None = None
+) -> list[Place]:
+    """What a run reads from this machine's disk, so that no output takes its place.
+
+    Args:
+        source: of the model; the base of an adapter is read too.
+        texts: training or calibration text and guard, by name or path, or mixes of them.
+        data_dir: of the benchmarks, unless $EDGEQUANT_DATA names it.
+        teacher: another model, by its source.
+    """
+    location = source.location if source.kind in ("folder", "gguf") else None
+    named = {"model": location, "base model": _base_of(location), "teacher": teacher}
+    named["data_dir"] = data_dir or os.environ.get("EDGEQUANT_DATA")
+    parts = [part.name for text in texts for part in parse_mix(text) if part.name not in (*TEXTS, SELF_GENERATED)]
+    return [*places(named), *(place for part in parts for place in places({"dataset": part}))]
+
+
+def _base_of(adapter: str | None) -> str | None:
+    file = Path(adapter or "", "adapter_config.json")
+    try:
+        return str(json.loads(file.read_text())["base_model_name_or_path"]) if adapter and file.is_file() else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from edgequant.corpora.output.manifest import MANIFEST
 from edgequant.corpora.processing.pipeline import Corpus
 from edgequant.corpora.settings import CorpusSettings
 from edgequant.files import write_atomically
+from edgequant.folders import CORPUS, atomic_folder
 
 COLUMNS = {
     "text": "string",
@@ -37,33 +36,24 @@ COLUMNS = {
 def write_corpus(
     corpus: Corpus, folder: Path, fingerprint: str, description: Mapping[str, str], settings: CorpusSettings
 ) -> dict[str, Any]:
-    """Write the data set and return its manifest.
-
-    Everything is written beside `folder` first; the manifest, without which a folder is incomplete, goes in last.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
-        new = Path(temporary)
+    """Write the data set, whole or not at all, and return its manifest."""
+    with atomic_folder(folder, CORPUS) as new:
         _write_datasets(corpus, new)
         lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in corpus.removed)
         (new / "removed.jsonl").write_text(lines, encoding="utf-8")
         save_plots(corpus, new / "plots")
         (new / "README.md").write_text(data_card(corpus, description), encoding="utf-8")
         contents = sorted(entry.name for entry in new.iterdir())
-        folder.mkdir(exist_ok=True)
-        (folder / MANIFEST).unlink(missing_ok=True)
-        for name in contents:
-            _replace(new / name, folder / name)
-    manifest = {
-        "fingerprint": fingerprint,
-        "digest": corpus.digest,
-        "rows": {split: len(rows) for split, rows in corpus.rows.items()},
-        "splits": _split_lines(corpus, settings),
-        "contents": contents,
-        "files": corpus.files,
-        **description,
-    }
-    write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
+        manifest = {
+            "fingerprint": fingerprint,
+            "digest": corpus.digest,
+            "rows": {split: len(rows) for split, rows in corpus.rows.items()},
+            "splits": _split_lines(corpus, settings),
+            "contents": contents,
+            "files": corpus.files,
+            **description,
+        }
+        write_atomically(new / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False))
     return manifest
 
 
@@ -100,11 +90,3 @@ def _write_datasets(corpus: Corpus, folder: Path) -> None:
     (folder / "parquet").mkdir()
     for split, dataset in splits.items():
         dataset.to_parquet(str(folder / "parquet" / f"{split}.parquet"))
-
-
-def _replace(new: Path, old: Path) -> None:
-    if old.is_dir() and not old.is_symlink():
-        shutil.rmtree(old)
-    else:
-        old.unlink(missing_ok=True)
-    new.replace(old)

@@ -20,8 +20,9 @@ from edgequant.export.compressed_tensors.layout import (
     quantization_config,
     storage_of,
 )
-from edgequant.export.formats import Exported, check_expressible, needs_checkpoint
-from edgequant.files import atomic_folder, sha256_of, write_atomically
+from edgequant.export.formats import COMPRESSED_TENSORS, Exported, check_expressible, needs_checkpoint
+from edgequant.files import sha256_of, write_atomically
+from edgequant.folders import atomic_folder
 from edgequant.models.loading import LoadedModel
 from edgequant.quantization.layers.integer import integer_layers
 from edgequant.quantization.scheme import Scheme
@@ -37,7 +38,7 @@ def write_compressed_tensors(loaded: LoadedModel, folder: str | Path) -> Exporte
 
     Args:
         loaded: a checkpoint of ours, as `models.load` gives it.
-        folder: to write; replaced if it exists.
+        folder: to write: new, empty, or an earlier export, which is replaced.
 
     Raises:
         UserError: the model is not a quantised checkpoint, or its scheme has no place in compressed-tensors.
@@ -46,7 +47,7 @@ def write_compressed_tensors(loaded: LoadedModel, folder: str | Path) -> Exporte
     check_expressible(scheme)
     model: Any = loaded.model
     layers = layers_of(model)
-    with atomic_folder(folder) as temporary:
+    with atomic_folder(folder, COMPRESSED_TENSORS) as temporary:
         save_file(_tensors(model, layers), temporary / WEIGHTS, metadata={"format": "pt"})
         config = _config(model, scheme, quantization_config(model, layers))
         write_atomically(temporary / "config.json", json.dumps(config, indent=2))

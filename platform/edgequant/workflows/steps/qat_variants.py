@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from edgequant import models
 from edgequant.evaluation.settings import EvaluationSettings
+from edgequant.folders import atomic_folder
 from edgequant.quantization import checkpoint
 from edgequant.quantization.layers.convert import calibrate, convert, has_static_ranges, prepare, set_phase
 from edgequant.quantization.ptq.quantize import choose_integers, weight_errors
@@ -79,7 +80,7 @@ def variants(*, adapt: bool) -> dict[str, Callable[[QatExperiment], Variant]]:
     return {"baseline": baseline, "ptq": rounded, **controls, "qat": quantized}
 
 
-def save_result(experiment: QatExperiment, variant: str, output: str | None) -> Path:
+def save_result(experiment: QatExperiment, variant: str, output: Path | None) -> Path:
     """Put the delivered variant's checkpoint where the user wants it and remove what only the comparison needed."""
     made, chosen = experiment.folder / CHECKPOINT, experiment.folder / variant
     if chosen.is_dir():  # a run that is resumed may have put it there already
@@ -89,9 +90,9 @@ def save_result(experiment: QatExperiment, variant: str, output: str | None) -> 
         shutil.rmtree(experiment.folder / name, ignore_errors=True)
     if output is None:
         return made
-    target = Path(output).expanduser().resolve()
-    shutil.copytree(made, target, dirs_exist_ok=True)
-    return target
+    with atomic_folder(output) as temporary:
+        shutil.copytree(made, temporary, dirs_exist_ok=True)
+    return output
 
 
 def _prepared(experiment: QatExperiment) -> nn.Module:
