@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from edgequant.errors import UserError
 from edgequant.models import hub
 from edgequant.models.devices import DTYPES, pick_device, pick_dtype
+from edgequant.models.same_function.ties import settle_head
 from edgequant.models.sources import ModelSource, is_checkpoint, resolve
 
 if TYPE_CHECKING:
@@ -157,6 +158,7 @@ def _from_pretrained(location: str, options: dict[str, Any]) -> tuple[Any, Any]:
     model: Any = AutoModelForCausalLM.from_pretrained(location, **options)
     if hasattr(model, "ct_decompress_hook"):  # compressed-tensors would wait for a call of the whole model
         model.hf_quantizer.compressor.decompress_model(model)
+    settle_head(model, location)
     return model, _tokenizer_of(location)
 
 

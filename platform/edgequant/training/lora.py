@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from edgequant.errors import UserError
+from edgequant.models.same_function.merging import merge_adapters
+from edgequant.models.same_function.ties import head_weights, is_tied
 from edgequant.training.settings import LoraSettings
 
 
 def attach(model: Any, settings: LoraSettings, *, made_from: str) -> Any:
-    """Freeze a model and put trainable adapters on its linears; the head stays as it is.
+    """Freeze a model and put trainable adapters on its linears; the head stays as it is unless it is named.
 
     Args:
         model: floating-point, or loaded by bitsandbytes in 8 or 4 bits (QLoRA, Dettmers et al. 2023, arXiv 2305.14314).
@@ -40,9 +42,23 @@ def attach(model: Any, settings: LoraSettings, *, made_from: str) -> Any:
             f"lora.targets {settings.targets!r} does not fit: {error}; the layers are {', '.join(linears)}"
         ) from error
     adapted.peft_config["default"].base_model_name_or_path = made_from
+    _tell_of_tied(adapted, settings)
     return adapted
 
 
-def merge(adapted: Any) -> Any:
-    """The model with its adapters folded into the weights: W + (alpha / rank) B A."""
-    return adapted.merge_and_unload()
+def _tell_of_tied(adapted: Any, settings: LoraSettings) -> None:
+    """Say before training what adapters on a tied embedding or head make of the merged model."""
+    model = adapted.get_base_model()
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    weights = head_weights(model)
+    if weights is not None and is_tied(model) and any(hasattr(end, "base_layer") for end in ends):
+        print(
+            f"lora.targets {settings.targets!r}: embedding and head are one tensor in this model, and adapters change "
+            f"each alone; the merged model is untied, {weights[0].numel() / 1e6:.3g} million parameters more",
+            flush=True,
+        )
+
+
+def merge(adapted: Any, tokenizer: Any = None) -> Any:
+    """The model with its adapters folded into the weights; as `merge_adapters`, which compares logits."""
+    return merge_adapters(adapted, tokenizer)

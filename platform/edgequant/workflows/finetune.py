@@ -152,7 +152,7 @@ def save_result(adapted: Any, tokenizer: Any, folder: Path, base: str, *, dtype:
     """Save the adapter, and the merged model where the base is floating point; returns the model to measure."""
     import shutil
 
-    from edgequant import models
+    from edgequant.models.same_function.written import load_written
     from edgequant.training.lora import merge
 
     adapted.save_pretrained(folder / "adapter", save_embedding_layers=False)  # else peft asks the hub about the base
@@ -160,10 +160,11 @@ def save_result(adapted: Any, tokenizer: Any, folder: Path, base: str, *, dtype:
     shutil.rmtree(folder / "training", ignore_errors=True)
     if base != "float":
         return adapted
-    merged = merge(adapted)
+    merged = merge(adapted, tokenizer)
     merged.save_pretrained(folder / "merged")
     tokenizer.save_pretrained(folder / "merged")
-    return models.load(str(folder / "merged"), dtype=dtype, device=device).model
+    place: dict[str, Any] = {"dtype": dtype, "device": device}
+    return load_written(folder / "merged", merged, tokenizer, **place, rounds_activations=False).model
 
 
 def next_command(folder: Path, base: str) -> str:

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from edgequant import models
 from edgequant.evaluation.settings import EvaluationSettings
+from edgequant.models.same_function.comparison import probe_tokens
+from edgequant.models.same_function.written import load_written
 from edgequant.quantization import checkpoint
 from edgequant.quantization.layers.convert import calibrate, convert, has_static_ranges, prepare, set_phase
 from edgequant.quantization.ptq.quantize import choose_integers, weight_errors
@@ -67,7 +69,7 @@ def quantized(experiment: QatExperiment) -> Variant:
     result = experiment.train(model, "qat", settings, teacher, phases, experiment.limits("ptq"))
     set_phase(model, quantize_inputs=True, observe=False)
     simulated, errors = _logits(experiment, model), weight_errors(model)
-    convert(model)
+    convert(model, probe_tokens(model, experiment.tokenizer))
     metrics = _parity(experiment, simulated, _logits(experiment, model)) | result.metrics
     made = _saved_and_reloaded(experiment, model, "qat", metrics)
     return made._replace(layer_errors=errors, notes=result.notes)
@@ -152,7 +154,7 @@ def _rounded(experiment: QatExperiment, floating: Any, name: str, settings: Eval
     errors = choose_integers(model, experiment.scheme, **_by_method(experiment))
     if name == experiment.started_by:
         experiment.chosen[name] = copy.deepcopy(model)
-    convert(model)
+    convert(model, probe_tokens(model, experiment.tokenizer))
     return _saved_and_reloaded(experiment, model, name, {})._replace(settings=settings, layer_errors=errors)
 
 
@@ -168,7 +170,7 @@ def _saved_and_reloaded(experiment: QatExperiment, model: Any, folder: str, metr
         parameters=experiment.parameters,
         made_from=experiment.name,
     )
-    reloaded = models.load(str(saved.folder), device=experiment.device)
+    reloaded = load_written(saved.folder, model, experiment.tokenizer, device=experiment.device)
     metrics |= _held_out(experiment, reloaded.model)
     return Variant(reloaded.model, reloaded.tokenizer, saved.folder, metrics)
 
