@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from edgequant.errors import UserError
+from edgequant.models.same_function.integers_of_bitsandbytes import hold_layout
 from edgequant.models.same_function.merging import merge_adapters
 from edgequant.models.same_function.ties import head_weights, is_tied
 from edgequant.training.settings import LoraSettings
@@ -22,6 +24,7 @@ def attach(model: Any, settings: LoraSettings, *, made_from: str) -> Any:
     """
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
+    hold_layout(model)
     if getattr(model, "is_loaded_in_8bit", False) or getattr(model, "is_loaded_in_4bit", False):
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     names = settings.targets if settings.targets == "all-linear" else [n.strip() for n in settings.targets.split(",")]
@@ -33,7 +36,9 @@ def attach(model: Any, settings: LoraSettings, *, made_from: str) -> Any:
         task_type="CAUSAL_LM",
     )
     try:
-        adapted = get_peft_model(model, config)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Model with `tie_word_embeddings=True`")  # said below
+            adapted = get_peft_model(model, config)
     except ValueError as error:
         linears = sorted(
             {name.rpartition(".")[2] for name, module in model.named_modules() if hasattr(module, "in_features")}

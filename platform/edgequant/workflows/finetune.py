@@ -51,6 +51,7 @@ def finetune(
     check_base(base, register)
     training.known_rate  # noqa: B018 - refuses `auto`
     source = validate(model, dataset, self_generated=False).source
+    check_floating(source)
 
     from edgequant import models, tracking
     from edgequant.workflows.steps.data import evaluation_data
@@ -98,6 +99,23 @@ def check_base(base: str, register: bool) -> None:
         raise UserError(
             f"register true needs base float, got base {base}: adapters over quantised weights are not merged into a "
             "model that could be registered; use base float, or register false"
+        )
+
+
+def check_floating(source: ModelSource) -> None:
+    """Refuse weights that are integers already, as far as can be told before they are loaded.
+
+    Raises:
+        UserError: adapters over them could not be merged.
+    """
+    from edgequant import models
+
+    config = models.folder_config(Path(source.location)) if source.kind == "folder" else {}
+    if stated := config.get("quantization_config"):
+        raise UserError(
+            f"model must be a floating-point model, got {source.location!r}, which is quantised already "
+            f"({dict(stated).get('quant_method')}); give the model that it was made of, with base bnb-nf4 for integers "
+            "under the adapters"
         )
 
 
@@ -152,6 +170,7 @@ def save_result(adapted: Any, tokenizer: Any, folder: Path, base: str, *, dtype:
     """Save the adapter, and the merged model where the base is floating point; returns the model to measure."""
     import shutil
 
+    from edgequant.models.same_function.integers_of_bitsandbytes import release_layout
     from edgequant.models.same_function.written import load_written
     from edgequant.training.lora import merge
 
@@ -159,12 +178,13 @@ def save_result(adapted: Any, tokenizer: Any, folder: Path, base: str, *, dtype:
     tokenizer.save_pretrained(folder / "adapter")
     shutil.rmtree(folder / "training", ignore_errors=True)
     if base != "float":
+        release_layout(adapted)
         return adapted
     merged = merge(adapted, tokenizer)
     merged.save_pretrained(folder / "merged")
     tokenizer.save_pretrained(folder / "merged")
     place: dict[str, Any] = {"dtype": dtype, "device": device}
-    return load_written(folder / "merged", merged, tokenizer, **place, rounds_activations=False).model
+    return load_written(folder / "merged", merged, tokenizer, **place, rounded_activations=False).model
 
 
 def next_command(folder: Path, base: str) -> str:

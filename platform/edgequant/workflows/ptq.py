@@ -155,7 +155,8 @@ def write_quantized(
     parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
     models.cast(model, dtype)
     checkpoint.save(model, loaded.tokenizer, folder, scheme, parameters=parameters, made_from=loaded.source.name)
-    return errors, load_written(folder, model, loaded.tokenizer, device=device)
+    rounded = scheme.activation is not None
+    return errors, load_written(folder, model, loaded.tokenizer, device=device, rounded_activations=rounded)
 
 
 def _write_bitsandbytes(source: ModelSource, scheme: Scheme, folder: Path, *, dtype: str, device: str) -> LoadedModel:
@@ -166,7 +167,8 @@ def _write_bitsandbytes(source: ModelSource, scheme: Scheme, folder: Path, *, dt
     quantized = models.load(source, dtype=dtype, device=device, load_options=options)
     quantized.model.save_pretrained(folder)
     quantized.tokenizer.save_pretrained(folder)
-    return load_written(folder, quantized.model, quantized.tokenizer, device=device)
+    rounded = scheme.name == "bnb-int8"  # LLM.int8
+    return load_written(folder, quantized.model, quantized.tokenizer, device=device, rounded_activations=rounded)
 
 
 def bitsandbytes_config(scheme: str, dtype: str) -> Any:

@@ -31,6 +31,7 @@ from edgequant.export.gguf.tensors import (
 from edgequant.export.gguf.tokenizer import WriterOfEmptyLists, write_tokenizer
 from edgequant.files import atomic_path, sha256_of
 from edgequant.models.loading import LoadedModel
+from edgequant.models.same_function.integers_of_bitsandbytes import dequantized, holds_integers
 from edgequant.models.same_function.merging import merge_adapters
 
 EMBEDDINGS = ("token_embd.weight", "output.weight")
@@ -89,10 +90,9 @@ def write_gguf(
 
 def _plain(model: Any, tokenizer: Any) -> Any:
     """Merge an adapter into its weights; give bitsandbytes' layers their floating-point weights back."""
-    if hasattr(model, "merge_and_unload"):
+    if hasattr(model, "get_base_model"):  # of peft
         model = merge_adapters(model, tokenizer)
-    method = str(getattr(getattr(model, "quantization_method", None), "value", ""))
-    return model.dequantize() if method == "bitsandbytes" else model
+    return dequantized(model, tokenizer) if holds_integers(model) else model
 
 
 def _plans(model: Any, architecture: Architecture, format_name: str, embedding_format: str | None) -> list[_Plan]:

@@ -22,7 +22,7 @@ PROBE_TEXT = (
     "with drinking water and a working telephone, are logged and told plainly that a boat will come at first light."
 )
 PROBE_TOKENS = 64
-EXACT = 1e-4  # float32: random models of four architectures err by 2e-6 at 24 blocks, and trained ones have outliers
+EXACT = 1e-3  # float32: random models of 24 blocks err by 2e-6, under adapters larger than themselves by 3e-5
 ROUNDINGS = 4  # what trained models may err more than random ones, which err by about eps times sqrt(blocks)
 REPORT = "this is a fault of edgequant, or the model is none that it knows; please report it"
 RESTLESS = 2.0  # two roundings of the same activations may differ by the error of both

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from edgequant.errors import UserError
 from edgequant.models.same_function.comparison import check_same, probe_logits, probe_tokens, rounding_limit
+from edgequant.models.same_function.integers_of_bitsandbytes import OVER_INTEGERS, hold_layout, holds_integers
 from edgequant.models.same_function.ties import give_own_weights, mark_untied, says_tied, tie_if_equal
-
-OVER_INTEGERS = 0.1  # bitsandbytes computes in its own precision, LLM.int8 with rounded activations: 0.02 on `tiny`
 
 
 def merge_adapters(adapted: Any, tokenizer: Any = None) -> Any:
@@ -27,16 +27,20 @@ def merge_adapters(adapted: Any, tokenizer: Any = None) -> Any:
         tokenizer: the model's own, to compare logits on text before and after.
 
     Raises:
-        UserError: the merged model computes something else; says how far off.
+        UserError: it is of a kind that is not part of the weights, or the merged model computes something else; says
+            how far off.
     """
+    if not hasattr(adapted, "merge_and_unload"):  # prompts and prefixes
+        raise UserError(f"a {_kind(adapted)} adapter cannot be merged into weights; use one of LoRA")
+    hold_layout(adapted)
     tokens = probe_tokens(adapted, tokenizer)
     before = probe_logits(adapted, tokens)
-    limit = max(rounding_limit(adapted), OVER_INTEGERS if _over_integers(adapted) else 0.0)
+    limit = max(rounding_limit(adapted), OVER_INTEGERS if holds_integers(adapted.get_base_model()) else 0.0)
     tied = says_tied(adapted.get_base_model())
     give_own_weights(adapted, {id(layer.get_base_layer()) for _, layer in _adapted_layers(adapted)})
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*no longer tied after merging")  # said below
-        merged = _merged_in_float(adapted) if _over_integers(adapted) else adapted.merge_and_unload()
+        merged = _merged(adapted)
     if tied and not tie_if_equal(merged):
         mark_untied(merged)
         print("merging: embedding and head were one tensor and are two now, as their adapters were trained", flush=True)
@@ -44,16 +48,25 @@ def merge_adapters(adapted: Any, tokenizer: Any = None) -> Any:
     return merged
 
 
+def _kind(adapted: Any) -> str:
+    return ", ".join(str(getattr(one.peft_type, "value", one.peft_type)) for one in adapted.peft_config.values())
+
+
+def _merged(adapted: Any) -> Any:
+    kind = _kind(adapted)
+    try:
+        return _merged_in_float(adapted) if holds_integers(adapted.get_base_model()) else adapted.merge_and_unload()
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        raise UserError(f"the {kind} adapter cannot be merged: {error}; use it as it is, unmerged") from error
+
+
 def _adapted_layers(adapted: Any) -> Iterator[tuple[str, Any]]:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     base = adapted.get_base_model()
     return ((name, module) for name, module in base.named_modules() if isinstance(module, BaseTunerLayer))
-
-
-def _over_integers(adapted: Any) -> bool:
-    method = getattr(adapted.get_base_model(), "quantization_method", None)
-    return str(getattr(method, "value", method)) == "bitsandbytes"
 
 
 @torch.no_grad()

@@ -8,11 +8,13 @@ from typing import Any
 from edgequant.models.loading import LoadedModel, load
 from edgequant.models.same_function.comparison import check_same, probe_logits, probe_tokens, rounding_limit
 
-ROUNDED_ACTIVATIONS = 0.1  # the same kernels give the same integers, but for values at the border of two
+# The same kernels give the same integers, but where float32 sums differ in their last bit: activations at the border
+# of two integers then fall to the other side, and on SmolLM2 w8a8-static the logits differ by 0.2 for that alone.
+ROUNDED_ACTIVATIONS = 0.5
 
 
 def load_written(
-    folder: Path, written: Any, tokenizer: Any, *, device: str, dtype: str = "auto", rounds_activations: bool = True
+    folder: Path, written: Any, tokenizer: Any, *, device: str, rounded_activations: bool, dtype: str = "auto"
 ) -> LoadedModel:
     """Load a folder that was just written and compare logits with the model that it was written from.
 
@@ -20,7 +22,7 @@ def load_written(
         written: the model as it was saved.
         tokenizer: the model's own.
         dtype: as `models.load`; where it is another than the written model's, its rounding is allowed for.
-        rounds_activations: whether the model may compute with activations in integers.
+        rounded_activations: whether the model computes with activations in integers.
 
     Raises:
         UserError: the two compute something else; says how far off.
@@ -29,6 +31,6 @@ def load_written(
     before = probe_logits(written, tokens)
     loaded = load(str(folder), dtype=dtype, device=device)
     after = probe_logits(loaded.model, tokens.to(loaded.model.device))
-    limit = max(rounding_limit(written), rounding_limit(loaded.model), ROUNDED_ACTIVATIONS * rounds_activations)
+    limit = max(rounding_limit(written), rounding_limit(loaded.model), ROUNDED_ACTIVATIONS * rounded_activations)
     check_same(before, after, limit, f"writing the model to {folder} and loading it again")
     return loaded

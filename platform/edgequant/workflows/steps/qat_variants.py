@@ -170,7 +170,10 @@ def _saved_and_reloaded(experiment: QatExperiment, model: Any, folder: str, metr
         parameters=experiment.parameters,
         made_from=experiment.name,
     )
-    reloaded = load_written(saved.folder, model, experiment.tokenizer, device=experiment.device)
+    rounded = experiment.scheme.activation is not None
+    reloaded = load_written(
+        saved.folder, model, experiment.tokenizer, device=experiment.device, rounded_activations=rounded
+    )
     metrics |= _held_out(experiment, reloaded.model)
     return Variant(reloaded.model, reloaded.tokenizer, saved.folder, metrics)
 
