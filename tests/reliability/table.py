@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from of_settings import SITUATIONS as SETTINGS
+from of_ties import SITUATIONS as TIES
 from situation import Situation
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
 BEGIN, END = "<!-- situations -->", "<!-- end of situations -->"
 KINDS: dict[str, list[Situation]] = {
     "Settings and machines": SETTINGS,
+    "One tensor with two roles": TIES,
 }
 
 
