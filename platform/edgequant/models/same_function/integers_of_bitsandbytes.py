@@ -1,7 +1,7 @@
 """bitsandbytes' weights given back as floating point, and in the layout that training and dequantising read.
 
 On a CPU with AVX512-BF16 the first forward pass in evaluation mode packs 4-bit weights for a kernel that has no
-gradient. Seen with bitsandbytes 0.50.2: a model that was measured before is trained with gradients that end at its
+gradient. Seen with bitsandbytes 0.50.2: a model that was measured before has no gradients behind its
 linears, `dequantize` makes noise of it, and asking for its state, as any saving does, leaves its scales transposed.
 """
 
