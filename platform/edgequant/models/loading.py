@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from edgequant.errors import UserError
 from edgequant.models import hub
 from edgequant.models.devices import DTYPES, pick_device, pick_dtype
-from edgequant.models.same_function.ties import settle_head
 from edgequant.models.sources import ModelSource, is_checkpoint, resolve
 
 if TYPE_CHECKING:
@@ -154,6 +153,8 @@ def _load_adapter(folder: Path, options: dict[str, Any]) -> tuple[Any, Any]:
 
 def _from_pretrained(location: str, options: dict[str, Any]) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM
+
+    from edgequant.models.same_function.ties import settle_head
 
     model: Any
     model, report = AutoModelForCausalLM.from_pretrained(location, output_loading_info=True, **options)

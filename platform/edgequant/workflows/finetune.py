@@ -114,7 +114,7 @@ def check_floating(source: ModelSource) -> None:
     if stated := config.get("quantization_config"):
         raise UserError(
             f"model must be a floating-point model, got {source.location!r}, which is quantised already "
-            f"({dict(stated).get('quant_method')}); give the model that it was made of, with base bnb-nf4 for integers "
+            f"({stated.get('quant_method') if isinstance(stated, dict) else stated}); give the model that it was made of, with base bnb-nf4 for integers "
             "under the adapters"
         )
 

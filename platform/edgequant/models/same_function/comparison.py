@@ -51,7 +51,8 @@ def probe_tokens(model: Any, tokenizer: Any = None) -> Tensor:
         tokenizer: the model's own; without one the text's bytes are taken for ids, which serves as well to compare by.
     """
     ids = list(PROBE_TEXT.encode()) if tokenizer is None else list(tokenizer(PROBE_TEXT)["input_ids"])
-    known = [token % _vocabulary(model) for token in ids[:PROBE_TOKENS]]
+    length = min(PROBE_TOKENS, _text_number(model, "max_position_embeddings") or PROBE_TOKENS)
+    known = [token % _vocabulary(model) for token in ids[:length]]
     return torch.tensor([known], device=next(model.parameters()).device)
 
 

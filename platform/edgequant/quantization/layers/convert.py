@@ -31,7 +31,7 @@ from edgequant.quantization.layers.fake_quantized import (
     fake_quantized_layers,
     output_scale_of,
 )
-from edgequant.quantization.layers.fixed_weights import IdentityQuantizer
+from edgequant.quantization.layers.fixed_weights import awaits_integers
 from edgequant.quantization.layers.input_quantizers import DynamicInputQuantizer, Phase, make_input_quantizer
 from edgequant.quantization.layers.integer import IntegerEmbedding, IntegerLinear
 from edgequant.quantization.layers.packed_weight import PackedWeight
@@ -141,7 +141,7 @@ def convert(model: nn.Module, text: Tensor | None = None) -> None:
 @contextmanager
 def _as_simulated(model: nn.Module, text: Tensor | None) -> Iterator[None]:
     layers = fake_quantized_layers(model).values()
-    if not can_be_probed(model) or any(isinstance(layer.quantizer, IdentityQuantizer) for layer in layers):
+    if not can_be_probed(model) or any(map(awaits_integers, layers)):
         yield  # a part of a model, or one whose integers are chosen by the conversion itself
         return
     tokens = probe_tokens(model) if text is None else text
