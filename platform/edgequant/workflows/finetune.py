@@ -112,10 +112,10 @@ def check_floating(source: ModelSource) -> None:
 
     config = models.folder_config(Path(source.location)) if source.kind == "folder" else {}
     if stated := config.get("quantization_config"):
+        method = stated.get("quant_method") if isinstance(stated, dict) else stated
         raise UserError(
-            f"model must be a floating-point model, got {source.location!r}, which is quantised already "
-            f"({stated.get('quant_method') if isinstance(stated, dict) else stated}); give the model that it was made of, with base bnb-nf4 for integers "
-            "under the adapters"
+            f"model must be a floating-point model, got {source.location!r}, which is quantised already ({method}); "
+            "give the model that it was made of, with base bnb-nf4 for integers under the adapters"
         )
 
 
