@@ -6,6 +6,7 @@ from pathlib import Path
 
 from of_outputs import SITUATIONS as OUTPUTS
 from of_settings import SITUATIONS as SETTINGS
+from of_ties import SITUATIONS as TIES
 from situation import Situation
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
@@ -13,6 +14,7 @@ BEGIN, END = "<!-- situations -->", "<!-- end of situations -->"
 KINDS: dict[str, list[Situation]] = {
     "Outputs": OUTPUTS,
     "Settings and machines": SETTINGS,
+    "One tensor with two roles": TIES,
 }
 
 

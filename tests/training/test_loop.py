@@ -176,3 +176,14 @@ def test_the_seed_sets_the_order_of_the_text(tiny, sequences, tmp_path):
 def test_impossible_settings_are_refused_where_they_are_made(values, message):
     with pytest.raises(UserError, match=message):
         TrainingSettings(**values)
+
+
+def test_a_model_trained_in_bfloat16_computes_in_its_own_type_afterwards(tiny, sequences, tmp_path):
+    """transformers.Trainer wraps its forward pass in autocast and leaves it so."""
+    train(tiny.model, sequences, replace(SHORT, precision="bfloat16"), tmp_path)
+    fresh = type(tiny.model)(tiny.model.config).eval()
+    fresh.load_state_dict(tiny.model.state_dict())
+    tiny.model.eval()
+    with torch.no_grad():
+        found, expected = (model(input_ids=sequences[:2]).logits for model in (tiny.model, fresh))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)

@@ -75,12 +75,24 @@ def unique_state(model: Any) -> dict[str, torch.Tensor]:
 def _config(model: Any, scheme: Scheme, parameters: int, made_from: str) -> dict[str, Any]:
     config = model.config.to_dict()
     config["architectures"] = [type(model).__name__]
+    for part in (config, config.get("text_config")):
+        if isinstance(part, dict) and "tie_word_embeddings" in part:
+            part["tie_word_embeddings"] = _has_tied_head(model)
     config["quantization_config"] = {"quant_method": QUANT_METHOD, "scheme": scheme.to_dict()}
     config["num_parameters_unquantized"] = parameters
     config["edgequant_model"] = made_from
     # Said outright: transformers would otherwise guess the compute type from the first tensor, a float16 scale.
     config["dtype"] = str(next(p.dtype for p in model.parameters() if p.is_floating_point())).removeprefix("torch.")
     return config
+
+
+def _has_tied_head(model: Any) -> bool:
+    """By the weights: a configuration that says otherwise would be read as another model."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if isinstance(found := getattr(head, "is_tied", None), bool):
+        return found
+    weight = getattr(head, "weight", None)
+    return weight is not None and weight is getattr(embedding, "weight", None)
 
 
 def _write_manifest(folder: Path, scheme: dict[str, Any] | None) -> None:

@@ -280,7 +280,8 @@ def _compiled_where_asked(
 
 @contextlib.contextmanager
 def _one_bar_and_mode_restored(model: nn.Module) -> Iterator[None]:
-    was_training = model.training
+    """Trainer leaves a model whose forward pass is in bfloat16 for good, whatever its weights are in: undone too."""
+    was_training, forward = model.training, model.__dict__.get("forward")
     bars = is_progress_bar_enabled()
     disable_progress_bar()  # of the checkpoints that Trainer writes: ours is the one bar
     try:
@@ -289,3 +290,7 @@ def _one_bar_and_mode_restored(model: nn.Module) -> Iterator[None]:
         if bars:
             enable_progress_bar()
         model.train(was_training)
+        for name in ("forward", "_original_forward"):
+            model.__dict__.pop(name, None)
+        if forward is not None:
+            model.__dict__["forward"] = forward

@@ -206,7 +206,8 @@ class LoraSettings:
     """On the adapters' input."""
 
     targets: str = "all-linear"
-    """`all-linear`, or comma-separated module names such as q_proj,v_proj."""
+    """`all-linear` (but the head), or comma-separated module names such as q_proj,v_proj. With lm_head or embed_tokens
+    of a tied model the merged model is untied."""
 
     def __post_init__(self) -> None:
         if self.rank < 1:

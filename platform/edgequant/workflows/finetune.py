@@ -60,6 +60,7 @@ def finetune(
     training.known_rate  # noqa: B018 - refuses `auto`
     source = validate(model, dataset, self_generated=False).source
     target = check_folders(output, base, places_read(source, dataset, data_dir=run.data_dir))
+    check_floating(source)
 
     from edgequant import models, tracking
     from edgequant.workflows.steps.data import evaluation_data
@@ -127,6 +128,23 @@ def check_folders(output: str | None, base: str, reads: Sequence[Place]) -> Path
     return folder
 
 
+def check_floating(source: ModelSource) -> None:
+    """Refuse weights that are integers already, as far as can be told before they are loaded.
+
+    Raises:
+        UserError: adapters over them could not be merged.
+    """
+    from edgequant import models
+
+    config = models.folder_config(Path(source.location)) if source.kind == "folder" else {}
+    if stated := config.get("quantization_config"):
+        method = stated.get("quant_method") if isinstance(stated, dict) else stated
+        raise UserError(
+            f"model must be a floating-point model, got {source.location!r}, which is quantised already ({method}); "
+            "give the model that it was made of, with base bnb-nf4 for integers under the adapters"
+        )
+
+
 def load_base(source: ModelSource, base: str, *, device: str, dtype: str) -> Any:
     """The model to put adapters on: float32 master weights, or bitsandbytes' integers."""
     from edgequant import models
@@ -176,7 +194,8 @@ def adapt(
 
 def save_result(adapted: Any, tokenizer: Any, folder: Path, base: str, *, dtype: str, device: str) -> Any:
     """Save the adapter, and the merged model where the base is floating point; returns the model to measure."""
-    from edgequant import models
+    from edgequant.models.same_function.integers_of_bitsandbytes import release_layout
+    from edgequant.models.same_function.written import load_written
     from edgequant.training.lora import merge
 
     share_folder(folder, FINETUNED)
@@ -185,11 +204,13 @@ def save_result(adapted: Any, tokenizer: Any, folder: Path, base: str, *, dtype:
         adapted.save_pretrained(adapter, save_embedding_layers=False)  # else peft asks the hub about the base
         _complete(adapter, tokenizer)
         if base != "float":
+            release_layout(adapted)
             return adapted
-        merged = both.enter_context(atomic_folder(folder / "merged"))
-        merge(adapted).save_pretrained(merged)
-        _complete(merged, tokenizer)
-    return models.load(str(folder / "merged"), dtype=dtype, device=device).model
+        merged, target = merge(adapted, tokenizer), both.enter_context(atomic_folder(folder / "merged"))
+        merged.save_pretrained(target)
+        _complete(target, tokenizer)
+    place: dict[str, Any] = {"dtype": dtype, "device": device}
+    return load_written(folder / "merged", merged, tokenizer, **place, rounded_activations=False).model
 
 
 def _complete(folder: Path, tokenizer: Any) -> None:

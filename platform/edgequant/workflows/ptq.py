@@ -101,9 +101,9 @@ def ptq(
         for parsed, layer_bits in mixed:
             with tracking.variant_run("ptq", model=name, scheme=parsed.name, phase="ptq"):
                 folder = folders[parsed.name] = _folder(target, parsed, schemes, work)
-                log_layer_errors(write_quantized(loaded, parsed, rounding, folder, dtype=dtype))
+                errors, reloaded = write_quantized(loaded, parsed, rounding, folder, dtype=dtype)
+                log_layer_errors(errors)
                 log_layer_bits(layer_bits)
-                reloaded = models.load(str(folder), device=run.device)
                 row = measure(reloaded.model, reloaded.tokenizer, data, evaluation, checkpoint=folder)
                 rows[parsed.name] = row
                 if register:
@@ -138,12 +138,13 @@ class Rounding(NamedTuple):
 
 def write_quantized(
     loaded: LoadedModel, scheme: Scheme, rounding: Rounding, folder: Path, *, dtype: str
-) -> list[dict[str, Any]]:
-    """Quantise a copy of a loaded model and write it to `folder`; returns the per-layer errors, if any."""
+) -> tuple[list[dict[str, Any]], LoadedModel]:
+    """Quantise a copy of a loaded model, write it to `folder`, load it; returns per-layer errors, if any, and that."""
+    device = str(loaded.model.device)
     if scheme.backend == "bitsandbytes":
-        _write_bitsandbytes(loaded.source, scheme, folder, dtype=dtype, device=str(loaded.model.device))
-        return []
+        return [], _write_bitsandbytes(loaded.source, scheme, folder, dtype=dtype, device=device)
     from edgequant import models
+    from edgequant.models.same_function.written import load_written
     from edgequant.quantization import checkpoint
     from edgequant.quantization.ptq.quantize import quantize
 
@@ -160,19 +161,23 @@ def write_quantized(
     parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
     models.cast(model, dtype)
     checkpoint.save(model, loaded.tokenizer, folder, scheme, parameters=parameters, made_from=loaded.source.name)
-    return errors
+    rounded = scheme.activation is not None
+    return errors, load_written(folder, model, loaded.tokenizer, device=device, rounded_activations=rounded)
 
 
-def _write_bitsandbytes(source: ModelSource, scheme: Scheme, folder: Path, *, dtype: str, device: str) -> None:
+def _write_bitsandbytes(source: ModelSource, scheme: Scheme, folder: Path, *, dtype: str, device: str) -> LoadedModel:
     from edgequant import models
+    from edgequant.models.same_function.written import load_written
     from edgequant.quantization.checkpoint import ensure_manifest
 
     options = {"quantization_config": bitsandbytes_config(scheme.name, dtype)}
     quantized = models.load(source, dtype=dtype, device=device, load_options=options)
+    rounded = scheme.name == "bnb-int8"  # LLM.int8
     with atomic_folder(folder) as temporary:
         quantized.model.save_pretrained(temporary)
         quantized.tokenizer.save_pretrained(temporary)
         ensure_manifest(temporary)
+    return load_written(folder, quantized.model, quantized.tokenizer, device=device, rounded_activations=rounded)
 
 
 def bitsandbytes_config(scheme: str, dtype: str) -> Any:

@@ -8,12 +8,13 @@ import pytest
 import torch
 from random_architectures import KINDS
 
+from edgequant.errors import UserError
 from edgequant.quantization.layers.convert import prepare
 from edgequant.quantization.layers.fixed_weights import IdentityQuantizer
 from edgequant.quantization.ptq.awq import ActivationAwareScaling
 from edgequant.quantization.ptq.block_stream import BlockStream
 from edgequant.quantization.ptq.calibrated_block import CalibratedBlock
-from edgequant.quantization.ptq.equivalent_scaling import find_scaling_pairs
+from edgequant.quantization.ptq.equivalent_scaling import find_scaling_pairs, keeps_output
 from edgequant.quantization.ptq.smoothquant import Smoothing
 from edgequant.quantization.scheme import parse_scheme
 
@@ -98,3 +99,32 @@ def test_the_stream_of_blocks_computes_what_the_model_does(prepared):
     outputs = [output.detach() for output in last.outputs()]
     logits = [model.lm_head(inputs) for inputs in last.stream.head_inputs(outputs, model.lm_head)]
     torch.testing.assert_close(torch.cat(logits), model(input_ids=tokens).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_scaling_that_changes_the_block_is_refused(prepared):
+    """Every second column scaled, and nothing that divides its input."""
+    _, model, tokens = prepared
+    block = blocks(model, tokens)[0]
+    with (
+        pytest.raises(
+            UserError, match=r"^scaling the weights of model\.layers\.0 changed .* differ by \d.*without awq"
+        ),
+        keeps_output(block),
+    ):
+        block.layers["model.layers.0.self_attn.v_proj"].weight[:, ::2].mul_(2)
+
+
+@pytest.mark.parametrize("share", ["module", "parameter"])
+def test_a_norm_of_two_blocks_is_not_scaled_for_one_of_them(prepared, share):
+    kind, model, tokens = prepared
+    first, second = model.model.layers
+    if share == "module":
+        second.input_layernorm = first.input_layernorm
+    else:
+        second.input_layernorm.weight = first.input_layernorm.weight
+    expected = model(input_ids=tokens).logits
+    for block in blocks(model, tokens):
+        ActivationAwareScaling(4).apply(block)
+        names = {" ".join(name.split(".")[-1] for name in group.names) for group, _ in find_scaling_pairs(block)}
+        assert names < EXPECTED[kind]
+    torch.testing.assert_close(model(input_ids=tokens).logits, expected, rtol=1e-3, atol=1e-4)

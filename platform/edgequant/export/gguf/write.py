@@ -31,6 +31,8 @@ from edgequant.export.gguf.tensors import (
 from edgequant.export.gguf.tokenizer import WriterOfEmptyLists, write_tokenizer
 from edgequant.files import atomic_path, sha256_of
 from edgequant.models.loading import LoadedModel
+from edgequant.models.same_function.integers_of_bitsandbytes import dequantized, holds_integers
+from edgequant.models.same_function.merging import merge_adapters
 
 EMBEDDINGS = ("token_embd.weight", "output.weight")
 ELEMENT: dict[str, Any] = {"f32": np.float32, "f16": np.float16}  # every other format is written as bytes
@@ -73,7 +75,7 @@ def write_gguf(
         UserError: unknown format, or an architecture, tokenizer or feature that llama.cpp cannot reproduce.
     """
     check_format(format_name)
-    model = _plain(loaded.model)
+    model = _plain(loaded.model, loaded.tokenizer)
     architecture = architecture_of(model.config)
     plans = _plans(model, architecture, format_name, embedding_format)
     with atomic_path(path) as temporary:
@@ -86,12 +88,11 @@ def write_gguf(
     )
 
 
-def _plain(model: Any) -> Any:
+def _plain(model: Any, tokenizer: Any) -> Any:
     """Merge an adapter into its weights; give bitsandbytes' layers their floating-point weights back."""
-    if hasattr(model, "merge_and_unload"):
-        model = model.merge_and_unload()
-    method = str(getattr(getattr(model, "quantization_method", None), "value", ""))
-    return model.dequantize() if method == "bitsandbytes" else model
+    if hasattr(model, "get_base_model"):  # of peft
+        model = merge_adapters(model, tokenizer)
+    return dequantized(model, tokenizer) if holds_integers(model) else model
 
 
 def _plans(model: Any, architecture: Architecture, format_name: str, embedding_format: str | None) -> list[_Plan]:

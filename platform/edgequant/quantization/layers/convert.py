@@ -8,12 +8,22 @@ convert(model)                     # integers; what was simulated is what runs
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from edgequant.errors import UserError
+from edgequant.models.same_function.comparison import (
+    activation_limit,
+    can_be_probed,
+    check_same,
+    probe_logits,
+    probe_tokens,
+    rounding_limit,
+)
 from edgequant.quantization.calibration import ObserverName
 from edgequant.quantization.layers.fake_quantized import (
     FakeQuantizedEmbedding,
@@ -21,6 +31,7 @@ from edgequant.quantization.layers.fake_quantized import (
     fake_quantized_layers,
     output_scale_of,
 )
+from edgequant.quantization.layers.fixed_weights import awaits_integers
 from edgequant.quantization.layers.input_quantizers import DynamicInputQuantizer, Phase, make_input_quantizer
 from edgequant.quantization.layers.integer import IntegerEmbedding, IntegerLinear
 from edgequant.quantization.layers.packed_weight import PackedWeight
@@ -105,21 +116,45 @@ def calibrate(model: nn.Module, batches: list[Tensor]) -> None:
 
 
 @torch.no_grad()
-def convert(model: nn.Module) -> None:
+def convert(model: nn.Module, text: Tensor | None = None) -> None:
     """Replace, in place, fake-quantised layers by integer ones. Tied weights are quantised and stored once.
 
+    Args:
+        model: after `prepare`; of a causal language model, logits before and after are compared.
+        text: token ids [1, length] to compare them on (default: `probe_tokens`).
+
     Raises:
-        UserError: static ranges were never observed.
+        UserError: static ranges were never observed, or the integers compute something else than was simulated.
     """
-    embeddings: dict[int, PackedWeight] = {}
-    layers = fake_quantized_layers(model).items()
-    for name, layer in sorted(layers, key=lambda pair: pair[1].kind != "embedding"):
-        shared = embeddings.get(id(layer.weight))
-        packed = layer.packed() if shared is None else shared
-        if layer.kind == "embedding":
-            embeddings[id(layer.weight)] = packed
-        replace_module(model, name, layer.to_integer(packed, tied=shared is not None))
-    DynamicInputQuantizer.forget()
+    with _as_simulated(model, text):
+        embeddings: dict[int, PackedWeight] = {}
+        layers = fake_quantized_layers(model).items()
+        for name, layer in sorted(layers, key=lambda pair: pair[1].kind != "embedding"):
+            shared = embeddings.get(id(layer.weight))
+            packed = layer.packed() if shared is None else shared
+            if layer.kind == "embedding":
+                embeddings[id(layer.weight)] = packed
+            replace_module(model, name, layer.to_integer(packed, tied=shared is not None))
+        DynamicInputQuantizer.forget()
+
+
+@contextmanager
+def _as_simulated(model: nn.Module, text: Tensor | None) -> Iterator[None]:
+    layers = fake_quantized_layers(model).values()
+    if not can_be_probed(model) or any(map(awaits_integers, layers)):
+        yield  # a part of a model, or one whose integers are chosen by the conversion itself
+        return
+    tokens = probe_tokens(model) if text is None else text
+    limit, simulated = rounding_limit(model), _simulated_logits(model, tokens, quantize_inputs=True)
+    if any(layer.input_quantizer is not None for layer in layers):
+        limit += activation_limit(_simulated_logits(model, tokens, quantize_inputs=False), simulated)
+    yield
+    check_same(simulated, probe_logits(model, tokens), limit, "converting to integers")
+
+
+def _simulated_logits(model: nn.Module, tokens: Tensor, *, quantize_inputs: bool) -> Tensor:
+    set_phase(model, quantize_inputs=quantize_inputs, observe=False)
+    return probe_logits(model, tokens)
 
 
 def build_integer_layers(model: nn.Module, scheme: Scheme) -> Targets:

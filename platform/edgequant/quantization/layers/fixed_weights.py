@@ -44,6 +44,11 @@ class FixedCodesQuantizer(WeightQuantizer):
         return self.fixed
 
 
+def awaits_integers(layer: FakeQuantizedLayer) -> bool:
+    """Whether a layer simulates nothing yet."""
+    return isinstance(layer.quantizer, IdentityQuantizer)
+
+
 def fix_codes(layer: FakeQuantizedLayer, quantized: QuantizedWeight) -> None:
     """Fix a layer's integers."""
     layer.quantizer = FixedCodesQuantizer(layer.spec, quantized)

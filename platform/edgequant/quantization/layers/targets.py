@@ -90,9 +90,14 @@ def _are_tied(model: nn.Module, modules: dict[str, nn.Module], embedding: str | 
     """One parameter already, or about to become one: transformers ties a model on the meta device only later."""
     if embedding is None or head is None:
         return False
-    if f"{head}.weight" in (getattr(model, "all_tied_weights_keys", None) or {}):
+    weight = getattr(modules[head], "weight", None)
+    if (
+        weight is not None
+        and weight.is_meta
+        and f"{head}.weight" in (getattr(model, "all_tied_weights_keys", None) or {})
+    ):
         return True
-    return getattr(modules[embedding], "weight", None) is getattr(modules[head], "weight", 0)
+    return weight is not None and getattr(modules[embedding], "weight", None) is weight
 
 
 def replace_module(model: nn.Module, name: str, replacement: nn.Module) -> None:

@@ -8,11 +8,13 @@ same.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from edgequant.models.same_function.comparison import check_same, rounding_limit
 from edgequant.quantization.ptq.calibrated_block import CalibratedBlock, Group
 
 TOLERANCE = 1e-4  # of the block's largest output: float32 rounding
@@ -69,10 +71,46 @@ def find_scaling_pairs(block: CalibratedBlock) -> list[tuple[Group, ScalingPair]
     expected = block.probe()
     found: list[tuple[Group, ScalingPair]] = []
     for group in block.groups:
-        pair = next((pair for pair in _proposals(block, group) if _is_exact(block, pair, expected)), None)
+        fitting = (pair for pair in _proposals(block, group) if not _is_held_elsewhere(block, pair))
+        pair = next((pair for pair in fitting if _is_exact(block, pair, expected)), None)
         if pair is not None:
             found.append((group, pair))
     return found
+
+
+@contextmanager
+def keeps_output(block: CalibratedBlock) -> Iterator[None]:
+    """What is done inside must leave the output of an unquantised block as it is.
+
+    The block's output on calibration text says what logits would: everything behind it stays the same, since no
+    parameter is scaled that other parts of the model hold too.
+
+    Raises:
+        UserError: it did not; names the block and says how far off.
+    """
+    before, limit = block.probe(), rounding_limit(block.module, blocks=1)
+    yield
+    after = block.probe()
+    change = f"scaling the weights of {block.name}"
+    check_same(
+        *(_rows(output) for output in (before, after)), limit, change, "use a PTQ method without awq or smoothquant"
+    )
+
+
+def _rows(output: Tensor) -> Tensor:
+    return output.reshape(-1, output.shape[-1]).float().cpu()
+
+
+def _is_held_elsewhere(block: CalibratedBlock, pair: ScalingPair) -> bool:
+    """Whether a parameter of the pair has a second role, in another block or in this one."""
+    scaled = [pair.producer, *(block.layers[name] for name in pair.names)]
+    own = [parameter for module in scaled for parameter in module.parameters(recurse=False)]
+    roles = [id(one) for module in _at_every_place(block.stream.model) for one in module.parameters(recurse=False)]
+    return any(roles.count(id(parameter)) > 1 for parameter in own)
+
+
+def _at_every_place(model: nn.Module) -> Iterator[nn.Module]:
+    return (module for _, module in model.named_modules(remove_duplicate=False))
 
 
 def _proposals(block: CalibratedBlock, group: Group) -> Iterator[ScalingPair]:

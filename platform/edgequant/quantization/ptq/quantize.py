@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from edgequant import models
 from edgequant.errors import UserError
+from edgequant.models.same_function.comparison import PROBE_TOKENS
 from edgequant.quantization.calibration import CalibrationSettings
 from edgequant.quantization.layers.convert import calibrate, convert, has_static_ranges, prepare, set_phase
 from edgequant.quantization.layers.fake_quantized import (
@@ -29,6 +30,7 @@ from edgequant.quantization.ptq.block_checkpoints import BlockCheckpoints, finge
 from edgequant.quantization.ptq.block_stream import BlockStream
 from edgequant.quantization.ptq.calibrated_block import CalibratedBlock, Step, relative_error
 from edgequant.quantization.ptq.end_to_end import QuantizedModel, tie_heads
+from edgequant.quantization.ptq.equivalent_scaling import keeps_output
 from edgequant.quantization.ptq.methods import AUTO, Combination, affordable_tokens, best_method, parse_method
 from edgequant.quantization.ptq.rounding import HessianRounding, Rounding
 from edgequant.quantization.ptq.settings import PtqSettings
@@ -71,7 +73,7 @@ def quantize(
         UserError: unknown method, missing calibration, or a layer that cannot be quantised as asked, by name.
     """
     errors = choose_integers(model, scheme, calibration or [], method, settings, calibration_settings, work_folder)
-    convert(model)
+    convert(model, calibration[0][:1, :PROBE_TOKENS] if calibration else None)
     return errors
 
 
@@ -229,7 +231,8 @@ class _Calibrated:
 
     def _choose(self, block: CalibratedBlock) -> None:
         if self.steps.scale is not None:
-            self.steps.scale.apply(block)
+            with keeps_output(block):
+                self.steps.scale.apply(block)
         self.steps.round.apply(block)
         block.observe_ranges()
         block.set_phase(quantize_inputs=True, observe=False)

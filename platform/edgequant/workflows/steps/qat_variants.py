@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from edgequant import models
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.folders import atomic_folder
+from edgequant.models.same_function.comparison import probe_tokens
+from edgequant.models.same_function.written import load_written
 from edgequant.quantization import checkpoint
 from edgequant.quantization.layers.convert import calibrate, convert, has_static_ranges, prepare, set_phase
 from edgequant.quantization.ptq.quantize import choose_integers, weight_errors
@@ -68,7 +70,7 @@ def quantized(experiment: QatExperiment) -> Variant:
     result = experiment.train(model, "qat", settings, teacher, phases, experiment.limits("ptq"))
     set_phase(model, quantize_inputs=True, observe=False)
     simulated, errors = _logits(experiment, model), weight_errors(model)
-    convert(model)
+    convert(model, probe_tokens(model, experiment.tokenizer))
     metrics = _parity(experiment, simulated, _logits(experiment, model)) | result.metrics
     made = _saved_and_reloaded(experiment, model, "qat", metrics)
     return made._replace(layer_errors=errors, notes=result.notes)
@@ -153,7 +155,7 @@ def _rounded(experiment: QatExperiment, floating: Any, name: str, settings: Eval
     errors = choose_integers(model, experiment.scheme, **_by_method(experiment))
     if name == experiment.started_by:
         experiment.chosen[name] = copy.deepcopy(model)
-    convert(model)
+    convert(model, probe_tokens(model, experiment.tokenizer))
     return _saved_and_reloaded(experiment, model, name, {})._replace(settings=settings, layer_errors=errors)
 
 
@@ -169,7 +171,10 @@ def _saved_and_reloaded(experiment: QatExperiment, model: Any, folder: str, metr
         parameters=experiment.parameters,
         made_from=experiment.name,
     )
-    reloaded = models.load(str(saved.folder), device=experiment.device)
+    rounded = experiment.scheme.activation is not None
+    reloaded = load_written(
+        saved.folder, model, experiment.tokenizer, device=experiment.device, rounded_activations=rounded
+    )
     metrics |= _held_out(experiment, reloaded.model)
     return Variant(reloaded.model, reloaded.tokenizer, saved.folder, metrics)
 
