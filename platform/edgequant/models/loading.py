@@ -156,8 +156,8 @@ def _from_pretrained(location: str, options: dict[str, Any]) -> tuple[Any, Any]:
 
     from edgequant.models.same_function.ties import settle_head
 
-    model: Any
-    model, report = AutoModelForCausalLM.from_pretrained(location, output_loading_info=True, **options)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(location, output_loading_info=True, **options)
+    model, report = loaded
     settle_head(model, location, report["missing_keys"])
     if hasattr(model, "ct_decompress_hook"):  # compressed-tensors would wait for a call of the whole model
         model.hf_quantizer.compressor.decompress_model(model)

@@ -38,7 +38,7 @@ def _vocabulary(model: Any) -> int:
 
 
 def _text_number(model: Any, name: str) -> int:
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     return int(getattr(text, name, None) or 0)
 

@@ -28,7 +28,7 @@ def hold_layout(model: nn.Module) -> None:
     """Put 4-bit weights into the layout that has gradients and can be saved, in place, and let them stay there."""
     for layer in _layers(model):
         setattr(layer, MAY_PACK, False)
-        state = getattr(layer.weight, "quant_state", None)
+        state: Any = getattr(layer.weight, "quant_state", None)
         if getattr(state, "packing_format_for_cpu", False):
             layer.state_dict()  # which bitsandbytes unpacks for, but for the scales' order
             if state.absmax.ndim == 2:

@@ -90,11 +90,8 @@ def keeps_output(block: CalibratedBlock) -> Iterator[None]:
     """
     before, limit = block.probe(), rounding_limit(block.module, blocks=1)
     yield
-    after = block.probe()
-    change = f"scaling the weights of {block.name}"
-    check_same(
-        *(_rows(output) for output in (before, after)), limit, change, "use a PTQ method without awq or smoothquant"
-    )
+    after, change = block.probe(), f"scaling the weights of {block.name}"
+    check_same(_rows(before), _rows(after), limit, change, "use a PTQ method without awq or smoothquant")
 
 
 def _rows(output: Tensor) -> Tensor:
