@@ -12,7 +12,7 @@ from source_trees import ROOT, all_sources, import_graph, modules, top
 IMPORTS = import_graph(all_sources())
 PLATFORM = sorted(name for name in IMPORTS if name.startswith("edgequant."))
 
-BASE = {"errors", "files", "extensions"}
+BASE = {"errors", "files", "extensions", "settings_checks", "yaml_files"}
 BELOW = BASE | {"models", "tracking"}
 PACKAGES = {"corpora", "quantization", "training", "evaluation", "export", "reporting"}
 # package or module of edgequant: what it may import of edgequant, beside itself
@@ -20,6 +20,8 @@ ALLOWED = {
     "errors": set(),
     "extensions": {"errors"},
     "files": set(),
+    "settings_checks": {"errors"},
+    "yaml_files": {"errors"},
     "tracking": BASE,
     "models": BASE | {"tracking"},
     "corpora": BELOW,
@@ -30,7 +32,8 @@ ALLOWED = {
     "reporting": BELOW | {"evaluation.tasks.task", "evaluation.tasks.registry"},  # how a task's metrics are shown
     "workflows": BELOW | PACKAGES,
     "api": BELOW | PACKAGES | {"workflows"},
-    "__main__": BASE | {"workflows"},
+    "command_line": BASE | {"workflows"},
+    "__main__": BASE | {"workflows", "command_line"},
 }
 
 SCHEME = {"scheme", "calibration"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgequant.models.devices import DTYPES, cast, computes_bfloat16, pick_device, pick_dtype
+from edgequant.models.devices import DTYPES, cast, check_device, check_dtype, computes_bfloat16, pick_device, pick_dtype
 from edgequant.models.loading import LoadedModel, load, load_tokenizer, weights_digest
 from edgequant.models.sources import (
     HUB_MODELS,
@@ -27,6 +27,8 @@ __all__ = [
     "ModelSource",
     "cast",
     "check_available",
+    "check_device",
+    "check_dtype",
     "computes_bfloat16",
     "folder_config",
     "is_checkpoint",

@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from edgequant.errors import UserError
+from edgequant.settings_checks import check_types
 
 Precision = Literal["auto", "bfloat16", "float32"]
 STEPS_WORTH_SAVING = 20  # fewer are sooner done again than a large model is written four times
+HIGHEST_RATE = 1.0  # of AdamW, whose first steps are as long as the rate: no weight of a model is as large
 CPU_TOKENS = 12_288  # what `max_tokens: auto` allows on a CPU: minutes for a model of 135 million parameters
 
 
@@ -95,13 +97,18 @@ class TrainingSettings:
     about a third more time."""
 
     def __post_init__(self) -> None:
+        check_types(self, "training")
         self._check_at_least(1, "steps", "batch_size", "gradient_accumulation", "max_tokens", "eval_steps")
         self._check_at_least(2, "sequence_length")
         self._check_at_least(0, "weight_decay", "teacher_top_k", "patience", "save_steps")
         for name in ("learning_rate", "max_grad_norm", "temperature", "epochs", "max_minutes"):
             value = getattr(self, name)
-            if value not in (None, "auto") and not 0 < value < float("inf"):
+            if value not in (None, "auto") and value <= 0:
                 raise UserError(f"training.{name} must be above 0, got {value}")
+        if self.learning_rate != "auto" and self.learning_rate > HIGHEST_RATE:
+            raise UserError(
+                f"training.learning_rate must be at most {HIGHEST_RATE:g}, such as 3e-5, got {self.learning_rate}"
+            )
         for name in ("warmup_fraction", "distillation_weight", "rate_test_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"training.{name} must be a share between 0 and 1, got {getattr(self, name)}")
@@ -109,7 +116,7 @@ class TrainingSettings:
     def _check_at_least(self, least: int, *names: str) -> None:
         for name in names:
             value = getattr(self, name)
-            if value not in (None, "auto") and not least <= value < float("inf"):
+            if value not in (None, "auto") and value < least:
                 raise UserError(f"training.{name} must be at least {least}, got {value}")
 
     def for_text(self, rows: int, device: str) -> TrainingSettings:
@@ -209,6 +216,7 @@ class LoraSettings:
     """`all-linear`, or comma-separated module names such as q_proj,v_proj."""
 
     def __post_init__(self) -> None:
+        check_types(self, "lora")
         if self.rank < 1:
             raise UserError(f"lora.rank must be at least 1, such as 8 or 16, got {self.rank}")
         if self.alpha <= 0:
