@@ -74,10 +74,17 @@ def _fits_one(value: Any, kind: Any) -> bool:
     if isinstance(value, bool) or kind is bool:
         return isinstance(value, bool) and kind is bool
     if kind is float:
-        return isinstance(value, int | float) and abs(value) < LARGEST and math.isfinite(value)
+        return isinstance(value, int | float) and _is_finite(value)
     if kind is int:
         return isinstance(value, int) and abs(value) <= LARGEST
     return isinstance(value, origin or kind)
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number of more digits than any float
+        return False
 
 
 def expected(kind: Any) -> str:

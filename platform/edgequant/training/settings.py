@@ -11,7 +11,6 @@ from edgequant.settings_checks import check_types
 
 Precision = Literal["auto", "bfloat16", "float32"]
 STEPS_WORTH_SAVING = 20  # fewer are sooner done again than a large model is written four times
-HIGHEST_RATE = 1.0  # of AdamW, whose first steps are as long as the rate: no weight of a model is as large
 CPU_TOKENS = 12_288  # what `max_tokens: auto` allows on a CPU: minutes for a model of 135 million parameters
 
 
@@ -105,10 +104,6 @@ class TrainingSettings:
             value = getattr(self, name)
             if value not in (None, "auto") and value <= 0:
                 raise UserError(f"training.{name} must be above 0, got {value}")
-        if self.learning_rate != "auto" and self.learning_rate > HIGHEST_RATE:
-            raise UserError(
-                f"training.learning_rate must be at most {HIGHEST_RATE:g}, such as 3e-5, got {self.learning_rate}"
-            )
         for name in ("warmup_fraction", "distillation_weight", "rate_test_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"training.{name} must be a share between 0 and 1, got {getattr(self, name)}")

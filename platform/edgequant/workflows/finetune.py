@@ -50,7 +50,9 @@ def finetune(
     config = configuration(locals())
     check_base(base, register)
     training.known_rate  # noqa: B018 - refuses `auto`
-    source = validate(model, dataset, self_generated=False).source
+    source = validate(
+        model, dataset, training=training, evaluation=evaluation, self_generated=False, device=run.device
+    ).source
 
     from edgequant import models, tracking
     from edgequant.workflows.steps.data import evaluation_data

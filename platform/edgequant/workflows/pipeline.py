@@ -49,7 +49,15 @@ def pipeline(
     """
     config = configuration(locals())
     check_phases(phases)
-    validate(model, "disaster", schemes=scheme, training=training, qat=QatSettings())
+    validate(
+        model,
+        "disaster",
+        schemes=scheme,
+        training=training,
+        qat=QatSettings(),
+        evaluation=evaluation,
+        device=run.device,
+    )
 
     from edgequant import tracking
     from edgequant.workflows.evaluate import resolved_settings
@@ -73,6 +81,8 @@ def check_phases(phases: Sequence[str]) -> None:
     Raises:
         UserError: names it and those that do.
     """
+    if not phases:
+        raise UserError(f"phases must be some of {', '.join(PHASES)}, got none; leave them out for all")
     for phase in phases:
         if phase not in PHASES:
             raise UserError(f"phases must be some of {', '.join(PHASES)}, got {phase!r}")

@@ -63,8 +63,9 @@ def ptq(
     """
     config = configuration(locals())
     source, schemes = validate(
-        model, dataset, schemes=scheme, size_budget=size_budget, method=None if method == AUTO else method
-    )
+        model, dataset, schemes=scheme, size_budget=size_budget, method=None if method == AUTO else method,
+        calibration=calibration, evaluation=evaluation, device=run.device,
+    )  # fmt: skip
 
     from edgequant import models, tracking
     from edgequant.workflows.steps.data import evaluation_data

@@ -63,7 +63,7 @@ def qat(
     config = configuration(locals())
     source, (parsed,) = validate(
         model, dataset, schemes=scheme, size_budget=size_budget, training=training, qat=qat, calibration=calibration,
-        guard=guard,
+        guard=guard, evaluation=evaluation, device=run.device,
     )  # fmt: skip
 
     from edgequant import tracking

@@ -77,10 +77,9 @@ class QatSettings:
         for name in ("activation_quant_start", "freeze_observers_at"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"qat.{name} must be a share of the steps, 0 to 1, got {getattr(self, name)}")
-        if self.student_learning_rate is not None and not 0 < self.student_learning_rate <= 1:
+        if self.student_learning_rate is not None and self.student_learning_rate <= 0:
             raise UserError(
-                "qat.student_learning_rate must be above 0 and at most 1, or null for training's, got "
-                f"{self.student_learning_rate}"
+                f"qat.student_learning_rate must be above 0, or null for training's, got {self.student_learning_rate}"
             )
         for name in ("max_perplexity_loss", "max_task_loss"):
             if getattr(self, name) < 0:
