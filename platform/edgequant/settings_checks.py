@@ -30,8 +30,17 @@ def check_types(settings: Any, group: str = "") -> None:
         if isinstance(value, list) and any(get_origin(one) is tuple for one in alternatives(kind)):
             value = tuple(value)  # what YAML and the command line give
             object.__setattr__(settings, item.name, value)
-        if not fits(value, kind):
-            raise wrong_type(f"{group}.{item.name}" if group else item.name, value, kind)
+        check_type(f"{group}.{item.name}" if group else item.name, value, kind)
+
+
+def check_type(name: str, value: Any, kind: Any) -> None:
+    """Refuse a value of another type.
+
+    Raises:
+        UserError: names it, what was expected and the value.
+    """
+    if not fits(value, kind):
+        raise wrong_type(name, value, kind)
 
 
 def check_seed(seed: int, name: str = "seed") -> None:
