@@ -31,7 +31,8 @@ ALLOWED = {
     "export": BELOW | {"quantization.scheme", "quantization.layers"},  # whose packed weights it writes
     "reporting": BELOW | {"evaluation.tasks.task", "evaluation.tasks.registry"},  # how a task's metrics are shown
     "workflows": BELOW | PACKAGES,
-    "api": BELOW | PACKAGES | {"workflows"},
+    "api_checks": {"errors", "settings_checks"},
+    "api": BELOW | PACKAGES | {"workflows", "api_checks"},
     "command_line": BASE | {"workflows"},
     "__main__": BASE | {"workflows", "command_line"},
 }

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from edgequant.errors import UserError
 from edgequant.models import hub
 from edgequant.models.devices import check_dtype, pick_device, pick_dtype
+from edgequant.models.load_errors import told_in_one_line
 from edgequant.models.sources import ModelSource, is_checkpoint, resolve
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ class LoadedModel(NamedTuple):
     source: ModelSource
 
 
+@told_in_one_line
 def load(
     source: str | ModelSource,
     *,
@@ -57,6 +59,7 @@ def load(
     return LoadedModel(model.eval(), tokenizer, resolved)
 
 
+@told_in_one_line
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a model source, without its weights.
 
