@@ -134,7 +134,7 @@ def hint(value: Any, kind: Any) -> str:
         return "; write null"
     listed = next((one for one in kinds if get_origin(one) in (tuple, list)), None)
     if listed is not None and isinstance(value, str | int) and str(value).strip(" ,[]"):
-        items = [part.strip() for part in str(value).strip("[]() ").split(",") if part.strip()]
+        items = [" ".join(part.split()) for part in str(value).strip("[]() ").split(",") if part.strip()]
         return f"; write [{', '.join(items)}]"
     if bool in kinds:
         return _truth_hint(value)

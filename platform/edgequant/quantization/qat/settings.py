@@ -122,8 +122,11 @@ class QatSettings:
         return self.learnable_scales and parse_method(method).name != "rtn"
 
     def _check_init_from(self) -> None:
-        if self.init_from == "auto" or parse_method(self.init_from).name == "rtn":
-            return
+        try:
+            if self.init_from == "auto" or parse_method(self.init_from).name == "rtn":
+                return
+        except UserError as error:
+            raise UserError(f"qat.init_from {self.init_from!r}: {error}") from error
         if self.sparsity and parse_method(self.init_from).name == "mse_clip":
             return
         if not self.learnable_scales:
