@@ -56,17 +56,13 @@ def read_small_text(path: str | os.PathLike[str], named: str) -> str:
         with file.open("rb") as handle:
             content = handle.read(LARGEST + 1)
         if len(content) > LARGEST:
-            raise UserError(
-                f"{named} must be a text file of at most {LARGEST:,} bytes; it is larger: name another file"
-            )
+            raise UserError(f"{named} must be a text file of at most {LARGEST:,} bytes; it is larger: name another")
         text = content.decode("utf-8-sig")
     except OSError as error:
         raise UserError(f"{named} cannot be read: {error.strerror}; check its permissions") from error
     except UnicodeDecodeError as error:
         byte = f"0x{error.object[error.start]:02x} at byte {error.start}"
-        raise UserError(
-            f"{named} must be a UTF-8 text file, got {byte}; convert it with iconv, or name another"
-        ) from error
+        raise UserError(f"{named} must be UTF-8 text, got {byte}; convert it with iconv, or name another") from error
     if "\0" in text:
         raise UserError(f"{named} must be a text file, got binary data; name another")
     return text
