@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from edgequant.__main__ import WORKFLOWS, _known_keys, main, make_parser, parse, workflow
+from edgequant.__main__ import WORKFLOWS, main, parse, workflow
+from edgequant.command_line.options import options_of as options_by_name
+from edgequant.command_line.renamed_options import RENAMED
 from edgequant.errors import UserError
-from edgequant.workflows.renamed_options import RENAMED
 from edgequant.workflows.settings import RunSettings
 
 # arguments, and what the message has to say
@@ -201,7 +202,7 @@ def test_an_old_key_of_a_recipe_is_refused_with_its_new_name(tmp_path):
 
 def test_every_new_name_is_an_option_and_no_old_one_is():
     for name, renamed in RENAMED.items():
-        known = set(_known_keys(make_parser(name, workflow(name))))
+        known = set(options_by_name(workflow(name)))
         assert set(renamed.values()) <= known, name
         assert not set(renamed) & known, name
 

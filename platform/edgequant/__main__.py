@@ -5,13 +5,17 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any, get_type_hints
 
+from edgequant.command_line.given import check_given, read_given
+from edgequant.command_line.library_errors import told
+from edgequant.command_line.messages import one_line, readable
+from edgequant.command_line.options import options_of
+from edgequant.command_line.renamed_options import refuse_renamed
 from edgequant.errors import UserError
-from edgequant.workflows.renamed_options import refuse_renamed
 from edgequant.workflows.settings import RunSettings
 
 # Where each workflow's typed function lives; its signature and docstring are its options and their help.
@@ -49,6 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return returned if isinstance(returned, int) else 0
     except UserError as error:
         return _refuse(f"{name}: {error}")
+    except Exception as error:
+        if (line := told(error)) is None:
+            raise
+        return _refuse(f"{name}: {line}")
 
 
 def workflow(name: str) -> Callable[..., Any]:
@@ -62,18 +70,26 @@ def parse(name: str, function: Callable[..., Any], arguments: Sequence[str]) -> 
     Raises:
         UserError: an unknown key, a wrong type or an impossible value; names it and what is known.
     """
-    parser = make_parser(name, function)
+    parser, known = make_parser(name, function), options_of(function)
+    if not {"-h", "--help"} & {*arguments}:
+        given = read_given(arguments, known)
+        refuse_renamed(name, given)
+        check_given(given, known, _owners)
     try:
-        refuse_renamed(name, arguments)
         parsed = parser.parse_args(list(arguments))
         values = dict(parser.instantiate_classes(parsed).items())
         values |= {group: RunSettings(**_popped(values, RunSettings)) for group in _flat_groups(function)}
     except UserError:
         raise
     except Exception as error:  # jsonargparse wraps what our own dataclasses raise
-        raise UserError(_readable(error, _known_keys(parser), arguments)) from error
+        raise UserError(readable(error, given, known)) from error
     values.pop("config", None)
     return values
+
+
+def _owners(keys: Iterable[str]) -> list[str]:
+    """Entry points that have all of these options."""
+    return [name for name in WORKFLOWS if {*keys} <= {*options_of(workflow(name))}]
 
 
 def _flat_groups(function: Callable[..., Any]) -> list[str]:
@@ -98,8 +114,9 @@ def make_parser(name: str, function: Callable[..., Any]) -> Any:
     function.__annotations__ = get_type_hints(function)
     summary = (function.__doc__ or name).split("\n", 1)[0]
     parser = Parser(
-        prog=f"edgequant {name}", description=summary, exit_on_error=False, formatter_class=_help_formatter()
-    )
+        prog=f"edgequant {name}", description=summary, exit_on_error=False, allow_abbrev=False,
+        formatter_class=_help_formatter(),
+    )  # fmt: skip
     parser.add_argument(
         "--config", action="config", help="a recipe: YAML with the keys below, e.g. experiments/qat.yaml"
     )
@@ -130,33 +147,6 @@ def _epilogue(function: Callable[..., Any]) -> str:
     return "".join(f"\n{text}\n" for text in told)
 
 
-def _known_keys(parser: Any) -> list[str]:
-    options = [option for action in parser._actions for option in action.option_strings]
-    return sorted({option[2:] for option in options if option.startswith("--") and "help" not in option})
-
-
-def _readable(error: Exception, known: list[str], arguments: Sequence[str]) -> str:
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, UserError):
-            return str(cause)
-        cause = cause.__cause__ or cause.__context__
-    message = " ".join(str(error).split())
-    if "--config" in arguments[:-1] and "parsing config" in message:
-        return f"recipe {arguments[list(arguments).index('--config') + 1]}: {message}"
-    unknown = [
-        a[2:].partition("=")[0] for a in arguments if a.startswith("--") and a[2:].partition("=")[0] not in known
-    ]
-    if unknown:
-        near = (
-            get_close_matches(unknown[0], known, n=1, cutoff=0.4)
-            or [k for k in known if k.endswith(f".{unknown[0]}")][:1]
-        )
-        hint = f" Did you mean --{near[0]}?" if near else ""
-        return f"option --{unknown[0]} is unknown.{hint} There are: {', '.join(known)}"
-    return message
-
-
 def quiet_libraries() -> None:
     """Keep other libraries' chatter out of the output; what they warn about stays in their logs at level ERROR."""
     import logging
@@ -174,7 +164,7 @@ def quiet_libraries() -> None:
 
 
 def _refuse(message: str) -> int:
-    print(f"edgequant {message}" if message[0].islower() else message, file=sys.stderr)
+    print(one_line(f"edgequant {message}"), file=sys.stderr)
     return 2
 
 

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgequant import api_checks
 from edgequant.errors import UserError
 from edgequant.folders import CHECKPOINT
 from edgequant.models.loading import load
@@ -27,6 +28,7 @@ from edgequant.outputs import check_output, places
 from edgequant.quantization.calibration import CalibrationSettings, ObserverName
 from edgequant.quantization.ptq.settings import PtqSettings
 from edgequant.quantization.scheme import Scheme, parse_scheme
+from edgequant.settings_checks import check_type
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,13 +85,17 @@ def quantize(
     """
     from edgequant.quantization.ptq.quantize import quantize as quantize_layers
 
-    chosen, batches = _fitting_scheme(model, scheme), _checked_batches(calibration)
+    chosen, batches = _fitting_scheme(model, scheme), api_checks.checked_batches(calibration, model)
+    api_checks.check_kind("method", method, str)
+    api_checks.check_kind("settings", settings, PtqSettings)
+    api_checks.check_kind("calibration_settings", calibration_settings, CalibrationSettings)
+    work = None if work_folder is None else api_checks.checked_folder("work_folder", work_folder)
     if chosen.activation is not None and chosen.activation.mode == "static" and not batches:
         raise UserError(f"scheme {chosen.name} has static activation ranges; give calibration text")
     parameters = _count_parameters(model)
     rows = quantize_layers(
         model, chosen, calibration=batches, method=method, settings=settings,
-        calibration_settings=calibration_settings, work_folder=Path(work_folder) if work_folder else None,
+        calibration_settings=calibration_settings, work_folder=work,
     )  # fmt: skip
     _remember(model, chosen, parameters)
     return rows
@@ -135,6 +141,8 @@ def prepare(
     from edgequant.quantization.layers.convert import prepare as prepare_layers
 
     chosen, parameters = _fitting_scheme(model, scheme), _count_parameters(model)
+    check_type("observer", observer, ObserverName)
+    check_type("learnable_scales", learnable_scales, bool)
     targets = prepare_layers(model, chosen, observer=observer, learnable_scales=learnable_scales)
     _remember(model, chosen, parameters)
     return targets
@@ -149,6 +157,7 @@ def convert(model: PreTrainedModel) -> None:
     from edgequant.quantization.layers.convert import convert as convert_layers
     from edgequant.quantization.layers.fake_quantized import fake_quantized_layers
 
+    api_checks.check_model(model)
     if not fake_quantized_layers(model):
         raise UserError("model has no fake-quantised layers to convert; call edgequant.prepare and train it first")
     convert_layers(model)
@@ -185,12 +194,20 @@ def evaluate(
     Raises:
         UserError: unknown task or setting value, NaN logits, a damaged benchmark file.
     """
+    from edgequant.evaluation.backends.language_model import LanguageModel
     from edgequant.evaluation.settings import EvaluationSettings
     from edgequant.evaluation.suite import evaluate_model
     from edgequant.workflows.steps.data import evaluation_data
 
-    if isinstance(tasks, str):
-        raise UserError(f"tasks must be a sequence of names, such as [{tasks!r}], got the string {tasks!r}")
+    if tasks is not None and (isinstance(tasks, str) or not isinstance(tasks, Sequence)):
+        raise UserError(f"tasks must be a sequence of names, such as ['boolq'], got {tasks!r}")
+    api_checks.check_names(settings, EvaluationSettings)
+    if not isinstance(model, LanguageModel):
+        api_checks.check_model(model)
+        api_checks.check_tokenizer(tokenizer)
+    for name, path in (("data_dir", data_dir), ("checkpoint", checkpoint)):
+        if path is not None and not api_checks.checked_path(name, path).exists():
+            raise UserError(f"{name} {str(path)!r} not found; name one that exists, or leave it out")
     chosen = EvaluationSettings(**settings) if tasks is None else EvaluationSettings(tasks=tuple(tasks), **settings)
     data = evaluation_data(chosen.tasks, str(data_dir) if data_dir else None)
     return evaluate_model(model, tokenizer, data, chosen, checkpoint=Path(checkpoint) if checkpoint else None)
@@ -225,6 +242,9 @@ def save(
     from edgequant.quantization import checkpoint
     from edgequant.quantization.layers.fake_quantized import fake_quantized_layers
 
+    api_checks.check_model(model)
+    api_checks.check_tokenizer(tokenizer)
+    target = api_checks.checked_folder("folder", folder)
     remembered, parameters = _scheme_of(model), getattr(model.config, PARAMETERS, None)
     if remembered is None or parameters is None:
         raise UserError("model must be one that edgequant.quantize or edgequant.prepare has seen before it is saved")
@@ -233,8 +253,9 @@ def save(
     if fake_quantized_layers(model):
         raise UserError("model must be converted to integers before it is saved; call edgequant.convert(model)")
     loaded_from = str(getattr(model.config, "_name_or_path", "") or "")
-    target = check_output(folder, CHECKPOINT, reads=places({"model": loaded_from}))
-    name = made_from or target.name
+    target = check_output(target, CHECKPOINT, reads=places({"model": loaded_from}))
+    name = target.name if made_from is None else made_from
+    api_checks.check_kind("made_from", name, str)
     return checkpoint.save(model, tokenizer, target, remembered, parameters=parameters, made_from=name)
 
 
@@ -243,10 +264,11 @@ SCHEME = "edgequant_scheme"  # of a model itself: transformers takes a config's 
 
 
 def _parsed(scheme: Scheme | str) -> Scheme:
-    return parse_scheme(scheme) if isinstance(scheme, str) else scheme
+    return scheme if isinstance(scheme, Scheme) else parse_scheme(scheme)
 
 
 def _fitting_scheme(model: Any, scheme: Scheme | str) -> Scheme:
+    api_checks.check_model(model)
     chosen, present = _parsed(scheme), _scheme_of(model)
     if present is not None:
         raise UserError(f"model is quantised with {present.name} already; load the floating-point one again")
@@ -256,20 +278,6 @@ def _fitting_scheme(model: Any, scheme: Scheme | str) -> Scheme:
             "such as w4a8-g32+emb4"
         )
     return chosen
-
-
-def _checked_batches(calibration: Sequence[Any] | None) -> list[Tensor]:
-    import torch
-
-    batches = list(calibration) if calibration is not None else []
-    for batch in batches:
-        if not isinstance(batch, torch.Tensor) or batch.ndim != 2 or batch.dtype != torch.int64:
-            found = f"{batch.dtype} {list(batch.shape)}" if isinstance(batch, torch.Tensor) else type(batch).__name__
-            raise UserError(
-                f"calibration must be a list of token batches [batch, length] of int64, got one of {found}; "
-                "corpora.packing.pack makes them of texts"
-            )
-    return batches
 
 
 def _scheme_of(model: Any) -> Scheme | None:

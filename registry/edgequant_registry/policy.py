@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
@@ -14,6 +15,8 @@ import yaml
 
 from edgequant.errors import UserError
 from edgequant.files import sha256_of_bytes
+from edgequant.settings_checks import fits
+from edgequant.yaml_files import parse_yaml, read_yaml
 
 BOUNDS = ("min", "max", "max_loss", "max_loss_percent")
 LOSSES = ("max_loss", "max_loss_percent")
@@ -99,14 +102,13 @@ def read_policy(source: str) -> Policy:
         UserError: no such file, no YAML, or a gate that cannot be meant; names the gate and the fix.
     """
     bundled = files("edgequant_registry") / "policies" / f"{source}.yaml"
-    path = bundled if source in bundled_policies() else Path(source).expanduser()
-    if not path.is_file():
+    if source in bundled_policies():
+        found = parse_yaml(bundled.read_text(encoding="utf-8"), f"policy {source!r}", _LINE)
+    elif not os.path.lexists(os.path.expanduser(source)):
         raise UserError(f"policy {source!r} not found; give a YAML file or one of {', '.join(bundled_policies())}")
-    try:
-        found = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise UserError(f"policy {source!r} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(found, Mapping) or not isinstance(found.get("gates"), list) or not found["gates"]:
+    else:
+        found = read_yaml(source, "policy", _LINE)
+    if not isinstance(found.get("gates"), list) or not found["gates"]:
         raise UserError(
             f"gates not found in policy {source!r}; it must have `gates:` with lines such as `- {_EXAMPLE}`"
         )
@@ -117,10 +119,11 @@ def read_policy(source: str) -> Policy:
 
 
 _EXAMPLE = "{metric: size/reduction_vs_fp16, min: 70}"
+_LINE = f"gates: [{_EXAMPLE}]"
 
 
 def _gate(number: int, found: Any) -> Gate:
-    if not isinstance(found, Mapping) or not isinstance(found.get("metric"), str):
+    if not isinstance(found, Mapping) or not isinstance(found.get("metric"), str) or not found["metric"].strip():
         raise UserError(f"gate {number} of the policy must have a metric, such as {_EXAMPLE}, got {found!r}")
     where = f"gate {number} ({found['metric']})"
     known = [item.name for item in fields(Gate)]
@@ -142,7 +145,7 @@ def _check_bound(where: str, found: Mapping[str, Any]) -> None:
     if len(given) != 1:
         raise UserError(f"{where} must have exactly one of {', '.join(BOUNDS)}, got {', '.join(given) or 'none'}")
     value = found[given[0]]
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if not fits(value, float):
         raise UserError(f"{where}: {given[0]} must be a number, got {value!r}")
     if given[0] in LOSSES and value < 0:
         raise UserError(f"{where}: {given[0]} must be 0 or more, got {value}")
@@ -155,7 +158,7 @@ def _check_bound(where: str, found: Mapping[str, Any]) -> None:
 def _check_choices(where: str, found: Mapping[str, Any]) -> None:
     choices = {"against": REFERENCES, "test": TESTS, "better": ("higher", "lower"), "optional": (True, False)}
     for key, allowed in choices.items():
-        if key in found and found[key] not in allowed:
+        if key in found and not any(type(found[key]) is type(value) and found[key] == value for value in allowed):
             expected = ", ".join(str(value).lower() for value in allowed)
             raise UserError(f"{where}: {key} must be one of {expected}, got {found[key]!r}")
 

@@ -12,7 +12,7 @@ from source_trees import ROOT, all_sources, import_graph, modules, top
 IMPORTS = import_graph(all_sources())
 PLATFORM = sorted(name for name in IMPORTS if name.startswith("edgequant."))
 
-BASE = {"errors", "files", "folders", "outputs", "extensions"}
+BASE = {"errors", "files", "folders", "outputs", "extensions", "settings_checks", "yaml_files"}
 BELOW = BASE | {"models", "tracking"}
 PACKAGES = {"corpora", "quantization", "training", "evaluation", "export", "reporting"}
 # package or module of edgequant: what it may import of edgequant, beside itself
@@ -22,6 +22,8 @@ ALLOWED = {
     "files": set(),
     "folders": {"errors", "files"},
     "outputs": {"errors", "files", "folders"},
+    "settings_checks": {"errors"},
+    "yaml_files": {"errors"},
     "tracking": BASE,
     "models": BASE | {"tracking"},
     "corpora": BELOW,
@@ -31,8 +33,10 @@ ALLOWED = {
     "export": BELOW | {"quantization.scheme", "quantization.layers"},  # whose packed weights it writes
     "reporting": BELOW | {"evaluation.tasks.task", "evaluation.tasks.registry"},  # how a task's metrics are shown
     "workflows": BELOW | PACKAGES,
-    "api": BELOW | PACKAGES | {"workflows"},
-    "__main__": BASE | {"workflows"},
+    "api_checks": {"errors", "settings_checks"},
+    "api": BELOW | PACKAGES | {"workflows", "api_checks"},
+    "command_line": BASE | {"workflows"},
+    "__main__": BASE | {"workflows", "command_line"},
 }
 
 SCHEME = {"scheme", "calibration"}

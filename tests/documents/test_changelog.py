@@ -7,8 +7,8 @@ from pathlib import Path
 
 import edgequant
 from edgequant.__main__ import WORKFLOWS
+from edgequant.command_line.renamed_options import RENAMED
 from edgequant.quantization.ptq import methods
-from edgequant.workflows.renamed_options import RENAMED
 from edgequant.workflows.steps.data import SELF_GENERATED
 
 TEXT = (Path(__file__).resolve().parent.parent.parent / "CHANGELOG.md").read_text()

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from what_documents_say import ALL, DOCUMENTS, RECIPES, RENAMES, SCRIPTS, SOURCES, prose, spans
 
-from edgequant.__main__ import WORKFLOWS, _known_keys, make_parser, parse, workflow
+from edgequant.__main__ import WORKFLOWS, parse, workflow
+from edgequant.command_line.options import options_of
 from edgequant.quantization.ptq.methods import AUTO, parse_method
 from edgequant.quantization.scheme import parse_scheme
 from edgequant.workflows.steps.data import SELF_GENERATED, TEXTS
@@ -34,7 +35,7 @@ COMMANDS = commands()
 
 @cache
 def known(name: str) -> frozenset[str]:
-    return frozenset({*_known_keys(make_parser(name, workflow(name))), "help"})
+    return frozenset({*options_of(workflow(name)), "help"})
 
 
 def test_there_are_commands_to_check():

@@ -9,17 +9,16 @@ scheme: {choice: [w4a8-g32+emb4, w3-g64+emb4]}
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from importlib.resources import files
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
-
-import yaml
 
 from edgequant.errors import UserError
 from edgequant.quantization.calibration import CalibrationSettings
+from edgequant.yaml_files import parse_yaml, read_yaml
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -97,20 +96,16 @@ def with_values(settings: Any, values: Mapping[str, Any]) -> Any:
 
 def _read_yaml(source: str) -> Any:
     bundled = files("edgequant_tune") / "spaces" / f"{source}.yaml"
-    path = bundled if source in bundled_spaces() else Path(source).expanduser()
-    if not path.is_file():
+    if source in bundled_spaces():
+        return parse_yaml(bundled.read_text(encoding="utf-8"), f"search space {source!r}", _LINE)
+    if not os.path.lexists(os.path.expanduser(source)):
         raise UserError(f"search space {source!r} not found; give a YAML file or one of {', '.join(bundled_spaces())}")
-    try:
-        return yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise UserError(f"search space {source!r} is not YAML: {' '.join(str(error).split())}") from error
+    return read_yaml(source, "search space", _LINE)
 
 
 def _checked(found: Any, where: str, settings: Sequence[type], with_scheme: bool) -> Space:
     if not isinstance(found, Mapping) or not found:
-        raise UserError(
-            f"{where} must hold lines such as `learning_rate: {{log_uniform: [1.0e-5, 3.0e-4]}}`, got {found!r}"
-        )
+        raise UserError(f"{where} must hold lines such as `{_LINE}`, got {found!r}")
     types = {SCHEME: str} if with_scheme else {}
     types |= {name: kind for each in settings for name, kind in searchable(each).items()}
     return tuple(_hyperparameter(str(name), spec, types) for name, spec in found.items())
@@ -139,15 +134,18 @@ def _hyperparameter(name: str, spec: Any, types: Mapping[str, Any]) -> Hyperpara
     return Hyperparameter(name, kind, values, spec.get("step"))
 
 
+_LINE = "learning_rate: {log_uniform: [1.0e-5, 3.0e-4]}"
 _EXAMPLE = "{log_uniform: [1.0e-5, 3.0e-4]}, {integers: [50, 200], step: 50} or {choice: [4, 8]}"
 
 
 def _number(name: str, value: Any, kind: str) -> float:
     """YAML 1.1 reads 1e-5 (no point) as text; people write it all the same."""
     try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise UserError(f"hyperparameter {name}: {kind} must be numbers, got {value!r}") from None
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise UserError(f"hyperparameter {name}: {kind} must be finite numbers, got {value!r}; e.g. {_EXAMPLE}")
     if kind.endswith("integers"):
         if number != int(number):
             raise UserError(f"hyperparameter {name}: {kind} must be whole numbers, got {value!r}")
@@ -166,9 +164,22 @@ def _check_range(name: str, kind: str, values: tuple[Any, ...], step: Any, decla
         raise UserError(f"hyperparameter {name} is a whole number and must be integers: [low, high], got {kind}")
     if not _is_number(declared):
         raise UserError(f"hyperparameter {name} is not a number and must be choice: [...], got {kind}")
-    if step is not None and (not isinstance(step, int | float) or step <= 0 or kind.startswith("log_")):
+    if step is not None:
+        _check_step(name, kind, values, step)
+
+
+def _check_step(name: str, kind: str, values: tuple[Any, ...], step: Any) -> None:
+    is_number = isinstance(step, int | float) and not isinstance(step, bool) and math.isfinite(step)
+    if not is_number or step <= 0 or kind.startswith("log_"):
         raise UserError(
             f"hyperparameter {name}: step must be above 0, for uniform and integers, got {step!r} for {kind}"
+        )
+    if kind == "integers" and step != int(step):
+        raise UserError(f"hyperparameter {name}: step of integers must be a whole number, got {step!r}")
+    if step > values[1] - values[0]:
+        raise UserError(
+            f"hyperparameter {name}: step must be at most {values[1] - values[0]:g}, from {values[0]:g} to "
+            f"{values[1]:g}, got {step!r}"
         )
 
 

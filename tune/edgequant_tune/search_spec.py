@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from edgequant import models
 from edgequant.errors import UserError
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.quantization.calibration import CalibrationSettings
 from edgequant.quantization.qat.settings import QatSettings
+from edgequant.settings_checks import check_type
 from edgequant.training.settings import LoraSettings, TrainingSettings
 from edgequant.workflows.settings import RunSettings
 from edgequant_tune.objective_tasks import check_objectives, trial_evaluation
@@ -28,6 +30,14 @@ WORTH_HALVING = 8  # trials; with fewer, each one's result is worth more than th
 # What changes the meaning of a loss, so that trials cannot be compared by the loss in the middle of training.
 INCOMPARABLE = ("sequence_length",)
 DEVICES = ("auto", "cpu", "cuda")
+
+NUMBERS: dict[str, Any] = {
+    "trials": int,
+    "concurrent_trials": int | None,
+    "time_budget_minutes": float | None,
+    "cpus_per_trial": float,
+    "gpus_per_trial": float,
+}
 
 Method = Literal["qat", "finetune"]
 
@@ -59,6 +69,8 @@ class SearchSpec:
     evaluation: EvaluationSettings
 
     def __post_init__(self) -> None:
+        for option in ("trials", "concurrent_trials", "time_budget_minutes", "cpus_per_trial", "gpus_per_trial"):
+            check_type(option, getattr(self, option), NUMBERS[option])
         _check("trials", self.trials, self.trials >= 1, "at least 1")
         at_once, minutes = self.concurrent_trials, self.time_budget_minutes
         _check("concurrent_trials", at_once, at_once is None or at_once >= 1, "at least 1, or none")
@@ -96,8 +108,6 @@ class SearchSpec:
         Raises:
             UserError: names the option, its value and what was expected.
         """
-        from edgequant import models
-
         own = (QatSettings, CalibrationSettings) if method == "qat" else (LoraSettings,)
         searched = read_space(space or method, (TrainingSettings, *own), with_scheme=method == "qat")
         goals = read_objectives(objectives)
@@ -151,6 +161,16 @@ class SearchSpec:
         run = replace(self.trial.run, device="cuda" if gpus else "cpu")
         trial = replace(self.trial, run=run, folder=self.trial.folder / run_id)
         return replace(self, trial=trial, gpus_per_trial=gpus)
+
+    def check_machine(self) -> None:
+        """Refuse a device that is not there, where Ray would run on this machine alone.
+
+        Raises:
+            UserError: names it.
+        """
+        elsewhere = os.environ.get("RAY_ADDRESS") or Path("/tmp/ray/ray_current_cluster").exists()
+        if not elsewhere:
+            models.check_device(self.trial.run.device)
 
     @property
     def longest_training(self) -> int:
@@ -213,7 +233,7 @@ def _check_ends(spec: SearchSpec) -> None:
     training = None if {"distillation_weight", "sequence_length"} & {*names} else trial.training
     schemes = ",".join(names.get(SCHEME, (trial.scheme,)))
     settings: dict[str, Any] = {"training": training, "qat": trial.qat, "calibration": trial.calibration}
-    validate(trial.model, trial.dataset, schemes=schemes, **settings)
+    validate(trial.model, trial.dataset, schemes=schemes, evaluation=trial.evaluation, **settings)
 
 
 def _granted(wanted: float, device: str, available: float) -> float:

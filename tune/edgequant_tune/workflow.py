@@ -92,6 +92,7 @@ def tune(
         cpus_per_trial=cpus_per_trial, gpus_per_trial=gpus_per_trial, training=training, qat=qat,
         calibration=calibration, lora=lora, evaluation=evaluation, output=output, run=run,
     )  # fmt: skip
+    spec.check_machine()
     check_folder(output, spec)
 
     from edgequant import tracking

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from edgequant.errors import UserError
+from edgequant.settings_checks import check_types
+
+MOST_WORKERS = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,21 +59,22 @@ class CorpusSettings:
     """Largest file, and largest unpacked member of an archive, in 10^6 bytes."""
 
     def __post_init__(self) -> None:
+        check_types(self, "settings")
         if not 1 <= self.min_tokens < self.max_tokens:
             raise UserError(
-                f"min_tokens must be at least 1 and below max_tokens, got {self.min_tokens} and {self.max_tokens}; "
-                "use such as 100 and 150"
+                f"settings.min_tokens must be at least 1 and below settings.max_tokens, got {self.min_tokens} and "
+                f"{self.max_tokens}; use such as 100 and 150"
             )
         for name in ("dedup_threshold", "validation_share", "test_share", "augment_below"):
             if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name} must be a share from 0 to 1, got {getattr(self, name)}")
+                raise UserError(f"settings.{name} must be a share from 0 to 1, got {getattr(self, name)}")
         if self.validation_share + self.test_share >= 1:
             raise UserError(
-                f"validation_share + test_share must be below 1, got {self.validation_share} + {self.test_share}, "
-                "which leaves nothing to train on; use such as 0.1 and 0.1"
+                f"settings.validation_share + test_share must be below 1, got {self.validation_share} + "
+                f"{self.test_share}, which leaves nothing to train on; use such as 0.1 and 0.1"
             )
         for name in ("workers", "file_timeout_s", "file_memory_mb", "file_megabytes"):
             if getattr(self, name) <= 0:
-                raise UserError(f"{name} must be above 0, got {getattr(self, name)}")
-        if self.engine not in ("local", "ray"):
-            raise UserError(f"engine must be local or ray, got {self.engine!r}")
+                raise UserError(f"settings.{name} must be above 0, got {getattr(self, name)}")
+        if self.workers > MOST_WORKERS:
+            raise UserError(f"settings.workers must be at most {MOST_WORKERS} processes, got {self.workers}")

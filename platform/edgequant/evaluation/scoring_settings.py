@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal
 
 from edgequant.errors import UserError
+from edgequant.settings_checks import check_seed, check_types
+
+MOST_RESAMPLES = 100_000  # of each interval; more takes hours and changes no digit that is shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,45 +75,42 @@ class ScoringSettings:
     """Coverage of the intervals."""
 
     def __post_init__(self) -> None:
-        for item in fields(self):  # YAML and the command line give lists
-            if isinstance(getattr(self, item.name), list):
-                object.__setattr__(self, item.name, tuple(getattr(self, item.name)))
-        self._check_choices()
+        check_types(self, "evaluation")
+        check_seed(self.seed, "evaluation.seed")
         self._check_positive()
         self._check_perplexity()
-
-    def _check_choices(self) -> None:
-        if self.wikitext_protocol not in ("raw", "paragraphs", "documents"):
-            raise UserError(f"wikitext_protocol must be raw, paragraphs or documents, got {self.wikitext_protocol!r}")
-        if self.bos not in ("auto", "always", "never"):
-            raise UserError(f"bos must be auto, always or never, got {self.bos!r}")
-        if self.num_fewshot not in (0, 1):
-            raise UserError(f"num_fewshot must be 0 or 1, got {self.num_fewshot}")
 
     def _check_positive(self) -> None:
         counts = ("limit", "max_new_tokens", "max_batch_tokens", "latency_new_tokens", "latency_repetitions")
         for name in (*counts, "bootstrap_resamples"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise UserError(f"{name} must be at least 1, got {value}")
+                raise UserError(f"evaluation.{name} must be at least 1, got {value}")
+        if self.bootstrap_resamples > MOST_RESAMPLES:
+            raise UserError(
+                f"evaluation.bootstrap_resamples must be at most {MOST_RESAMPLES}, got {self.bootstrap_resamples}"
+            )
         for name in ("latency_prompt_lengths", "latency_batch_sizes"):
             values = getattr(self, name)
             if values is not None and (not values or min(values) < 1):
-                raise UserError(f"{name} must be one or more numbers of at least 1, got {values}")
+                raise UserError(f"evaluation.{name} must be one or more numbers of at least 1, got {values}")
+        if not self.latency_methods:
+            raise UserError("evaluation.latency_methods must name generate, static or both, got none")
         if self.latency_warmup < 0:
-            raise UserError(f"latency_warmup must be 0 or more, got {self.latency_warmup}")
+            raise UserError(f"evaluation.latency_warmup must be 0 or more, got {self.latency_warmup}")
         if not 0 < self.confidence < 1:
-            raise UserError(f"confidence must be between 0 and 1, such as 0.95, got {self.confidence}")
+            raise UserError(f"evaluation.confidence must be between 0 and 1, such as 0.95, got {self.confidence}")
 
     def _check_perplexity(self) -> None:
         if self.window is not None and self.window < 2:
             raise UserError(
-                f"window must be at least 2, such as 2048, got {self.window}, which leaves no token to predict"
+                f"evaluation.window must be at least 2, such as 2048, got {self.window}, which leaves no token to "
+                "predict"
             )
         if self.stride is not None and not 0 < self.stride <= (self.window or self.stride):
-            raise UserError(f"stride must be from 1 to window {self.window}, got {self.stride}")
+            raise UserError(f"evaluation.stride must be from 1 to window {self.window}, got {self.stride}")
         if self.stride is not None and self.wikitext_protocol == "documents":
             raise UserError(
-                f"stride must be left out with wikitext_protocol documents, whose windows never overlap, got "
-                f"{self.stride}"
+                "evaluation.stride must be left out with wikitext_protocol documents, whose windows never overlap, "
+                f"got {self.stride}"
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgequant.models.devices import DTYPES, cast, computes_bfloat16, pick_device, pick_dtype
+from edgequant.models.devices import DTYPES, cast, check_device, check_dtype, computes_bfloat16, pick_device, pick_dtype
 from edgequant.models.loading import LoadedModel, load, load_tokenizer, weights_digest
 from edgequant.models.sources import (
     HUB_MODELS,
@@ -10,6 +10,7 @@ from edgequant.models.sources import (
     SMOLLM2_CONFIG,
     ModelSource,
     check_available,
+    context_length,
     folder_config,
     is_checkpoint,
     layer_inputs,
@@ -27,7 +28,10 @@ __all__ = [
     "ModelSource",
     "cast",
     "check_available",
+    "check_device",
+    "check_dtype",
     "computes_bfloat16",
+    "context_length",
     "folder_config",
     "is_checkpoint",
     "layer_inputs",

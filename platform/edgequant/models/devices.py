@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING
+import warnings
+from typing import TYPE_CHECKING, Any
 
 from edgequant.errors import UserError
 
@@ -52,15 +53,68 @@ def pick_device(device: str) -> str:
     """
     import torch
 
+    check_device(device)
     if device == "auto":
         return _own_gpu() if torch.cuda.is_available() else "cpu"
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
-        raise UserError(f"device must be auto, cpu, cuda or cuda:N, got {device!r}")
-    if device.startswith("cuda") and int(device.partition(":")[2] or 0) >= torch.cuda.device_count():
-        raise UserError(
-            f"device {device!r} not found: torch sees {torch.cuda.device_count()} CUDA devices; use cpu or auto"
-        )
     return _own_gpu() if device == "cuda" else device
+
+
+def check_device_name(device: Any) -> None:
+    """Refuse what names no device, without a look at the machine.
+
+    Raises:
+        UserError: names it, and what was probably meant.
+    """
+    if isinstance(device, str) and re.fullmatch(r"auto|cpu|cuda(:\d{1,4})?", device):
+        return
+    kind = str(device).strip().lower().partition(":")[0]
+    meant = {"cpu": "cpu", "cuda": "cuda", "gpu": "cuda", "nvidia": "cuda"}.get(kind, "auto")
+    fix = f"{kind} is not supported, write cpu" if kind in _OTHER_DEVICES else f"write {meant}"
+    raise UserError(f"device must be auto, cpu, cuda or cuda:N, got {str(device)!r}; {fix}")
+
+
+_OTHER_DEVICES = ("mps", "metal", "xpu", "npu", "tpu", "hpu", "xla", "rocm", "hip", "vulkan", "directml", "meta")
+
+
+def check_device(device: Any) -> None:
+    """Refuse a device that is malformed or that this machine does not have; torch is imported only to look for CUDA.
+
+    Raises:
+        UserError: names it, and those that there are.
+    """
+    check_device_name(device)
+    if not device.startswith("cuda"):
+        return
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a driver that is too old; the message says that there is no device
+        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if int(device.partition(":")[2] or 0) >= found:
+        fix = f"use cuda:0 to cuda:{found - 1}, cpu or auto" if found else "use cpu or auto"
+        raise UserError(f"device {device!r} not found: torch sees {found} CUDA devices; {fix}")
+
+
+def check_dtype(dtype: Any) -> None:
+    """Refuse a compute type that does not exist.
+
+    Raises:
+        UserError: names it, and what was probably meant.
+    """
+    if isinstance(dtype, str) and dtype in DTYPES:
+        return
+    name = str(dtype).strip().lower().removeprefix("torch.")
+    meant = next((known for known, others in _DTYPE_NAMES.items() if name == known or name in others), None)
+    fix = f"write {meant}" if meant else "integers are a scheme's: --scheme" if "int" in name else "write auto"
+    raise UserError(f"dtype must be one of {', '.join(DTYPES)}, got {str(dtype)!r}; {fix}")
+
+
+_DTYPE_NAMES = {
+    "float32": ("fp32", "f32", "float", "single", "full", "32"),
+    "bfloat16": ("bf16", "b16", "bfloat", "brain"),
+    "float16": ("fp16", "f16", "half", "16"),
+    "auto": ("none", "null", "default", ""),
+}
 
 
 def _own_gpu() -> str:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgequant.errors import UserError
 from edgequant.models import hub
-from edgequant.models.devices import DTYPES, pick_device, pick_dtype
+from edgequant.models.devices import check_dtype, pick_device, pick_dtype
+from edgequant.models.load_errors import told_in_one_line
 from edgequant.models.sources import ModelSource, is_checkpoint, resolve
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ class LoadedModel(NamedTuple):
     source: ModelSource
 
 
+@told_in_one_line
 def load(
     source: str | ModelSource,
     *,
@@ -45,8 +47,7 @@ def load(
     Raises:
         UserError: the source does not exist or cannot be reached; the message says what was tried and the fix.
     """
-    if dtype not in DTYPES:
-        raise UserError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    check_dtype(dtype)
     resolved = resolve(source)
     placed = pick_device(device)
     options: dict[str, Any] = {"dtype": pick_dtype(dtype, placed), **(load_options or {})}
@@ -58,6 +59,7 @@ def load(
     return LoadedModel(model.eval(), tokenizer, resolved)
 
 
+@told_in_one_line
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a model source, without its weights.
 

@@ -20,7 +20,13 @@ HUB_MODELS = {
     "gemma-3-1b-it": "google/gemma-3-1b-it",
 }
 SHORT_NAMES = (*HUB_MODELS, "smollm2-135m", "tiny")
-SMOLLM2_CONFIG = {"model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9}
+SMOLLM2_CONFIG = {
+    "model_type": "llama",
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_attention_heads": 9,
+    "max_position_embeddings": 8192,
+}
 
 
 @dataclass(frozen=True)
@@ -137,6 +143,12 @@ def layer_inputs(source: str | ModelSource) -> dict[str, int]:
     if config.get("intermediate_size"):
         features[f"{layer}.mlp.{down}"] = int(config["intermediate_size"])
     return features
+
+
+def context_length(source: str | ModelSource) -> int | None:
+    """Positions that a model was made for, where its configuration says so without being downloaded or loaded."""
+    length = _config_of(resolve(source)).get("max_position_embeddings")
+    return length if isinstance(length, int) and length > 0 else None
 
 
 def _config_of(resolved: ModelSource) -> dict[str, Any]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from edgequant.errors import UserError
+from edgequant.settings_checks import check_types
 
 ObserverName = Literal["moving_average_minmax", "minmax", "percentile", "mse"]
 
@@ -37,14 +38,11 @@ class CalibrationSettings:
     """How static activation ranges are found: moving_average_minmax (of each batch), minmax, percentile or mse."""
 
     def __post_init__(self) -> None:
+        check_types(self, "calibration")
         for name in ("num_calibration_samples", "sequence_length", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"calibration.{name} must be at least 1, got {value}")
-        if self.observer not in get_args(ObserverName):
-            raise UserError(
-                f"calibration.observer must be one of {', '.join(get_args(ObserverName))}, got {self.observer!r}"
-            )
 
     def check_training(self, sequence_length: int) -> None:
         """Refuse another length than training's in qat, which calibrates on its training sequences.

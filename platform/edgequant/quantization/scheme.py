@@ -198,6 +198,8 @@ def parse_scheme(name: str) -> Scheme:
     Raises:
         UserError: the name does not follow the grammar (names the nearest known scheme), or the budget cannot be meant.
     """
+    if not isinstance(name, str):
+        raise UserError(f"scheme must be a name such as w4a8-g32+emb4, got {name!r}")
     base, at, suffix = name.partition("@")
     if at and (budget := budget_of_suffix(suffix)):
         return parse_scheme(base).with_budget(budget)

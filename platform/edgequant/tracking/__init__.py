@@ -30,6 +30,7 @@ from edgequant.tracking.runs import (
     workflow_run,
 )
 from edgequant.tracking.search import FinishedRun, find_runs
+from edgequant.tracking.store import answers
 
 __all__ = [
     "EXPERIMENT",
@@ -37,6 +38,7 @@ __all__ = [
     "PARENT_TAG",
     "FinishedRun",
     "Run",
+    "answers",
     "client",
     "download",
     "environment",

@@ -27,6 +27,7 @@ from mlflow.entities import RunStatus, ViewType
 from edgequant.files import sha256_of_bytes
 from edgequant.tracking.environment import git_tags, log_environment
 from edgequant.tracking.logging import log_config
+from edgequant.tracking.store import check_experiment, check_store, store_errors_told
 
 EXPERIMENT = "edgequant"
 PARENT_TAG = "mlflow.parentRunId"
@@ -46,7 +47,12 @@ class Run:
 
 
 def client() -> mlflow.MlflowClient:
-    """A client of the store that $MLFLOW_TRACKING_URI names (default: sqlite:///mlflow.db in the working directory)."""
+    """A client of the store that $MLFLOW_TRACKING_URI names (default: sqlite:///mlflow.db in the working directory).
+
+    Raises:
+        UserError: that store cannot be used.
+    """
+    check_store()
     return mlflow.MlflowClient()
 
 
@@ -87,17 +93,13 @@ def workflow_run(
         resume: continue the newest interrupted run of the same workflow and configuration, if there is one.
 
     Raises:
+        UserError: the store cannot be used, or the experiment was deleted; before the run exists.
         whatever the body raises, after the run was ended as FAILED with its traceback as an artifact.
     """
     config = {key: asdict(value) if is_dataclass(value) else value for key, value in config.items()}  # type: ignore[arg-type]
     digest = _config_digest(workflow, config)
     nested = mlflow.active_run() is not None
-    interrupted = _interrupted_run(workflow, digest) if resume else None
-    if not nested:
-        _close_orphans(except_run=interrupted)
-        if "MLFLOW_RUN_ID" not in os.environ or interrupted:
-            mlflow.set_experiment(experiment)
-    run = _start(workflow, interrupted, nested)
+    run, interrupted = _begin(workflow, digest, experiment, nested=nested, resume=resume)
     with _ended_with_its_status(nested):
         mlflow.set_tags(_workflow_tags(workflow, digest))
         if interrupted is None:
@@ -121,6 +123,21 @@ def variant_run(variant: str, *, model: str, scheme: str, phase: str) -> Iterato
         keys = {"variant": variant, "model": model, "scheme": scheme, "phase": phase}
         mlflow.set_tags({f"edgequant.{key}": value for key, value in keys.items()} | {"edgequant.process": _process()})
         yield Run(run.info.run_id, run.info.experiment_id, resumed=begun is not None)
+
+
+def _begin(
+    workflow: str, digest: str, experiment: str, *, nested: bool, resume: bool
+) -> tuple[mlflow.ActiveRun, str | None]:
+    """The run, and the id of the interrupted one that it continues."""
+    check_store()
+    with store_errors_told():
+        interrupted = _interrupted_run(workflow, digest) if resume else None
+        if not nested:
+            _close_orphans(except_run=interrupted)
+            if "MLFLOW_RUN_ID" not in os.environ or interrupted:
+                check_experiment(experiment)
+                mlflow.set_experiment(experiment)
+        return _start(workflow, interrupted, nested), interrupted
 
 
 def _start(workflow: str, interrupted: str | None, nested: bool) -> mlflow.ActiveRun:

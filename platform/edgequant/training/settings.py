@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from edgequant.errors import UserError
+from edgequant.settings_checks import check_types
 
 Precision = Literal["auto", "bfloat16", "float32"]
 STEPS_WORTH_SAVING = 20  # fewer are sooner done again than a large model is written four times
@@ -95,12 +96,13 @@ class TrainingSettings:
     about a third more time."""
 
     def __post_init__(self) -> None:
+        check_types(self, "training")
         self._check_at_least(1, "steps", "batch_size", "gradient_accumulation", "max_tokens", "eval_steps")
         self._check_at_least(2, "sequence_length")
         self._check_at_least(0, "weight_decay", "teacher_top_k", "patience", "save_steps")
         for name in ("learning_rate", "max_grad_norm", "temperature", "epochs", "max_minutes"):
             value = getattr(self, name)
-            if value not in (None, "auto") and not 0 < value < float("inf"):
+            if value not in (None, "auto") and value <= 0:
                 raise UserError(f"training.{name} must be above 0, got {value}")
         for name in ("warmup_fraction", "distillation_weight", "rate_test_fraction"):
             if not 0 <= getattr(self, name) <= 1:
@@ -109,7 +111,7 @@ class TrainingSettings:
     def _check_at_least(self, least: int, *names: str) -> None:
         for name in names:
             value = getattr(self, name)
-            if value not in (None, "auto") and not least <= value < float("inf"):
+            if value not in (None, "auto") and value < least:
                 raise UserError(f"training.{name} must be at least {least}, got {value}")
 
     def for_text(self, rows: int, device: str) -> TrainingSettings:
@@ -210,6 +212,7 @@ class LoraSettings:
     of a tied model the merged model is untied."""
 
     def __post_init__(self) -> None:
+        check_types(self, "lora")
         if self.rank < 1:
             raise UserError(f"lora.rank must be at least 1, such as 8 or 16, got {self.rank}")
         if self.alpha <= 0:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from edgequant.errors import UserError
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.evaluation.tasks.squad import SQUAD
+from edgequant.models.devices import check_device
 from edgequant.workflows.evaluate import measure_model, resolved_settings
 from edgequant.workflows.settings import RunSettings, WorkflowResult, configuration
 
@@ -43,6 +44,7 @@ def baseline(
         run: data, device, resuming and experiment; a seed other than 0 wins over evaluation.seed.
     """
     config = configuration(locals())
+    check_device(run.device)
     sources = model_sources(model)
     settings = resolved_settings(evaluation, limit=limit, seed=run.seed, cache=cache)
 

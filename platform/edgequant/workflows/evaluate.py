@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from edgequant.errors import UserError
 from edgequant.evaluation.settings import EvaluationSettings
+from edgequant.models.devices import check_device
 from edgequant.workflows.settings import RunSettings, WorkflowResult, configuration
+from edgequant.workflows.validate import check_window
+from edgequant.yaml_files import check_regular
 
 if TYPE_CHECKING:
     from edgequant.evaluation.tasks.task import EvaluationData
@@ -45,7 +48,10 @@ def evaluate(
     """
     config = configuration(locals())
     settings = resolved_settings(evaluation, limit=limit, seed=run.seed, cache=cache)
+    check_device(run.device)
     source = check_source(model, runtime, squad_predictions)
+    if source is not None:
+        check_window(source, settings)
 
     from edgequant import tracking
     from edgequant.workflows.steps.summary import print_summary
@@ -89,10 +95,8 @@ def check_source(model: str, runtime: str, squad_predictions: str | None = None)
     from edgequant import models
 
     if squad_predictions is not None:
-        if not Path(squad_predictions).is_file():
-            raise UserError(
-                f"squad_predictions must be a JSON file of question id to answer, got {squad_predictions!r}: not found"
-            )
+        named = f"squad_predictions must be a JSON file of question id to answer; {squad_predictions!r}"
+        check_regular(Path(squad_predictions).expanduser(), named)
         return None
     source = models.check_available(model)
     if runtime == "llama.cpp" and source.kind != "gguf":

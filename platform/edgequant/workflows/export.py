@@ -8,6 +8,7 @@ edgequant export --model tiny                              # seconds
 
 from __future__ import annotations
 
+import math
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from edgequant.errors import UserError
 from edgequant.export.formats import COMPRESSED_TENSORS, FORMATS, check_expressible, check_format, needs_checkpoint
 from edgequant.folders import check_own_file, share_folder
+from edgequant.models.devices import check_device
 from edgequant.outputs import check_output, check_own_folder
 from edgequant.quantization.scheme import Scheme
 from edgequant.workflows.settings import WorkflowResult
@@ -58,6 +60,7 @@ def export(
     """
     config = dict(locals())
     check_configuration(format, embedding_format, upload_limit_mb)
+    check_device(device)
 
     from edgequant import models, tracking
     from edgequant.workflows.steps.summary import print_summary
@@ -123,7 +126,7 @@ def check_configuration(format: str, embedding_format: str | None, upload_limit_
     check_format(format, known=(*FORMATS, COMPRESSED_TENSORS))
     if embedding_format is not None:
         check_format(embedding_format, "embedding_format")
-    if upload_limit_mb < 0:
+    if not 0 <= upload_limit_mb < math.inf:
         raise UserError(f"upload_limit_mb must be 0 (never upload) or more, got {upload_limit_mb}")
     if format != COMPRESSED_TENSORS:
         return

@@ -58,7 +58,9 @@ def finetune(
     config = configuration(locals())
     check_base(base, register)
     training.known_rate  # noqa: B018 - refuses `auto`
-    source = validate(model, dataset, self_generated=False).source
+    source = validate(
+        model, dataset, training=training, evaluation=evaluation, self_generated=False, device=run.device
+    ).source
     target = check_folders(output, base, places_read(source, dataset, data_dir=run.data_dir))
     check_floating(source)
 

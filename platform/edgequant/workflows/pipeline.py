@@ -56,7 +56,15 @@ def pipeline(
     """
     config = configuration(locals())
     check_phases(phases)
-    checked = validate(model, "disaster", schemes=scheme, training=training, qat=QatSettings())
+    checked = validate(
+        model,
+        "disaster",
+        schemes=scheme,
+        training=training,
+        qat=QatSettings(),
+        evaluation=evaluation,
+        device=run.device,
+    )
     reads = [*places_read(checked.source, data_dir=run.data_dir), *places({"source": source})]
     folder = check_output(output, PIPELINE, reads=reads, shared=True)
     check_phase_folders(output, phases, Subject(model, checked.schemes, source), reads)
@@ -83,6 +91,8 @@ def check_phases(phases: Sequence[str]) -> None:
     Raises:
         UserError: names it and those that do.
     """
+    if not phases:
+        raise UserError(f"phases must be some of {', '.join(PHASES)}, got none; leave them out for all")
     for phase in phases:
         if phase not in PHASES:
             raise UserError(f"phases must be some of {', '.join(PHASES)}, got {phase!r}")

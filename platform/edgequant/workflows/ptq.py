@@ -68,8 +68,9 @@ def ptq(
     """
     config = configuration(locals())
     source, schemes = validate(
-        model, dataset, schemes=scheme, size_budget=size_budget, method=None if method == AUTO else method
-    )
+        model, dataset, schemes=scheme, size_budget=size_budget, method=None if method == AUTO else method,
+        calibration=calibration, evaluation=evaluation, device=run.device,
+    )  # fmt: skip
     target = check_folders(output, schemes, places_read(source, dataset, data_dir=run.data_dir))
 
     from edgequant import models, tracking

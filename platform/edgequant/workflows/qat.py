@@ -66,7 +66,7 @@ def qat(
     config = configuration(locals())
     source, (parsed,) = validate(
         model, dataset, schemes=scheme, size_budget=size_budget, training=training, qat=qat, calibration=calibration,
-        guard=guard,
+        guard=guard, evaluation=evaluation, device=run.device,
     )  # fmt: skip
     reads = places_read(source, dataset, guard, data_dir=run.data_dir, teacher=qat.distill_from)
     check_own_folder("qat")

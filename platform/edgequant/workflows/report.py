@@ -70,7 +70,7 @@ def check_folder(output: str | None) -> Path | None:
 
 def run_ids(runs: list[str] | str | None) -> list[str]:
     """Run ids from a list or from a text in which commas separate them."""
-    given = runs.split(",") if isinstance(runs, str) else runs or []
+    given = runs.strip("[] ").split(",") if isinstance(runs, str) else runs or []  # [12, 34] is no list of texts
     return [text.strip() for text in given if text.strip()]
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-from edgequant.errors import UserError
-from edgequant.models.devices import DTYPES
+from edgequant.models.devices import check_device_name, check_dtype
+from edgequant.settings_checks import check_seed, check_types
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +15,7 @@ class RunSettings:
     """Where, on which data and under which name a workflow runs: on the command line and in recipes without a prefix.
 
     Raises:
-        UserError: a device or compute type that does not exist; names the value and those that do.
+        UserError: a device or compute type that does not exist, a seed out of range; names the value and those that do.
     """
 
     data_dir: str | None = None
@@ -38,10 +37,10 @@ class RunSettings:
     """MLflow experiment, unless `mlflow run` names one."""
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
-            raise UserError(f"device must be auto, cpu, cuda or cuda:N, got {self.device!r}")
-        if self.dtype not in DTYPES:
-            raise UserError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        check_types(self)
+        check_device_name(self.device)
+        check_dtype(self.dtype)
+        check_seed(self.seed)
 
 
 def configuration(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from edgequant.workflows.steps.layer_bits import with_size_budget
 from edgequant.workflows.steps.text_mix import parse_mix
 
 if TYPE_CHECKING:
+    from edgequant.evaluation.settings import EvaluationSettings
     from edgequant.models.sources import ModelSource
     from edgequant.quantization.calibration import CalibrationSettings
     from edgequant.quantization.qat.settings import QatSettings
@@ -40,6 +41,8 @@ def validate(
     calibration: CalibrationSettings | None = None,
     self_generated: bool = True,
     guard: str | None = None,
+    evaluation: EvaluationSettings | None = None,
+    device: str = "auto",
 ) -> Checked:
     """Refuse what cannot work: names that mean nothing, group sizes that do not divide, settings that contradict.
 
@@ -52,6 +55,8 @@ def validate(
         training, qat, calibration: settings of QAT, which no bitsandbytes scheme can take.
         self_generated: whether text that the model itself writes will do.
         guard: general text that is not trained on.
+        evaluation: how it is measured.
+        device: where the model is to run.
 
     Raises:
         UserError: names the value and what was expected.
@@ -62,6 +67,7 @@ def validate(
 
     if method is not None:
         parse_method(method)
+    models.check_device(device)
     parsed = [parse_scheme(name.strip()) for name in schemes.split(",")] if schemes else []
     if qat is not None:
         _check_qat(parsed, training, qat, calibration)
@@ -69,9 +75,41 @@ def validate(
     if guard is not None:
         check_guard(guard, dataset)
     source = models.check_available(model)
+    _check_lengths(source, training, calibration)
+    if evaluation is not None:
+        check_window(source, evaluation)
     for scheme in parsed:
         check_group_sizes(scheme, models.layer_inputs(source))
     return Checked(source, with_size_budget(parsed, size_budget))
+
+
+def _check_lengths(
+    source: ModelSource, training: TrainingSettings | None, calibration: CalibrationSettings | None
+) -> None:
+    from edgequant import models
+
+    context = models.context_length(source)
+    for name, settings in (("training", training), ("calibration", calibration)):
+        length = settings.sequence_length if settings is not None else None
+        if context is not None and length is not None and length > context:
+            raise UserError(
+                f"{name}.sequence_length must be at most {context}, the context of {source.name}, got {length}"
+            )
+
+
+def check_window(source: ModelSource, evaluation: EvaluationSettings) -> None:
+    """Refuse a perplexity window that is longer than the model's context, as far as that is known before loading.
+
+    Raises:
+        UserError: names both.
+    """
+    from edgequant import models
+
+    context = models.context_length(source)
+    if context is not None and evaluation.window is not None and evaluation.window > context:
+        raise UserError(
+            f"evaluation.window must be at most {context}, the context of {source.name}, got {evaluation.window}"
+        )
 
 
 def _check_qat(

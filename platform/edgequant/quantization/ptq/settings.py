@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edgequant.errors import UserError
+from edgequant.settings_checks import check_types
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,7 @@ class PtqSettings:
     """Of `e2e_qp`: let integer zero points learn as well as scales."""
 
     def __post_init__(self) -> None:
+        check_types(self, "ptq")
         for name in ("alphas", "signround_steps", "block_ap_steps", "tune_steps"):
             if getattr(self, name) < 1:
                 raise UserError(f"ptq.{name} must be at least 1, got {getattr(self, name)}")

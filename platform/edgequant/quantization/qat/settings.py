@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from edgequant.errors import UserError
 from edgequant.quantization.ptq.methods import parse_method
+from edgequant.settings_checks import check_types
 
 if TYPE_CHECKING:
     from edgequant.quantization.scheme import Scheme
@@ -72,20 +73,21 @@ class QatSettings:
     and biases train (EfficientQAT, arXiv 2407.11062): about a byte a parameter instead of 16."""
 
     def __post_init__(self) -> None:
+        check_types(self, "qat")
         for name in ("activation_quant_start", "freeze_observers_at"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"qat.{name} must be a share of the steps, 0 to 1, got {getattr(self, name)}")
-        if self.student_learning_rate is not None and not 0 < self.student_learning_rate < float("inf"):
+        if self.student_learning_rate is not None and self.student_learning_rate <= 0:
             raise UserError(
                 f"qat.student_learning_rate must be above 0, or null for training's, got {self.student_learning_rate}"
             )
         for name in ("max_perplexity_loss", "max_task_loss"):
-            if not 0 <= getattr(self, name) < float("inf"):
+            if getattr(self, name) < 0:
                 raise UserError(f"qat.{name} must be 0 (none is accepted) or more, got {getattr(self, name)}")
         self._check_init_from()
         if self.lora_rank < 0:
             raise UserError(f"qat.lora_rank must be 0 (none) or more, such as 8 to 64, got {self.lora_rank}")
-        if not 0 < self.lora_alpha < float("inf"):
+        if self.lora_alpha <= 0:
             raise UserError(f"qat.lora_alpha must be above 0, got {self.lora_alpha}")
         if not 0 <= self.sparsity < 1:
             raise UserError(f"qat.sparsity must be a share from 0 to below 1, got {self.sparsity}")
@@ -120,8 +122,11 @@ class QatSettings:
         return self.learnable_scales and parse_method(method).name != "rtn"
 
     def _check_init_from(self) -> None:
-        if self.init_from == "auto" or parse_method(self.init_from).name == "rtn":
-            return
+        try:
+            if self.init_from == "auto" or parse_method(self.init_from).name == "rtn":
+                return
+        except UserError as error:
+            raise UserError(f"qat.init_from {self.init_from!r}: {error}") from error
         if self.sparsity and parse_method(self.init_from).name == "mse_clip":
             return
         if not self.learnable_scales:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlparse
 
+from edgequant.errors import UserError
 from edgequant.workflows.checks.finding import Finding
 
 if TYPE_CHECKING:
     from edgequant.evaluation.tasks.task import DataSet
-
-SECONDS_TO_ANSWER = 3.0
 
 
 def tracking_store() -> list[Finding]:
@@ -21,16 +19,16 @@ def tracking_store() -> list[Finding]:
     from edgequant import tracking
 
     uri = tracking.tracking_uri()
-    address = urlparse(uri)
-    if address.scheme in ("http", "https") and not _answers(address.hostname, address.port or _port(address.scheme)):
-        fix = "start the server, or unset MLFLOW_TRACKING_URI to use sqlite:///mlflow.db"
-        return [Finding("tracking store", "missing", f"{uri} does not answer", fix)]
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         return [Finding("tracking store", "ok", f"{uri} (made by the first run)")]
-    experiments = tracking.client().search_experiments()
-    found = [Finding("tracking store", "ok", f"{uri}, {len(experiments)} experiments")]
+    try:
+        experiments = tracking.client().search_experiments()
+    except UserError as error:
+        found, _, fix = str(error).removeprefix("tracking store ").partition("; ")
+        return [Finding("tracking store", "missing", found, fix)]
+    findings = [Finding("tracking store", "ok", f"{uri}, {len(experiments)} experiments")]
     named = next((entry for entry in experiments if entry.name == "edgequant"), None)
-    return [*found, Finding("artifacts", "ok", named.artifact_location)] if named else found
+    return [*findings, Finding("artifacts", "ok", named.artifact_location)] if named else findings
 
 
 def benchmark_files(data_dir: str | None) -> list[Finding]:
@@ -72,23 +70,13 @@ def _data_set(data_set: DataSet, folder: str) -> Finding:
 
 def hub(offline: bool) -> list[Finding]:
     """Whether the model hub answers; a mirror in HF_ENDPOINT counts."""
+    from edgequant import tracking
+
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     if offline or os.environ.get("HF_HUB_OFFLINE"):
         return [Finding("model hub", "note", f"{endpoint} not tried (offline)")]
     address = urlparse(endpoint)
-    if _answers(address.hostname, address.port or _port(address.scheme)):
+    if tracking.answers(address.hostname, address.port or (443 if address.scheme == "https" else 80)):
         return [Finding("model hub", "ok", endpoint)]
     fix = "models and data sets by name need it; smollm2-135m, tiny and folders do not (HF_ENDPOINT names a mirror)"
     return [Finding("model hub", "note", f"{endpoint} does not answer", fix)]
-
-
-def _port(scheme: str) -> int:
-    return 443 if scheme == "https" else 80
-
-
-def _answers(host: str | None, port: int) -> bool:
-    try:
-        with socket.create_connection((host or "", port), timeout=SECONDS_TO_ANSWER):
-            return True
-    except OSError:
-        return False

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
-
+from edgequant.command_line.given import Given
 from edgequant.errors import UserError
 
 EVALUATION = {
@@ -63,40 +60,15 @@ RENAMED = {
 }
 
 
-def refuse_renamed(workflow: str, arguments: Sequence[str]) -> None:
-    """Refuse an option, or a key of a recipe named by `--config`, that has another name now.
+def refuse_renamed(workflow: str, given: Given) -> None:
+    """Refuse an option, or a key of a recipe, that has another name now.
 
     Raises:
         UserError: names both.
     """
     renamed = RENAMED.get(workflow, {})
-    for where, name in [*_options(arguments), *_recipe_keys(arguments)]:
+    named = [("option", name) for name, _ in given.options]
+    named += [(f"recipe {path}: key", name) for path, keys in given.recipes.items() for name in keys]
+    for where, name in named:
         if name in renamed:
             raise UserError(f"{where} {name} is now called {renamed[name]}; write that instead")
-
-
-def _options(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
-    for argument in arguments:
-        if argument.startswith("--"):
-            yield "option", argument[2:].partition("=")[0]
-
-
-def _recipe_keys(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
-    import yaml
-
-    for place, argument in enumerate(arguments[:-1]):
-        path = Path(arguments[place + 1])
-        if argument == "--config" and path.is_file():
-            try:
-                found = yaml.safe_load(path.read_text())
-            except (yaml.YAMLError, UnicodeDecodeError):
-                return  # the parser says what is wrong with it
-            if isinstance(found, Mapping):
-                yield from ((f"recipe {path}: key", key) for key in _flat(found))
-
-
-def _flat(found: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
-    for key, value in found.items():
-        yield f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")

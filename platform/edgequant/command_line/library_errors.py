@@ -1,0 +1,76 @@
+"""Errors of other libraries and of the system that a user can mend: told in one line, where they were not foreseen.
+
+What is foreseen is a `UserError` of the place that checks it. Errors that a fault of this program would make
+(TypeError, KeyError, AssertionError, ...) keep their traceback; a run that ends by one of these here has its
+traceback.txt all the same.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import pickle
+import zipfile
+
+import yaml
+
+from edgequant.errors import UserError
+
+# By name and not by class: to have their classes, one would import the libraries.
+LIBRARIES = {
+    "safetensors": "the file is damaged or cut off; copy or download it again",
+    "tokenizers": "the tokenizer's files are damaged; copy or download them again",
+    "huggingface_hub": "check the model's or data set's name and the network",
+    "datasets": "check the data set's files",
+    "pyarrow": "check the data set's files",
+    "mlflow": "check MLFLOW_TRACKING_URI and that the store is there",
+    "sqlalchemy": "check MLFLOW_TRACKING_URI and that the store is there",
+    "alembic": "the store was made by another version of mlflow; install that, or run `mlflow db upgrade URI`",
+    "requests": "check the network, or the address in MLFLOW_TRACKING_URI",
+    "urllib3": "check the network, or the address in MLFLOW_TRACKING_URI",
+    "httpx": "check the network",
+    "ray": "look at the trial's or Ray's own log",
+}
+MEMORY = "use a smaller model, batch_size or sequence_length, or --device cpu"
+SYSTEM = {
+    errno.ENOENT: "name one that exists",
+    errno.EACCES: "change its permissions, or name another",
+    errno.EPERM: "change its permissions, or name another",
+    errno.EROFS: "name a place that can be written to",
+    errno.ENOTDIR: "a part of the path is a file; name another",
+    errno.EISDIR: "it is a folder; name a file",
+    errno.EEXIST: "it is a file; name a folder",
+    errno.ENAMETOOLONG: "name a shorter path",
+    errno.ELOOP: "its links lead in a circle; name another",
+    errno.ENOSPC: "free some space, or name another place",
+    errno.EDQUOT: "free some space, or name another place",
+    errno.EMFILE: "raise the limit of open files: ulimit -n 4096",
+}
+
+
+def told(error: Exception) -> str | None:
+    """The line for an error that a user can mend; None for one that a fault of this program would make."""
+    if isinstance(error, UserError):
+        return str(error)
+    name, library = type(error).__name__, type(error).__module__.partition(".")[0]
+    if isinstance(error, MemoryError) or name == "OutOfMemoryError" or "can't allocate memory" in str(error):
+        return f"out of memory ({_first_line(error)}); {MEMORY}"
+    if isinstance(error, OSError) and error.errno is not None:
+        fix = SYSTEM.get(error.errno, "check the path and the disk")
+        what = f"{str(error.filename)!r}: " if error.filename is not None else ""
+        return f"{what}{error.strerror or name}; {fix}"
+    if library in LIBRARIES:
+        return f"{library} reports {name}: {_first_line(error)}; {LIBRARIES[library]}"
+    if isinstance(error, UnicodeDecodeError):
+        return f"text must be UTF-8, got {error.object[error.start : error.start + 1]!r}; convert the file with iconv"
+    damaged = (json.JSONDecodeError, yaml.YAMLError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError, OSError)
+    if isinstance(error, damaged):  # an OSError without a number is transformers' for a file that it cannot use
+        return f"a file could not be read ({name}: {_first_line(error)}); copy or make it again"
+    if isinstance(error, RuntimeError) and "home directory" in str(error):
+        return f"{_first_line(error)} A path begins with ~ and no such user; write the path in full"
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:300]

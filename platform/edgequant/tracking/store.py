@@ -1,0 +1,167 @@
+"""The tracking store, looked at before a run begins: what is wrong with it is said in one line, at once."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from functools import cache
+from pathlib import Path
+from unittest import mock
+from urllib.parse import SplitResult, quote, unquote, urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import mlflow
+
+from edgequant.errors import UserError
+from edgequant.yaml_files import check_regular
+
+SECONDS_TO_ANSWER = 3.0
+ELSEWHERE = "name another store in MLFLOW_TRACKING_URI, such as sqlite:///mlflow.db or http://HOST:5000"
+DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+
+
+def check_store() -> None:
+    """Refuse a store that does not answer, cannot be written to or is none of MLflow's; asked once per process.
+
+    Raises:
+        UserError: names the store's address and what to do.
+    """
+    uri = str(mlflow.get_tracking_uri())
+    _check(uri, os.getcwd())
+
+
+@cache
+def _check(uri: str, _folder: str) -> None:
+    """`_folder`: an address such as sqlite:///mlflow.db means another store in each."""
+    try:
+        address = urlsplit(uri)
+        port = address.port
+    except ValueError as error:
+        raise _unusable(uri, str(error)) from error
+    if address.scheme in ("http", "https"):
+        _check_server(uri, address, port)
+    elif uri.startswith("sqlite:"):
+        _check_sqlite(uri)
+    with store_errors_told(), mock.patch.dict(os.environ, {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}):
+        mlflow.MlflowClient().search_experiments(max_results=1)
+
+
+def check_experiment(name: str) -> None:
+    """Refuse an experiment that lies in MLflow's bin, which no run can go to.
+
+    Raises:
+        UserError: names it and the command that restores it.
+    """
+    if not name.strip():
+        raise UserError(f"experiment must have a name, such as edgequant, got {name!r}")
+    with store_errors_told():
+        found = mlflow.MlflowClient().get_experiment_by_name(name)
+    if found is not None and found.lifecycle_stage != "active":
+        restore = f"mlflow experiments restore --experiment-id {found.experiment_id}"
+        raise UserError(
+            f"experiment {name!r} was deleted in {mlflow.get_tracking_uri()}; bring it back with `{restore}`, or "
+            "choose another with --experiment"
+        )
+    uri = str(mlflow.get_tracking_uri())
+    if found is not None or uri.startswith("sqlite:"):  # whose artifacts lie in the working folder by default
+        _check_artifacts(name, found.artifact_location if found is not None else "mlruns")
+
+
+def _check_artifacts(experiment: str, location: str) -> None:
+    address = urlsplit(location)
+    if address.scheme not in ("", "file"):
+        return
+    folder = _nearest(Path(unquote(address.path)))
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UserError(
+            f"artifacts of experiment {experiment!r} go to {location!r}, which cannot be written to: {str(folder)!r} "
+            f"is {'read-only' if folder.is_dir() else 'no folder'}; choose another with --experiment"
+        )
+
+
+def _nearest(path: Path) -> Path:
+    """The path, or what there is of it."""
+    return next(place for place in (path.absolute(), *path.absolute().parents) if os.path.lexists(place))
+
+
+@contextmanager
+def store_errors_told() -> Iterator[None]:
+    """What MLflow, its database or the network raise becomes one line with the store's address.
+
+    Raises:
+        UserError: in their place.
+    """
+    from alembic.util.exc import CommandError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except UserError:
+        raise
+    except (mlflow.exceptions.MlflowException, SQLAlchemyError, CommandError, OSError, ImportError) as error:
+        raise _unusable(str(mlflow.get_tracking_uri()), _first_sentence(error)) from error
+
+
+def answers(host: str | None, port: int, seconds: float = SECONDS_TO_ANSWER) -> bool:
+    """Whether a server accepts a connection within seconds."""
+    try:
+        with socket.create_connection((host or "", port), timeout=seconds):
+            return True
+    except (OSError, UnicodeError):  # a host's name that is too long, or empty between two points
+        return False
+
+
+def _unusable(uri: str, why: str, fix: str = ELSEWHERE) -> UserError:
+    if "out-of-date database schema" in why:
+        fix = f"back it up and run `mlflow db upgrade {uri}`, install the mlflow that made it, or {ELSEWHERE}"
+    elif "filesystem tracking backend" in why:
+        fix = f"`mlflow migrate-filestore` moves its runs to a database; or {ELSEWHERE}"
+    return UserError(f"tracking store {uri!r} cannot be used: {why}; {fix}")
+
+
+def _first_sentence(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[0].split(". ")[0].rstrip(".")[:200]
+
+
+def _check_server(uri: str, address: SplitResult, port: int | None) -> None:
+    if not address.hostname:
+        raise _unusable(uri, "it names no host")
+    is_direct = not getproxies().get(address.scheme) or proxy_bypass(address.hostname)
+    if is_direct and not answers(address.hostname, port or (443 if address.scheme == "https" else 80)):
+        raise _unusable(uri, "it does not answer", f"start the server, or {ELSEWHERE}")
+
+
+def _check_sqlite(uri: str) -> None:
+    from sqlalchemy.engine import make_url
+
+    with store_errors_told():
+        database = make_url(uri).database
+    if not database or database == ":memory:" or database.startswith("file:"):
+        return
+    path = Path(database)
+    if path.exists() or path.is_symlink():
+        check_regular(path, f"tracking store {uri!r}")
+        _check_database(path, uri)
+        return
+    parent = _nearest(path)
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise _unusable(uri, f"{str(parent)!r} is no folder that can be written to")
+
+
+def _check_database(path: Path, uri: str) -> None:
+    """Whether it is an SQLite database, MLflow's or empty, that can be written to."""
+    try:
+        with closing(sqlite3.connect(f"file:{quote(str(path.resolve()))}?mode=rw", uri=True, timeout=1)) as database:
+            tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            database.execute("BEGIN IMMEDIATE")  # a file or folder that is read-only refuses
+            database.rollback()
+    except sqlite3.DatabaseError as error:
+        if "locked" not in str(error):  # another process writes, which is no fault
+            raise _unusable(uri, str(error)) from error
+        return
+    if tables and not tables & {"alembic_version", "experiments"}:
+        raise _unusable(uri, f"it is another program's database, with a table {sorted(tables)[0]!r}")
