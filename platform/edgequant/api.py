@@ -235,7 +235,9 @@ def save(
     loaded_from = str(getattr(model.config, "_name_or_path", "") or "")
     target = check_output(folder, CHECKPOINT, reads=places({"model": loaded_from}))
     name = made_from or target.name
-    return checkpoint.save(model, tokenizer, target, remembered, parameters=parameters, made_from=name)
+    return checkpoint.save(
+        model, tokenizer, Path(folder).expanduser(), remembered, parameters=parameters, made_from=name
+    )
 
 
 PARAMETERS = "num_parameters_unquantized"  # of a model's config: what bits per parameter are counted by
