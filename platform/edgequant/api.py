@@ -253,8 +253,8 @@ def save(
     if fake_quantized_layers(model):
         raise UserError("model must be converted to integers before it is saved; call edgequant.convert(model)")
     loaded_from = str(getattr(model.config, "_name_or_path", "") or "")
-    target = check_output(target, CHECKPOINT, reads=places({"model": loaded_from}))
-    name = target.name if made_from is None else made_from
+    place = check_output(target, CHECKPOINT, reads=places({"model": loaded_from}))
+    name = place.name if made_from is None else made_from
     api_checks.check_kind("made_from", name, str)
     return checkpoint.save(model, tokenizer, target, remembered, parameters=parameters, made_from=name)
 
