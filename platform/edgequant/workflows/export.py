@@ -115,13 +115,18 @@ def _is_empty_folder(path: Path) -> bool:
 
 
 def check_source(source: ModelSource, format: str) -> None:
-    """Refuse what a compressed-tensors folder cannot be made of, as far as can be told before loading.
+    """Refuse what a GGUF file or a compressed-tensors folder cannot be made of, as far as can be told before loading.
 
     Raises:
-        UserError: no quantised checkpoint, or a scheme that compressed-tensors cannot hold.
+        UserError: a configuration that llama.cpp would compute otherwise, no quantised checkpoint, or a scheme that
+            compressed-tensors cannot hold.
     """
     from edgequant import models
 
+    if format != COMPRESSED_TENSORS and source.kind == "folder" and models.folder_config(Path(source.location)):
+        from edgequant.export.gguf.expressible import check_folder
+
+        check_folder(Path(source.location))
     if format != COMPRESSED_TENSORS or source.kind in ("hub", "mlflow"):
         return
     config = models.folder_config(Path(source.location)) if source.kind == "folder" else {}

@@ -1,4 +1,4 @@
-"""From the fields of a GGUF file to a transformers configuration; a field that nothing stands for is refused by name."""
+"""From the fields of a GGUF file to a transformers configuration; fields without a counterpart are refused by name."""
 
 from __future__ import annotations
 
@@ -121,7 +121,8 @@ def token_id(contents: Contents, name: str) -> int | None:
     index = contents.tokenizer(key)
     if index is None or index == NO_TOKEN:
         return None
-    if not 0 <= index < (size := _vocabulary(contents)):
+    size = len(contents.tokenizer("tokens") or ())
+    if size and not 0 <= index < size:
         raise contents.refused(f"tokenizer.ggml.{key} must be below the vocabulary's {size}, got {index}")
     return int(index)
 

@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from gguf import GGUFReader, ReaderTensor
 
 from edgequant.errors import UserError
@@ -17,7 +18,7 @@ MAGIC, VERSIONS = b"GGUF", (2, 3)
 
 @dataclass
 class Contents:
-    """A GGUF file's fields and tensors. Fields of the architecture are taken one by one; what is left was not understood.
+    """A GGUF file's fields and tensors. The architecture's fields are taken one by one: what is left is not understood.
 
     Attributes:
         fields: every field under its whole name, `llama.block_count`; arrays are lists.
@@ -49,7 +50,9 @@ class Contents:
         value = self.fields.get(name, default)
         if isinstance(value, list):
             if len(set(value)) != 1:
-                raise self.refused(f"field {name} differs from layer to layer, which this architecture cannot have here")
+                raise self.refused(
+                    f"field {name} differs from layer to layer, which this architecture cannot have here"
+                )
             return value[0]
         return value
 
@@ -122,6 +125,7 @@ class _StrictReader(GGUFReader):
     """Beyond the end of a file the gguf package finds nothing, as often as a damaged count says: for ever."""
 
     def _get(self, offset: Any, dtype: Any, count: Any = 1, override_order: Any = None) -> Any:
+        self.data = np.asarray(self.data)  # slices of a memmap take three times as long, at 4 for each token
         values = super()._get(offset, dtype, count, override_order)
         if len(values) != int(count):
             raise ValueError(f"{int(count):,} values at byte {int(offset):,} are not there")

@@ -77,9 +77,11 @@ def _as_longrope(theta: float, short: list[float], long: list[float], stretch: f
 def _from_factors(
     contents: Contents, theta: float, rotated: int, context: int, kind: str, factor: float, stretch: float
 ) -> dict[str, Any]:
-    """Llama 3's parameters where the divisors are Llama 3's; any others as a longrope that is the same at all lengths."""
+    """Llama 3's parameters where the divisors are Llama 3's; others as a longrope that is the same at all lengths."""
     if kind in ("yarn", "longrope") or factor != 1.0 or stretch != 1.0:
-        raise contents.refused(f"tensor {FACTORS} beside scaling {kind} by {factor:g} has no counterpart in transformers")
+        raise contents.refused(
+            f"tensor {FACTORS} beside scaling {kind} by {factor:g} has no counterpart in transformers"
+        )
     divisors = _values(contents, FACTORS)
     if len(divisors) != rotated // 2 or not (np.isfinite(divisors) & (divisors > 0)).all():
         raise contents.refused(f"tensor {FACTORS} must hold {rotated // 2} positive numbers")
