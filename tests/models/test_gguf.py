@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,12 @@ import numpy as np
 import pytest
 import torch
 from gguf_files import DROP, rewritten, tensor
+from small_models import TEXT, small
 
 from edgequant import models
 from edgequant.errors import UserError
 from edgequant.export.gguf.write import write_gguf
 from edgequant.models.gguf.rope import llama3_parameters
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "export"))
-from small_models import TEXT, small
 
 NAMES = ("llama", "qwen2", "phi", "gemma3")
 

@@ -74,7 +74,7 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
 
 
 def _load_tokenizer_of(resolved: ModelSource) -> PreTrainedTokenizerBase:
-    from edgequant.models.gguf import load_gguf_tokenizer
+    from edgequant.models.gguf.load import load_gguf_tokenizer
     from edgequant.models.smollm2 import smollm2_folder
     from edgequant.models.tiny import tiny_tokenizer
 
@@ -88,7 +88,7 @@ def _load_tokenizer_of(resolved: ModelSource) -> PreTrainedTokenizerBase:
 
 
 def _load_pair(resolved: ModelSource, options: dict[str, Any], *, as_checkpoint_says: bool = False) -> tuple[Any, Any]:
-    from edgequant.models.gguf import load_gguf
+    from edgequant.models.gguf.load import load_gguf
     from edgequant.models.smollm2 import smollm2_folder
     from edgequant.models.tiny import tiny_folder, tiny_model, tiny_tokenizer
 

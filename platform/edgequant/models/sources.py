@@ -99,7 +99,7 @@ def check_available(source: str | ModelSource) -> ModelSource:
     """
     resolved = resolve(source)
     if resolved.kind == "gguf":
-        from edgequant.models.gguf import check_gguf
+        from edgequant.models.gguf.load import check_gguf
 
         check_gguf(Path(resolved.location))
     if resolved.kind == "hub":

@@ -31,7 +31,7 @@ from edgequant.export.gguf.tensors import (
 )
 from edgequant.export.gguf.tokenizer import WriterOfEmptyLists, check_reads_back, write_tokenizer
 from edgequant.files import atomic_path, sha256_of
-from edgequant.models.gguf import check_gguf
+from edgequant.models.gguf.load import check_gguf
 from edgequant.models.loading import LoadedModel
 
 EMBEDDINGS = ("token_embd.weight", "output.weight")

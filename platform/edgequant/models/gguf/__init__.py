@@ -4,7 +4,3 @@ transformers' reader knows few of the fields (no scaled rotary frequencies, no b
 nothing about the rest; its tokenizers differ from version to version. Here every field that belongs to the architecture
 is either understood or named in the refusal.
 """
-
-from edgequant.models.gguf.load import check_gguf, load_gguf, load_gguf_tokenizer
-
-__all__ = ["check_gguf", "load_gguf", "load_gguf_tokenizer"]

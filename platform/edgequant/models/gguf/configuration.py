@@ -99,7 +99,7 @@ def read_configuration(contents: Contents) -> Any:
 def _common(contents: Contents) -> dict[str, Any]:
     heads = int(contents.require("attention.head_count"))
     return {
-        "vocab_size": _vocabulary(contents),
+        "vocab_size": vocabulary_size(contents),
         "hidden_size": int(contents.require("embedding_length")),
         "intermediate_size": int(contents.require("feed_forward_length")),
         "num_hidden_layers": int(contents.require("block_count")),
@@ -127,10 +127,18 @@ def token_id(contents: Contents, name: str) -> int | None:
     return int(index)
 
 
-def _vocabulary(contents: Contents) -> int:
+def vocabulary_size(contents: Contents) -> int:
+    """Rows of the embedding.
+
+    Raises:
+        UserError: there is no embedding, or there are more or fewer tokens.
+    """
     if "token_embd.weight" not in contents.tensors:
         raise contents.refused("tensor token_embd.weight not found; the file holds no model")
-    return int(contents.tensors["token_embd.weight"].shape[-1])
+    rows, tokens = int(contents.tensors["token_embd.weight"].shape[-1]), contents.tokenizer("tokens")
+    if tokens and len(tokens) != rows:
+        raise contents.refused(f"{len(tokens):,} tokens for an embedding of {rows:,} rows")
+    return rows
 
 
 def _head_is_the_embedding(contents: Contents) -> bool:

@@ -55,10 +55,13 @@ def load_gguf_tokenizer(file: Path) -> Any:
     Raises:
         UserError: see `load_gguf`.
     """
+    from edgequant.models.gguf.configuration import vocabulary_size
     from edgequant.models.gguf.contents import read_contents
     from edgequant.models.gguf.tokenizer import read_tokenizer
 
-    return read_tokenizer(read_contents(file))
+    contents = read_contents(file)
+    vocabulary_size(contents)
+    return read_tokenizer(contents)
 
 
 def _planned(file: Path) -> tuple[Contents, Any, Any, list[Any]]:

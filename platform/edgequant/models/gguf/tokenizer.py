@@ -39,9 +39,6 @@ def _tokens(contents: Contents) -> list[str]:
     tokens = contents.tokenizer("tokens")
     if not tokens:
         raise contents.refused("field tokenizer.ggml.tokens not found; give the model's transformers folder instead")
-    embedding = contents.tensors.get("token_embd.weight")
-    if embedding is not None and int(embedding.shape[-1]) != len(tokens):
-        raise contents.refused(f"{len(tokens):,} tokens for an embedding of {int(embedding.shape[-1]):,} rows")
     for key in ("token_type", "scores"):
         if len(contents.tokenizer(key, tokens)) != len(tokens):
             raise contents.refused(f"tokenizer.ggml.{key} must have {len(tokens):,} values, one a token")

@@ -9,6 +9,8 @@ from typing import Any
 import gguf
 import numpy as np
 
+from edgequant.export.gguf.tokenizer import WriterOfEmptyLists
+
 DROP = object()
 TYPES = {bool: gguf.GGUFValueType.BOOL, str: gguf.GGUFValueType.STRING, float: gguf.GGUFValueType.FLOAT32}
 
@@ -24,12 +26,12 @@ def rewritten(
     reader = gguf.GGUFReader(source)
     values = {name: one for name, one in reader.fields.items() if not name.startswith("GGUF.")}
     changes = dict(fields or {})
-    writer = gguf.GGUFWriter(
-        target, str(changes.pop("general.architecture", values["general.architecture"].contents()))
-    )
+    architecture = changes.pop("general.architecture", values["general.architecture"].contents())
+    writer = WriterOfEmptyLists(target, str(architecture))
     for name, one in values.items():
         if name != "general.architecture" and name not in changes:
-            sub = one.types[-1] if one.types[0] == gguf.GGUFValueType.ARRAY else None
+            kinds = [*one.types, gguf.GGUFValueType.STRING][:2]  # an empty list does not say
+            sub = kinds[1] if one.types[0] == gguf.GGUFValueType.ARRAY else None
             writer.add_key_value(name, one.contents(), one.types[0], sub)
     for name, value in changes.items():
         if value is not DROP:
