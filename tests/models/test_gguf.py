@@ -191,6 +191,33 @@ def test_what_the_reader_does_not_understand_is_named_in_one_line(name, fields, 
     assert "\n" not in str(error.value) and "m.gguf" in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"llama.block_count": 4_000_000_000},
+        {"llama.attention.head_count": 0},
+        {"llama.embedding_length": "many"},
+        {"llama.rope.freq_base": [1.0, 2.0]},
+        {"tokenizer.ggml.merges": 7, "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "gpt-2"},
+        {"tokenizer.ggml.token_type": 3},
+        {"llama.attention.sliding_window": [1, 2]},
+        {"llama.context_length": 0},
+    ],
+)
+def test_fields_that_make_no_model_are_refused_in_one_line(fields, files, tmp_path) -> None:
+    with pytest.raises(UserError, match=r"m\.gguf' could not be read") as error:
+        models.check_available(str(rewritten(files["llama"], tmp_path / "m.gguf", fields)))
+    assert "\n" not in str(error.value)
+
+
+def test_a_weight_that_is_not_a_number_is_named(files, tmp_path) -> None:
+    values = tensor(files["qwen2"], "blk.1.attn_v.weight")
+    values[0, 0] = np.nan
+    broken = rewritten(files["qwen2"], tmp_path / "m.gguf", tensors={"blk.1.attn_v.weight": values})
+    with pytest.raises(UserError, match=r"blk\.1\.attn_v\.weight holds numbers"):
+        load(broken)
+
+
 def test_a_tensor_too_many_is_named(files, tmp_path) -> None:
     for name in ("blk.0.attn_q_norm.weight", "rope_factors_long.weight"):
         extra = rewritten(files["qwen2"], tmp_path / "m.gguf", tensors={name: np.ones(16)})

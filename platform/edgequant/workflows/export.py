@@ -123,10 +123,12 @@ def check_source(source: ModelSource, format: str) -> None:
     """
     from edgequant import models
 
-    if format != COMPRESSED_TENSORS and source.kind == "folder" and models.folder_config(Path(source.location)):
-        from edgequant.export.gguf.expressible import check_folder
+    location = Path(source.location)
+    is_plain_folder = source.kind == "folder" and (location / "config.json").is_file()
+    if format != COMPRESSED_TENSORS and (source.kind == "gguf" or is_plain_folder):
+        from edgequant.export.gguf import expressible
 
-        check_folder(Path(source.location))
+        expressible.check_source(source.kind, location)
     if format != COMPRESSED_TENSORS or source.kind in ("hub", "mlflow"):
         return
     config = models.folder_config(Path(source.location)) if source.kind == "folder" else {}

@@ -27,20 +27,36 @@ def check_expressible(config: Any) -> None:
     CHECKS[config.model_type](config)
 
 
-def check_folder(folder: Path) -> None:
-    """`check_expressible` for a folder's configuration, before its weights are loaded.
+def check_source(kind: str, location: Path) -> None:
+    """`check_expressible` and the tokenizer of a model on disk, before its weights are loaded.
+
+    Args:
+        kind: `folder` or `gguf`.
 
     Raises:
         UserError: as there, or a configuration that transformers does not read.
     """
+    from edgequant.export.gguf.tokenizer import check_tokenizer
+    from edgequant.models import load_tokenizer
+
+    config = _configuration_of(kind, location)
+    check_expressible(config)
+    check_tokenizer(load_tokenizer(str(location)), config.vocab_size)
+
+
+def _configuration_of(kind: str, location: Path) -> Any:
     from transformers import AutoConfig
 
+    from edgequant.models.gguf.configuration import read_configuration
+    from edgequant.models.gguf.contents import read_contents
+
+    if kind == "gguf":
+        return read_configuration(read_contents(location))
     try:
-        config = AutoConfig.from_pretrained(str(folder))
+        return AutoConfig.from_pretrained(str(location))
     except Exception as error:  # the configuration's own checks have many types
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{folder / 'config.json'} could not be read by transformers: {reason}") from error
-    check_expressible(config)
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"{location / 'config.json'} could not be read by transformers: {reason}") from error
 
 
 def _llama(config: Any) -> None:

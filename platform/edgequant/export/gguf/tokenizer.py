@@ -43,6 +43,20 @@ def write_tokenizer(writer: GGUFWriter, tokenizer: Any, rows: int) -> None:
     _write_special_tokens(writer, tokenizer, rows)
 
 
+def check_tokenizer(tokenizer: Any, rows: int) -> None:
+    """Refuse what `write_tokenizer` and `check_reads_back` refuse, without a file.
+
+    Args:
+        rows: of the embedding.
+
+    Raises:
+        UserError: see there.
+    """
+    writer = GGUFWriter(None, "llama")
+    write_tokenizer(writer, tokenizer, rows)
+    check_reads_back(writer, tokenizer)
+
+
 def check_reads_back(writer: GGUFWriter, tokenizer: Any) -> None:
     """Refuse a tokenizer that a reader of the fields would take for another one: normalizers, merges, added tokens.
 

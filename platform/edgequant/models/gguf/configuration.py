@@ -15,7 +15,7 @@ MLP_BIASES = ("ffn_gate.bias", "ffn_up.bias", "ffn_down.bias")
 SPECIAL_TOKENS = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
 NO_TOKEN = 0xFFFFFFFF  # -1 in a field without sign
 # Fields that change nothing, whatever they say; the vocabulary's size is that of the embedding.
-MEANINGLESS = ("vocab_size", "tensor_data_layout")
+MEANINGLESS = ("vocab_size", "tensor_data_layout", "mm.tokens_per_image")
 # Fields that change nothing at these values.
 OFF: dict[str, tuple[Any, ...]] = {
     "expert_count": (0,),
@@ -97,18 +97,34 @@ def read_configuration(contents: Contents) -> Any:
 
 
 def _common(contents: Contents) -> dict[str, Any]:
-    heads = int(contents.require("attention.head_count"))
+    heads = _positive(contents, "attention.head_count")
     return {
         "vocab_size": vocabulary_size(contents),
-        "hidden_size": int(contents.require("embedding_length")),
-        "intermediate_size": int(contents.require("feed_forward_length")),
-        "num_hidden_layers": int(contents.require("block_count")),
+        "hidden_size": _positive(contents, "embedding_length"),
+        "intermediate_size": _positive(contents, "feed_forward_length"),
+        "num_hidden_layers": _layers(contents),
         "num_attention_heads": heads,
         "num_key_value_heads": int(contents.take("attention.head_count_kv", heads)),
-        "max_position_embeddings": int(contents.require("context_length")),
+        "max_position_embeddings": _positive(contents, "context_length"),
         "tie_word_embeddings": "output.weight" not in contents.tensors or _head_is_the_embedding(contents),
         **{f"{name}_token_id": token_id(contents, name) for name in ("bos", "eos", "pad")},
     }
+
+
+def _positive(contents: Contents, key: str) -> int:
+    value = int(contents.require(key))
+    if value <= 0:
+        raise contents.refused(f"field {contents.architecture}.{key} must be positive, got {value}")
+    return value
+
+
+def _layers(contents: Contents) -> int:
+    layers = int(contents.require("block_count"))
+    if not 0 < layers <= len(contents.tensors):  # a damaged number would be built
+        raise contents.refused(
+            f"{contents.architecture}.block_count {layers:,} goes with {len(contents.tensors)} tensors"
+        )
+    return layers
 
 
 def token_id(contents: Contents, name: str) -> int | None:
@@ -150,7 +166,7 @@ def _head_is_the_embedding(contents: Contents) -> bool:
 
 def _check_nothing_is_left(contents: Contents, context: int) -> None:
     for name, value in contents.left().items():
-        covers_all = name == "attention.sliding_window" and value >= context
+        covers_all = name == "attention.sliding_window" and isinstance(value, int) and value >= context
         if name in MEANINGLESS or covers_all or value in OFF.get(name, ()):
             continue
         shown = f"{value!r:.60}"

@@ -98,14 +98,14 @@ def read_contents(path: Path) -> Contents:
         UserError: not a GGUF file of version 2 or 3, cut off, damaged, or one part of a split file.
     """
     status = path.stat()
-    fields, tensors = _parsed(path, status.st_size, status.st_mtime_ns)
+    fields, tensors = _parsed(path, (status.st_size, status.st_mtime_ns))
     contents = Contents(path, fields, tensors)
     _check_is_a_whole_model(contents)
     return contents
 
 
 @lru_cache(maxsize=1)  # checked before a run begins, loaded within it
-def _parsed(path: Path, size: int, modified: int) -> tuple[dict[str, Any], dict[str, ReaderTensor]]:
+def _parsed(path: Path, state: tuple[int, int]) -> tuple[dict[str, Any], dict[str, ReaderTensor]]:
     refused = Contents(path, {}, {}).refused
     _check_start(path, refused)
     try:
@@ -117,7 +117,7 @@ def _parsed(path: Path, size: int, modified: int) -> tuple[dict[str, Any], dict[
             raise refused(
                 f"it holds a tensor of a type that the gguf package does not know ({error}); pip install -U gguf"
             ) from error
-        raise refused(f"it is cut off or damaged ({error}, at {size:,} bytes); copy it again") from error
+        raise refused(f"it is cut off or damaged ({error}, at {state[0]:,} bytes); copy it again") from error
     return fields, {tensor.name: tensor for tensor in reader.tensors}
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgequant.errors import UserError
+
 if TYPE_CHECKING:
     from edgequant.models.gguf.contents import Contents
 
@@ -40,7 +42,7 @@ def load_gguf(file: Path, options: dict[str, Any]) -> tuple[Any, Any]:
     dtype = getattr(torch, wanted) if isinstance(wanted, str) and wanted != "auto" else wanted
     dtype = dtype if isinstance(dtype, torch.dtype) else torch.float32
     loaded, report = type(model).from_pretrained(
-        None, config=model.config, state_dict=state_dict(weights, dtype), output_loading_info=True, **options
+        None, config=model.config, state_dict=state_dict(contents, weights, dtype), output_loading_info=True, **options
     )
     odd = [name for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in report[kind]]
     if odd:
@@ -65,15 +67,26 @@ def load_gguf_tokenizer(file: Path) -> Any:
 
 
 def _planned(file: Path) -> tuple[Contents, Any, Any, list[Any]]:
+    from edgequant.models.gguf.contents import read_contents
+
+    contents = read_contents(file)
+    try:
+        return _plan(contents)
+    except UserError:
+        raise
+    except Exception as error:  # a number where a text should be, a head of no features: as many errors as fields
+        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        raise contents.refused(f"its fields do not go together ({reason}); copy or convert it again") from error
+
+
+def _plan(contents: Contents) -> tuple[Contents, Any, Any, list[Any]]:
     import torch
     from transformers import AutoModelForCausalLM
 
     from edgequant.models.gguf.configuration import architecture_of, read_configuration
-    from edgequant.models.gguf.contents import read_contents
     from edgequant.models.gguf.tensors import plan_weights
     from edgequant.models.gguf.tokenizer import read_tokenizer
 
-    contents = read_contents(file)
     config = read_configuration(contents)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)

@@ -70,9 +70,20 @@ def plan_weights(contents: Contents, architecture: Architecture, model: nn.Modul
     return [_filled(contents, architecture, model.config, weight, stored.get(weight.stored)) for weight in weights]
 
 
-def state_dict(weights: list[Weight], dtype: torch.dtype) -> dict[str, Tensor]:
-    """The weights in a floating-point type."""
-    return {weight.name: weight.read().to(dtype) for weight in weights}
+def state_dict(contents: Contents, weights: list[Weight], dtype: torch.dtype) -> dict[str, Tensor]:
+    """The weights in a floating-point type.
+
+    Raises:
+        UserError: a weight is not a finite number.
+    """
+    state = {}
+    for weight in weights:
+        state[weight.name] = weight.read().to(dtype)
+        if not state[weight.name].isfinite().all():
+            raise contents.refused(
+                f"tensor {weight.stored} holds numbers that are not finite in {dtype}; copy it again"
+            )
+    return state
 
 
 def _names(contents: Contents, model: nn.Module) -> dict[str, str]:
