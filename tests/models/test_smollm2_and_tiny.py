@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from edgequant import models
 from edgequant.errors import UserError
 from edgequant.models import smollm2
-from edgequant.models.gguf import load_gguf
+from edgequant.models.gguf.load import load_gguf
 from edgequant.models.tiny import tiny_folder, tiny_model, tiny_tokenizer
 
 

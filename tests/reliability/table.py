@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from of_gguf import SITUATIONS as GGUF
 from of_outputs import SITUATIONS as OUTPUTS
 from of_settings import SITUATIONS as SETTINGS
 from of_ties import SITUATIONS as TIES
@@ -15,6 +16,7 @@ KINDS: dict[str, list[Situation]] = {
     "Outputs": OUTPUTS,
     "Settings and machines": SETTINGS,
     "One tensor with two roles": TIES,
+    "GGUF files": GGUF,
 }
 
 

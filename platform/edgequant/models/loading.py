@@ -76,6 +76,7 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
 
 
 def _load_tokenizer_of(resolved: ModelSource) -> PreTrainedTokenizerBase:
+    from edgequant.models.gguf.load import load_gguf_tokenizer
     from edgequant.models.smollm2 import smollm2_folder
     from edgequant.models.tiny import tiny_tokenizer
 
@@ -84,13 +85,12 @@ def _load_tokenizer_of(resolved: ModelSource) -> PreTrainedTokenizerBase:
     if resolved.kind == "embedded":
         return _tokenizer_of(str(smollm2_folder()))
     if resolved.kind == "gguf":
-        file = Path(resolved.location)
-        return _tokenizer_of(str(file.parent), gguf_file=file.name)
+        return load_gguf_tokenizer(Path(resolved.location))
     return load(resolved.location, device="cpu").tokenizer
 
 
 def _load_pair(resolved: ModelSource, options: dict[str, Any], *, as_checkpoint_says: bool = False) -> tuple[Any, Any]:
-    from edgequant.models.gguf import load_gguf
+    from edgequant.models.gguf.load import load_gguf
     from edgequant.models.smollm2 import smollm2_folder
     from edgequant.models.tiny import tiny_folder, tiny_model, tiny_tokenizer
 

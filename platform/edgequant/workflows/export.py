@@ -138,13 +138,20 @@ def check_configuration(format: str, embedding_format: str | None, upload_limit_
 
 
 def check_source(source: ModelSource, format: str) -> None:
-    """Refuse what a compressed-tensors folder cannot be made of, as far as can be told before loading.
+    """Refuse what a GGUF file or a compressed-tensors folder cannot be made of, as far as can be told before loading.
 
     Raises:
-        UserError: no quantised checkpoint, or a scheme that compressed-tensors cannot hold.
+        UserError: a configuration that llama.cpp would compute otherwise, no quantised checkpoint, or a scheme that
+            compressed-tensors cannot hold.
     """
     from edgequant import models
 
+    location = Path(source.location)
+    is_plain_folder = source.kind == "folder" and (location / "config.json").is_file()
+    if format != COMPRESSED_TENSORS and (source.kind == "gguf" or is_plain_folder):
+        from edgequant.export.gguf import expressible
+
+        expressible.check_source(source.kind, location)
     if format != COMPRESSED_TENSORS or source.kind in ("hub", "mlflow"):
         return
     config = models.folder_config(Path(source.location)) if source.kind == "folder" else {}

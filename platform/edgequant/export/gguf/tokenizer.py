@@ -4,28 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 from gguf import GGUFValueType, GGUFWriter, Keys, TokenType
 
 from edgequant.errors import UserError
+from edgequant.models.gguf.contents import Contents
+from edgequant.models.gguf.pre_tokenizers import BYTES, DIGITS, GPT2, WAYS, WHOLE_WORDS_FIRST
+from edgequant.models.gguf.tokenizer import PROBE, read_tokenizer
 
-# How a byte-level tokenizer cuts text before merging. llama.cpp names each way; the pattern is the identity.
-GPT2 = "ByteLevel with its own pattern"
-PRE_TOKENIZERS = {
-    (GPT2,): "gpt-2",
-    ("Digits one by one", GPT2): "smollm",
-    (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-        r"|\s+(?!\S)|\s+",
-        "ByteLevel",
-    ): "qwen2",
-    (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-        r"|\s+(?!\S)|\s+",
-        "ByteLevel",
-    ): "llama-bpe",
-}
+PRE_TOKENIZERS = {steps: name for name, steps in WAYS.items()}  # the steps are the identity
 
 
 def write_tokenizer(writer: GGUFWriter, tokenizer: Any, rows: int) -> None:
@@ -47,11 +36,44 @@ def write_tokenizer(writer: GGUFWriter, tokenizer: Any, rows: int) -> None:
         writer.add_add_space_prefix(_adds_space(tokenizer))
     else:
         writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre(pre_tokenizer_name(definition))
+        writer.add_tokenizer_pre(_name_that_fits(definition))
         _add_merges(writer, definition["model"]["merges"])
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     _write_special_tokens(writer, tokenizer, rows)
+
+
+def check_tokenizer(tokenizer: Any, rows: int) -> None:
+    """Refuse what `write_tokenizer` and `check_reads_back` refuse, without a file.
+
+    Args:
+        rows: of the embedding.
+
+    Raises:
+        UserError: see there.
+    """
+    writer = GGUFWriter(None, "llama")
+    write_tokenizer(writer, tokenizer, rows)
+    check_reads_back(writer, tokenizer)
+
+
+def check_reads_back(writer: GGUFWriter, tokenizer: Any) -> None:
+    """Refuse a tokenizer that a reader of the fields would take for another one: normalizers, merges, added tokens.
+
+    Raises:
+        UserError: the fields written give other tokens for a text of letters, digits, spaces, signs and scripts.
+    """
+    fields = {name: field.value for name, field in writer.kv_data[0].items()}
+    again = read_tokenizer(Contents(Path("written"), fields, {}))
+    ours, theirs = (one(PROBE)["input_ids"] for one in (tokenizer, again))
+    if ours != theirs:
+        at = next((at for at, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), -1)
+        shown = " and ".join(
+            repr(one.convert_ids_to_tokens(ids[at:][:4])) for one, ids in ((tokenizer, ours), (again, theirs))
+        )
+        raise UserError(
+            f"tokenizer for GGUF must cut a text as llama.cpp will, got {shown}; keep the model as a folder"
+        )
 
 
 def _definition(tokenizer: Any) -> dict[str, Any]:
@@ -60,7 +82,28 @@ def _definition(tokenizer: Any) -> dict[str, Any]:
     kind = definition["model"].get("type")
     if kind != "BPE":
         raise UserError(f"tokenizer for GGUF must be a fast BPE one, got {type(tokenizer).__name__} ({kind})")
+    _check_normalizer(definition)
+    for name in ("continuing_subword_prefix", "end_of_word_suffix", "dropout"):
+        if value := definition["model"].get(name):
+            raise UserError(f"tokenizer for GGUF must have no {name}, got {value!r}; keep the model as a folder")
     return dict(definition)
+
+
+def _check_normalizer(definition: dict[str, Any]) -> None:
+    """llama.cpp changes no characters before it cuts; NFC, which Qwen2's asks for, is what text is in already."""
+    outer = definition.get("normalizer") or {}
+    for step in outer.get("normalizers", [outer]):
+        match step:
+            case {} if not step:
+                continue
+            case {"type": "NFC"} | {"type": "Prepend", "prepend": "▁"}:
+                continue
+            case {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}:
+                continue
+        raise UserError(
+            f"normalizer for GGUF must be none, NFC or SentencePiece's spaces, got {json.dumps(step)}, which llama.cpp "
+            "does not compute; keep the model as a folder"
+        )
 
 
 def _tokens(definition: dict[str, Any], rows: int) -> tuple[list[str], list[TokenType]]:
@@ -97,14 +140,25 @@ def pre_tokenizer_name(definition: dict[str, Any]) -> str:
     return PRE_TOKENIZERS[identity]
 
 
+def _name_that_fits(definition: dict[str, Any]) -> str:
+    name = pre_tokenizer_name(definition)
+    wanted, found = name in WHOLE_WORDS_FIRST, bool(definition["model"].get("ignore_merges"))
+    if wanted != found:
+        raise UserError(
+            f"ignore_merges for GGUF must be {wanted} with pre-tokenizer {name}, got {found}, which "
+            "llama.cpp does not compute; keep the model as a folder"
+        )
+    return name
+
+
 def _step_identity(step: dict[str, Any]) -> str:
     match step:
         case {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}:
             return GPT2
         case {"type": "ByteLevel", "add_prefix_space": False}:
-            return "ByteLevel"
+            return BYTES
         case {"type": "Digits", "individual_digits": True}:
-            return "Digits one by one"
+            return DIGITS
         case {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}:
             return str(pattern)
     return json.dumps(step)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, TensorNameMap, get_tensor_name_map
+from gguf import MODEL_ARCH, GGMLQuantizationType, GGUFWriter, LlamaFileType, TensorNameMap, get_tensor_name_map
 from gguf.constants import GGML_QUANT_VERSION, MODEL_ARCH_NAMES
 from tqdm import tqdm
 
@@ -15,10 +15,11 @@ from edgequant.export.formats import BLOCK, FORMATS, Exported, check_format
 from edgequant.export.gguf.architectures import (
     Architecture,
     architecture_of,
-    rope_frequency_factors,
+    extra_tensors,
     row_order,
     write_hyperparameters,
 )
+from edgequant.export.gguf.expressible import check_expressible
 from edgequant.export.gguf.tensors import (
     Bytes,
     SourceTensor,
@@ -28,8 +29,9 @@ from edgequant.export.gguf.tensors import (
     source_tensors,
     stored_shape,
 )
-from edgequant.export.gguf.tokenizer import WriterOfEmptyLists, write_tokenizer
+from edgequant.export.gguf.tokenizer import WriterOfEmptyLists, check_reads_back, write_tokenizer
 from edgequant.files import atomic_path, sha256_of
+from edgequant.models.gguf.load import check_gguf
 from edgequant.models.loading import LoadedModel
 from edgequant.models.same_function.integers_of_bitsandbytes import dequantized, holds_integers
 from edgequant.models.same_function.merging import merge_adapters
@@ -77,11 +79,13 @@ def write_gguf(
     check_format(format_name)
     model = _plain(loaded.model, loaded.tokenizer)
     architecture = architecture_of(model.config)
+    check_expressible(model.config)
     plans = _plans(model, architecture, format_name, embedding_format)
     with atomic_path(path) as temporary:
         writer = WriterOfEmptyLists(temporary, MODEL_ARCH_NAMES[architecture.gguf])
         _write_metadata(writer, model, loaded, format_name)
-        _write_tensors(writer, plans, _extra_tensors(model))
+        _write_tensors(writer, plans, extra_tensors(model.config))
+        check_gguf(temporary)
     parameters = sum(int(np.prod(plan.source.shape)) for plan in _unique(plans))
     return Exported(
         Path(path), Path(path).stat().st_size, sha256_of(path), parameters, _notes(plans, loaded, format_name)
@@ -130,11 +134,6 @@ def _wanted_format(name: str, source: SourceTensor, format_name: str, embedding_
     return wanted if source.shape[-1] % BLOCK == 0 or FORMATS[wanted] >= 16 else "f16"
 
 
-def _extra_tensors(model: Any) -> dict[str, Bytes]:
-    factors = rope_frequency_factors(model)
-    return {} if factors is None else {"rope_freqs.weight": factors.numpy()}
-
-
 def _write_metadata(writer: GGUFWriter, model: Any, loaded: LoadedModel, format_name: str) -> None:
     writer.add_type("model")
     writer.add_name(loaded.source.name)
@@ -143,6 +142,7 @@ def _write_metadata(writer: GGUFWriter, model: Any, loaded: LoadedModel, format_
     writer.add_file_type(_file_type(format_name))
     write_hyperparameters(writer, model.config)
     write_tokenizer(writer, loaded.tokenizer, model.config.vocab_size)
+    check_reads_back(writer, loaded.tokenizer)
 
 
 def _file_type(format_name: str) -> LlamaFileType:
@@ -191,6 +191,9 @@ def _notes(plans: list[_Plan], loaded: LoadedModel, format_name: str) -> list[st
     if odd:
         shown = ", ".join(odd[:3]) + (", ..." if len(odd) > 3 else "")
         notes.append(f"not {format_name}: {shown}")
+    config: Any = loaded.model.config
+    if config.model_type == "qwen2" and architecture_of(config).gguf is MODEL_ARCH.LLAMA:
+        notes.append("written as llama.cpp's llama, which computes the same: its qwen2 has no heads of another size")
     if any(
         getattr(module, "activation", None) is not None and hasattr(module, "packed")
         for module in loaded.model.modules()

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
-    Gemma3ForCausalLM,
+    AutoModelForCausalLM,
     Gemma3TextConfig,
     LlamaConfig,
-    LlamaForCausalLM,
     PhiConfig,
-    PhiForCausalLM,
     PreTrainedTokenizerFast,
     Qwen2Config,
-    Qwen2ForCausalLM,
 )
 
 from edgequant.models.loading import LoadedModel
@@ -76,41 +74,38 @@ def sentencepiece_like_tokenizer(adds_space: bool) -> PreTrainedTokenizerFast:
     )
 
 
-def qwen2(tied: bool) -> LoadedModel:
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
-    return _loaded(lambda v: Qwen2ForCausalLM(Qwen2Config(**SIZES, **heads, **v)), qwen2_tokenizer(), tied)
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
+GEMMA = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32, "query_pre_attn_scalar": 32}
+KINDS: dict[str, tuple[Any, dict[str, Any], Callable[[], PreTrainedTokenizerFast]]] = {
+    "qwen2": (Qwen2Config, HEADS, qwen2_tokenizer),
+    "llama": (LlamaConfig, HEADS, lambda: sentencepiece_like_tokenizer(adds_space=True)),
+    "phi": (PhiConfig, {"num_attention_heads": 4}, byte_level_tokenizer),
+    "gemma3": (
+        Gemma3TextConfig,
+        {**GEMMA, "sliding_window": 8, "num_hidden_layers": 7},
+        lambda: sentencepiece_like_tokenizer(adds_space=False),
+    ),
+}
 
 
-def llama(tied: bool) -> LoadedModel:
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
-    tokenizer = sentencepiece_like_tokenizer(adds_space=True)
-    return _loaded(lambda v: LlamaForCausalLM(LlamaConfig(**SIZES, **heads, **v)), tokenizer, tied)
+def small(name: str, tied: bool = False, **config: Any) -> LoadedModel:
+    """A random model of an architecture, its configuration changed; attention in plain torch, as it is written down.
 
-
-def phi(tied: bool) -> LoadedModel:
-    return _loaded(
-        lambda v: PhiForCausalLM(PhiConfig(**SIZES, num_attention_heads=4, **v)), byte_level_tokenizer(), tied
-    )
-
-
-def gemma3(tied: bool) -> LoadedModel:
-    """The head has its real size: transformers' GGUF reader takes 256 for granted."""
-    shape = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 256, "query_pre_attn_scalar": 256}
-    more = {"sliding_window": 8, "num_hidden_layers": 7}
-    tokenizer = sentencepiece_like_tokenizer(adds_space=False)
-    return _loaded(lambda v: Gemma3ForCausalLM(Gemma3TextConfig(**(SIZES | shape | more), **v)), tokenizer, tied)
-
-
-ARCHITECTURES = {"qwen2": qwen2, "llama": llama, "phi": phi, "gemma3": gemma3}
-
-
-def _loaded(make: Callable[[dict[str, Any]], Any], tokenizer: Any, tied: bool) -> LoadedModel:
-    """The embedding has a few rows more than the vocabulary, as Qwen2.5's and Phi-1.5's have."""
-    rows = -(-(len(tokenizer) + 5) // 32) * 32
+    The embedding has a few rows more than the vocabulary, as Qwen2.5's and Phi-1.5's have.
+    """
+    kind, usual, make_tokenizer = KINDS[name]
+    tokenizer = make_tokenizer()
+    given = {"tie_word_embeddings": tied, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+    given |= {"vocab_size": -(-(len(tokenizer) + 5) // 32) * 32}
     torch.manual_seed(0)
-    given = {"vocab_size": rows, "tie_word_embeddings": tied, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
-    model = make(given).eval()
+    configuration = kind(**(SIZES | usual | given | config))
+    model = AutoModelForCausalLM.from_config(configuration, attn_implementation="eager").eval()
     with torch.no_grad():
         for parameter in model.parameters():  # norms and biases too: a missing +1 or a lost bias must show
             parameter.normal_(0.0, 0.1 if parameter.dim() > 1 else 0.3)
     return LoadedModel(model, tokenizer, ModelSource("folder", "small", "small"))
+
+
+LARGE_HEADS = {"head_dim": 256, "query_pre_attn_scalar": 256}  # transformers' own GGUF reader takes them for granted
+ARCHITECTURES: dict[str, Callable[[bool], LoadedModel]] = {name: partial(small, name) for name in KINDS}
+ARCHITECTURES["gemma3"] = partial(small, "gemma3", **LARGE_HEADS)

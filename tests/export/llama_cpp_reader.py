@@ -1,0 +1,73 @@
+"""llama.cpp's own answer, through whichever of its packages is installed, in a process of its own."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+XLLAMACPP = """
+import json, sys, urllib.request, numpy, xllamacpp
+parameters = xllamacpp.CommonParams()
+parameters.model.path, parameters.n_ctx, parameters.n_gpu_layers, parameters.warmup = sys.argv[1], 256, 0, False
+parameters.n_parallel, parameters.cpuparams.n_threads, parameters.no_extra_bufts = 1, 1, True
+parameters.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+parameters.cache_type_k = parameters.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+server = xllamacpp.Server(parameters)
+ids, ends, size = json.loads(sys.argv[2]), json.loads(sys.argv[3]), int(sys.argv[4])
+rows = []
+for end in ends:
+    asked = {"prompt": ids[:end], "n_predict": 1, "n_probs": size, "temperature": 1.0, "samplers": ["temperature"]}
+    for seed in range(50):  # a drawn token that is no text comes without its probabilities
+        answer = server.handle_completions(asked | {"cache_prompt": False, "seed": seed})
+        answer = json.loads(answer) if isinstance(answer, str) else answer
+        if found := answer["choices"][0]["logprobs"]:
+            break
+    row = numpy.full(size, numpy.nan)
+    for one in found["content"][0]["top_logprobs"]:
+        row[one["id"]] = one["logprob"]
+    rows.append(row)
+numpy.save(sys.argv[5], rows)
+body = json.dumps({"content": sys.argv[6], "add_special": True, "parse_special": False}).encode()
+request = urllib.request.Request(server.listening_address + "/tokenize", body, {"Content-Type": "application/json"})
+print("TOKENS " + json.dumps(json.load(urllib.request.urlopen(request))["tokens"]))
+"""
+LLAMA_CPP_PYTHON = """
+import json, sys, numpy, llama_cpp
+model = llama_cpp.Llama(sys.argv[1], n_ctx=256, logits_all=True, verbose=False)
+ids, ends, size = json.loads(sys.argv[2]), json.loads(sys.argv[3]), int(sys.argv[4])
+model.eval(ids)
+scores = numpy.array(model.scores[: len(ids)], dtype=numpy.float64)
+top = scores.max(axis=1, keepdims=True)
+scores -= top + numpy.log(numpy.exp(scores - top).sum(axis=1, keepdims=True))
+numpy.save(sys.argv[5], scores[[end - 1 for end in ends]])
+adds_bos = model.metadata.get("tokenizer.ggml.add_bos_token") == "true"
+print("TOKENS " + json.dumps(model.tokenize(sys.argv[6].encode(), add_bos=adds_bos, special=False)))
+"""
+PROGRAMS = {"xllamacpp": XLLAMACPP, "llama_cpp": LLAMA_CPP_PYTHON}
+INSTALLED = next((name for name in PROGRAMS if importlib.util.find_spec(name)), None)
+needs_llama_cpp = pytest.mark.skipif(INSTALLED is None, reason="neither xllamacpp nor llama-cpp-python is installed")
+
+
+def read_by_llama_cpp(
+    file: Path, ids: Sequence[int], ends: Sequence[int], vocabulary: int, text: str = "a"
+) -> tuple[np.ndarray, list[int]]:
+    """Log-probabilities of the next token behind the first `end` tokens [ends, vocabulary], and a text's tokens.
+
+    Raises:
+        RuntimeError: llama.cpp does not load the file; its own last words.
+    """
+    assert INSTALLED is not None
+    saved = file.with_suffix(".npy")
+    arguments = [str(file), json.dumps(list(ids)), json.dumps(list(ends)), str(vocabulary), str(saved), text]
+    done = subprocess.run([sys.executable, "-c", PROGRAMS[INSTALLED], *arguments], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-2000:])
+    tokens = next(line for line in done.stdout.splitlines() if line.startswith("TOKENS "))
+    return np.load(saved), json.loads(tokens.removeprefix("TOKENS "))
