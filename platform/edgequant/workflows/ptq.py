@@ -67,12 +67,13 @@ def ptq(
     )
 
     from edgequant import models, tracking
-    from edgequant.workflows.steps.data import evaluation_data
+    from edgequant.workflows.steps.data import check_data, evaluation_data
     from edgequant.workflows.steps.measure import log_layer_errors, measure
     from edgequant.workflows.steps.register import promote_command, register_version
     from edgequant.workflows.steps.sequences import training_sequences
     from edgequant.workflows.steps.summary import print_summary
 
+    notes = check_data(evaluation.tasks, run.data_dir, dataset=dataset)
     with tracking.workflow_run("ptq", config, experiment=run.experiment, resume=run.resume) as tracked:
         loaded = models.load(source, dtype="float32", device=run.device)
         name, dtype = loaded.source.name, models.pick_dtype(run.dtype, str(loaded.model.device))
@@ -108,7 +109,7 @@ def ptq(
         tracking.log_metrics(rows[delivered])
         table = summary_rows(rows, name)
         following = promote_command(versions[0]) if versions else f"edgequant qat --model {model} --scheme {delivered}"
-        print_summary(f"ptq: {name}", table, tracked, following)
+        print_summary(f"ptq: {name}", table, tracked, following, notes=notes)
     return WorkflowResult(tracked.id, rows[delivered], str(folders[delivered]), table)
 
 

@@ -100,8 +100,8 @@ def read_predictions(path: str | Path) -> dict[str, str]:
         UserError: the file is missing, is not JSON, or is not such an object.
     """
     try:
-        predictions = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        predictions = json.loads(Path(path).read_bytes())  # UTF-8, UTF-16 or UTF-32, marked or not
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"squad_predictions must be a JSON file of id to answer, got {path}, which cannot be read: {error}"
         ) from None
@@ -110,6 +110,24 @@ def read_predictions(path: str | Path) -> dict[str, str]:
             f'squad_predictions must be an object of strings, {{"question id": "answer", ...}}, got others in {path}'
         )
     return predictions
+
+
+def check_predictions(path: str | Path, rows: Rows) -> list[str]:
+    """What a prediction file leaves open of the questions, in a line; none where it answers them all.
+
+    Raises:
+        UserError: as `read_predictions`; or it answers none of the questions.
+    """
+    predictions, asked = read_predictions(path), {row["id"] for row in rows}
+    answered = len(asked & predictions.keys())
+    if not answered:
+        raise UserError(
+            f"squad_predictions must answer questions of SQuAD v1.1's development set by their ids, got {path}, "
+            f"none of whose {len(predictions):,} ids is one of them"
+        )
+    if answered == len(asked):
+        return []
+    return [f"{path} leaves {len(asked) - answered:,} of {len(asked):,} questions unanswered, which count as wrong"]
 
 
 def predictions_of(items: Sequence[dict]) -> str:

@@ -93,7 +93,12 @@ def _texts_and_remarks(dataset: str, data_dir: str | None, option: str) -> tuple
 
 
 def check_data(
-    tasks: Sequence[str], data_dir: str | None, *, apart: Sequence[str] = (), **texts: str | None
+    tasks: Sequence[str],
+    data_dir: str | None,
+    *,
+    needed: Sequence[str] = (),
+    apart: Sequence[str] = (),
+    **texts: str | None,
 ) -> list[str]:
     """Refuse data that are named and are not there or not what they should be, before a run exists; says what they are.
 
@@ -101,6 +106,7 @@ def check_data(
     one must have its data. Only tasks that are measured unasked are left out, and only where no data folder is named.
 
     Args:
+        needed: further tasks, which cannot be left out.
         apart: tasks whose data the workflow makes itself.
         texts: training texts by the option that names them, as `training_texts` takes them, mixes included.
 
@@ -110,7 +116,7 @@ def check_data(
     Raises:
         UserError: names the folder or file, what was looked for and what is there, or the row, column and value.
     """
-    found = _rows_of_tasks(tasks, data_dir)
+    found = _rows_of_tasks(list(dict.fromkeys([*tasks, *needed])), data_dir)
     for name, rows in found.items():
         if rows is not None and is_official(find_data_set(name)):
             for line in _told(read_split(name, find_data_set(name).report, data_dir)):
@@ -118,11 +124,11 @@ def check_data(
     for option, dataset in texts.items():
         for part in parse_mix(dataset) if dataset else ():
             _check_text(part.name, data_dir, option)
-    absent = [name for name in tasks if _lacks_data(find_task(name), found) and name not in apart]
-    if absent and {*tasks} not in ({*DEFAULT_TASKS}, {*COMPARISON_TASKS}):
+    absent = [name for name in [*needed, *tasks] if _lacks_data(find_task(name), found) and name not in apart]
+    if absent and (absent[0] in needed or {*tasks} not in ({*DEFAULT_TASKS}, {*COMPARISON_TASKS})):
         raise UserError(
-            f"evaluation.tasks: {absent[0]} needs {_files_of(absent[0])}, and no data folder is named; pass --data_dir "
-            "DATA or set EDGEQUANT_DATA, or leave the task out"
+            f"task {absent[0]} is asked for and needs {_files_of(absent[0])}, and no data folder is named; "
+            "pass --data_dir DATA or set EDGEQUANT_DATA, or leave the task out"
         )
     return [f"not measured, because no data_dir: {', '.join(absent)}; pass --data_dir DATA"] if absent else []
 
