@@ -7,6 +7,7 @@ import logging
 from typing import Any
 
 from edgequant.corpora.extraction.extracted import Extraction, ExtractionError, Part
+from edgequant.corpora.extraction.pdf_columns import in_reading_order
 from edgequant.corpora.text.boilerplate import Page
 
 logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # its warnings are counted per file instead
@@ -19,10 +20,11 @@ def extract_pdf(content: bytes) -> Extraction:
         ExtractionError: damaged beyond reading, locked with a password, or without any text (scanned images).
     """
     reader = _open(content)
-    pages, broken, without_text = [], [], []
+    pages, broken, without_text, unmixed = [], [], [], 0
     for number in range(1, len(reader.pages) + 1):
         try:
-            text = reader.pages[number - 1].extract_text() or ""
+            page = reader.pages[number - 1]
+            text = page.extract_text() or ""
         except (MemoryError, KeyboardInterrupt):
             raise
         except Exception as error:  # pypdf raises whatever a malformed object trips over
@@ -30,13 +32,27 @@ def extract_pdf(content: bytes) -> Extraction:
             continue
         if not text.strip():
             without_text.append(number)
+        elif split := in_reading_order(text, _layout_of(page)):
+            text, unmixed = split, unmixed + 1
         pages.append(Page(number, text.split("\n")))
     if len(without_text) + len(broken) == len(reader.pages):
         raise ExtractionError(_why_no_text(len(reader.pages), broken))
     warnings = broken[:3] + ([f"{len(broken) - 3} more pages unreadable"] if len(broken) > 3 else [])
     if without_text:
         warnings.append(f"{len(without_text)} pages without text (blank or image)")
+    if unmixed:
+        warnings.append(f"{unmixed} pages in columns that were drawn row by row, read column by column")
     return Extraction("pdf", [Part(pages=pages, fields=_stated_fields(reader))], len(reader.pages), warnings)
+
+
+def _layout_of(page: Any) -> str:
+    """The page on a grid of characters; empty where that cannot be had."""
+    try:
+        return page.extract_text(extraction_mode="layout", layout_mode_space_vertically=False) or ""
+    except (MemoryError, KeyboardInterrupt):
+        raise
+    except Exception:  # as above; the text itself is there
+        return ""
 
 
 def _open(content: bytes) -> Any:
