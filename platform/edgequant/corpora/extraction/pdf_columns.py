@@ -1,7 +1,7 @@
 """Pages in columns that a PDF draws row by row: their text runs across the gap, and every line is two half sentences.
 
 A gap is one where it stays: most rows of the page have text on both sides of it. Only prose is split, whose lines go on
-within their column; the rows of a table belong together.
+within their column; the rows of a table belong together, and where it is not clear which it is, that is said.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from statistics import median
+from typing import NamedTuple
 
-_LEAST_ROWS = 6
+_LEAST_ROWS = 5
 _LEAST_SHARE = 0.7  # of the rows that reach the gap: the others are headings across the page
 _LEAST_WORDS = 3  # of a row on either side, in the median: less is a table, a form or a list's numbers
 _LEAST_CONTINUED = 0.25  # of the rows on either side go on with what the row above left open
@@ -19,20 +21,30 @@ _RUN = re.compile(r"(?<=\S) {2,}(?=\S)")
 _SENTENCE_END = re.compile(r"[.!?:;…।][\"')\]]*$")
 
 
-def in_reading_order(plain: str, layout: str) -> str | None:
+class Columns(NamedTuple):
+    """What was found on a page: its text column by column, or that it may be in columns or a table."""
+
+    text: str = ""
+    is_unclear: bool = False
+
+
+def find_columns(plain: str, layout: str) -> Columns | None:
     """The page's text column by column; None where it is in one column, or drawn column by column already.
 
     Args:
         plain: the page in the order in which it was drawn.
         layout: the same on a grid of characters, where the places of words are kept.
     """
-    rows = [row.rstrip() for row in layout.split("\n") if row.strip()]
-    lines = _unmixed(rows, _squeezed(plain))
-    return None if lines == rows else "\n".join(" ".join(line.split()) for line in lines)
+    rows, drawn = [row.rstrip() for row in layout.split("\n") if row.strip()], _squeezed(plain)
+    lines = _unmixed(rows, drawn)
+    if lines != rows:
+        return Columns("\n".join(" ".join(line.split()) for line in lines))
+    return Columns(is_unclear=True) if any(_mixed_sides(rows, gap, drawn) for gap in _gaps(rows)) else None
 
 
 def _unmixed(rows: list[str], drawn: str) -> list[str]:
-    gap = next((gap for gap in _gaps(rows) if _is_mixed_prose(rows, gap, drawn)), None)
+    mixed = ((gap, _mixed_sides(rows, gap, drawn)) for gap in _gaps(rows))
+    gap = next((gap for gap, sides in mixed if sides and all(map(_goes_on, sides))), None)
     if gap is None:
         return rows
     lines: list[str] = []
@@ -68,26 +80,26 @@ def _parts(row: str, gap: int) -> tuple[str, str] | None:
     return (row[: run.start()], row[run.end() :]) if run else None
 
 
-def _is_mixed_prose(rows: Sequence[str], gap: int, drawn: str) -> bool:
-    reaching = [parts for row in rows if len(row) > gap and row[:gap].strip() and (parts := _parts(row, gap) or ())]
-    across = sum(1 for row in rows if len(row) > gap and row[:gap].strip()) - len(reaching)
-    if len(reaching) < _LEAST_ROWS or len(reaching) < _LEAST_SHARE * (len(reaching) + across):
-        return False
-    mixed = sum(_squeezed(left + right) in drawn for left, right in reaching)
-    return mixed >= _LEAST_SHARE * len(reaching) and all(_is_prose(side) for side in zip(*reaching, strict=True))
+def _mixed_sides(rows: Sequence[str], gap: int, drawn: str) -> list[tuple[str, ...]]:
+    """What stands left and right of the gap where it parts most rows that reach it, each drawn in one go; else none."""
+    reaching = [row for row in rows if len(row) > gap and row[:gap].strip()]
+    parted = [parts for row in reaching if (parts := _parts(row, gap))]
+    mixed = [parts for parts in parted if _squeezed("".join(parts)) in drawn]
+    if len(mixed) < max(_LEAST_ROWS, _LEAST_SHARE * len(reaching)):
+        return []
+    sides = list(zip(*parted, strict=True))
+    wordy = all(median(len(line.split()) for line in side) >= _LEAST_WORDS for side in sides)
+    return sides if wordy else []
 
 
-def _is_prose(lines: Sequence[str]) -> bool:
-    if median(len(line.split()) for line in lines) < _LEAST_WORDS:
-        return False
-    pairs = list(zip(lines, lines[1:], strict=False))
-    return sum(_goes_on(before.strip(), line.strip()) for before, line in pairs) >= _LEAST_CONTINUED * len(pairs)
-
-
-def _goes_on(before: str, line: str) -> bool:
-    """In scripts without capitals a line goes on wherever the one before it ends no sentence."""
-    first = line[:1]
-    return not _SENTENCE_END.search(before) and (first.islower() or (first.isalpha() and first == first.swapcase()))
+def _goes_on(lines: Sequence[str]) -> bool:
+    """Whether this is prose: in scripts without capitals a line goes on wherever the one before it ends no sentence."""
+    pairs = [(before.strip(), line.strip()[:1]) for before, line in pairwise(lines)]
+    going_on = [
+        not _SENTENCE_END.search(before) and (first.islower() or (first.isalpha() and first == first.swapcase()))
+        for before, first in pairs
+    ]
+    return sum(going_on) >= _LEAST_CONTINUED * len(pairs)
 
 
 def _squeezed(text: str) -> str:
