@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from of_data import SITUATIONS as DATA
 from of_settings import SITUATIONS as SETTINGS
 from situation import Situation
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
 BEGIN, END = "<!-- situations -->", "<!-- end of situations -->"
 KINDS: dict[str, list[Situation]] = {
+    "Data sets and documents": DATA,
     "Settings and machines": SETTINGS,
 }
 

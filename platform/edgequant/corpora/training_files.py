@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,10 +92,13 @@ def _saved_texts(folder: Path, option: str) -> list[str]:
 
     named = f"{option} {str(folder)!r}"
     try:
+        splits = folder / "dataset_dict.json"
+        if splits.is_file():  # of other splits nothing is read: an empty one may have no file
+            _check_has("train", "split", json.loads(splits.read_bytes())["splits"], named)
+            folder = folder / "train"
         found: Any = datasets.load_from_disk(str(folder))
-        if isinstance(found, datasets.DatasetDict):
-            found = _named(found, "train", "split", named)
-        texts = list(_named({name: found for name in found.column_names}, "text", "column", named)["text"])
+        _check_has("text", "column", found.column_names, named)
+        texts = list(found["text"])
     except UserError:
         raise
     except Exception as error:  # pyarrow, json and datasets each have their own
@@ -105,7 +110,6 @@ def _saved_texts(folder: Path, option: str) -> list[str]:
     return [unified(text) for text in texts]
 
 
-def _named(found: Any, name: str, what: str, named: str) -> Any:
-    if name not in found:
-        raise UserError(f"{named} must have a {what} {name!r}, got {', '.join(map(str, found))}")
-    return found[name]
+def _check_has(name: str, what: str, there: Sequence[str], named: str) -> None:
+    if name not in there:
+        raise UserError(f"{named} must have a {what} {name!r}, got {', '.join(there)}")

@@ -70,16 +70,17 @@ def check_evaluated(settings: EvaluationSettings, run: RunSettings, squad_predic
         UserError: as `check_data`; predictions that answer none of the questions.
     """
     from edgequant.corpora.benchmarks import data_folder, load_squad
-    from edgequant.workflows.steps.data import check_data
+    from edgequant.workflows.steps.data import check_data, evaluation_data
 
     if squad_predictions is None:
         return check_data(settings.tasks, run.data_dir)
 
     from edgequant.evaluation.tasks.squad import SQUAD, check_predictions
 
-    if data_folder(run.data_dir) is not None:
-        check_data(("squad",), run.data_dir)
-    return check_predictions(squad_predictions, load_squad(SQUAD.data[0].report, run.data_dir))
+    if data_folder(run.data_dir) is None:
+        return check_predictions(squad_predictions, load_squad(SQUAD.data[0].report))
+    notes = check_predictions(squad_predictions, evaluation_data(("squad",), run.data_dir)["squad"] or ())
+    return [*check_data(("squad",), run.data_dir), *notes]
 
 
 def resolved_settings(

@@ -60,7 +60,7 @@ def pipeline(
     folder = Path(output).expanduser().resolve()
     if "corpus" in phases:
         check_source(source, folder / "corpus")
-    notes = check_data(evaluation.tasks, run.data_dir, apart=("guard",))
+    notes = check_data(evaluation.tasks, run.data_dir)
     # Three phases measure the same floating-point model: score it once.
     evaluation = resolved_settings(evaluation, limit=None, cache=True)
     with tracking.workflow_run("pipeline", config, experiment=run.experiment, resume=run.resume) as tracked:

@@ -117,31 +117,41 @@ def check_data(
         UserError: names the folder or file, what was looked for and what is there, or the row, column and value.
     """
     found = _rows_of_tasks(list(dict.fromkeys([*tasks, *needed])), data_dir)
-    for name, rows in found.items():
-        if rows is not None and is_official(find_data_set(name)):
-            for line in _told(read_split(name, find_data_set(name).report, data_dir)):
-                print(f"{name}: {line}", flush=True)
-    for option, dataset in texts.items():
-        for part in parse_mix(dataset) if dataset else ():
-            _check_text(part.name, data_dir, option)
     absent = [name for name in [*needed, *tasks] if _lacks_data(find_task(name), found) and name not in apart]
+    if GUARD.name in absent:
+        raise UserError(
+            "task guard is measured by qat alone, which sets its text apart; leave it out of evaluation.tasks"
+        )
     if absent and (absent[0] in needed or {*tasks} not in ({*DEFAULT_TASKS}, {*COMPARISON_TASKS})):
         raise UserError(
             f"task {absent[0]} is asked for and needs {_files_of(absent[0])}, and no data folder is named; "
             "pass --data_dir DATA or set EDGEQUANT_DATA, or leave the task out"
         )
+    lines = [line for name, rows in found.items() if rows is not None for line in _told_of(name, data_dir)]
+    for option, dataset in texts.items():
+        for part in parse_mix(dataset) if dataset else ():
+            lines += _remarks_on_text(part.name, data_dir, option)
+    for line in lines:
+        print(line, flush=True)
     return [f"not measured, because no data_dir: {', '.join(absent)}; pass --data_dir DATA"] if absent else []
 
 
-def _check_text(dataset: str, data_dir: str | None, option: str) -> None:
+def _remarks_on_text(dataset: str, data_dir: str | None, option: str) -> list[str]:
+    if dataset == SELF_GENERATED:
+        return []
     folder = data_folder(data_dir)
-    if dataset == SELF_GENERATED or (dataset == "wikitext-2" and folder is None):
-        return  # the model writes the one, the hub gives the other
-    if dataset == "wikitext-2" and not find_local("wikitext2", _wikitext_split(data_dir), data_dir):
+    if dataset == "wikitext-2" and folder and not find_local("wikitext2", _wikitext_split(data_dir), data_dir):
         files = (*WIKITEXT2.files["train"], *WIKITEXT2.files["validation"])
         raise UserError(_lacking(folder, f"{option} wikitext-2", WIKITEXT2.name, files))
-    for remark in _texts_and_remarks(dataset, data_dir, option)[1]:
-        print(remark, flush=True)
+    return _texts_and_remarks(dataset, data_dir, option)[1]
+
+
+def _told_of(name: str, data_dir: str | None) -> list[str]:
+    """What a benchmark's reported rows are, a line each; nothing of other data sets."""
+    data_set = find_data_set(name)
+    if not is_official(data_set):
+        return []
+    return [f"{name}: {line}" for line in _told(read_split(name, data_set.report, data_dir))]
 
 
 def _told(split: Split) -> list[str]:
