@@ -16,8 +16,8 @@ BOOLQ = {"question": "is it", "title": "It", "passage": "It is.", "answer": True
 
 
 @pytest.fixture
-def folder(tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A data folder to write to; `data_dir` is skipped for where it is not there."""
+def folder(tmp_path: Path) -> Path:
+    """A data folder to write to."""
     for name in ("wikitext-2", "boolq", "squad"):
         (tmp_path / name).mkdir()
     return tmp_path
@@ -113,6 +113,15 @@ def test_python_callers_are_warned_of_what_was_converted(folder, monkeypatch):
         warnings.simplefilter("error")
         (folder / "boolq" / "dev.jsonl").write_text(of_rows(BOOLQ))
         assert load_boolq("dev", folder) == [BOOLQ]
+
+
+def test_rows_of_the_hub_are_checked_too(monkeypatch, tmp_path):
+    import datasets
+
+    rows = [BOOLQ, {"question": "q", "passage": "p", "answer": "unknown"}]
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
+    with pytest.raises(UserError, match=r"google/boolq, row 1, column answer: must be true or false, got \"unknown\""):
+        load_boolq("dev", tmp_path)
 
 
 # ---------------------------------------------------------------------------------------------------------------- SQuAD

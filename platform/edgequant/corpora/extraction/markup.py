@@ -179,7 +179,7 @@ def _walk(root: Any) -> Iterator[tuple[str, str]]:
 
 
 def extract_docx(content: bytes, max_bytes: int) -> Extraction:
-    """Paragraphs and table rows in document order; headers, footers and tables of contents are listed as removed.
+    """Paragraphs and table rows in document order; headers, contents and hidden text are listed as removed.
 
     Raises:
         ExtractionError: damaged, or unpacks to more than max_bytes.
@@ -193,7 +193,7 @@ def extract_docx(content: bytes, max_bytes: int) -> Extraction:
                 f"unpacks to {unpacked / 1e6:,.0f} MB, more than file_megabytes {max_bytes / 1e6:,.0f}"
             )
         document = docx.Document(io.BytesIO(content))
-        part = Part(fields=_docx_fields(document))
+        part = Part(fields=_docx_fields(document), removed=list(_hidden_runs(document)))
         for block in _docx_blocks(document, part.removed):
             part.blocks.append(block)
         part.removed.extend(_docx_edges(document))
@@ -204,6 +204,15 @@ def extract_docx(content: bytes, max_bytes: int) -> Extraction:
     if not any(block.text.strip() for block in part.blocks):
         raise ExtractionError("DOCX without text (only images?)")
     return Extraction("docx", [part])
+
+
+def _hidden_runs(document: Any) -> Iterator[Removed]:
+    """Take out runs that Word does not show."""
+    for run in document.element.body.xpath(".//w:r[w:rPr/w:vanish[not(@w:val) or @w:val='true' or @w:val='1']]"):
+        text = str(run.text).strip()
+        run.getparent().remove(run)
+        if text:
+            yield Removed(text, "hidden in the document", 0)
 
 
 def _docx_blocks(document: Any, removed: list[Removed]) -> Iterator[Block]:
