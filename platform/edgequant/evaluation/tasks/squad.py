@@ -53,10 +53,11 @@ def squad_items(
         `generated_tokens`, `over_long`.
 
     Raises:
-        UserError: no questions, or NaN logits.
+        UserError: no questions, two of one id, one without an answer, or NaN logits.
     """
     if not rows:
         raise UserError("there are no questions to answer; give at least one row")
+    _check_questions(rows)
     prompts = model.encode([_prompt(model, row, examples, chat) for row in rows])
     fitting = [at for at, prompt in enumerate(prompts) if len(prompt) + max_new_tokens <= model.context_length]
     results = model.generate([prompts[at] for at in fitting], max_new_tokens)
@@ -133,6 +134,22 @@ def check_predictions(path: str | Path, rows: Rows) -> list[str]:
 def predictions_of(items: Sequence[dict]) -> str:
     """Items as an official prediction file, which the official script and `read_predictions` take."""
     return json.dumps({item["id"]: item["prediction"] for item in items if item["answered"]}, ensure_ascii=False)
+
+
+def _check_questions(rows: Sequence[dict]) -> None:
+    """Answers are kept by id; without a reference, every answer would count as wrong."""
+    seen: set[str] = set()
+    for row in rows:
+        if row["id"] in seen:
+            raise UserError(f"id of a question must be its own, got {row['id']!r} twice; number them anew")
+        seen.add(row["id"])
+        texts = row["answers"]["text"]
+        if (
+            isinstance(texts, str)
+            or not len(texts)
+            or not all(isinstance(text, str) and text.strip() for text in texts)
+        ):
+            raise UserError(f"answers of question {row['id']!r} must be one or more texts, got {texts!r}; leave it out")
 
 
 def _prompt(model: LanguageModel, row: dict, examples: Sequence[dict], chat: bool) -> str:
