@@ -7,7 +7,7 @@ import logging
 from typing import Any
 
 from edgequant.corpora.extraction.extracted import Extraction, ExtractionError, Part
-from edgequant.corpora.extraction.pdf_columns import Columns, find_columns
+from edgequant.corpora.extraction.pdf_columns import find_columns
 from edgequant.corpora.text.boilerplate import Page
 
 _PAGES_LOOKED_AT, _THEN_EACH = 8, 6
@@ -41,7 +41,7 @@ def extract_pdf(content: bytes) -> Extraction:
     if without_text:
         warnings.append(f"{len(without_text)} pages without text (blank or image)")
     columns = _columns_of(reader, pages)
-    split = {number: found.text.split("\n") for number, found in columns.items() if found.text}
+    split = {number: text.split("\n") for number, text in columns.items() if text}
     pages = [Page(page.number, split.get(page.number, page.lines)) for page in pages]
     if split:
         warnings.append(f"{_counted(len(split))} in columns that were drawn row by row, read column by column")
@@ -55,18 +55,19 @@ def _counted(pages: int) -> str:
     return f"{pages} page{'s' if pages > 1 else ''}"
 
 
-def _columns_of(reader: Any, pages: list[Page]) -> dict[int, Columns]:
+def _columns_of(reader: Any, pages: list[Page]) -> dict[int, str]:
     """Pages in columns that were drawn row by row, by number.
 
     Looking at a page takes twice as long as reading it: of a long document some are looked at first.
     """
     tried = pages[:_PAGES_LOOKED_AT] + pages[_PAGES_LOOKED_AT::_THEN_EACH]
     rest = [page for page in pages if page not in tried]
-    found: dict[int, Columns] = {}
+    found: dict[int, str] = {}
     for some in (tried, rest):
         for page in some:
-            if columns := find_columns("\n".join(page.lines), _layout_of(reader.pages[page.number - 1])):
-                found[page.number] = columns
+            text = find_columns("\n".join(page.lines), _layout_of(reader.pages[page.number - 1]))
+            if text is not None:
+                found[page.number] = text
         if not found:
             break
     return found

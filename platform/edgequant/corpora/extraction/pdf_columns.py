@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from statistics import median
-from typing import NamedTuple
 
 _LEAST_ROWS = 5
 _LEAST_SHARE = 0.7  # of the rows that reach the gap: the others are headings across the page
@@ -21,15 +20,10 @@ _RUN = re.compile(r"(?<=\S) {2,}(?=\S)")
 _SENTENCE_END = re.compile(r"[.!?:;…।][\"')\]]*$")
 
 
-class Columns(NamedTuple):
-    """What was found on a page: its text column by column, or that it may be in columns or a table."""
-
-    text: str = ""
-    is_unclear: bool = False
-
-
-def find_columns(plain: str, layout: str) -> Columns | None:
+def find_columns(plain: str, layout: str) -> str | None:
     """The page's text column by column; None where it is in one column, or drawn column by column already.
+
+    Empty where it may be in columns or a table.
 
     Args:
         plain: the page in the order in which it was drawn.
@@ -38,8 +32,8 @@ def find_columns(plain: str, layout: str) -> Columns | None:
     rows, drawn = [row.rstrip() for row in layout.split("\n") if row.strip()], _squeezed(plain)
     lines = _unmixed(rows, drawn)
     if lines != rows:
-        return Columns("\n".join(" ".join(line.split()) for line in lines))
-    return Columns(is_unclear=True) if any(_mixed_sides(rows, gap, drawn) for gap in _gaps(rows)) else None
+        return "\n".join(" ".join(line.split()) for line in lines)
+    return "" if any(_mixed_sides(rows, gap, drawn) for gap in _gaps(rows)) else None
 
 
 def _unmixed(rows: list[str], drawn: str) -> list[str]:

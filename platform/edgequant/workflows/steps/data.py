@@ -26,17 +26,18 @@ TEXTS = ("disaster", "disaster-multilingual", "wikitext-2")
 SELF_GENERATED = "self-generated"
 
 
-def check_dataset(dataset: str, *, self_generated: bool = False) -> None:
+def check_dataset(dataset: str, *, self_generated: bool = False, option: str = "dataset") -> None:
     """Refuse a training text that is neither a name nor a path nor a mix of them, before anything is loaded.
 
     Args:
         self_generated: whether text that the model itself writes will do.
+        option: that named it, for messages.
 
     Raises:
         UserError: names the value and the ones that work.
     """
     for part in parse_mix(dataset):
-        _check_one(part.name, self_generated)
+        _check_one(part.name, self_generated, option)
 
 
 def check_guard(guard: str, dataset: str) -> None:
@@ -45,12 +46,12 @@ def check_guard(guard: str, dataset: str) -> None:
     Raises:
         UserError: names both.
     """
-    check_dataset(guard, self_generated=True)
+    check_dataset(guard, self_generated=True, option="guard")
     if guard != SELF_GENERATED and guard in {part.name for part in parse_mix(dataset)}:
         raise UserError(f"guard must be a text that is not trained on, got {guard!r}, which dataset {dataset!r} holds")
 
 
-def _check_one(dataset: str, self_generated: bool) -> None:
+def _check_one(dataset: str, self_generated: bool, option: str = "dataset") -> None:
     if dataset == SELF_GENERATED:
         if self_generated:
             return
@@ -60,7 +61,7 @@ def _check_one(dataset: str, self_generated: bool) -> None:
         )
     if dataset not in TEXTS and not Path(dataset).exists():
         renamed = f"; 'generated' is now called {SELF_GENERATED}" if dataset == "generated" else ""
-        raise UserError(f"dataset must be one of {', '.join(TEXTS)}, a file or a folder, got {dataset!r}{renamed}")
+        raise UserError(f"{option} must be one of {', '.join(TEXTS)}, a file or a folder, got {dataset!r}{renamed}")
 
 
 def training_texts(dataset: str, data_dir: str | None) -> list[str]:
