@@ -30,9 +30,9 @@ def read_training_files(path: str | Path, option: str = "dataset") -> tuple[list
         UserError: no text in it, a file that is no UTF-8 text (a PDF, JSON, HTML page, ...), a damaged data set, or one
             whose column `text` does not hold text.
     """
-    path = Path(path).expanduser()
+    path, remarks = Path(path).expanduser(), list[str]()
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        texts, remarks = _saved_texts(path, option), []
+        texts = _saved_texts(path, option)
     elif path.is_dir():
         texts, remarks = _texts_of_folder(path, option)
     else:
