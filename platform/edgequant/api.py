@@ -186,13 +186,13 @@ def evaluate(
         model: a causal language model on its device, floating-point, prepared or quantised; or a `LanguageModel`.
         tokenizer: its tokenizer; None for a model that brings its own.
         tasks: names as `edgequant evaluate --help` lists them, or of tasks that `add_task` was given; None for all but
-            energy. Benchmarks whose files are in neither `data_dir` nor $EDGEQUANT_DATA are left out with a note.
-        data_dir: folder with WikiText-2, BoolQ and SQuAD in their official formats.
+            energy. Benchmarks are left out with a note where neither `data_dir` nor $EDGEQUANT_DATA is set.
+        data_dir: folder with WikiText-2, BoolQ and SQuAD in their official formats, with all that the tasks need.
         checkpoint: folder or file that the model was loaded from, whose bytes are its size on disk.
         settings: further fields of `edgequant.evaluation.settings.EvaluationSettings`, e.g. limit=200.
 
     Raises:
-        UserError: unknown task or setting value, NaN logits, a damaged benchmark file.
+        UserError: unknown task or setting value, NaN logits, a benchmark file that is absent or damaged.
     """
     from edgequant.evaluation.backends.language_model import LanguageModel
     from edgequant.evaluation.settings import EvaluationSettings

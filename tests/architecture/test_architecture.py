@@ -67,8 +67,11 @@ WITHIN = {
         "suite": {"settings", "backends", "tasks"},
     },
     "corpora": {
-        **{name: set() for name in ("text", "documents", "settings", "sources", "benchmarks", "packing")},
-        "contamination": set(),
+        **{name: set() for name in ("text", "settings", "sources", "packing", "contamination")},
+        "documents": {"text"},
+        "training_files": {"text", "extraction"},
+        "benchmark_rows": {"text"},
+        "benchmarks": {"text", "benchmark_rows"},
         "processed_file": {"text"},
         "extraction": CORPUS,
         "disaster": CORPUS | {"contamination"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 
 import pytest
 import torch
@@ -137,3 +138,27 @@ def test_settings_import_nothing_heavy():
         env={"PYTHONPATH": ":".join(sys.path)},
     )
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("answer", ["false", "yes", None, 2])
+def test_an_answer_that_is_no_bool_is_refused_and_not_taken_for_yes(small_model, byte_tokenizer, questions, answer):
+    rows = [*questions[:2], questions[2] | {"answer": answer}]
+    with pytest.raises(UserError, match=re.escape(f"must be True or False, got {answer!r}")):
+        evaluate_model(small_model("llama"), byte_tokenizer, {"boolq": rows}, EvaluationSettings(tasks=("boolq",)))
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"id": "q00"}, "id of a question must be its own, got 'q00' twice"),
+        ({"answers": {"text": [], "answer_start": []}}, r"must be one or more texts, got \[\]"),
+        ({"answers": {"text": "two metres", "answer_start": []}}, "must be one or more texts, got 'two metres'"),
+        ({"answers": {"text": [None], "answer_start": [0]}}, r"must be one or more texts, got \[None\]"),
+    ],
+)
+def test_questions_without_an_answer_or_an_id_of_their_own_are_refused(
+    small_model, byte_tokenizer, questions, changes, said
+):
+    rows = [questions[0] | {"id": "q00"}, questions[1] | changes]
+    with pytest.raises(UserError, match=said):
+        evaluate_model(small_model("llama"), byte_tokenizer, {"squad": rows}, EvaluationSettings(tasks=("squad",)))

@@ -20,11 +20,13 @@ class Place:
     Attributes:
         folder: empty but for the tracking store.
         tiny_folder: not to be written to; copy it.
+        data: gives the folder with the official files, not to be written to; skips the test where it is not there.
         status: exit status of the last command.
     """
 
     folder: Path
     tiny_folder: Path
+    data: Callable[[], Path] = Path
     status: int = 0
 
     def edgequant(self, *arguments: str | Path) -> str:

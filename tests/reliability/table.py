@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from of_data import SITUATIONS as DATA
 from of_gguf import SITUATIONS as GGUF
 from of_outputs import SITUATIONS as OUTPUTS
 from of_settings import SITUATIONS as SETTINGS
@@ -14,6 +15,7 @@ DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
 BEGIN, END = "<!-- situations -->", "<!-- end of situations -->"
 KINDS: dict[str, list[Situation]] = {
     "Outputs": OUTPUTS,
+    "Data sets and documents": DATA,
     "Settings and machines": SETTINGS,
     "One tensor with two roles": TIES,
     "GGUF files": GGUF,

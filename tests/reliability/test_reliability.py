@@ -15,9 +15,9 @@ ALL = {f"{kind}: {one.given}": one for kind, situations in KINDS.items() for one
 
 @pytest.mark.parametrize("name", ALL)
 def test_an_odd_input_is_read_as_meant_or_refused_in_one_line(
-    name: str, tmp_path: Path, store: Any, tiny_folder: Path
+    name: str, tmp_path: Path, store: Any, tiny_folder: Path, request: pytest.FixtureRequest
 ) -> None:
-    situation, place = ALL[name], Place(tmp_path, tiny_folder)
+    situation, place = ALL[name], Place(tmp_path, tiny_folder, lambda: request.getfixturevalue("data_dir"))
     said = situation.run(place)
     assert place.status == (2 if situation.happens == "refused" else 0), said
     assert "Traceback" not in said

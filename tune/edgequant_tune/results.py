@@ -94,12 +94,18 @@ def table(spec: SearchSpec, records: Sequence[TrialRecord]) -> list[dict[str, An
 
 
 def print_results(
-    spec: SearchSpec, records: Sequence[TrialRecord], best: TrialRecord, rows: Rows, run: tracking.Run, checkpoint: str
+    spec: SearchSpec,
+    records: Sequence[TrialRecord],
+    best: TrialRecord,
+    rows: Rows,
+    run: tracking.Run,
+    checkpoint: str,
+    notes: Sequence[str] = (),
 ) -> None:
-    """The trials, then the best one measured in full beside its baseline, and what to do next."""
+    """The trials, then the best one measured in full beside its baseline, and what to do next; notes below."""
     print_table(f"{len(records)} trials, scored on validation data", table(spec, records), summary_console())
     title = f"tune: {spec.model_name}, {best.name} measured in full"
-    print_summary(title, list(rows.values()), run, next_command(checkpoint, spec.method))
+    print_summary(title, list(rows.values()), run, next_command(checkpoint, spec.method), notes=notes)
 
 
 def next_command(checkpoint: str, method: str) -> str:

@@ -96,10 +96,13 @@ def tune(
     check_folder(output, spec)
 
     from edgequant import tracking
+    from edgequant.workflows.steps.data import check_data
     from edgequant.workflows.steps.register import numbers
     from edgequant_tune import results
     from edgequant_tune.driver import ray_cluster, run_search
 
+    data_dir, needed = spec.trial.run.data_dir, spec.trial.evaluation.tasks
+    notes = check_data(evaluation.tasks, data_dir, needed=needed, dataset=spec.trial.dataset)
     with tracking.workflow_run("tune", config, experiment=run.experiment, resume=run.resume) as tracked:
         share_folder(spec.trial.folder, SEARCHES)
         with ray_cluster() as resources:
@@ -108,7 +111,7 @@ def tune(
         best = results.log_search(spec, records)
         rows = results.measure_best(spec, best)
         checkpoint = results.file_checkpoint(spec, best, rows, tracked, register=register and method == "qat")
-        results.print_results(spec, records, best, rows, tracked, checkpoint)
+        results.print_results(spec, records, best, rows, tracked, checkpoint, notes)
     return WorkflowResult(tracked.id, numbers(rows[results.BEST]), checkpoint, list(rows.values()))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import yaml
 
+from edgequant.corpora.text.decoding import read_text
 from edgequant.errors import UserError
 
 DOMAINS = (
@@ -61,9 +62,9 @@ def read_document(path: Path) -> Document:
     """Read one Markdown document of the bundled form.
 
     Raises:
-        UserError: front matter is missing, lacks a key, or names an unknown domain or split.
+        UserError: not UTF-8 text, or front matter is missing, lacks a key, or names an unknown domain or split.
     """
-    fields, body = split_front_matter(path.read_text(encoding="utf-8"))
+    fields, body = split_front_matter(read_text(path).text)
     missing = [key for key in _REQUIRED if key not in fields]
     if missing:
         raise UserError(

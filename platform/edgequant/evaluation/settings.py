@@ -19,7 +19,7 @@ class EvaluationSettings(ScoringSettings):
     """
 
     tasks: tuple[str, ...] = DEFAULT_TASKS
-    """What to measure, listed below; a task whose data are absent is left out with a note. Size is always measured."""
+    """What to measure, listed below; what is named must have its data. Size is always measured."""
 
     cache_dir: str | None = None
     """Folder of scored items, so that an interrupted evaluation resumes and a repeated one is read; None keeps none."""

@@ -49,8 +49,10 @@ def baseline(
     settings = resolved_settings(evaluation, limit=limit, seed=run.seed, cache=cache)
 
     from edgequant import tracking
+    from edgequant.workflows.steps.data import check_data
     from edgequant.workflows.steps.summary import print_summary
 
+    notes = check_data(settings.tasks, run.data_dir)
     with tracking.workflow_run("baseline", config, experiment=run.experiment, resume=run.resume) as tracked:
         rows, failures = [], {}
         for name, source in sources.items():
@@ -62,7 +64,7 @@ def baseline(
             _free_memory()
         _conclude(rows, failures)
         table = rows + _failed_rows(failures)
-        print_summary("baseline", table, tracked, _next(rows))
+        print_summary("baseline", table, tracked, _next(rows), notes=notes)
     return WorkflowResult(tracked.id, {}, None, table)
 
 

@@ -56,6 +56,7 @@ def evaluate(
     from edgequant import tracking
     from edgequant.workflows.steps.summary import print_summary
 
+    notes = check_evaluated(settings, run, squad_predictions)
     with tracking.workflow_run("evaluate", config, experiment=run.experiment, resume=run.resume) as tracked:
         if squad_predictions is not None:
             title, following = f"evaluate: {squad_predictions}", None
@@ -64,8 +65,28 @@ def evaluate(
             row = measure_model(source or model, settings, run, runtime=runtime)
             title, following = f"evaluate: {row['model']}", f"edgequant ptq --model {model}"
         tracking.log_metrics(metrics_of(row))
-        print_summary(title, [row], tracked, following)
+        print_summary(title, [row], tracked, following, notes=notes)
     return WorkflowResult(tracked.id, metrics_of(row), None, [row])
+
+
+def check_evaluated(settings: EvaluationSettings, run: RunSettings, squad_predictions: str | None) -> list[str]:
+    """Refuse data, or predictions, that cannot be scored, before a run exists; lines to stand under the table.
+
+    Raises:
+        UserError: as `check_data`; predictions that answer none of the questions.
+    """
+    from edgequant.corpora.benchmarks import data_folder, load_squad
+    from edgequant.workflows.steps.data import check_data, evaluation_data
+
+    if squad_predictions is None:
+        return check_data(settings.tasks, run.data_dir)
+
+    from edgequant.evaluation.tasks.squad import SQUAD, check_predictions
+
+    if data_folder(run.data_dir) is None:
+        return check_predictions(squad_predictions, load_squad(SQUAD.data[0].report))
+    notes = check_predictions(squad_predictions, evaluation_data(("squad",), run.data_dir)["squad"] or ())
+    return [*check_data(("squad",), run.data_dir), *notes]
 
 
 def resolved_settings(

@@ -65,12 +65,13 @@ def finetune(
     check_floating(source)
 
     from edgequant import models, tracking
-    from edgequant.workflows.steps.data import evaluation_data
+    from edgequant.workflows.steps.data import check_data, evaluation_data
     from edgequant.workflows.steps.measure import measure
     from edgequant.workflows.steps.register import promote_command, register_version
     from edgequant.workflows.steps.sequences import training_sequences
     from edgequant.workflows.steps.summary import print_summary
 
+    notes = check_data(evaluation.tasks, run.data_dir, dataset=dataset)
     with tracking.workflow_run("finetune", config, experiment=run.experiment, resume=run.resume) as tracked:
         work = tracking.run_folder("finetune", tracked.id) / "training"
         folder = target or work.parent
@@ -96,7 +97,7 @@ def finetune(
             version = register_version(merged, **names, metrics=rows["finetuned"], baseline=rows["baseline"])
             following = promote_command(version)
         table = [{"model": name, "variant": v, "scheme": scheme, **headline(row)} for v, row in rows.items()]
-        print_summary(f"finetune: {name}, LoRA rank {lora.rank}", table, tracked, following)
+        print_summary(f"finetune: {name}, LoRA rank {lora.rank}", table, tracked, following, notes=notes)
     return WorkflowResult(tracked.id, rows["finetuned"], str(merged or folder / "adapter"), table)
 
 

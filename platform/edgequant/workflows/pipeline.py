@@ -71,8 +71,10 @@ def pipeline(
 
     from edgequant import tracking
     from edgequant.workflows.evaluate import resolved_settings
+    from edgequant.workflows.steps.data import check_data
     from edgequant.workflows.steps.summary import print_summary
 
+    notes = check_data(evaluation.tasks, run.data_dir)
     # Three phases measure the same floating-point model: score it once.
     evaluation = resolved_settings(evaluation, limit=None, cache=True)
     with tracking.workflow_run("pipeline", config, experiment=run.experiment, resume=run.resume) as tracked:
@@ -81,7 +83,8 @@ def pipeline(
         rows = [_done(phase, plan, resumed=tracked.resumed) for phase in PHASES if phase in phases]
         metrics = _metrics_of_qat(tracked.id)
         tracking.log_metrics(metrics)
-        print_summary(f"pipeline: {model}, {scheme}", rows, tracked, f"open {folder / 'report' / 'report.html'}")
+        following = f"open {folder / 'report' / 'report.html'}"
+        print_summary(f"pipeline: {model}, {scheme}", rows, tracked, following, notes=notes)
     return WorkflowResult(tracked.id, metrics, str(plan.checkpoint) if plan.checkpoint.is_dir() else None, rows)
 
 

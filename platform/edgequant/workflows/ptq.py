@@ -74,12 +74,13 @@ def ptq(
     target = check_folders(output, schemes, places_read(source, dataset, data_dir=run.data_dir))
 
     from edgequant import models, tracking
-    from edgequant.workflows.steps.data import evaluation_data
+    from edgequant.workflows.steps.data import check_data, evaluation_data
     from edgequant.workflows.steps.measure import log_layer_errors, measure
     from edgequant.workflows.steps.register import promote_command, register_version
     from edgequant.workflows.steps.sequences import training_sequences
     from edgequant.workflows.steps.summary import print_summary
 
+    notes = check_data(evaluation.tasks, run.data_dir, dataset=dataset)
     with tracking.workflow_run("ptq", config, experiment=run.experiment, resume=run.resume) as tracked:
         loaded = models.load(source, dtype="float32", device=run.device)
         name, dtype = loaded.source.name, models.pick_dtype(run.dtype, str(loaded.model.device))
@@ -115,7 +116,7 @@ def ptq(
         tracking.log_metrics(rows[delivered])
         table = summary_rows(rows, name)
         following = promote_command(versions[0]) if versions else f"edgequant qat --model {model} --scheme {delivered}"
-        print_summary(f"ptq: {name}", table, tracked, following)
+        print_summary(f"ptq: {name}", table, tracked, following, notes=notes)
     return WorkflowResult(tracked.id, rows[delivered], str(folders[delivered]), table)
 
 

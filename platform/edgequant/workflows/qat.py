@@ -74,11 +74,12 @@ def qat(
 
     from edgequant import tracking
     from edgequant.workflows.steps import qat_experiment, qat_variants, verdict
-    from edgequant.workflows.steps.data import evaluation_data
+    from edgequant.workflows.steps.data import check_data, evaluation_data
     from edgequant.workflows.steps.layer_bits import log_layer_bits
     from edgequant.workflows.steps.register import promote_command, register_version
     from edgequant.workflows.steps.summary import print_summary
 
+    notes = check_data(evaluation.tasks, run.data_dir, apart=("guard",), dataset=dataset, guard=guard)
     with tracking.workflow_run("qat", config, experiment=run.experiment, resume=run.resume) as tracked:
         experiment = qat_experiment.load(
             source, parsed, dataset, training=training, qat=qat, calibration=calibration, evaluation=evaluation,
@@ -102,5 +103,5 @@ def qat(
             following = following if found.harm else promote_command(version)
         table = verdict.summary_rows(rows, found, experiment.name, parsed.name)
         title = f"qat: {experiment.name}, {parsed.name}"
-        print_summary(title, table, tracked, following, lead=found.lines)
+        print_summary(title, table, tracked, following, lead=found.lines, notes=notes)
     return WorkflowResult(tracked.id, metrics, str(checkpoint), table)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import codecs
 import io
 import re
 import zipfile
 
 from edgequant.corpora.extraction.extracted import Extraction, ExtractionError, Part
 from edgequant.corpora.text.boilerplate import Page
+from edgequant.corpora.text.decoding import is_binary, marked_encoding, unified, unmarked_utf16
 
 _IMAGES = {b"\x89PNG": "PNG image", b"\xff\xd8\xff": "JPEG image", b"GIF8": "GIF image", b"II*\x00": "TIFF image"}
 _OTHERS = {
@@ -109,7 +109,7 @@ def extract(content: bytes, name: str, max_bytes: int) -> Extraction:
 
 
 def decode(content: bytes) -> tuple[str, list[str]]:
-    """Return (text, warnings). UTF-8, UTF-16 and UTF-32 are recognised; anything else is read as Windows-1252.
+    """Return (text with LF line ends, warnings). UTF-8, UTF-16 and UTF-32 are recognised, else it is Windows-1252.
 
     Raises:
         ExtractionError: the bytes are no text.
@@ -119,17 +119,10 @@ def decode(content: bytes) -> tuple[str, list[str]]:
 
 
 def _text_of(content: bytes) -> tuple[str, str | None]:
-    for mark, encoding in (
-        (codecs.BOM_UTF8, "utf-8-sig"),
-        (codecs.BOM_UTF32_LE, "utf-32"),
-        (codecs.BOM_UTF32_BE, "utf-32"),
-        (codecs.BOM_UTF16_LE, "utf-16"),
-        (codecs.BOM_UTF16_BE, "utf-16"),
-    ):
-        if content.startswith(mark):
-            text = content.decode(encoding, errors="replace")
-            warning = "characters that are no valid " + encoding if "\ufffd" in text else None
-            return text, warning or (None if encoding == "utf-8-sig" else f"decoded from {encoding.upper()}")
+    if encoding := marked_encoding(content):
+        text = content.decode(encoding, errors="replace")
+        warning = "characters that are no valid " + encoding if "\ufffd" in text else None
+        return unified(text), warning or (None if encoding == "utf-8-sig" else f"decoded from {encoding.upper()}")
     try:
         return _checked_text(content.decode("utf-8")), None
     except UnicodeDecodeError:
@@ -141,26 +134,21 @@ def _text_of(content: bytes) -> tuple[str, str | None]:
 
 
 def _guess(content: bytes) -> tuple[str, str]:
-    sample = content[:4096]
-    odd, even = sample[1::2].count(0), sample[::2].count(0)
-    for encoding, zeros in (("utf-16-le", odd), ("utf-16-be", even)):
-        if zeros > 0.3 * max(len(sample) // 2, 1):
-            whole = content[: len(content) // 2 * 2]
-            return _checked_text(whole.decode(encoding, errors="replace")), f"decoded from {encoding.upper()}"
+    if encoding := unmarked_utf16(content):
+        whole = content[: len(content) // 2 * 2]
+        return _checked_text(whole.decode(encoding, errors="replace")), f"decoded from {encoding.upper()}"
     return _checked_text(content.decode("cp1252", errors="replace")), "not UTF-8; read as Windows-1252 (latin-1)"
 
 
 def _checked_text(text: str) -> str:
-    sample = text[:20_000]
-    controls = sum(1 for character in sample if ord(character) < 32 and character not in "\t\n\r\f\x0b\x1b")
-    if controls > 0.02 * len(sample):
+    if is_binary(text):
         raise ExtractionError("binary data, not text")
-    return text
+    return unified(text)
 
 
 def _extract_text(text: str, warnings: list[str]) -> Extraction:
     """Form feeds part pages; without them there are none."""
-    sheets = text.replace("\r\n", "\n").replace("\r", "\n").split("\f")
+    sheets = text.split("\f")
     numbered = len(sheets) > 1
     pages = [Page(number if numbered else 0, sheet.split("\n")) for number, sheet in enumerate(sheets, 1)]
     return Extraction("text", [Part(pages=pages)], len(sheets) if numbered else 0, warnings)

@@ -20,7 +20,13 @@ _TABLE_RULE = re.compile(r"^\s*\|?(?:\s*:?-+:?\s*\|)+\s*:?-*:?\s*$")
 _LINK = re.compile(r"!?\[([^\]]*)\]\(([^)\s]*)[^)]*\)")
 _EMPHASIS = re.compile(r"(\*\*|__|\*|`+|~~)(?=\S)(.+?)(?<=\S)\1")
 _NAVIGATION = ("nav", "header", "footer", "aside", "form", "button", "select")
-_INVISIBLE = ("script", "style", "noscript", "template", "svg", "iframe", "object")
+_INVISIBLE = ("script", "style", "noscript", "template", "svg", "iframe", "object", "canvas", "audio", "video")
+_HIDING = re.compile(
+    r"(?:^|;)\s*(?:display\s*:\s*none|visibility\s*:\s*(?:hidden|collapse)|opacity\s*:\s*0*\.?0*\s*(?:!|;|$)"
+    r"|font-size\s*:\s*0*\.?0*(?:px|pt|em|rem|%)?\s*(?:!|;|$))",
+    re.IGNORECASE,
+)
+_PROSE = ("main", "article", "section", "p", "ul", "ol", "table", "h1", "h2", "h3")
 _HTML_BLOCKS = ("p", "li", "tr", "blockquote", "pre", "dt", "dd", "figcaption", "caption", "div", "section", "article")
 
 
@@ -61,7 +67,7 @@ def _inline(text: str) -> str:
 
 
 def extract_html(text: str, warnings: list[str]) -> Extraction:
-    """The visible text by its block elements; navigation, forms and page furniture are listed as removed.
+    """The visible text by its block elements; hidden text, navigation, forms and page furniture are listed as removed.
 
     Raises:
         ExtractionError: no visible text.
@@ -72,6 +78,7 @@ def extract_html(text: str, warnings: list[str]) -> Extraction:
     for tag in soup(_INVISIBLE):
         tag.decompose()
     part = Part(fields=_html_fields(soup))
+    part.removed += _hidden_text(soup)
     for tag in soup(_NAVIGATION):
         if tag.find_parent(_NAVIGATION) or (tag.name == "header" and tag.find_parent("article")):
             continue
@@ -83,6 +90,33 @@ def extract_html(text: str, warnings: list[str]) -> Extraction:
     if not part.blocks:
         raise ExtractionError("HTML without visible text (built by scripts?)")
     return Extraction("html", [part], 0, warnings)
+
+
+def _hidden_text(soup: Any) -> Iterator[Removed]:
+    """Take out what a browser does not show: `hidden`, closed dialogs, inline styles, ornaments under aria-hidden.
+
+    Scripts unhide a whole body or page, and find-in-page opens what is hidden until found: these stay.
+    """
+    for tag in soup(_is_hidden):
+        if tag.find_parent(_is_hidden):  # goes with it
+            continue
+        words = " ".join(tag.get_text(" ").split())
+        tag.extract()
+        if words:
+            yield Removed(words, "hidden on the page", 0)
+
+
+def _is_hidden(tag: Any) -> bool:
+    if tag.name in ("html", "body", "head", "title"):
+        return False
+    if tag.has_attr("hidden") and str(tag["hidden"]).strip().lower() != "until-found":
+        return True
+    if tag.name == "dialog" and not tag.has_attr("open"):
+        return True
+    if _HIDING.search(str(tag.get("style") or "")):
+        return True
+    # What screen readers skip is on the screen all the same: icons and copies of formulas go, whole paragraphs stay.
+    return str(tag.get("aria-hidden")).lower() == "true" and not (tag.name in _PROSE or tag.find(_PROSE))
 
 
 def _html_fields(soup: Any) -> dict[str, str]:
@@ -145,7 +179,7 @@ def _walk(root: Any) -> Iterator[tuple[str, str]]:
 
 
 def extract_docx(content: bytes, max_bytes: int) -> Extraction:
-    """Paragraphs and table rows in document order; headers, footers and tables of contents are listed as removed.
+    """Paragraphs and table rows in document order; headers, contents and hidden text are listed as removed.
 
     Raises:
         ExtractionError: damaged, or unpacks to more than max_bytes.
@@ -159,7 +193,7 @@ def extract_docx(content: bytes, max_bytes: int) -> Extraction:
                 f"unpacks to {unpacked / 1e6:,.0f} MB, more than file_megabytes {max_bytes / 1e6:,.0f}"
             )
         document = docx.Document(io.BytesIO(content))
-        part = Part(fields=_docx_fields(document))
+        part = Part(fields=_docx_fields(document), removed=list(_hidden_runs(document)))
         for block in _docx_blocks(document, part.removed):
             part.blocks.append(block)
         part.removed.extend(_docx_edges(document))
@@ -170,6 +204,15 @@ def extract_docx(content: bytes, max_bytes: int) -> Extraction:
     if not any(block.text.strip() for block in part.blocks):
         raise ExtractionError("DOCX without text (only images?)")
     return Extraction("docx", [part])
+
+
+def _hidden_runs(document: Any) -> Iterator[Removed]:
+    """Take out runs that Word does not show."""
+    for run in document.element.body.xpath(".//w:r[w:rPr/w:vanish[not(@w:val) or @w:val='true' or @w:val='1']]"):
+        text = str(run.text).strip()
+        run.getparent().remove(run)
+        if text:
+            yield Removed(text, "hidden in the document", 0)
 
 
 def _docx_blocks(document: Any, removed: list[Removed]) -> Iterator[Block]:

@@ -7,7 +7,10 @@ import logging
 from typing import Any
 
 from edgequant.corpora.extraction.extracted import Extraction, ExtractionError, Part
+from edgequant.corpora.extraction.pdf_columns import find_columns
 from edgequant.corpora.text.boilerplate import Page
+
+_PAGES_LOOKED_AT, _THEN_EACH = 8, 6
 
 logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # its warnings are counted per file instead
 
@@ -19,7 +22,8 @@ def extract_pdf(content: bytes) -> Extraction:
         ExtractionError: damaged beyond reading, locked with a password, or without any text (scanned images).
     """
     reader = _open(content)
-    pages, broken, without_text = [], [], []
+    pages: list[Page] = []
+    broken, without_text = [], []
     for number in range(1, len(reader.pages) + 1):
         try:
             text = reader.pages[number - 1].extract_text() or ""
@@ -36,7 +40,47 @@ def extract_pdf(content: bytes) -> Extraction:
     warnings = broken[:3] + ([f"{len(broken) - 3} more pages unreadable"] if len(broken) > 3 else [])
     if without_text:
         warnings.append(f"{len(without_text)} pages without text (blank or image)")
+    columns = _columns_of(reader, pages)
+    split = {number: text.split("\n") for number, text in columns.items() if text}
+    pages = [Page(page.number, split.get(page.number, page.lines)) for page in pages]
+    if split:
+        warnings.append(f"{_counted(len(split))} in columns that were drawn row by row, read column by column")
+    if len(columns) > len(split):
+        unclear = _counted(len(columns) - len(split))
+        warnings.append(f"{unclear} in columns or a table, drawn and read row by row; look whether sentences are mixed")
     return Extraction("pdf", [Part(pages=pages, fields=_stated_fields(reader))], len(reader.pages), warnings)
+
+
+def _counted(pages: int) -> str:
+    return f"{pages} page{'s' if pages > 1 else ''}"
+
+
+def _columns_of(reader: Any, pages: list[Page]) -> dict[int, str]:
+    """Pages in columns that were drawn row by row, by number.
+
+    Looking at a page takes twice as long as reading it: of a long document some are looked at first.
+    """
+    tried = pages[:_PAGES_LOOKED_AT] + pages[_PAGES_LOOKED_AT::_THEN_EACH]
+    rest = [page for page in pages if page not in tried]
+    found: dict[int, str] = {}
+    for some in (tried, rest):
+        for page in some:
+            text = find_columns("\n".join(page.lines), _layout_of(reader.pages[page.number - 1]))
+            if text is not None:
+                found[page.number] = text
+        if not found:
+            break
+    return found
+
+
+def _layout_of(page: Any) -> str:
+    """The page on a grid of characters; empty where that cannot be had."""
+    try:
+        return page.extract_text(extraction_mode="layout", layout_mode_space_vertically=False) or ""
+    except (MemoryError, KeyboardInterrupt):
+        raise
+    except Exception:  # as above; the text itself is there
+        return ""
 
 
 def _open(content: bytes) -> Any:

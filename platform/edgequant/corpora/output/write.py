@@ -86,7 +86,9 @@ def _write_datasets(corpus: Corpus, folder: Path) -> None:
         split: datasets.Dataset.from_dict({name: [row[name] for row in rows] for name in COLUMNS}, features=features)
         for split, rows in corpus.rows.items()
     }
-    datasets.DatasetDict(splits).save_to_disk(str(folder))
+    # An empty split would have no file at all, and load_from_disk could not read it again.
+    shards: dict[str, Any] = {split: None if len(dataset) else 1 for split, dataset in splits.items()}
+    datasets.DatasetDict(splits).save_to_disk(str(folder), num_shards=shards)
     (folder / "parquet").mkdir()
     for split, dataset in splits.items():
         dataset.to_parquet(str(folder / "parquet" / f"{split}.parquet"))

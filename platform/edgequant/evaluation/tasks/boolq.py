@@ -42,10 +42,14 @@ def boolq_items(model: LanguageModel, rows: Sequence[dict], *, chat: bool = Fals
         `margin` (gold minus other, nats), `correct`, `tokens`, `over_long`.
 
     Raises:
-        UserError: no questions, or NaN logits.
+        UserError: no questions, an answer that is no bool, or NaN logits.
     """
     if not rows:
         raise UserError("there are no yes-or-no questions to score; give at least one row")
+    for at, row in enumerate(rows):
+        if type(row["answer"]).__name__ not in ("bool", "bool_"):  # a text such as "false" would count as yes
+            name = row.get("id", f"boolq-{at}")
+            raise UserError(f"answer of question {name} must be True or False, got {row['answer']!r}; convert it")
     prompts = [model.render_chat(boolq_chat_question(row)) if chat else boolq_prompt(row) for row in rows]
     choices = model.encode_choices(prompts, ("no", "yes") if chat else (" no", " yes"))
     fitting = [index for index, choice in enumerate(choices) if choice.longest <= model.context_length]

@@ -53,10 +53,11 @@ def squad_items(
         `generated_tokens`, `over_long`.
 
     Raises:
-        UserError: no questions, or NaN logits.
+        UserError: no questions, two of one id, one without an answer, or NaN logits.
     """
     if not rows:
         raise UserError("there are no questions to answer; give at least one row")
+    _check_questions(rows)
     prompts = model.encode([_prompt(model, row, examples, chat) for row in rows])
     fitting = [at for at, prompt in enumerate(prompts) if len(prompt) + max_new_tokens <= model.context_length]
     results = model.generate([prompts[at] for at in fitting], max_new_tokens)
@@ -100,8 +101,8 @@ def read_predictions(path: str | Path) -> dict[str, str]:
         UserError: the file is missing, is not JSON, or is not such an object.
     """
     try:
-        predictions = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        predictions = json.loads(Path(path).read_bytes())  # UTF-8, UTF-16 or UTF-32, marked or not
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"squad_predictions must be a JSON file of id to answer, got {path}, which cannot be read: {error}"
         ) from None
@@ -112,9 +113,43 @@ def read_predictions(path: str | Path) -> dict[str, str]:
     return predictions
 
 
+def check_predictions(path: str | Path, rows: Rows) -> list[str]:
+    """What a prediction file leaves open of the questions, in a line; none where it answers them all.
+
+    Raises:
+        UserError: as `read_predictions`; or it answers none of the questions.
+    """
+    predictions, asked = read_predictions(path), {row["id"] for row in rows}
+    answered = len(asked & predictions.keys())
+    if not answered:
+        raise UserError(
+            f"squad_predictions must answer questions of SQuAD v1.1's development set by their ids, got {path}, "
+            f"none of whose {len(predictions):,} ids is one of them"
+        )
+    if answered == len(asked):
+        return []
+    return [f"{path} leaves {len(asked) - answered:,} of {len(asked):,} questions unanswered, which count as wrong"]
+
+
 def predictions_of(items: Sequence[dict]) -> str:
     """Items as an official prediction file, which the official script and `read_predictions` take."""
     return json.dumps({item["id"]: item["prediction"] for item in items if item["answered"]}, ensure_ascii=False)
+
+
+def _check_questions(rows: Sequence[dict]) -> None:
+    """Answers are kept by id; without a reference, every answer would count as wrong."""
+    seen: set[str] = set()
+    for row in rows:
+        if row["id"] in seen:
+            raise UserError(f"id of a question must be its own, got {row['id']!r} twice; number them anew")
+        seen.add(row["id"])
+        texts = row["answers"]["text"]
+        if (
+            isinstance(texts, str)
+            or not len(texts)
+            or not all(isinstance(text, str) and text.strip() for text in texts)
+        ):
+            raise UserError(f"answers of question {row['id']!r} must be one or more texts, got {texts!r}; leave it out")
 
 
 def _prompt(model: LanguageModel, row: dict, examples: Sequence[dict], chat: bool) -> str:

@@ -38,7 +38,7 @@ def benchmark_files(data_dir: str | None) -> list[Finding]:
         fix = "pass --data_dir or set EDGEQUANT_DATA; without, benchmarks come from the hub or are left out"
         return [Finding("data folder", "note", "none named", fix)]
     if not Path(folder).is_dir():
-        return [Finding("data folder", "note", f"{folder} not found", "name a folder that exists")]
+        return [Finding("data folder", "missing", f"{folder} is not a folder", "name a folder that exists, or none")]
     findings = [Finding("data folder", "ok", str(Path(folder).resolve()))]
     return findings + [_data_set(data_set, folder) for data_set in _looked_for()]
 

@@ -4,32 +4,40 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from edgequant.corpora.benchmarks import BENCHMARKS, WIKITEXT2, Split, data_folder, find_local, read_split
 from edgequant.errors import UserError
+from edgequant.evaluation.tasks.guard import GUARD
+from edgequant.evaluation.tasks.registry import (
+    COMPARISON_TASKS,
+    DEFAULT_TASKS,
+    find_data_set,
+    find_task,
+)
 from edgequant.workflows.steps.text_mix import parse_mix
 
 if TYPE_CHECKING:
-    from edgequant.evaluation.tasks.task import DataSet, EvaluationData, Rows
+    from edgequant.evaluation.tasks.task import DataSet, EvaluationData, Rows, Task
 
 TEXTS = ("disaster", "disaster-multilingual", "wikitext-2")
 SELF_GENERATED = "self-generated"
 
 
-def check_dataset(dataset: str, *, self_generated: bool = False) -> None:
+def check_dataset(dataset: str, *, self_generated: bool = False, option: str = "dataset") -> None:
     """Refuse a training text that is neither a name nor a path nor a mix of them, before anything is loaded.
 
     Args:
         self_generated: whether text that the model itself writes will do.
+        option: that named it, for messages.
 
     Raises:
         UserError: names the value and the ones that work.
     """
     for part in parse_mix(dataset):
-        _check_one(part.name, self_generated)
+        _check_one(part.name, self_generated, option)
 
 
 def check_guard(guard: str, dataset: str) -> None:
@@ -38,12 +46,12 @@ def check_guard(guard: str, dataset: str) -> None:
     Raises:
         UserError: names both.
     """
-    check_dataset(guard, self_generated=True)
+    check_dataset(guard, self_generated=True, option="guard")
     if guard != SELF_GENERATED and guard in {part.name for part in parse_mix(dataset)}:
         raise UserError(f"guard must be a text that is not trained on, got {guard!r}, which dataset {dataset!r} holds")
 
 
-def _check_one(dataset: str, self_generated: bool) -> None:
+def _check_one(dataset: str, self_generated: bool, option: str = "dataset") -> None:
     if dataset == SELF_GENERATED:
         if self_generated:
             return
@@ -53,7 +61,7 @@ def _check_one(dataset: str, self_generated: bool) -> None:
         )
     if dataset not in TEXTS and not Path(dataset).exists():
         renamed = f"; 'generated' is now called {SELF_GENERATED}" if dataset == "generated" else ""
-        raise UserError(f"dataset must be one of {', '.join(TEXTS)}, a file or a folder, got {dataset!r}{renamed}")
+        raise UserError(f"{option} must be one of {', '.join(TEXTS)}, a file or a folder, got {dataset!r}{renamed}")
 
 
 def training_texts(dataset: str, data_dir: str | None) -> list[str]:
@@ -67,76 +75,163 @@ def training_texts(dataset: str, data_dir: str | None) -> list[str]:
     Raises:
         UserError: nothing readable is there.
     """
-    from edgequant.corpora.benchmarks import load_wikitext2
+    return _texts_and_remarks(dataset, data_dir, "dataset")[0]
+
+
+def _texts_and_remarks(dataset: str, data_dir: str | None, option: str) -> tuple[list[str], list[str]]:
     from edgequant.corpora.disaster.corpus import bundled_documents
+    from edgequant.corpora.training_files import read_training_files
 
     _check_one(dataset, self_generated=False)
     if dataset in ("disaster", "disaster-multilingual"):
         documents = bundled_documents("train")
-        return [document.text for document in documents if document.language == "en" or dataset != "disaster"]
+        return [document.text for document in documents if document.language == "en" or dataset != "disaster"], []
     if dataset == "wikitext-2":
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            return ["".join(load_wikitext2(_wikitext_split(data_dir), data_dir))]
-    return _texts_in(Path(dataset))
+        split = read_split("wikitext2", _wikitext_split(data_dir), data_dir)
+        return ["".join(split.rows)], [f"{option} wikitext-2: {line}" for line in _told(split)]
+    texts, remarks = read_training_files(dataset, option)
+    return texts, [f"{option} {remark}" for remark in remarks]
 
 
-def _texts_in(path: Path) -> list[str]:
-    if (path / "dataset_dict.json").is_file():
-        from datasets import load_from_disk
+def check_data(
+    tasks: Sequence[str],
+    data_dir: str | None,
+    *,
+    needed: Sequence[str] = (),
+    apart: Sequence[str] = (),
+    **texts: str | None,
+) -> list[str]:
+    """Refuse data that are named and are not there or not what they should be, before a run exists; says what they are.
 
-        return list(load_from_disk(str(path))["train"]["text"])
-    files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.suffix in (".md", ".txt"))
-    texts = [file.read_text(encoding="utf-8") for file in files]
-    if not any(text.strip() for text in texts):
+    What a user names is needed: a data folder must exist and hold what the tasks need, and a task that is named one by
+    one must have its data. Only tasks that are measured unasked are left out, and only where no data folder is named.
+
+    Args:
+        needed: further tasks, which cannot be left out.
+        apart: tasks whose data the workflow makes itself.
+        texts: training texts by the option that names them, as `training_texts` takes them, mixes included.
+
+    Returns:
+        Lines to stand under the table of results: what was not measured, and why.
+
+    Raises:
+        UserError: names the folder or file, what was looked for and what is there, or the row, column and value.
+    """
+    found = _rows_of_tasks(list(dict.fromkeys([*tasks, *needed])), data_dir)
+    absent = [name for name in [*needed, *tasks] if _lacks_data(find_task(name), found) and name not in apart]
+    if GUARD.name in absent:
         raise UserError(
-            f"dataset must hold .md or .txt files, or be a folder made by `edgequant corpus`, got {str(path)!r} "
-            "without text"
+            "task guard is measured by qat alone, which sets its text apart; leave it out of evaluation.tasks"
         )
-    return texts
+    if absent and (absent[0] in needed or {*tasks} not in ({*DEFAULT_TASKS}, {*COMPARISON_TASKS})):
+        raise UserError(
+            f"task {absent[0]} is asked for and needs {_files_of(absent[0])}, and no data folder is named; "
+            "pass --data_dir DATA or set EDGEQUANT_DATA, or leave the task out"
+        )
+    lines = [line for name, rows in found.items() if rows is not None for line in _told_of(name, data_dir)]
+    for option, dataset in texts.items():
+        for part in parse_mix(dataset) if dataset else ():
+            lines += _remarks_on_text(part.name, data_dir, option)
+    for line in lines:
+        print(line, flush=True)
+    return [f"not measured, because no data_dir: {', '.join(absent)}; pass --data_dir DATA"] if absent else []
+
+
+def _remarks_on_text(dataset: str, data_dir: str | None, option: str) -> list[str]:
+    if dataset == SELF_GENERATED:
+        return []
+    folder = data_folder(data_dir)
+    if dataset == "wikitext-2" and folder and not find_local("wikitext2", _wikitext_split(data_dir), data_dir):
+        files = (*WIKITEXT2.files["train"], *WIKITEXT2.files["validation"])
+        raise UserError(_lacking(folder, f"{option} wikitext-2", WIKITEXT2.name, files))
+    return _texts_and_remarks(dataset, data_dir, option)[1]
+
+
+def _told_of(name: str, data_dir: str | None) -> list[str]:
+    """What a benchmark's reported rows are, a line each; nothing of other data sets."""
+    data_set = find_data_set(name)
+    if not is_official(data_set):
+        return []
+    return [f"{name}: {line}" for line in _told(read_split(name, data_set.report, data_dir))]
+
+
+def _told(split: Split) -> list[str]:
+    """What a split is and what was changed in it, a line each."""
+    is_named = split.source in split.identity
+    return [split.identity if is_named else f"{split.identity} ({split.source})", *split.changes]
 
 
 def evaluation_data(tasks: Sequence[str], data_dir: str | None) -> EvaluationData:
     """What the tasks are scored on and is there: bundled documents and questions always, benchmarks where found.
 
-    Benchmarks are left out unless `data_dir` (or $EDGEQUANT_DATA) holds their files, so that a run without network
-    neither waits nor fails. Each set is logged as an input of the active run.
+    Benchmarks are left out where neither `data_dir` nor $EDGEQUANT_DATA is set, so that a run without network neither
+    waits nor fails. Each set is logged as an input of the active run.
 
     Raises:
-        UserError: a benchmark file is damaged or of another version.
+        UserError: a folder is named that does not exist or lacks what a task needs, or a benchmark file is damaged or
+            of another version.
     """
-    from edgequant.evaluation.tasks.registry import find_task
-
-    wanted = {data_set.name: data_set for name in tasks for data_set in find_task(name).data}
-    found = {name: rows_of(data_set, data_set.report, data_dir) for name, data_set in wanted.items()}
-    data = {name: rows for name, rows in found.items() if rows is not None}
+    data = {name: rows for name, rows in _rows_of_tasks(tasks, data_dir).items() if rows is not None}
     _log_inputs(data, data_dir)
     return data
+
+
+def _rows_of_tasks(tasks: Sequence[str], data_dir: str | None) -> dict[str, Rows | None]:
+    """Rows by data set; where a data folder is named, it holds what every task needs."""
+    folder = data_folder(data_dir)
+    wanted = {data_set.name: data_set for name in tasks for data_set in find_task(name).data}
+    found = {name: rows_of(data_set, data_set.report, data_dir) for name, data_set in wanted.items()}
+    lacking = [task for task in map(find_task, tasks) if _lacks_data(task, found) and task is not GUARD]
+    if folder is not None and lacking:
+        task = lacking[0]
+        data_set, rest = task.data[0], [name for name in tasks if name not in {each.name for each in lacking}]
+        if not is_official(data_set):
+            raise UserError(f"data_dir {str(folder)!r} lacks the data of task {task.name}; leave the task out")
+        benchmark = BENCHMARKS[data_set.name]
+        without = f"; or measure without: --evaluation.tasks '[{','.join(rest)}]'" if rest else ""
+        why = f"task {task.name}"
+        raise UserError(_lacking(folder, why, benchmark.name, benchmark.files[data_set.report]) + without)
+    return found
+
+
+def _lacks_data(task: Task, found: Mapping[str, Rows | None]) -> bool:
+    return bool(task.data) and all(found[data_set.name] is None for data_set in task.data)
+
+
+def _files_of(task: str) -> str:
+    data_set = find_task(task).data[0]
+    if not is_official(data_set):
+        return f"its data set {data_set.name}"
+    benchmark = BENCHMARKS[data_set.name]
+    return " or ".join(f"{benchmark.name}/{file}" for file in benchmark.files[data_set.report])
+
+
+def _lacking(folder: Path, why: str, name: str, files: Sequence[str]) -> str:
+    """What is needed of a data folder, and what is there instead."""
+    inner = folder / name
+    there = sorted(entry.name + "/" * entry.is_dir() for entry in (inner if inner.is_dir() else folder).iterdir())
+    listed = ", ".join(there[:8]) + (", ..." if len(there) > 8 else "") or "nothing"
+    return (
+        f"data_dir must hold {name}/{' or '.join(files)}, which {why} needs, got {listed} in "
+        f"{str(inner if inner.is_dir() else folder)!r}; put the official file there"
+    )
 
 
 def rows_of(data_set: DataSet, split: str, data_dir: str | None) -> Rows | None:
     """A split's rows; None where they are not there. Of what is bundled, questions have no splits."""
     if data_set.load is not None:
         return data_set.load(split, data_dir or os.environ.get("EDGEQUANT_DATA"))
-    return (_official_rows if is_official(data_set) else _bundled_rows)(data_set.name, split, data_dir)
+    if not is_official(data_set):
+        return _bundled_rows(data_set.name, split)
+    return read_split(data_set.name, split, data_dir).rows if find_local(data_set.name, split, data_dir) else None
 
 
 def is_official(data_set: DataSet) -> bool:
-    from edgequant.corpora.benchmarks import BENCHMARKS
-
+    """Whether it is one of the benchmarks, read from official files."""
     return data_set.load is None and data_set.name in BENCHMARKS
 
 
-def _official_rows(name: str, split: str, data_dir: str | None) -> Rows | None:
-    from edgequant.corpora import benchmarks
-
-    if benchmarks.find_local(name, split, data_dir) is None:
-        return None
-    load: Any = {"wikitext2": benchmarks.load_wikitext2, "boolq": benchmarks.load_boolq, "squad": benchmarks.load_squad}
-    return list(load[name](split, data_dir))
-
-
-def _bundled_rows(name: str, split: str, data_dir: str | None) -> Rows:
+def _bundled_rows(name: str, split: str) -> Rows:
     from edgequant.corpora.disaster.corpus import boolean_questions, bundled_documents, span_questions
 
     if name == "domain":
@@ -155,8 +250,6 @@ def selection_rows(name: str, reported: Rows, dataset: str, data_dir: str | None
         reported: its reported rows, for a data set that has no others.
         dataset: what the trials are trained on: a split of it is not scored on.
     """
-    from edgequant.evaluation.tasks.registry import find_data_set
-
     data_set = find_data_set(name)
     for split in data_set.select or (data_set.report,):
         if split == data_set.report:
@@ -175,8 +268,6 @@ def _trained_on(dataset: str, data_dir: str | None) -> set[tuple[str, str]]:
 
 
 def _wikitext_split(data_dir: str | None) -> str:
-    from edgequant.corpora.benchmarks import find_local
-
     return "train" if find_local("wikitext2", "train", data_dir) else "validation"
 
 
@@ -191,9 +282,7 @@ def _log_inputs(data: EvaluationData, data_dir: str | None) -> None:
 
 
 def _origin(name: str, data_dir: str | None) -> str:
-    from edgequant.evaluation.tasks.registry import find_data_set
-
     data_set = find_data_set(name)
     if data_set.load is not None:
         return data_set.load.__module__
-    return str(data_dir or os.environ.get("EDGEQUANT_DATA")) if is_official(data_set) else "bundled"
+    return _told(read_split(name, data_set.report, data_dir))[0] if is_official(data_set) else "bundled"

@@ -18,6 +18,7 @@ def print_summary(
     next_command: str | None,
     *,
     lead: Sequence[str] = (),
+    notes: Sequence[str] = (),
 ) -> None:
     """Print the summary table and what to do next, and file the rows as the run's `summary.json`.
 
@@ -28,6 +29,7 @@ def print_summary(
         run: the workflow's run.
         next_command: what a user would type next, or None.
         lead: lines above the table: what it comes to.
+        notes: lines below the table: what it does not show, and why.
     """
     from edgequant import tracking
 
@@ -36,6 +38,8 @@ def print_summary(
     for line in ("", *lead) if lead else ():
         console.print(line, soft_wrap=True, markup=False, highlight=False)
     print_table(title, rows, console)
+    for line in notes:
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
     console.print(f"run   {run.url}", soft_wrap=True, markup=False, highlight=False)
     for label, command in (("show", tracking.ui_command()), ("next", next_command)):
         if command:
