@@ -27,7 +27,8 @@ ALLOWED = {
     "training": BELOW,
     "evaluation": BELOW,
     "export": BELOW | {"quantization.scheme", "quantization.layers"},  # whose packed weights it writes
-    "reporting": BELOW | {"evaluation.tasks.task", "evaluation.tasks.registry"},  # how a task's metrics are shown
+    # how a task's metrics are shown, and what they are evidence of
+    "reporting": BELOW | {"evaluation.tasks.task", "evaluation.tasks.registry", "evaluation.evidence"},
     "workflows": BELOW | PACKAGES,
     "api": BELOW | PACKAGES | {"workflows"},
     "__main__": BASE | {"workflows"},
@@ -58,7 +59,8 @@ WITHIN = {
         "tasks": {"scoring_settings", "progress", "backends", "statistics", "efficiency"},
         "settings": {"scoring_settings", "tasks"},
         "harm": {"statistics", "tasks"},
-        "suite": {"settings", "backends", "tasks"},
+        "evidence": {"tasks"},
+        "suite": {"settings", "backends", "tasks", "evidence"},
     },
     "corpora": {
         **{name: set() for name in ("text", "documents", "settings", "sources", "benchmarks", "packing")},

@@ -99,8 +99,9 @@ def _summary(
     values = {
         "time_to_first_token_ms": first,
         "prefill_ms_per_token": first / (prompt_length * batch_size),
-        "decode_ms_per_token": decode,
     }
+    if min(timing.new_tokens for timing in timed) > 1:  # one token alone takes no time after the first
+        values["decode_ms_per_token"] = decode
     metrics = {}
     for name, measured in values.items():
         metrics[f"latency/{kind}{name}{suffix}"] = float(np.median(measured))
