@@ -22,6 +22,7 @@ from edgequant.export.gguf.architectures import (
 from edgequant.export.gguf.tensors import (
     Bytes,
     SourceTensor,
+    check_range,
     copies_integers,
     encode,
     encode_packed,
@@ -76,6 +77,9 @@ def write_gguf(
     model = _plain(loaded.model)
     architecture = architecture_of(model.config)
     plans = _plans(model, architecture, format_name, embedding_format)
+    for plan in plans:
+        if not plan.copies_integers:
+            check_range(plan.source, plan.format)
     with atomic_path(path) as temporary:
         writer = WriterOfEmptyLists(temporary, MODEL_ARCH_NAMES[architecture.gguf])
         _write_metadata(writer, model, loaded, format_name)
