@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from of_evidence import SITUATIONS as EVIDENCE
 from of_settings import SITUATIONS as SETTINGS
 from situation import Situation
 
@@ -11,6 +12,7 @@ DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
 BEGIN, END = "<!-- situations -->", "<!-- end of situations -->"
 KINDS: dict[str, list[Situation]] = {
     "Settings and machines": SETTINGS,
+    "Numbers that are no evidence": EVIDENCE,
 }
 
 

@@ -56,11 +56,8 @@ def prepare(
             f"scheme {scheme.name} is bitsandbytes' own and cannot be trained; use one such as w4a8-g32+emb4"
         )
     targets = find_targets(model, scheme)
+    check_weights(model, scheme, targets)
     modules = dict(model.named_modules())
-    check_finite(model)
-    for name in targets.weights:
-        weight = cast(nn.Linear, modules[name]).weight
-        check_representable(name, weight, scheme.spec_of(name, embedding=name in (targets.embedding, targets.head)))
     phases: dict[str, Phase] = {}  # one a parent: compiled code sees that its linears quantise a shared input alike
     for name in targets.linears:
         linear = cast(nn.Linear, modules[name])
@@ -81,6 +78,20 @@ def prepare(
             inputs = make_input_quantizer(scheme.activation, observer, Phase(linear.weight.device))
             replace_module(model, targets.head, FakeQuantizedLinear(linear, weights, inputs, tied=targets.tied))
     return targets
+
+
+def check_weights(model: nn.Module, scheme: Scheme, targets: Targets | None = None) -> None:
+    """Refuse a model that a scheme cannot stand for, before anything is measured or made of it.
+
+    Raises:
+        UserError: as `find_targets`; a weight (named) is not finite, or too large for its scale's storage type.
+    """
+    targets = find_targets(model, scheme) if targets is None else targets
+    check_finite(model)
+    modules = dict(model.named_modules())
+    for name in targets.weights:
+        weight = cast(nn.Linear, modules[name]).weight
+        check_representable(name, weight, scheme.spec_of(name, embedding=name in (targets.embedding, targets.head)))
 
 
 def set_phase(model: nn.Module, *, quantize_inputs: bool, observe: bool, reuse_weights: bool = False) -> None:
