@@ -117,7 +117,7 @@ def shown_metric(key: str, values: Sequence[float]) -> Metric:
 
 def significant(value: float, digits: int) -> str:
     """Plain decimals with `digits` significant ones: 21.78, 4,096, 0.0123; 1.2e-05 below a thousandth."""
-    if not math.isfinite(value):
+    if not is_finite(value):
         return "NaN" if math.isnan(value) else ("∞" if value > 0 else "-∞")
     if value == 0:
         return "0"

@@ -105,7 +105,8 @@ def _summary(
     metrics = {}
     for name, measured in values.items():
         metrics[f"latency/{kind}{name}{suffix}"] = float(np.median(measured))
-        metrics[f"latency/{kind}{name}{suffix}_p90"] = float(np.percentile(measured, 90))
+        if len(measured) > 1:  # of one repetition it would be that one
+            metrics[f"latency/{kind}{name}{suffix}_p90"] = float(np.percentile(measured, 90))
     return metrics
 
 

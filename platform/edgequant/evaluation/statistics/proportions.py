@@ -14,7 +14,7 @@ class Share(NamedTuple):
     """The mean of so many values between 0 and 1: of right or wrong ones, a rate."""
 
     mean: float
-    count: int
+    items: int
 
 
 def wilson(share: Share, confidence: float = 0.95) -> Interval:
@@ -40,14 +40,14 @@ def mean_of_shares(shares: Sequence[Share], confidence: float = 0.95) -> Interva
 
 
 class PairedShares(NamedTuple):
-    """What was lost and what was gained on the same `count` items, summed up: of right or wrong ones, how many."""
+    """What was lost and what was gained on the same items, summed up: of right or wrong ones, how many."""
 
     lost: float
     gained: float
-    count: int
+    items: int
 
     def interval(self, confidence: float = 0.95) -> Interval:
-        """Of (gained - lost) / count: Wald's with one item more in either cell (Bonett and Price 2012, equation 3).
+        """Of (gained - lost) / items: Wald's with one item more in either cell (Bonett and Price 2012, equation 3).
 
         20 pairs without a difference give -0.126 to 0.126. Differences within -1 and 1 vary by at most what as many
         whole ones would, so it is too wide for them if anything.
@@ -61,12 +61,12 @@ class PairedShares(NamedTuple):
 
     @property
     def _center(self) -> float:
-        return (self.gained - self.lost) / (self.count + 2)
+        return (self.gained - self.lost) / (self.items + 2)
 
     @property
     def _spread(self) -> float:
-        discordant = (self.lost + self.gained + 2) / (self.count + 2)
-        return math.sqrt((discordant - self._center**2) / (self.count + 2))
+        discordant = (self.lost + self.gained + 2) / (self.items + 2)
+        return math.sqrt((discordant - self._center**2) / (self.items + 2))
 
 
 def _quantile(confidence: float) -> float:

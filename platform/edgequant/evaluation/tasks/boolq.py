@@ -84,7 +84,7 @@ def _balanced(name: str, *right_of_all: tuple[float, float], confidence: float) 
         return {}
     recalls = [Share(right / count, int(count)) for right, count in right_of_all]
     low, high = mean_of_shares(recalls, confidence)
-    ends = (100 * low, 100 * high) if min(recall.count for recall in recalls) > 1 else None
+    ends = (100 * low, 100 * high) if min(recall.items for recall in recalls) > 1 else None
     return with_bounds(name, 100 * sum(recall.mean for recall in recalls) / len(recalls), ends)
 
 
