@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from edgequant.errors import UserError
+from edgequant.evaluation.backends.language_model import DecodeTiming
 from edgequant.evaluation.backends.transformers_model import TransformersModel
 from edgequant.evaluation.evidence import checked
 from edgequant.evaluation.settings import EvaluationSettings
@@ -111,7 +112,15 @@ def test_one_new_token_says_nothing_of_decoding(small_model, byte_tokenizer):
     )  # fmt: skip
     found = evaluate_model(small_model("llama"), byte_tokenizer, {}, settings)
     assert "latency/decode_ms_per_token" not in found.metrics and found.metrics["latency/time_to_first_token_ms"] > 0
-    assert "latency/decode_ms_per_token was left out: one token says nothing of the next" in found.notes
+    assert "latency/decode_ms_per_token was left out: 1 new tokens do not tell it; decode more" in found.notes
+
+
+def test_decoding_that_took_less_than_its_first_token_is_noise_and_left_out(small_model, byte_tokenizer, monkeypatch):
+    noise = [DecodeTiming(first_token=0.02, total=0.015, new_tokens=4)] * 3
+    monkeypatch.setattr(TransformersModel, "decode_timings", lambda *_: noise)
+    settings = EvaluationSettings(tasks=("latency",), latency_repetitions=3, latency_warmup=0)
+    found = evaluate_model(small_model("llama"), byte_tokenizer, {}, settings).metrics
+    assert found["latency/time_to_first_token_ms"] == 20 and not [name for name in found if "/decode" in name]
 
 
 def test_no_time_at_all_is_an_error(small_model, byte_tokenizer, monkeypatch):

@@ -100,7 +100,8 @@ def _summary(
         "time_to_first_token_ms": first,
         "prefill_ms_per_token": first / (prompt_length * batch_size),
     }
-    if min(timing.new_tokens for timing in timed) > 1:  # one token alone takes no time after the first
+    # First token and end are timed apart: of one token, or of few under load, the difference is noise.
+    if min(timing.new_tokens for timing in timed) > 1 and np.median(decode) > 0:
         values["decode_ms_per_token"] = decode
     metrics = {}
     for name, measured in values.items():

@@ -31,8 +31,10 @@ def _score(model: LanguageModel, data: Mapping[str, Rows], settings: ScoringSett
 
     protocol = timing_protocol(model, settings)
     metrics, rows = latency_metrics(model, protocol)
-    single = [f"{DECODE} was left out: one token says nothing of the next"] if DECODE not in metrics else []
-    return Evaluation(metrics, {"latency": rows}, [f"latency: {protocol}", *single])
+    notes = [f"latency: {protocol}"]
+    if DECODE not in metrics and "generate" in protocol.methods:
+        notes.append(f"{DECODE} was left out: {protocol.new_tokens} new tokens do not tell it; decode more")
+    return Evaluation(metrics, {"latency": rows}, notes)
 
 
 LATENCY = Task(
