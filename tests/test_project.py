@@ -106,6 +106,38 @@ def test_every_dependency_is_pinned_within_its_bounds(pyproject, pins):
         assert requirement.specifier.contains(Version(pinned)), requirement
 
 
+def floor(requirement: Requirement) -> Version:
+    (bound,) = [each.version for each in requirement.specifier if each.operator == ">="]
+    return Version(bound)
+
+
+def test_the_lowest_versions_tested_are_the_floors(root, pyproject, pins):
+    """But for torch's: `make test-lowest` takes it as `make setup` does, and pyproject.toml says who ran the floor."""
+    lowest = dict(line.split("==") for line in (root / "constraints-lowest.txt").read_text().splitlines()[1:])
+    lowest = {canonicalize_name(name): Version(version) for name, version in lowest.items()}
+    project, build = pyproject["project"], pyproject["build-system"]["requires"]
+    wanted = [*map(Requirement, (*project["dependencies"], *project["optional-dependencies"]["dev"], *build))]
+    floors = {canonicalize_name(requirement.name): floor(requirement) for requirement in wanted}
+    tested = {name: lowest[name] for name in floors}
+    assert tested == floors | {"torch": Version(pins["torch"])} and floors["torch"] <= tested["torch"]
+
+
+def test_every_lowest_version_is_pinned_once_and_in_order(root):
+    lines = (root / "constraints-lowest.txt").read_text().splitlines()
+    names = [line.split("==")[0].lower() for line in lines[1:]]
+    assert lines[0].startswith("# ") and names == sorted(set(names)) and all("==" in line for line in lines[1:])
+
+
+def test_make_test_lowest_installs_and_runs_in_an_environment_of_its_own(root):
+    done = subprocess.run(["make", "-B", "-n", "test-lowest"], cwd=root, capture_output=True, text=True, check=True)
+    assert (
+        ".venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-lowest.txt"
+        in done.stdout
+    )
+    assert ".venv/" not in done.stdout and ".venv-lowest/" in (root / ".gitignore").read_text()
+    assert "-e '.[dev]'" in done.stdout and "pytest" in done.stdout
+
+
 def test_every_dependency_reaches_conda(pyproject, root):
     conda = conda_pins(root)
     missing = [d for d in pyproject["project"]["dependencies"] if canonicalize_name(Requirement(d).name) not in conda]
@@ -164,7 +196,7 @@ def test_three_source_roots_are_named_everywhere(root, pyproject):
         assert (root / package / "__init__.py").is_file()
 
 
-TARGETS = ["qat", "test", "check", "docs", "setup", "test-isa", "test-isa-short", "clean"]
+TARGETS = ["qat", "test", "test-lowest", "check", "docs", "setup", "test-isa", "test-isa-short", "clean"]
 
 
 @pytest.mark.parametrize("target", TARGETS)

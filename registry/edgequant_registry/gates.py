@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from edgequant.evaluation.evidence import floor_of, is_evidence, lacks_interval
 from edgequant_registry.policy import Gate
 
 Metrics = Mapping[str, float]
+UNSHOWN = -math.inf
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,27 +65,42 @@ def judge(gates: Sequence[Gate], candidate: Metrics, references: Mapping[str, Re
 
 
 def judge_gate(gate: Gate, candidate: Metrics, reference: Reference | None) -> Verdict:
-    """Apply one gate. A missing or infinite metric fails, unless the gate is optional; a missing champion passes."""
-    value = _estimate(candidate, gate.metric)
-    if value is None:
+    """Apply one gate.
+
+    A missing metric fails, unless the gate is optional; a missing champion passes. A value that measures nothing (NaN,
+    infinite, no time at all) fails always, on either side.
+    """
+    compared = {"the version": candidate}
+    if reference is not None and reference.metrics is not None:
+        compared[reference.name] = reference.metrics
+    for whose, metrics in compared.items():
+        if gate.metric in metrics and not is_evidence(gate.metric, metrics[gate.metric]):
+            return _unusable(gate, f"of {whose} is {metrics[gate.metric]:g}, which measures nothing; measure it again")
+    if gate.metric not in candidate:
         return _missing(gate, "the version has no such metric")
+    value = _estimate(candidate, gate.metric)
     if reference is None:
         return _absolute(gate, value)
     if reference.metrics is None:
         return _no_reference(gate, value, reference)
-    compared = _estimate(reference.metrics, gate.metric)
-    if compared is None:
+    if gate.metric not in reference.metrics:
         return _missing(gate, f"{reference.name} has no such metric", value.value)
-    return _relative(gate, value, compared, reference.name)
+    verdict = _relative(gate, value, _estimate(reference.metrics, gate.metric), reference.name)
+    if not (floor := floor_of(gate.metric, reference.metrics)):
+        return verdict
+    return replace(verdict, reason=f"{verdict.reason}; {reference.name}: {floor}, where a loss hardly shows")
 
 
-def _estimate(metrics: Metrics, name: str) -> Estimate | None:
-    value = metrics.get(name)
-    if value is None or not math.isfinite(value):
-        return None
-    bounds = [metrics.get(f"{name}_ci_{end}") for end in ("low", "high")]
-    usable = all(bound is not None and math.isfinite(bound) for bound in bounds)
-    return Estimate(value, *(bounds if usable else (None, None)))
+def _estimate(metrics: Metrics, name: str) -> Estimate:
+    """With the interval, if it is one: of no width it tells of a single item or of equal ones."""
+    low, high = (metrics.get(f"{name}_ci_{end}") for end in ("low", "high"))
+    if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)) or low >= high:
+        return Estimate(metrics[name], None, None)
+    return Estimate(metrics[name], low, high)
+
+
+def _unusable(gate: Gate, reason: str) -> Verdict:
+    return Verdict(gate=gate, passed=False, value=None, limit=None, reason=reason)
 
 
 def _missing(gate: Gate, reason: str, value: float | None = None) -> Verdict:
@@ -108,7 +125,8 @@ def _absolute(gate: Gate, value: Estimate) -> Verdict:
     low, high = _ends(value, sign)
     margin, how = _decide(gate, sign * (value.value - bound), _plus(low, -sign * bound), _plus(high, -sign * bound))
     word = "at least" if kind == "min" else "at most"
-    reason = f"{value.value:.4g} is {'' if margin >= 0 else 'not '}{word} {bound:g}{how}"
+    said = "not shown to be " if margin == UNSHOWN else "" if margin >= 0 else "not "
+    reason = f"{value.value:.4g} is {said}{word} {bound:g}{how}"
     return Verdict(gate=gate, passed=margin >= 0, value=value.value, limit=bound, reason=reason)
 
 
@@ -127,7 +145,8 @@ def _relative(gate: Gate, value: Estimate, reference: Estimate, name: str) -> Ve
     low, high = _difference_interval(value, reference, sign)
     margin, how = _decide(gate, difference + allowed, _plus(low, allowed), _plus(high, allowed))
     loss = f"{abs(difference):.4g} {'worse' if difference < 0 else 'better'} than {name} ({reference.value:.4g})"
-    reason = f"{loss}, {'within' if margin >= 0 else 'beyond'} {allowed:.4g}{how}"
+    said = "not shown to be within" if margin == UNSHOWN else "within" if margin >= 0 else "beyond"
+    reason = f"{loss}, {said} {allowed:.4g}{how}"
     limit = reference.value - sign * allowed
     return Verdict(gate=gate, passed=margin >= 0, value=value.value, limit=limit, reason=reason)
 
@@ -140,7 +159,7 @@ def _difference_interval(value: Estimate, reference: Estimate, sign: float) -> t
     """95 % interval of value - reference, higher as better, from the two intervals (Zou and Donner 2008, MOVER).
 
     It takes the two as independent. Models measured on the same items are not, so it is wider than a paired interval:
-    it never claims more than the data show.
+    it never claims more than the data show. Two equal scores on 20 questions leave a wide one.
     """
     (a_low, a_high), (b_low, b_high) = _ends(value, sign), _ends(reference, sign)
     if a_low is None or a_high is None or b_low is None or b_high is None:
@@ -154,6 +173,8 @@ def _decide(gate: Gate, measured: float, low: float | None, high: float | None) 
     if gate.test == "values":
         return measured, ""
     if low is None or high is None:
+        if gate.test == "not_worse" and lacks_interval(gate.metric, {}):
+            return UNSHOWN, ": an interval is missing, as of a single item, and this gate wants it shown"
         return measured, " (no intervals: the measured values decide)"
     if gate.test == "not_worse":
         return low, " at 95 %, by the worse end of the interval"

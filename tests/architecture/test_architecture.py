@@ -31,7 +31,8 @@ ALLOWED = {
     "training": BELOW,
     "evaluation": BELOW,
     "export": BELOW | {"quantization.scheme", "quantization.layers"},  # whose packed weights it writes
-    "reporting": BELOW | {"evaluation.tasks.task", "evaluation.tasks.registry"},  # how a task's metrics are shown
+    # how a task's metrics are shown, and what they are evidence of
+    "reporting": BELOW | {"evaluation.tasks.task", "evaluation.tasks.registry", "evaluation.evidence"},
     "workflows": BELOW | PACKAGES,
     "api_checks": {"errors", "settings_checks"},
     "api": BELOW | PACKAGES | {"workflows", "api_checks"},
@@ -64,7 +65,8 @@ WITHIN = {
         "tasks": {"scoring_settings", "progress", "backends", "statistics", "efficiency"},
         "settings": {"scoring_settings", "tasks"},
         "harm": {"statistics", "tasks"},
-        "suite": {"settings", "backends", "tasks"},
+        "evidence": {"tasks"},
+        "suite": {"settings", "backends", "tasks", "evidence"},
     },
     "corpora": {
         **{name: set() for name in ("text", "settings", "sources", "packing", "contamination")},

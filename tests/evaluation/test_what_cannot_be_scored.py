@@ -5,18 +5,23 @@ from __future__ import annotations
 import copy
 import math
 import re
+from pathlib import Path
 
 import pytest
 import torch
 
 from edgequant.errors import UserError
+from edgequant.evaluation.backends.language_model import DecodeTiming
 from edgequant.evaluation.backends.transformers_model import TransformersModel
+from edgequant.evaluation.evidence import checked
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.evaluation.statistics.intervals import Bootstrap
 from edgequant.evaluation.suite import evaluate_model
 from edgequant.evaluation.tasks.boolq import boolq_items, boolq_metrics
 from edgequant.evaluation.tasks.squad import squad_items, squad_metrics
+from edgequant.evaluation.tasks.task import Evaluation, Metric, Task
 
+LICENSE = (Path(__file__).parents[2] / "LICENSE").read_text()
 QUICK = {"bootstrap_resamples": 20}
 
 
@@ -78,6 +83,52 @@ def test_nan_logits_are_an_error_that_names_the_model(small_model, byte_tokenize
     data = {"wikitext2": ["x" * 3000], "boolq": questions, "squad": questions}
     with pytest.raises(UserError, match="LlamaForCausalLM gives NaN logits"):
         evaluate_model(broken, byte_tokenizer, data, EvaluationSettings(tasks=(task,)))
+
+
+def test_a_perplexity_beyond_all_numbers_is_an_error_and_no_result(small_model, byte_tokenizer):
+    """Its logits are finite: they are a million times too large, as after a training that diverged."""
+    broken = copy.deepcopy(small_model("llama"))
+    with torch.no_grad():
+        broken.lm_head.weight.mul_(1e6)
+    settings = EvaluationSettings(tasks=("perplexity",), **QUICK)
+    with pytest.raises(UserError, match="wikitext2/perplexity must be a finite number, got inf"):
+        evaluate_model(broken, byte_tokenizer, {"wikitext2": [LICENSE * 3]}, settings)
+
+
+def test_other_metrics_that_are_no_numbers_are_left_out_with_a_note(small_model, byte_tokenizer):
+    def score(model, data, settings):
+        return Evaluation({"odd/right": 1.0, "odd/beside": math.nan, "odd/right_ci_low": math.inf})
+
+    task = Task(name="odd", score=score, protocol="p", display={"odd/right": Metric("right")})
+    found = checked(task, task.score(None, {}, QUICK))
+    assert found.metrics == {"odd/right": 1.0}
+    assert "odd/beside was left out: it is nan" in found.notes
+    assert "odd/right has no confidence interval: that takes two items that differ" in found.notes
+
+
+def test_one_new_token_says_nothing_of_decoding(small_model, byte_tokenizer):
+    settings = EvaluationSettings(
+        tasks=("latency",), latency_new_tokens=1, latency_repetitions=1, latency_warmup=0,
+        latency_prompt_lengths=(8,), latency_methods=("generate",),
+    )  # fmt: skip
+    found = evaluate_model(small_model("llama"), byte_tokenizer, {}, settings)
+    assert "latency/decode_ms_per_token" not in found.metrics and found.metrics["latency/time_to_first_token_ms"] > 0
+    assert "latency/decode_ms_per_token was left out: 1 new tokens do not tell it; decode more" in found.notes
+
+
+def test_decoding_that_took_less_than_its_first_token_is_noise_and_left_out(small_model, byte_tokenizer, monkeypatch):
+    noise = [DecodeTiming(first_token=0.02, total=0.015, new_tokens=4)] * 3
+    monkeypatch.setattr(TransformersModel, "decode_timings", lambda *_: noise)
+    settings = EvaluationSettings(tasks=("latency",), latency_repetitions=3, latency_warmup=0)
+    found = evaluate_model(small_model("llama"), byte_tokenizer, {}, settings).metrics
+    assert found["latency/time_to_first_token_ms"] == 20 and not [name for name in found if "/decode" in name]
+
+
+def test_no_time_at_all_is_an_error(small_model, byte_tokenizer, monkeypatch):
+    monkeypatch.setattr("time.perf_counter", lambda: 0.0)
+    settings = EvaluationSettings(tasks=("latency",), latency_new_tokens=2, latency_repetitions=1, latency_warmup=0)
+    with pytest.raises(UserError, match=r"latency/\w+ must be above 0, got 0: nothing was timed"):
+        evaluate_model(small_model("llama"), byte_tokenizer, {}, settings)
 
 
 def test_a_model_without_chat_template_says_so(small_model, byte_tokenizer, questions):

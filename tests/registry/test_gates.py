@@ -77,10 +77,51 @@ def test_intervals_work_for_metrics_where_lower_is_better():
         assert verdict(gate, 21.0, reference, low=20.5, high=21.2).passed is passed
 
 
-def test_without_intervals_the_values_decide_and_the_reason_says_so():
-    gate = {"metric": "squad/f1", "against": "champion", "max_loss": 2, "test": "not_worse"}
-    found = verdict(gate, 59.0, champion(squad__f1=60.0))
+NOTHING = {}
+NO_WIDTH = {"low": 59.0, "high": 59.0}
+
+
+@pytest.mark.parametrize("interval", [NOTHING, NO_WIDTH])
+@pytest.mark.parametrize(("test", "passed"), [("values", True), ("worse", True), ("not_worse", False)])
+def test_without_an_interval_nothing_is_shown_to_be_good_enough(test, passed, interval):
+    """Of one question, or of an interval without width, which is of one question too."""
+    gate = {"metric": "squad/f1", "against": "champion", "max_loss": 2, "test": test}
+    found = verdict(gate, 59.0, champion(squad__f1=60.0, squad__f1_ci_low=55.0, squad__f1_ci_high=65.0), **interval)
+    assert found.passed is passed
+    assert ("not shown to be within 2" in found.reason) is not passed
+    absolute = verdict({"metric": "squad/f1", "min": 50, "test": test}, 59.0, **interval)
+    assert absolute.passed is passed and ("59 is not shown to be at least 50" in absolute.reason) is not passed
+
+
+def test_what_is_no_sample_needs_no_interval():
+    gate = {"metric": "size/checkpoint_gb", "against": "champion", "max_loss": 0.2, "test": "not_worse"}
+    found = verdict(gate, 0.5, champion(size__checkpoint_gb=0.4))
     assert found.passed and "no intervals" in found.reason
+
+
+def test_equal_scores_on_20_questions_are_not_shown_to_be_as_good():
+    """0 of 20 on both sides: Wilson's 0 to 16.1 each, the difference within 16.1 either way."""
+    both = {"squad/f1": 0.0, "squad/f1_ci_low": 0.0, "squad/f1_ci_high": 16.1}
+    gate = {"metric": "squad/f1", "against": "champion", "max_loss": 2}
+    for test, passed in (("not_worse", False), ("worse", True), ("values", True)):
+        found = judge_gate(Gate(**gate, test=test), both, Reference(name="version 1", metrics=both))
+        assert found.passed is passed and "version 1: at the floor" in found.reason
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1.7976931348623157e308])
+@pytest.mark.parametrize("optional", [False, True])
+def test_a_number_that_is_none_passes_no_gate_on_either_side(value, optional):
+    """MLflow's database keeps infinity as the greatest float."""
+    for gate in ({"metric": "domain/perplexity", "max": 1e309}, {"metric": "size/reduction_vs_fp16", "min": 1}):
+        assert not verdict(gate | {"optional": optional}, value).passed
+    gate = {"metric": "domain/perplexity", "against": "champion", "max_loss_percent": 10, "optional": optional}
+    assert not verdict(gate, value, champion(domain__perplexity=20.0)).passed
+    assert "of version 1 is" in verdict(gate, 20.0, champion(domain__perplexity=value)).reason
+    assert not verdict(gate, 20.0, champion(domain__perplexity=value)).passed
+
+
+def test_no_time_at_all_passes_no_gate():
+    assert not verdict({"metric": "latency/decode_ms_per_token", "max": 20}, 0.0).passed
 
 
 def test_an_absolute_bound_can_ask_for_certainty_too():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -91,3 +92,11 @@ def test_names_and_remarks_of_a_row_are_not_filed_as_metrics(store, checkpoint):
     tags = store.get_model_version(NAME, "1").tags
     assert json.loads(tags[BASELINE_TAG]) == {"domain/perplexity": 25.0}
     assert [key for key in tags if "/" in key] == ["domain/perplexity"]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_metric_that_is_no_number_is_not_registered(register, store, value):
+    for filed in ({"metrics": {"domain/perplexity": value}}, {"baseline": {"domain/perplexity": value}}):
+        with pytest.raises(UserError, match=r"cannot be registered: .* domain/perplexity is (nan|inf)"):
+            register(**filed)
+    assert not store.search_registered_models()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from edgequant.__main__ import main
 
-HAPPENS = ("refused", "told", "read as meant")
+HAPPENS = ("refused", "ended", "told", "read as meant")
 
 
 @dataclass
@@ -44,7 +44,8 @@ class Situation:
     Attributes:
         given: the input, in a few words: "model folder that lacks one matrix".
         command: how it was given, in short: "ptq --model FOLDER".
-        happens: `refused`: exit status 2, before a run exists; `told`: done, and a line says what was found;
+        happens: `refused`: exit status 2, before a run exists; `ended`: exit status 2, one line, the run that had begun
+            is FAILED and nothing is registered; `told`: done, and a line says what was found;
             `read as meant`: done, and equal to what an independent computation gives.
         line: what must be printed, paths relative to the working folder; `...` stands for anything within the line.
         run: makes the input in a place, gives the command, asserts what else must hold; returns what was printed.

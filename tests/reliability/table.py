@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # what situations are made of
+
 from of_data import SITUATIONS as DATA
+from of_evidence import SITUATIONS as EVIDENCE
 from of_gguf import SITUATIONS as GGUF
 from of_outputs import SITUATIONS as OUTPUTS
 from of_settings import SITUATIONS as SETTINGS
@@ -19,6 +23,7 @@ KINDS: dict[str, list[Situation]] = {
     "Settings and machines": SETTINGS,
     "One tensor with two roles": TIES,
     "GGUF files": GGUF,
+    "Numbers that are no evidence": EVIDENCE,
 }
 
 

@@ -19,12 +19,19 @@ def test_an_odd_input_is_read_as_meant_or_refused_in_one_line(
 ) -> None:
     situation, place = ALL[name], Place(tmp_path, tiny_folder, lambda: request.getfixturevalue("data_dir"))
     said = situation.run(place)
-    assert place.status == (2 if situation.happens == "refused" else 0), said
+    assert place.status == (2 if situation.happens in ("refused", "ended") else 0), said
     assert "Traceback" not in said
     assert any(re.search(pattern_of(situation.line), line) for line in said.splitlines()), said
     if situation.happens == "refused":
         assert len(said.strip().splitlines()) == 1, f"more than one line: {said}"
-        assert not store.search_runs([one.experiment_id for one in store.search_experiments()])
+        assert not runs_of(store)
+    if situation.happens == "ended":
+        assert "edgequant" in said.strip().splitlines()[-1], "the error is the last line"
+        assert {run.info.status for run in runs_of(store)} == {"FAILED"} and not store.search_registered_models()
+
+
+def runs_of(store: Any) -> list[Any]:
+    return list(store.search_runs([one.experiment_id for one in store.search_experiments()]))
 
 
 def pattern_of(line: str) -> str:

@@ -109,7 +109,8 @@ def test_the_configuration_and_the_commit_are_in_the_page() -> None:
 def test_markdown_marks_the_best_in_bold_and_keeps_pipes_inside_cells() -> None:
     rows = [{"model": "a|b", "squad/f1": 1.0}, {"model": "c", "squad/f1": 2.0}]
     table = markdown_table(rows).splitlines()
-    assert table[0] == "| model | SQuAD F1 (%) |" and table[2] == r"| a\|b | 1.00 |" and table[3] == "| c | **2.00** |"
+    assert table[0] == "| model | SQuAD F1 (%) |" and table[2] == r"| a\|b | 1.00 (no interval) |"
+    assert table[3] == "| c | **2.00 (no interval)** |"
 
 
 def test_csv_keeps_full_precision_and_disarms_formulas() -> None:
@@ -126,5 +127,5 @@ def test_a_model_card_shows_the_version_beside_its_baseline() -> None:
         "edgequant.model": "m",
     }
     card = model_card("edgequant-m", "3", tags, "http://host/run")
-    assert card.startswith('---\nbase_model: "m"') and "**21.78**" in card and "22.40" in card
+    assert card.startswith('---\nbase_model: "m"') and "**21.78 (no interval)**" in card and "22.40" in card
     assert "models:/edgequant-m/3" in card and "http://host/run" in card

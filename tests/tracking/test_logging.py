@@ -87,3 +87,13 @@ def test_a_long_parameter_is_cut_and_not_refused(store):
 )
 def test_nested_configuration_becomes_dotted_names(nested, flat):
     assert tracking.flatten(nested) == flat
+
+
+def test_a_metric_that_is_not_finite_is_told_and_not_stored(store, capsys):
+    """The database would keep infinity as 1.797e308, which passes for a number."""
+    with tracking.workflow_run("evaluate", {}) as run:
+        tracking.log_metrics({"a/good": 1.0, "a/none": float("nan"), "a/more": float("inf")})
+    data = store.get_run(run.id).data
+    assert {name: value for name, value in data.metrics.items() if name.startswith("a/")} == {"a/good": 1.0}
+    assert data.tags["edgequant.not_finite"] == "a/none nan, a/more inf"
+    assert "not finite, so not logged: a/none nan, a/more inf" in capsys.readouterr().out

@@ -16,7 +16,7 @@ def quick() -> EvaluationSettings:
         latency_prompt_lengths=(8,),
         latency_batch_sizes=(1,),
         latency_methods=("generate",),
-        latency_new_tokens=3,
+        latency_new_tokens=16,  # of fewer, the timer's noise is as long as they are
         latency_repetitions=2,
         latency_warmup=0,
         bootstrap_resamples=20,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from edgequant.errors import UserError
+from edgequant.evaluation.evidence import is_evidence
 
 HELD_OUT = "validation/loss"  # reported at the rungs; what successive halving compares
 
@@ -20,9 +21,9 @@ class Objective:
     mode: Literal["min", "max"]
 
     def cost(self, metrics: Mapping[str, Any]) -> float:
-        """The metric turned so that less is better; infinite where it is absent or not a number."""
+        """The metric turned so that less is better; infinite where it is absent or measures nothing."""
         value = metrics.get(self.metric)
-        if not isinstance(value, int | float) or not math.isfinite(value):
+        if not isinstance(value, int | float) or not is_evidence(self.metric, value):
             return math.inf
         return float(value) if self.mode == "min" else -float(value)
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
+from edgequant.evaluation.statistics.batch_means import rate
 from edgequant.evaluation.statistics.comparison import aligned, compare
-from edgequant.evaluation.statistics.intervals import Bootstrap
+from edgequant.evaluation.statistics.intervals import Bootstrap, exponential_of
 from edgequant.evaluation.tasks.registry import paired_metrics
 
 Items = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -22,32 +22,44 @@ class Loss:
     Attributes:
         metric: its name.
         loss: points lost by a task, or per cent by which a perplexity rose; below 0 is a gain.
-        low, high: paired bootstrap interval of the loss.
+        low, high: paired interval of the loss; None where there is none: one item, or items that all moved alike.
         margin: the loss that is accepted.
         unit: `points` or `%`.
+        items: how many both were measured on.
     """
 
     metric: str
     loss: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     margin: float
     unit: str
+    items: int
+
+    @property
+    def shown(self) -> bool:
+        """The whole interval lies beyond the margin."""
+        return self.low is not None and self.low > self.margin
 
     @property
     def harmed(self) -> bool:
-        """The whole interval lies beyond the margin."""
-        return self.low > self.margin
+        """As `shown`. Without an interval the loss itself decides: what speaks against a model is not put aside for
+        want of evidence."""
+        return self.shown or (self.low is None and not self.loss <= self.margin)
+
+    @property
+    def interval(self) -> str:
+        """In words."""
+        if self.low is None or self.high is None:
+            return f"{self.items} {'items' if self.items > 1 else 'item'}: no interval"
+        return f"{self.low:.1f} to {self.high:.1f}"
 
     @property
     def reason(self) -> str:
         """What happened, in words."""
         verb = "fell by" if self.unit == "points" else "rose by"
         unit = self.unit if self.unit == "%" else f" {self.unit}"
-        return (
-            f"{self.metric} {verb} {self.loss:.1f}{unit} ({self.low:.1f} to {self.high:.1f}), accepted: "
-            f"{self.margin:g}{unit}"
-        )
+        return f"{self.metric} {verb} {self.loss:.1f}{unit} ({self.interval}), accepted: {self.margin:g}{unit}"
 
 
 def losses(
@@ -81,21 +93,24 @@ def losses(
 
 def _task(metric: str, value: str, a: Any, b: Any, margin: float, bootstrap: Bootstrap) -> Loss:
     found = compare(a, b, value, margin=margin, bootstrap=bootstrap)
+    low, high = (None if end is None else -end for end in (found.ci_high, found.ci_low))
     return Loss(
-        metric=metric, loss=-found.difference, low=-found.ci_high, high=-found.ci_low, margin=margin,
-        unit="points",
+        metric=metric, loss=-found.difference, low=low, high=high, margin=margin, unit="points", items=found.items
     )  # fmt: skip
 
 
 def _perplexity(metric: str, a: Any, b: Any, margin: float, bootstrap: Bootstrap) -> Loss:
+    """By blocks of windows, whose neighbours depend on each other."""
     before, after = aligned(a, b, "nats")
     tokens, _ = aligned(a, b, "tokens")
-    columns = np.stack([after - before, tokens], axis=1)
-    low, high = bootstrap.interval(columns, _per_cent)
-    loss = float(_per_cent(columns.sum(axis=0)))
-    return Loss(metric=metric, loss=loss, low=low, high=high, margin=margin, unit="%")
+    blocks = {item["id"]: item.get("block", item["id"]) for item in a}
+    found = rate(after - before, tokens, [blocks[key] for key in sorted(blocks)], bootstrap.confidence)
+    low, high = (None if end is None else _per_cent(end) for end in (found.low, found.high))
+    return Loss(
+        metric=metric, loss=_per_cent(found.value), low=low, high=high, margin=margin, unit="%", items=len(tokens)
+    )  # fmt: skip
 
 
-def _per_cent(sums: np.ndarray) -> np.ndarray:
-    """By how much a perplexity rises with so many nats more over so many tokens."""
-    return 100 * np.expm1(sums[..., 0] / sums[..., 1])
+def _per_cent(nats: float) -> float:
+    """By how much a perplexity rises with so many nats a token more."""
+    return 100 * (math.expm1(nats) if nats < 1 else exponential_of(nats) - 1)

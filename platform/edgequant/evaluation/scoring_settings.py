@@ -69,7 +69,7 @@ class ScoringSettings:
     """Untimed repetitions first."""
 
     bootstrap_resamples: int = 1000
-    """Resamples behind every confidence interval."""
+    """Resamples behind intervals that no formula gives: F1's, mostly."""
 
     confidence: float = 0.95
     """Coverage of the intervals."""

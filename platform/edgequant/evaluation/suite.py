@@ -9,6 +9,7 @@ from edgequant.errors import UserError
 from edgequant.evaluation.backends.cached_model import CachedModel
 from edgequant.evaluation.backends.footprint import PeakMemory
 from edgequant.evaluation.backends.language_model import LanguageModel
+from edgequant.evaluation.evidence import checked
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.evaluation.tasks.registry import find_task
 from edgequant.evaluation.tasks.task import Evaluation, EvaluationData, Task
@@ -34,7 +35,8 @@ def evaluate_model(
         Metrics under the project's names (sample statistics with `_ci_low` and `_ci_high`), items, notes, files.
 
     Raises:
-        UserError: NaN logits, a set without items, a window or prompt beyond the model's context, no chat template.
+        UserError: NaN logits, a headline metric that is no number (`evidence.checked`), a set without items, a window
+            or prompt beyond the model's context, no chat template.
 
     Example:
         data = {"boolq": load_boolq("validation")}
@@ -74,4 +76,4 @@ def _measured(task: Task, model: LanguageModel, data: EvaluationData, settings: 
     measured = task.score(model, given, settings)
     if foreign := [name for name in measured.metrics if not task.owns(name)]:
         raise UserError(f"task {task.name}: metric {foreign[0]!r} must begin with {task.group + '/'!r}")
-    return measured
+    return checked(task, measured)

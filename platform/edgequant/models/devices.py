@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 from edgequant.errors import UserError
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
     from transformers import PreTrainedModel
 
+FLOAT16_OVERFLOW = 65520.0  # from here on float16 rounds to infinity
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -26,14 +28,55 @@ def cast(model: PreTrainedModel, dtype: str) -> PreTrainedModel:
     """Cast a model in place as `from_pretrained(dtype=...)` would have loaded it; returns it.
 
     Rotary frequencies stay as they are: rounded to bfloat16, they turn distant positions by whole radians.
+
+    Raises:
+        UserError: a weight is beyond float16's range, and would become infinite; names it.
     """
     import torch
 
+    if dtype == "float16":
+        _check_fits_float16(model)
     frequencies = [(m, name, b) for m in model.modules() for name, b in m._buffers.items() if "inv_freq" in name]
     model.to(getattr(torch, dtype))
     for module, name, buffer in frequencies:
         module._buffers[name] = buffer
     return model
+
+
+def check_finite(model: nn.Module) -> None:
+    """Refuse a model of whose weights one is NaN or infinite: rounding would make an ordinary integer of it.
+
+    Raises:
+        UserError: names the tensor.
+    """
+    buffers = {name: tensor for name, tensor in model.named_buffers() if name.endswith((".scale", ".minimum"))}
+    for name, tensor in (dict(model.named_parameters()) | buffers).items():
+        if not is_finite(tensor):
+            broken = int((~tensor.detach().isfinite()).sum())
+            raise UserError(
+                f"weights must be finite, got {broken:,} of {tensor.numel():,} that are NaN or infinite in {name}; "
+                "take another copy of the model, or dtype float32 or bfloat16 where float16 cannot hold it"
+            )
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether a tensor of any shape holds numbers only; integers and what has no data do."""
+    import torch
+
+    if tensor.is_meta or tensor.numel() == 0 or tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return True
+    return bool(torch.stack(torch.aminmax(tensor.detach())).isfinite().all())  # in one pass; NaN wins
+
+
+def _check_fits_float16(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and parameter.numel():
+            largest = float(parameter.detach().abs().amax())
+            if largest >= FLOAT16_OVERFLOW:
+                raise UserError(
+                    f"weights must be within float16's 65,504 for dtype float16, got {largest:,.0f} in {name}; use "
+                    "bfloat16 or float32"
+                )
 
 
 def computes_bfloat16(device: str) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgequant.errors import UserError
 from edgequant.models import hub
-from edgequant.models.devices import check_dtype, pick_device, pick_dtype
+from edgequant.models.devices import check_dtype, check_finite, pick_device, pick_dtype
 from edgequant.models.load_errors import told_in_one_line
 from edgequant.models.sources import ModelSource, is_checkpoint, resolve
 
@@ -45,7 +45,8 @@ def load(
         load_options: further arguments for `from_pretrained`, e.g. a `quantization_config`.
 
     Raises:
-        UserError: the source does not exist or cannot be reached; the message says what was tried and the fix.
+        UserError: the source does not exist or cannot be reached, or a weight is NaN or infinite; the message says what
+            was tried and the fix.
     """
     check_dtype(dtype)
     resolved = resolve(source)
@@ -56,6 +57,7 @@ def load(
     model, tokenizer = _load_pair(resolved, options, as_checkpoint_says=dtype == "auto")
     if "quantization_config" not in options:
         model = model.to(placed)
+    check_finite(model)
     return LoadedModel(model.eval(), tokenizer, resolved)
 
 

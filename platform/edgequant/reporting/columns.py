@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, SupportsFloat, TypeGuard
 
 from edgequant.errors import UserError
+from edgequant.evaluation.evidence import floor_of, is_evidence, lacks_interval
 from edgequant.evaluation.tasks.registry import TASKS, known_tasks
 from edgequant.evaluation.tasks.task import Metric, Task
 
@@ -115,7 +117,7 @@ def shown_metric(key: str, values: Sequence[float]) -> Metric:
 
 def significant(value: float, digits: int) -> str:
     """Plain decimals with `digits` significant ones: 21.78, 4,096, 0.0123; 1.2e-05 below a thousandth."""
-    if not math.isfinite(value):
+    if not is_finite(value):
         return "NaN" if math.isnan(value) else ("∞" if value > 0 else "-∞")
     if value == 0:
         return "0"
@@ -128,7 +130,8 @@ def significant(value: float, digits: int) -> str:
 def columns(rows: Sequence[Row]) -> list[Column]:
     """The columns that these rows fill: identity first, metrics in reading order, then whatever else they hold.
 
-    Confidence bounds are shown inside their statistic's cell, as `62.1 (58.9 to 65.2)`.
+    Confidence bounds are shown inside their statistic's cell, as `62.1 (58.9 to 65.2)`, and so is that there are none,
+    and that a value is not told from what a model scores that knows nothing.
     """
     keys = list(dict.fromkeys(key for row in rows for key in row))
     filled = [key for key in keys if any(row.get(key) not in (None, "") for row in rows)]
@@ -159,7 +162,7 @@ def best_rows(rows: Sequence[Row], key: str) -> frozenset[int]:
     better = metric(key).better
     if key.endswith("/perplexity") and len({row.get("model") for row in rows}) > 1:
         return frozenset()
-    finite = [index for index, row in enumerate(rows) if is_finite(row.get(key))]
+    finite = [index for index, row in enumerate(rows) if is_finite(row.get(key)) and is_evidence(key, row[key])]
     values = {index: float(rows[index][key]) for index in finite}
     if better is None or len(set(values.values())) < 2:
         return frozenset()
@@ -194,8 +197,10 @@ def _cell(row: Row, key: str, shown: Metric) -> str:
     text = _number(value, shown)
     low, high = row.get(key + LOW), row.get(key + HIGH)
     if is_finite(low) and is_finite(high):
-        return f"{text} ({_number(low, shown)} to {_number(high, shown)})"
-    return text
+        text += f" ({_number(low, shown)} to {_number(high, shown)})"
+    elif lacks_interval(key, row):
+        text += " (no interval)"
+    return ", ".join(filter(None, (text, floor_of(key, row))))
 
 
 def _number(value: Any, shown: Metric) -> str:
@@ -218,4 +223,4 @@ def _is_number(value: Any) -> TypeGuard[SupportsFloat]:
 
 def is_finite(value: Any) -> bool:
     """Whether a row's value is a number that can be drawn and compared."""
-    return _is_number(value) and math.isfinite(float(value))
+    return _is_number(value) and abs(float(value)) < sys.float_info.max  # which MLflow's database keeps for infinity

@@ -9,7 +9,8 @@ from typing import Any
 
 from edgequant import tracking
 from edgequant.errors import UserError
-from edgequant.reporting.columns import is_finite
+from edgequant.evaluation.evidence import floor_of, lacks_interval
+from edgequant.reporting.columns import HIGH, LOW, is_finite
 from edgequant.tracking.runs import PARENT_TAG
 from edgequant.tracking.search import FinishedRun
 
@@ -140,6 +141,7 @@ def _warnings(
         *_different_machines(parents, environments),
         *_uncommitted(parents),
         *_without_interval(rows),
+        *_at_the_floor(rows),
     ]
 
 
@@ -180,8 +182,14 @@ def _uncommitted(parents: list[FinishedRun]) -> list[str]:
 
 
 def _without_interval(rows: list[dict[str, Any]]) -> list[str]:
-    from edgequant.reporting.columns import HIGH, LOW
-
     sampled = [key.removesuffix(LOW) for row in rows for key in row if key.endswith(LOW)]
     bare = [key for key in dict.fromkeys(sampled) if any(is_finite(r.get(key)) and (key + HIGH) not in r for r in rows)]
-    return [f"some rows have no confidence interval for {', '.join(bare)}"] if bare else []
+    bare += [key for row in rows for key in row if is_finite(row[key]) and lacks_interval(key, row)]
+    if not bare:
+        return []
+    return [f"some rows have no confidence interval for {', '.join(dict.fromkeys(bare))}, and are no evidence by it"]
+
+
+def _at_the_floor(rows: list[dict[str, Any]]) -> list[str]:
+    found = list(dict.fromkeys(key for row in rows for key in row if floor_of(key, row)))
+    return [f"some rows are not told from a model that knows nothing by {', '.join(found)}"] if found else []

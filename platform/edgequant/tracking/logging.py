@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,8 +13,18 @@ import yaml
 
 
 def log_metrics(metrics: Mapping[str, float], step: int | None = None) -> None:
-    """Metrics of the active run, in one call to the store."""
-    mlflow.log_metrics({name: float(value) for name, value in metrics.items()}, step=step)
+    """Metrics of the active run, in one call to the store.
+
+    Those that are not finite are left out, printed, and named by the tag `edgequant.not_finite`: the store would keep
+    infinity as the greatest float, which compares like a measurement.
+    """
+    values = {name: float(value) for name, value in metrics.items()}
+    broken = [name for name, value in values.items() if not math.isfinite(value)]
+    if broken:
+        said = ", ".join(f"{name} {values[name]:g}" for name in broken)
+        print(f"not finite, so not logged: {said}", flush=True)
+        mlflow.set_tag("edgequant.not_finite", said[:5000])
+    mlflow.log_metrics({name: value for name, value in values.items() if name not in broken}, step=step)
 
 
 def log_params(params: Mapping[str, Any]) -> None:

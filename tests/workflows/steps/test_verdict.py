@@ -15,8 +15,8 @@ SETTINGS = QatSettings()
 
 
 def row(validation: float, guard: float, *, domain: float = 3.0, notes: dict[str, str] | None = None) -> Measured:
-    """A variant with these held-out losses, whose 40 windows of domain text of 10 tokens cost `domain` nats each."""
-    items = [{"id": f"w{i}", "nats": 10 * domain + 0.01 * (i % 3), "tokens": 10} for i in range(40)]
+    """A variant with these held-out losses, whose 40 windows of 10 tokens cost `domain` nats a token in the mean."""
+    items = [{"id": f"w{i}", "nats": 10 * domain * (1 + 0.001 * (-1) ** i), "tokens": 10} for i in range(40)]
     metrics = {"held_out/validation_loss": validation, "held_out/guard_loss": guard}
     return Measured(
         metrics | {"domain/perplexity": math.exp(domain)}, {"domain": items}, notes or {"best_step": "3 of 4"}

@@ -41,6 +41,8 @@ def energy_metrics(
     if not (cpu or gpu):
         return {}
     kilowatt_hours = (float(data.cpu_energy) if cpu else 0.0) + float(data.gpu_energy)
+    if kilowatt_hours <= 0:  # over before the counter's next step
+        return {}
     return {
         "energy/joules_per_token": 3.6e6 * kilowatt_hours / max(1, decoded),
         "energy/total_wh": 1000 * kilowatt_hours,

@@ -99,12 +99,15 @@ def _summary(
     values = {
         "time_to_first_token_ms": first,
         "prefill_ms_per_token": first / (prompt_length * batch_size),
-        "decode_ms_per_token": decode,
     }
+    # First token and end are timed apart: of one token, or of few under load, the difference is noise.
+    if min(timing.new_tokens for timing in timed) > 1 and np.median(decode) > 0:
+        values["decode_ms_per_token"] = decode
     metrics = {}
     for name, measured in values.items():
         metrics[f"latency/{kind}{name}{suffix}"] = float(np.median(measured))
-        metrics[f"latency/{kind}{name}{suffix}_p90"] = float(np.percentile(measured, 90))
+        if len(measured) > 1:  # of one repetition it would be that one
+            metrics[f"latency/{kind}{name}{suffix}_p90"] = float(np.percentile(measured, 90))
     return metrics
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import binomtest
+from scipy.stats import binomtest, ttest_1samp
 
 from edgequant.errors import UserError
-from edgequant.evaluation.statistics.intervals import Bootstrap
+from edgequant.evaluation.statistics.batch_means import rate
+from edgequant.evaluation.statistics.intervals import ENOUGH_TO_RESAMPLE, ENOUGH_UNLIKE, Bootstrap, unlike
+from edgequant.evaluation.statistics.proportions import PairedShares
 
 
 @dataclass(frozen=True)
@@ -20,9 +23,11 @@ class Comparison:
         items: how many items both answered.
         a, b: their means.
         difference: b - a.
-        ci_low, ci_high: paired bootstrap interval of the difference.
+        ci_low, ci_high: paired interval of the difference; None where one item, or items that all moved alike, tell of
+            no spread.
         margin: the loss that is still acceptable, as a positive number.
-        p_worse: one-sided bootstrap p-value of "B loses no more than the margin"; small means B is worse by more.
+        p_worse: one-sided p-value of "B loses no more than the margin"; small means B is worse by more; 1 without an
+            interval.
         p_mcnemar: exact two-sided McNemar p-value of "equally often right"; None unless values are right or wrong.
     """
 
@@ -30,8 +35,8 @@ class Comparison:
     a: float
     b: float
     difference: float
-    ci_low: float
-    ci_high: float
+    ci_low: float | None
+    ci_high: float | None
     margin: float
     p_worse: float
     p_mcnemar: float | None
@@ -39,20 +44,22 @@ class Comparison:
     @property
     def worse(self) -> bool:
         """B is worse than A by more than the margin, and the interval shows it: all of it lies below -margin."""
-        return self.ci_high < -self.margin
+        return self.ci_high is not None and self.ci_high < -self.margin
 
     @property
     def not_worse(self) -> bool:
         """Non-inferiority: all of the interval lies at or above -margin. Neither this nor `worse`: too few items."""
-        return self.ci_low >= -self.margin
+        return self.ci_low is not None and self.ci_low >= -self.margin
 
     @property
     def verdict(self) -> str:
         """The answer in one line."""
         answer = "worse" if self.worse else "not worse" if self.not_worse else "undecided"
+        bounded = self.ci_low is not None and self.ci_high is not None
+        interval = f"[{self.ci_low:+.2f}, {self.ci_high:+.2f}]" if bounded else "(no interval)"
         return (
             f"{answer} by more than {self.margin:g}: {self.a:.2f} -> {self.b:.2f}, difference {self.difference:+.2f} "
-            f"[{self.ci_low:+.2f}, {self.ci_high:+.2f}] on {self.items} items"
+            f"{interval} on {self.items} {'items' if self.items > 1 else 'item'}"
         )
 
 
@@ -66,6 +73,10 @@ def compare(
     bootstrap: Bootstrap | None = None,
 ) -> Comparison:
     """Compare two models' item tables, matched by `id` (Efron and Tibshirani 1993; McNemar 1947, exact form).
+
+    Right-or-wrong values get Bonett and Price's interval (`PairedShares`), and so do others from 0 to 1 where fewer
+    than 10 items moved unlike the rest: equal answers to 20 questions are not a difference of exactly 0. Others are
+    resampled in pairs, below 20 items by Student's interval.
 
     Args:
         a, b: items of an Evaluation; A is the reference.
@@ -81,22 +92,56 @@ def compare(
     """
     bootstrap = bootstrap or Bootstrap(resamples=10_000)
     left, right = aligned(a, b, value)
-    differences = scale * (right - left)
-    means = bootstrap.sums(differences[:, None])[:, 0] / len(differences)
-    low, high = bootstrap.bounds(means)
-    # The +1 keeps a resampled p-value from being zero (Davison and Hinkley 1997, section 4.2).
-    p_worse = (1 + int((means >= -margin).sum())) / (1 + len(means))
+    found = _estimate(left, right, -margin / scale, bootstrap)
     return Comparison(
         items=len(left),
         a=scale * float(left.mean()),
         b=scale * float(right.mean()),
-        difference=float(differences.mean()),
-        ci_low=low,
-        ci_high=high,
+        difference=scale * float((right - left).mean()),
+        ci_low=None if found is None else scale * found.low,
+        ci_high=None if found is None else scale * found.high,
         margin=margin,
-        p_worse=p_worse,
-        p_mcnemar=mcnemar(left, right) if set(np.unique([left, right])) <= {0.0, 1.0} else None,
+        p_worse=1.0 if found is None else found.p_below,
+        p_mcnemar=mcnemar(left, right) if _right_or_wrong(left, right) else None,
     )
+
+
+class _Estimate(NamedTuple):
+    """Interval of a mean difference, and the one-sided p-value that it is at least some bound."""
+
+    low: float
+    high: float
+    p_below: float
+
+
+def _estimate(left: np.ndarray, right: np.ndarray, bound: float, bootstrap: Bootstrap) -> _Estimate | None:
+    """The interval that these many pairs allow; None where they tell of no spread."""
+    differences = right - left
+    if len(differences) < 2:
+        return None
+    shares = min(left.min(), right.min()) >= 0 and max(left.max(), right.max()) <= 1
+    if shares and (_right_or_wrong(left, right) or unlike(differences) < ENOUGH_UNLIKE):
+        lost, gained = float(-differences.clip(max=0).sum()), float(differences.clip(min=0).sum())
+        pairs = PairedShares(lost, gained, len(differences))
+        return _Estimate(*pairs.interval(bootstrap.confidence), pairs.p_below(bound))
+    if len(differences) < ENOUGH_TO_RESAMPLE:
+        return _student(differences, bound, bootstrap.confidence)
+    means = bootstrap.sums(differences[:, None])[:, 0] / len(differences)
+    low, high = bootstrap.bounds(means)
+    # The +1 keeps a resampled p-value from being zero (Davison and Hinkley 1997, section 4.2).
+    return _Estimate(low, high, (1 + int((means >= bound).sum())) / (1 + len(means))) if low < high else None
+
+
+def _student(differences: np.ndarray, bound: float, confidence: float) -> _Estimate | None:
+    found = rate(differences, np.ones_like(differences), range(len(differences)), confidence)
+    if found.low is None or found.high is None:
+        return None
+    p_below = float(ttest_1samp(differences, bound, alternative="less").pvalue)
+    return _Estimate(found.low, found.high, p_below)
+
+
+def _right_or_wrong(left: np.ndarray, right: np.ndarray) -> bool:
+    return set(np.unique([left, right])) <= {0.0, 1.0}
 
 
 def mcnemar(a: np.ndarray, b: np.ndarray) -> float:

@@ -1,22 +1,31 @@
-"""Bootstrap confidence intervals of sample statistics (Efron and Tibshirani 1993, chapter 13: percentile method)."""
+"""Confidence intervals of sample statistics: by resampling where there is enough to resample, by formula where not.
+
+None has zero width: where items say nothing of their spread (fewer than two, or all alike), there is no interval.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from edgequant.evaluation.scoring_settings import ScoringSettings
+from edgequant.evaluation.statistics.batch_means import rate
+from edgequant.evaluation.statistics.proportions import Share, wilson
 
 Statistic = Callable[[np.ndarray], np.ndarray]
+ENOUGH_TO_RESAMPLE = 20
+ENOUGH_UNLIKE = 10
 _CELLS_AT_ONCE = 20_000_000
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """How intervals are drawn: resamples, coverage and seed."""
+    """How intervals are drawn: resamples (Efron and Tibshirani 1993, chapter 13: percentiles), coverage and seed."""
 
     resamples: int = 1000
     confidence: float = 0.95
@@ -61,13 +70,72 @@ class Bootstrap:
         columns = np.asarray(columns, dtype=np.float64)
         if not len(columns):
             return {}
-        low, high = self.interval(columns, statistic)
-        return {name: float(statistic(columns.sum(axis=0))), f"{name}_ci_low": low, f"{name}_ci_high": high}
+        ends = self.interval(columns, statistic) if len(columns) > 1 else None
+        return with_bounds(name, float(statistic(columns.sum(axis=0))), ends)
 
     def mean(self, name: str, values: ArrayLike) -> dict[str, float]:
-        """Mean of the items' values with its bounds."""
+        """Mean of the items' values with its bounds; those of `share` where all values are 0 or 100.
+
+        Fewer than 20 items are too few to resample (percentiles come out too narrow), and get Student's interval.
+        """
         column = np.asarray(values, dtype=np.float64)
+        if len(column) and np.isin(column, (0.0, 100.0)).all():
+            return self.share(name, column)
+        if len(column) >= ENOUGH_TO_RESAMPLE:
+            return self.measured(name, np.stack([column, np.ones_like(column)], axis=1), ratio)
+        if not len(column):
+            return {}
+        found = rate(column, np.ones_like(column), range(len(column)), self.confidence)
+        return with_bounds(name, found.value, _ends(found.low, found.high))
+
+    def share(self, name: str, per_cents: ArrayLike) -> dict[str, float]:
+        """Mean of the items' values from 0 to 100 with its bounds: of right or wrong ones a rate, with Wilson's.
+
+        Wilson's too where fewer than 10 items differ from the commonest value (mostly the floor: nothing right), since
+        resampling then mostly draws what was seen already. Others are resampled.
+        """
+        column = np.asarray(per_cents, dtype=np.float64)
+        if not len(column):
+            return {}
+        share = Share(float(column.mean()) / 100, len(column))
+        if len(column) < 2:
+            return {name: 100 * share.mean}
+        if np.isin(column, (0.0, 100.0)).all() or unlike(column) < ENOUGH_UNLIKE:
+            low, high = wilson(share, self.confidence)
+            return with_bounds(name, 100 * share.mean, (100 * low, 100 * high))
         return self.measured(name, np.stack([column, np.ones_like(column)], axis=1), ratio)
+
+    def per_token(
+        self, name: str, columns: np.ndarray, blocks: Sequence[Hashable], *, exponential: bool = False
+    ) -> dict[str, float]:
+        """Sum of the first column over that of the second, such as nats a token, with bounds by blocks of rows.
+
+        Args:
+            columns: [rows, 2].
+            blocks: of each row; neighbouring windows of one text share one, documents have one each.
+            exponential: of a perplexity, whose interval is symmetric in nats.
+        """
+        found = rate(columns[:, 0], columns[:, 1], blocks, self.confidence)
+        shown = exponential_of if exponential else float
+        ends = _ends(found.low, found.high)
+        return with_bounds(name, shown(found.value), ends and (shown(ends[0]), shown(ends[1])))
+
+
+def with_bounds(name: str, value: float, ends: tuple[float, float] | None) -> dict[str, float]:
+    """A metric and its bounds, without those where they are none: not finite, or of no width."""
+    if ends is None or not all(map(math.isfinite, ends)) or ends[1] - ends[0] <= _ROUNDING * max(map(abs, ends)):
+        return {name: value}
+    return {name: value, f"{name}_ci_low": ends[0], f"{name}_ci_high": ends[1]}
+
+
+def unlike(values: np.ndarray) -> int:
+    """How many values differ from the commonest one."""
+    return len(values) - int(np.unique(values, return_counts=True)[1].max())
+
+
+def exponential_of(nats: float) -> float:
+    """exp, infinite where a float cannot hold it."""
+    return math.exp(nats) if nats < 700 else math.inf if nats == nats else math.nan
 
 
 def ratio(sums: np.ndarray) -> np.ndarray:
@@ -76,6 +144,5 @@ def ratio(sums: np.ndarray) -> np.ndarray:
         return sums[..., 0] / sums[..., 1]
 
 
-def exponential_ratio(sums: np.ndarray) -> np.ndarray:
-    """Perplexity from summed nats and counted tokens."""
-    return np.exp(ratio(sums))
+def _ends(low: float | None, high: float | None) -> tuple[float, float] | None:
+    return None if low is None or high is None else (low, high)

@@ -13,8 +13,6 @@ from edgequant.evaluation.statistics.sampling import draw_questions
 from edgequant.evaluation.tasks.task import DataSet, Evaluation, Metric, Paired, Rows, Task
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from edgequant.evaluation.statistics.intervals import Bootstrap
 
 
@@ -63,29 +61,35 @@ def boolq_items(model: LanguageModel, rows: Sequence[dict], *, chat: bool = Fals
 def boolq_metrics(prefix: str, items: Sequence[dict], bootstrap: Bootstrap) -> dict[str, float]:
     """Accuracy and balanced accuracy in per cent and the mean log-odds margin in nats, with bounds; confusion counts.
 
-    Balanced accuracy is the mean of the recall of yes and of no: always answering yes scores 50, whatever the mix.
+    Balanced accuracy is the mean of the recall of yes and of no: always answering yes scores 50, whatever the mix. It
+    is left out where all questions have one answer. `majority` is what always giving the commoner answer scores.
     """
     import numpy as np
 
     gold = np.array([item["gold"] for item in items], dtype=bool)
     correct = np.array([item["correct"] for item in items], dtype=float)
     margins = np.array([item["margin"] for item in items], dtype=float)
-    by_class = np.stack([correct * gold, gold, correct * ~gold, ~gold], axis=1)
-    metrics = bootstrap.mean(f"{prefix}accuracy", 100 * correct)
-    metrics |= bootstrap.measured(f"{prefix}balanced_accuracy", by_class, _balanced)
-    metrics |= bootstrap.mean(f"{prefix}log_odds_margin", margins[~np.isnan(margins)])
-    true_yes, yes, true_no, no = by_class.sum(axis=0)
+    true_yes, yes, true_no, no = (correct[gold].sum(), gold.sum(), correct[~gold].sum(), (~gold).sum())
+    metrics = bootstrap.share(f"{prefix}accuracy", 100 * correct)
+    metrics |= {f"{prefix}majority": 100 * max(yes, no) / len(items)}
+    metrics |= _balanced(f"{prefix}balanced_accuracy", (true_yes, yes), (true_no, no), confidence=bootstrap.confidence)
+    metrics |= bootstrap.mean(f"{prefix}log_odds_margin", margins[np.isfinite(margins)])
     metrics |= {f"{prefix}true_yes": true_yes, f"{prefix}false_no": yes - true_yes}
     metrics |= {f"{prefix}true_no": true_no, f"{prefix}false_yes": no - true_no}
     metrics |= {f"{prefix}items": len(items), f"{prefix}over_long": sum(item["over_long"] for item in items)}
     return {name: float(value) for name, value in metrics.items()}
 
 
-def _balanced(sums: np.ndarray) -> np.ndarray:
-    import numpy as np
+def _balanced(name: str, *right_of_all: tuple[float, float], confidence: float) -> dict[str, float]:
+    from edgequant.evaluation.statistics.intervals import with_bounds
+    from edgequant.evaluation.statistics.proportions import Share, mean_of_shares
 
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return 50 * (sums[..., 0] / sums[..., 1] + sums[..., 2] / sums[..., 3])
+    if not all(count for _, count in right_of_all):
+        return {}
+    recalls = [Share(right / count, int(count)) for right, count in right_of_all]
+    low, high = mean_of_shares(recalls, confidence)
+    ends = (100 * low, 100 * high) if min(recall.items for recall in recalls) > 1 else None
+    return with_bounds(name, 100 * sum(recall.mean for recall in recalls) / len(recalls), ends)
 
 
 def _item(at: int, row: dict, tokens: int, scores: tuple[float, ...]) -> dict:
@@ -130,8 +134,8 @@ BOOLQ = Task(
     protocol="BoolQ validation: the likelier of ' yes' and ' no' after passage and question, as lm-evaluation-harness "
     "does. Always answering yes scores 62.17 %.",
     display={
-        "boolq/accuracy": Metric("BoolQ accuracy", "%", "higher"),
-        "boolq/balanced_accuracy": Metric("BoolQ balanced accuracy", "%", "higher", prominence="table"),
+        "boolq/accuracy": Metric("BoolQ accuracy", "%", "higher", floor="boolq/majority"),
+        "boolq/balanced_accuracy": Metric("BoolQ balanced accuracy", "%", "higher", prominence="table", floor=50.0),
     },
     paired=(Paired(metric="boolq/accuracy", table="boolq", value="correct"),),
 )

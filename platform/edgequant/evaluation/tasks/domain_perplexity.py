@@ -42,13 +42,11 @@ def document_perplexity(
 
 def domain_metrics(scored: Scored, bootstrap: Bootstrap) -> dict[str, float]:
     """`domain/perplexity` over all documents and `domain/perplexity_<domain>` for each domain, with bounds."""
-    from edgequant.evaluation.statistics.intervals import exponential_ratio
-
     metrics = perplexity_metrics("domain", scored, bootstrap)
     for domain in sorted({row["domain"] for row in scored.rows}):
         rows = Scored([row for row in scored.rows if row["domain"] == domain], scored.window)
         name = "domain/perplexity_" + re.sub(r"[^a-z0-9]+", "_", domain.lower()).strip("_")
-        metrics |= bootstrap.measured(name, rows.columns("nats", "tokens"), exponential_ratio)
+        metrics |= rows.perplexity(name, "tokens", bootstrap)
     return metrics
 
 

@@ -30,12 +30,16 @@ DOMAIN_QA = Task(
     data=(DataSet(name="domain_boolean"), DataSet(name="domain_span")),
     protocol="Questions on the project's own documents, yes/no by likelihood and spans by greedy answers.",
     display={
-        "domain_qa/boolean_accuracy": Metric("domain QA boolean accuracy", "%", "higher", prominence="table"),
-        "domain_qa/boolean_balanced_accuracy": Metric(
-            "domain QA boolean balanced accuracy", "%", "higher", prominence="detail"
+        "domain_qa/boolean_accuracy": Metric(
+            "domain QA boolean accuracy", "%", "higher", prominence="table", floor="domain_qa/boolean_majority"
         ),
-        "domain_qa/span_exact_match": Metric("domain QA span exact match", "%", "higher", prominence="detail"),
-        "domain_qa/span_f1": Metric("domain QA span f1", "%", "higher", prominence="table"),
+        "domain_qa/boolean_balanced_accuracy": Metric(
+            "domain QA boolean balanced accuracy", "%", "higher", prominence="detail", floor=50.0
+        ),
+        "domain_qa/span_exact_match": Metric(
+            "domain QA span exact match", "%", "higher", prominence="detail", floor=0.0
+        ),
+        "domain_qa/span_f1": Metric("domain QA span f1", "%", "higher", prominence="table", floor=0.0),
     },
     paired=(
         Paired(metric="domain_qa/boolean_accuracy", table="domain_boolean", value="correct"),

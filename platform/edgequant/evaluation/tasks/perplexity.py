@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -36,6 +36,15 @@ class Scored:
         import numpy as np
 
         return np.array([[row[name] for name in names] for row in self.rows], dtype=np.float64).reshape(-1, len(names))
+
+    @property
+    def blocks(self) -> list[Hashable]:
+        """Rows of one block depend on each other; a row that names none, such as a document, is one by itself."""
+        return [row.get("block", f"row-{index}") for index, row in enumerate(self.rows)]
+
+    def perplexity(self, name: str, count: str, bootstrap: Bootstrap) -> dict[str, float]:
+        """exp(sum of nats / sum of the column `count`) with bounds."""
+        return bootstrap.per_token(name, self.columns("nats", count), self.blocks, exponential=True)
 
 
 def windows_of(tokens: Sequence[int], window: int, stride: int | None = None, bos: int | None = None) -> list[Window]:
@@ -97,11 +106,13 @@ def wikitext_perplexity(
         limit: score this many windows (of `documents`: pages) only, drawn with `seed`.
 
     Returns:
-        One row per window (page): `nats`, `tokens`, `bytes`, `words`.
+        One row per window (page): `nats`, `tokens`, `bytes`, `words`; a window's `block` of the text.
 
     Raises:
         UserError: no text, a text shorter than one window, a window beyond the model's context, NaN logits.
     """
+    from edgequant.evaluation.statistics.batch_means import block_of
+
     if protocol == "documents":
         return _score_pages(model, rows, window_for(model, window or model.context_length), limit, seed)
     size = window_for(model, window)
@@ -114,26 +125,29 @@ def wikitext_perplexity(
             f"give more text or a smaller window"
         )
     chosen = draw(len(windows), limit, seed)
-    windows = [windows[index] for index in chosen]
-    nats = dict(progress(model.losses(windows), len(windows), "perplexity"))
-    scored = [_window_row(model, index, w, nats[at]) for at, (index, w) in enumerate(zip(chosen, windows, strict=True))]
-    return Scored(scored, size)
+    scores = model.losses([windows[index] for index in chosen])
+    nats = dict(progress(scores, len(chosen), "perplexity"))
+    return Scored(
+        [
+            _window_row(model, index, windows[index], nats[at]) | {"block": block_of(index, len(windows))}
+            for at, index in enumerate(chosen)
+        ],
+        size,
+    )
 
 
 def perplexity_metrics(prefix: str, scored: Scored, bootstrap: Bootstrap) -> dict[str, float]:
     """`prefix/perplexity` and `prefix/bits_per_byte` with bounds; word perplexity where words were counted.
 
-    Perplexity is exp(sum of nats / scored tokens); windows (documents) are what the bootstrap resamples.
+    Perplexity is exp(sum of nats / scored tokens); bounds come from blocks of neighbouring windows, or from documents.
     """
     import numpy as np
 
-    from edgequant.evaluation.statistics.intervals import exponential_ratio, ratio
-
     nats_bytes = scored.columns("nats", "bytes") / np.array([math.log(2), 1])
-    metrics = bootstrap.measured(f"{prefix}/perplexity", scored.columns("nats", "tokens"), exponential_ratio)
-    metrics |= bootstrap.measured(f"{prefix}/bits_per_byte", nats_bytes, ratio)
+    metrics = scored.perplexity(f"{prefix}/perplexity", "tokens", bootstrap)
+    metrics |= bootstrap.per_token(f"{prefix}/bits_per_byte", nats_bytes, scored.blocks)
     if "words" in scored.rows[0]:
-        metrics |= bootstrap.measured(f"{prefix}/word_perplexity", scored.columns("nats", "words"), exponential_ratio)
+        metrics |= scored.perplexity(f"{prefix}/word_perplexity", "words", bootstrap)
     metrics[f"{prefix}/tokens"] = float(scored.columns("tokens").sum())
     return metrics
 

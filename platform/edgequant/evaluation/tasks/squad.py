@@ -73,8 +73,8 @@ def squad_items(
 
 def squad_metrics(prefix: str, items: Sequence[dict], bootstrap: Bootstrap) -> dict[str, float]:
     """Exact match and F1 in per cent with bounds, and how many questions were asked, left unanswered and too long."""
-    metrics = bootstrap.mean(f"{prefix}exact_match", [100 * item["exact_match"] for item in items])
-    metrics |= bootstrap.mean(f"{prefix}f1", [100 * item["f1"] for item in items])
+    metrics = bootstrap.share(f"{prefix}exact_match", [100 * item["exact_match"] for item in items])
+    metrics |= bootstrap.share(f"{prefix}f1", [100 * item["f1"] for item in items])
     metrics[f"{prefix}items"] = float(len(items))
     metrics[f"{prefix}unanswered"] = float(sum(not item["answered"] for item in items))
     metrics[f"{prefix}over_long"] = float(sum(item.get("over_long", False) for item in items))
@@ -202,8 +202,8 @@ SQUAD = Task(
     data=(DataSet(name="squad", report="validation", select=("train", "validation")),),
     protocol="SQuAD v1.1 development set, greedy answers, official normalisation; exact match and F1 in per cent.",
     display={
-        "squad/exact_match": Metric("SQuAD exact match", "%", "higher", prominence="summary"),
-        "squad/f1": Metric("SQuAD F1", "%", "higher"),
+        "squad/exact_match": Metric("SQuAD exact match", "%", "higher", prominence="summary", floor=0.0),
+        "squad/f1": Metric("SQuAD F1", "%", "higher", floor=0.0),
     },
     paired=(Paired(metric="squad/f1", table="squad", value="f1"),),
 )

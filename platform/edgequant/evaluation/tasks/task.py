@@ -47,10 +47,22 @@ class Metric:
     prominence: Literal["figure", "summary", "table", "detail"] = "figure"
     """figure: has plots of its own, and stands in every table. summary: in every table. table: in tables with room for
     more than what a decision rests on. detail: only in tables of everything."""
+    floor: float | str | None = None
+    """What a model scores that knows nothing: a number, or the metric that holds it, such as the share of the commoner
+    answer. No loss shows below it."""
 
     @property
     def label(self) -> str:
         return f"{self.heading} ({self.unit})" if self.unit else self.heading
+
+    def floor_of(self, name: str, measured: Mapping[str, Any]) -> str:
+        """Whether what was measured tells `name` from the floor: `at the floor`, `floor not excluded`, or empty."""
+        floor = measured.get(self.floor) if isinstance(self.floor, str) else self.floor
+        value = measured.get(name)
+        if not isinstance(floor, int | float) or not isinstance(value, int | float):
+            return ""
+        low = measured.get(f"{name}_ci_low")
+        return "at the floor" if value <= floor else "floor not excluded" if low is not None and low <= floor else ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,12 +12,16 @@ from gguf import GGMLQuantizationType
 from gguf.quants import quant_shape_to_byte_shape, quantize
 from torch import Tensor, nn
 
+from edgequant.errors import UserError
 from edgequant.export.formats import BLOCK
 from edgequant.quantization.layers.integer import IntegerLayer, integer_layers
 from edgequant.quantization.layers.packed_weight import PackedWeight
 from edgequant.quantization.scheme import WeightSpec
 
 Bytes = np.ndarray[Any, Any]
+_HALF = 65504.0
+# By format: a float16 scale is the largest number over its highest level; affine formats store the lowest itself.
+LARGEST = {"f16": _HALF, "q4_1": _HALF, "q5_1": _HALF, "q4_0": 8 * _HALF, "q5_0": 16 * _HALF, "q8_0": 127 * _HALF}
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,22 @@ def stored_shape(shape: tuple[int, ...], kind: GGMLQuantizationType) -> tuple[in
     return tuple(quant_shape_to_byte_shape(shape, kind))
 
 
+def check_range(source: SourceTensor, format_name: str) -> None:
+    """Refuse a tensor to be encoded whose numbers, or scales, a format would store as infinity.
+
+    Raises:
+        UserError: names the tensor.
+    """
+    if format_name not in LARGEST:
+        return
+    largest = float(source.read().abs().amax())
+    if largest > LARGEST[format_name]:
+        raise UserError(
+            f"weights must be within {LARGEST[format_name]:,.0f} for format {format_name}, whose numbers are float16, "
+            f"got {largest:,.0f} in {source.name}; use bf16 or f32"
+        )
+
+
 def encode(values: Tensor, kind: GGMLQuantizationType) -> Bytes:
     """Encode float32 values in a format, with llama.cpp's rounding; the result has the shape of `stored_shape`."""
     encoded: Bytes = np.ascontiguousarray(quantize(values.contiguous().numpy(), kind))
@@ -108,7 +128,13 @@ def _per_block(values: Tensor, blocks: int) -> Bytes:
 
 
 def _half_bytes(values: Bytes) -> Bytes:
-    return np.ascontiguousarray(values.astype(np.float16)).view(np.uint8)
+    with np.errstate(over="ignore"):
+        halves = values.astype(np.float16)
+    if not np.isfinite(halves).all():
+        raise UserError(
+            "scales and offsets must be within float16's 65,504 to be copied to q4_1; export as bf16 or f32"
+        )
+    return np.ascontiguousarray(halves).view(np.uint8)
 
 
 def _nibbles(codes: Bytes) -> Bytes:

@@ -23,6 +23,7 @@ from edgequant.export.gguf.expressible import check_expressible
 from edgequant.export.gguf.tensors import (
     Bytes,
     SourceTensor,
+    check_range,
     copies_integers,
     encode,
     encode_packed,
@@ -81,6 +82,9 @@ def write_gguf(
     architecture = architecture_of(model.config)
     check_expressible(model.config)
     plans = _plans(model, architecture, format_name, embedding_format)
+    for plan in plans:
+        if not plan.copies_integers:
+            check_range(plan.source, plan.format)
     with atomic_path(path) as temporary:
         writer = WriterOfEmptyLists(temporary, MODEL_ARCH_NAMES[architecture.gguf])
         _write_metadata(writer, model, loaded, format_name)

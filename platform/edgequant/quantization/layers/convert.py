@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from edgequant.errors import UserError
+from edgequant.models.devices import check_finite, is_finite
 from edgequant.models.same_function.comparison import (
     activation_limit,
     can_be_probed,
@@ -24,6 +26,7 @@ from edgequant.models.same_function.comparison import (
     probe_tokens,
     rounding_limit,
 )
+from edgequant.quantization.arithmetic.representable import check_representable
 from edgequant.quantization.calibration import ObserverName
 from edgequant.quantization.layers.fake_quantized import (
     FakeQuantizedEmbedding,
@@ -56,13 +59,15 @@ def prepare(
         learnable_scales: make weights' scales and zero points parameters that training moves (LSQ+).
 
     Raises:
-        UserError: the scheme belongs to bitsandbytes, does not fit a layer (named), or finds nothing to quantise.
+        UserError: the scheme belongs to bitsandbytes, does not fit a layer (named), or finds nothing to quantise; a
+            weight (named) is not finite, or too large for its scale.
     """
     if scheme.weight is None:
         raise UserError(
             f"scheme {scheme.name} is bitsandbytes' own and cannot be trained; use one such as w4a8-g32+emb4"
         )
     targets = find_targets(model, scheme)
+    check_weights(model, scheme, targets)
     modules = dict(model.named_modules())
     phases: dict[str, Phase] = {}  # one a parent: compiled code sees that its linears quantise a shared input alike
     for name in targets.linears:
@@ -84,6 +89,20 @@ def prepare(
             inputs = make_input_quantizer(scheme.activation, observer, Phase(linear.weight.device))
             replace_module(model, targets.head, FakeQuantizedLinear(linear, weights, inputs, tied=targets.tied))
     return targets
+
+
+def check_weights(model: nn.Module, scheme: Scheme, targets: Targets | None = None) -> None:
+    """Refuse a model that a scheme cannot stand for, before anything is measured or made of it.
+
+    Raises:
+        UserError: as `find_targets`; a weight (named) is not finite, or too large for its scale's storage type.
+    """
+    targets = find_targets(model, scheme) if targets is None else targets
+    check_finite(model)
+    modules = dict(model.named_modules())
+    for name in targets.weights:
+        weight = cast(nn.Linear, modules[name]).weight
+        check_representable(name, weight, scheme.spec_of(name, embedding=name in (targets.embedding, targets.head)))
 
 
 def set_phase(model: nn.Module, *, quantize_inputs: bool, observe: bool, reuse_weights: bool = False) -> None:
@@ -110,9 +129,36 @@ def has_static_ranges(model: nn.Module) -> bool:
 def calibrate(model: nn.Module, batches: list[Tensor]) -> None:
     """Run token batches [batch, length] to observe static activation ranges, inputs unquantised meanwhile."""
     set_phase(model, quantize_inputs=False, observe=True)
-    for batch in batches:
-        model(input_ids=batch)
+    checks = [
+        layer.register_forward_pre_hook(partial(_check_inputs, name))
+        for name, layer in fake_quantized_layers(model).items()
+        if layer.needs_range
+    ]
+    try:
+        for batch in batches:
+            model(input_ids=batch)
+    finally:
+        for check in checks:
+            check.remove()
     set_phase(model, quantize_inputs=True, observe=False)
+
+
+def _check_inputs(name: str, _layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    if inputs[0].is_floating_point():
+        check_activations(name, inputs[0])
+
+
+def check_activations(where: str, activations: Tensor) -> None:
+    """Refuse activations of calibration that are not finite: no range and no rounding can be chosen by them.
+
+    Raises:
+        UserError: says where they are.
+    """
+    if not is_finite(activations):
+        raise UserError(
+            f"calibration activations must be finite, got NaN or infinity at {where}; the model overflows on this "
+            "text: look at its weights, or use calibration.precision float32"
+        )
 
 
 @torch.no_grad()
@@ -124,14 +170,21 @@ def convert(model: nn.Module, text: Tensor | None = None) -> None:
         text: token ids [1, length] to compare them on (default: `probe_tokens`).
 
     Raises:
-        UserError: static ranges were never observed, or the integers compute something else than was simulated.
+        UserError: static ranges were never observed; a weight (named) is not finite, as after a training that diverged;
+            or the integers compute something else than was simulated.
     """
     with _as_simulated(model, text):
         embeddings: dict[int, PackedWeight] = {}
         layers = fake_quantized_layers(model).items()
         for name, layer in sorted(layers, key=lambda pair: pair[1].kind != "embedding"):
             shared = embeddings.get(id(layer.weight))
+            if shared is None and not layer.is_frozen:
+                check_representable(name, layer.weight, layer.spec)
             packed = layer.packed() if shared is None else shared
+            if not is_finite(packed.scale):
+                raise UserError(
+                    f"scales must be finite, got NaN or infinity in {name}; train with a lower learning rate"
+                )
             if layer.kind == "embedding":
                 embeddings[id(layer.weight)] = packed
             replace_module(model, name, layer.to_integer(packed, tied=shared is not None))

@@ -18,7 +18,14 @@ from edgequant import models
 from edgequant.errors import UserError
 from edgequant.models.same_function.comparison import PROBE_TOKENS
 from edgequant.quantization.calibration import CalibrationSettings
-from edgequant.quantization.layers.convert import calibrate, convert, has_static_ranges, prepare, set_phase
+from edgequant.quantization.layers.convert import (
+    calibrate,
+    check_activations,
+    convert,
+    has_static_ranges,
+    prepare,
+    set_phase,
+)
 from edgequant.quantization.layers.fake_quantized import (
     FakeQuantizedLayer,
     fake_quantized_layers,
@@ -205,6 +212,8 @@ class _Calibrated:
         progress = tqdm(self.stream.blocks, desc=self.method, unit="block", disable=None)
         for index, name in enumerate(progress):
             targets = [self._forward(index, batch, states) for batch, states in enumerate(floating)]
+            for states in targets:
+                check_activations(f"the output of {name}", states)
             block = CalibratedBlock(self.stream, index, name, hidden, targets)
             rows = self.states.restore(index, block.module)
             if rows is None:

@@ -67,14 +67,18 @@ def resolve_layer_bits(
         dtype: compute type of the checkpoint to be.
 
     Raises:
-        UserError: the budget cannot be met; says which ones can.
+        UserError: the budget cannot be met, says which ones can; or the scheme does not fit the model's layers or
+            weights, by name.
     """
     from edgequant import models
     from edgequant.files import write_atomically
+    from edgequant.quantization.layers.convert import check_weights
     from edgequant.quantization.mixed_precision.bit_allocation import choose_layer_bits
     from edgequant.quantization.scheme import Scheme
 
     if not scheme.awaits_layer_bits:
+        if scheme.weight is not None:  # bitsandbytes keeps to itself what it can hold
+            check_weights(model, scheme)
         return LayerBits(scheme, [])
     kept = folder / f"layer_bits-{scheme.name}.json"
     if resume and kept.is_file():

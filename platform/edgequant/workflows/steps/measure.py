@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from edgequant.evaluation.evidence import floor_of
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.evaluation.tasks.guard import GUARD
 from edgequant.evaluation.tasks.registry import COMPARISON_TASKS, find_task, paired_metrics
@@ -62,6 +63,8 @@ def measure_items(
 
     evaluation = evaluate_model(model, tokenizer, data, settings, checkpoint=checkpoint)
     tracking.log_metrics(evaluation.metrics)
+    if floors := [name for name in evaluation.metrics if floor_of(name, evaluation.metrics)]:
+        tracking.set_tags({"edgequant.at_the_floor": ", ".join(floors)})
     for name, rows in evaluation.items.items():
         tracking.log_table(rows, f"items/{name}.json")
     for file, text in evaluation.files.items():
@@ -160,9 +163,11 @@ def measure_variant(variant: str, make: Callable[[QatExperiment], Variant], expe
 
 def _compared(items: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
     """Of the item tables what paired comparisons look at."""
-    columns = {paired.table: (paired.value,) if paired.value else ("nats", "tokens") for paired in paired_metrics()}
+    columns = {
+        paired.table: (paired.value,) if paired.value else ("nats", "tokens", "block") for paired in paired_metrics()
+    }
     return {
-        table: [{name: row[name] for name in ("id", *columns[table])} for row in rows]
+        table: [{name: row[name] for name in ("id", *columns[table]) if name in row} for row in rows]
         for table, rows in items.items()
         if table in columns
     }

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgequant.errors import UserError
+from edgequant.evaluation.evidence import is_evidence
 
 PREFIX = "edgequant-"
 BASELINE_TAG = "edgequant.baseline"
@@ -41,7 +42,7 @@ def register_version(
         The URI of the version, models:/edgequant-<model>/<number>.
 
     Raises:
-        UserError: no metrics of the checkpoint or of the baseline.
+        UserError: no metrics of the checkpoint or of the baseline, or one that is not finite.
     """
     from edgequant import tracking
     from edgequant.quantization.checkpoint import ensure_manifest
@@ -50,6 +51,12 @@ def register_version(
     if not measured or not reference:
         missing = "the checkpoint" if not measured else "the model it was made from (the baseline)"
         raise UserError(f"{checkpoint} cannot be registered: no metrics of {missing} were given; measure it first")
+    for whose, row in (("its", measured), ("the baseline's", reference)):
+        if broken := [name for name, value in row.items() if not is_evidence(name, value)]:
+            raise UserError(
+                f"{checkpoint} cannot be registered: {whose} {broken[0]} is {row[broken[0]]:g}, which measures "
+                "nothing; measure it again, or quantise it otherwise"
+            )
     ensure_manifest(checkpoint)
     filed = {
         **{name: value for name, value in (tags or {}).items() if value},

@@ -46,7 +46,8 @@ class Verdict:
         found = {HARMED: float(bool(self.harm))}
         for loss in self.losses.get(self.delivered, ()):
             name = f"against_baseline/{loss.metric.replace('/', '_')}_loss"
-            found |= {name: loss.loss, f"{name}_ci_low": loss.low, f"{name}_ci_high": loss.high}
+            ends = {f"{name}_ci_low": loss.low, f"{name}_ci_high": loss.high}
+            found |= {name: loss.loss} | {end: bound for end, bound in ends.items() if bound is not None}
         return found | ({} if self.recovered is None else {"qat/recovered_fraction": self.recovered})
 
     @property
@@ -194,10 +195,10 @@ def recovered_fraction(rows: Rows, dataset: str) -> tuple[float | None, str]:
         for loss in losses(rows["control"].items, rows["control-ptq"].items, perplexity_margin=0.0, task_margin=0.0)
         if loss.metric == metric
     )
-    if not lost.harmed:
+    if not lost.shown:
         return None, (
             f"not defined, because PTQ of the control loses nothing that could be measured: {metric} {lost.loss:+.2f}% "
-            f"({lost.low:+.2f} to {lost.high:+.2f})"
+            f"({lost.interval})"
         )
     control, rounded, trained = (rows[name].metrics[metric] for name in ("control", "control-ptq", "qat"))
     return (rounded - trained) / (rounded - control), ""
