@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+from edgequant.models.configs import folder_config, is_checkpoint
 from edgequant.models.devices import DTYPES, cast, computes_bfloat16, pick_device, pick_dtype
-from edgequant.models.loading import LoadedModel, load, load_tokenizer, weights_digest
+from edgequant.models.loading import LoadedModel, check_available, load, load_tokenizer, weights_digest
 from edgequant.models.sources import (
     HUB_MODELS,
     SHORT_NAMES,
     SMOLLM2_CONFIG,
     ModelSource,
-    check_available,
-    folder_config,
-    is_checkpoint,
     layer_inputs,
     resolve,
 )

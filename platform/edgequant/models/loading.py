@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgequant.errors import UserError
 from edgequant.models import hub
+from edgequant.models.complete import load_complete
+from edgequant.models.configs import ADAPTER_CONFIG, folder_config, is_adapter, is_checkpoint, stated_quantization
 from edgequant.models.devices import DTYPES, pick_device, pick_dtype
-from edgequant.models.sources import ModelSource, is_checkpoint, resolve
+from edgequant.models.manifest import verify_if_ours
+from edgequant.models.sources import ModelSource, adapter_base, resolve
+from edgequant.models.stored_weights import check_weight_files
+from edgequant.models.tokenizers import check_rows, has_tokenizer, load_tokenizer_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -65,11 +69,12 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
         UserError: as `load`; a folder needs only the tokenizer's files.
     """
     path = Path(source).expanduser()
-    if path.is_dir() and any(path.glob("tokenizer*")):
-        return _tokenizer_of(str(path))
+    if path.is_dir() and has_tokenizer(path):
+        verify_if_ours(path)
+        return load_tokenizer_of(str(path))
     resolved = resolve(source)
     if resolved.kind == "hub":
-        return hub.fetched(resolved.name, resolved.location, lambda: _tokenizer_of(resolved.location))
+        return hub.fetched(resolved.name, resolved.location, lambda: load_tokenizer_of(resolved.location))
     return _load_tokenizer_of(resolved)
 
 
@@ -80,11 +85,36 @@ def _load_tokenizer_of(resolved: ModelSource) -> PreTrainedTokenizerBase:
     if resolved.kind == "tiny":
         return tiny_tokenizer()
     if resolved.kind == "embedded":
-        return _tokenizer_of(str(smollm2_folder()))
+        return load_tokenizer_of(str(smollm2_folder()))
     if resolved.kind == "gguf":
         file = Path(resolved.location)
-        return _tokenizer_of(str(file.parent), gguf_file=file.name)
+        return load_tokenizer_of(str(file.parent), gguf_file=file.name)
     return load(resolved.location, device="cpu").tokenizer
+
+
+def check_available(source: str | ModelSource) -> ModelSource:
+    """`resolve`, and a look whether the model can be had and loaded, so that nobody waits for an error.
+
+    A model of the hub must be within reach. A folder's files are verified and its weights compared with its config.json
+    by names and shapes, adapters and their base alike, without reading the weights.
+
+    Raises:
+        UserError: as `resolve` and `load`, or neither in the hub's local cache nor within reach.
+    """
+    resolved = resolve(source)
+    if resolved.kind == "hub":
+        hub.check_available(resolved.name, resolved.location)
+    if resolved.kind == "folder" and not _needs_fetching(Path(resolved.location)):
+        _load_pair(resolved, {"dtype": "float32", "device_map": "meta"})
+    return resolved
+
+
+def _needs_fetching(folder: Path) -> bool:
+    """Whether an adapter stands on a model that is not a folder's or `tiny`, and would have to be fetched or made."""
+    if not is_adapter(folder):
+        return False
+    base = adapter_base(folder)
+    return base.kind not in ("folder", "tiny") or (base.kind == "folder" and _needs_fetching(Path(base.location)))
 
 
 def _load_pair(resolved: ModelSource, options: dict[str, Any], *, as_checkpoint_says: bool = False) -> tuple[Any, Any]:
@@ -93,7 +123,7 @@ def _load_pair(resolved: ModelSource, options: dict[str, Any], *, as_checkpoint_
     from edgequant.models.tiny import tiny_folder, tiny_model, tiny_tokenizer
 
     match resolved.kind:
-        case "tiny" if "quantization_config" not in options:
+        case "tiny" if "device_map" not in options:
             return tiny_model(options["dtype"]), tiny_tokenizer()
         case "tiny":
             return _load_folder(tiny_folder(), options)
@@ -110,7 +140,7 @@ def _load_pair(resolved: ModelSource, options: dict[str, Any], *, as_checkpoint_
             fetched = resolve(str(_fetched_folder(resolved)))
             return _load_pair(fetched, options, as_checkpoint_says=as_checkpoint_says)
         case _:
-            return hub.fetched(resolved.name, resolved.location, lambda: _from_pretrained(resolved.location, options))
+            return hub.fetched(resolved.name, resolved.location, lambda: _load_hub(resolved.location, options))
 
 
 def _fetched_folder(resolved: ModelSource) -> Path:
@@ -122,51 +152,46 @@ def _fetched_folder(resolved: ModelSource) -> Path:
 def _model_folder_in(folder: Path) -> Path:
     """A registered model may wrap the checkpoint (MLmodel beside artifacts/): find the folder that holds the model."""
     for candidate in (folder, folder / "checkpoint", folder / "artifacts" / "checkpoint"):
-        if (candidate / "config.json").is_file() or (candidate / "adapter_config.json").is_file():
+        if (candidate / "config.json").is_file() or is_adapter(candidate):
             return candidate
     return folder
 
 
 def _load_folder(folder: Path, options: dict[str, Any]) -> tuple[Any, Any]:
-    if (folder / "adapter_config.json").is_file():
-        return _load_adapter(folder, options)
-    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
-        raise UserError(
-            f"weights (*.safetensors) not found in model folder {str(folder)!r}, which has a config.json; copy it whole"
-        )
-    return _from_pretrained(str(folder), options)
+    from edgequant.models.adapters import load_adapter
+
+    verify_if_ours(folder)
+    if is_adapter(folder):
+        return load_adapter(folder, options, _load_pair)
+    check_weight_files(folder, quantized=stated_quantization(folder_config(folder)) is not None)
+    return _load_model(str(folder), options)
 
 
-def _load_adapter(folder: Path, options: dict[str, Any]) -> tuple[Any, Any]:
-    from peft import PeftModel
+def _load_hub(repository: str, options: dict[str, Any]) -> tuple[Any, Any]:
+    """An adapter's files are few and its base another repository: it is fetched whole and read as a folder."""
+    from huggingface_hub import snapshot_download
+    from transformers.utils import cached_file
 
-    base = json.loads((folder / "adapter_config.json").read_text()).get("base_model_name_or_path")
-    if not base:
-        raise UserError(
-            f"base_model_name_or_path not found in {folder / 'adapter_config.json'}; add the model it was trained on"
-        )
-    model, tokenizer = _load_pair(resolve(base), options)
-    if any(folder.glob("tokenizer*")):
-        tokenizer = _tokenizer_of(str(folder))
-    return PeftModel.from_pretrained(model, str(folder)), tokenizer
+    from edgequant.models.adapters import load_adapter
+
+    found = cached_file(
+        repository,
+        ADAPTER_CONFIG,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    if found is None:
+        return _load_model(repository, options)
+    return load_adapter(Path(snapshot_download(repository)), options, _load_pair)
 
 
-def _from_pretrained(location: str, options: dict[str, Any]) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM
-
-    model: Any = AutoModelForCausalLM.from_pretrained(location, **options)
+def _load_model(location: str, options: dict[str, Any]) -> tuple[Any, Any]:
+    model = load_complete(location, options)
     if hasattr(model, "ct_decompress_hook"):  # compressed-tensors would wait for a call of the whole model
         model.hf_quantizer.compressor.decompress_model(model)
-    return model, _tokenizer_of(location)
-
-
-def _tokenizer_of(location: str, **options: Any) -> Any:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(location, **options)
-    if tokenizer.pad_token is None:  # Llama, Phi: batches need one, and the attention mask hides it
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+    tokenizer = load_tokenizer_of(location)
+    check_rows(tokenizer, model, location)
+    return model, tokenizer
 
 
 def weights_digest(model: Any) -> str:
