@@ -17,19 +17,13 @@ class ServedModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
     """Prompts in, continuations out (without the prompt), in the same order."""
 
     def load_context(self, context: Any) -> None:
-        """Load the checkpoint beside this file."""
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        """Load the checkpoint beside this file, its files verified."""
+        from edgequant import models
 
-        import edgequant  # noqa: F401 - makes transformers know edgequant checkpoints
-
-        folder = context.artifacts["checkpoint"]
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-        if self.tokenizer.pad_token is None:
-            self.tokenizer.pad_token = self.tokenizer.eos_token
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        model: Any = AutoModelForCausalLM.from_pretrained(folder)
-        self.model = model.to(device).eval()
+        loaded = models.load(context.artifacts["checkpoint"])
+        self.model: Any = loaded.model
+        self.tokenizer = loaded.tokenizer
+        self.tokenizer.padding_side = "left"
 
     # without type hints: MLflow would take the signature from them, and lose the parameters
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]

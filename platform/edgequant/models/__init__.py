@@ -10,6 +10,7 @@ from edgequant.models.sources import (
     SHORT_NAMES,
     SMOLLM2_CONFIG,
     ModelSource,
+    check_floating,
     layer_inputs,
     resolve,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "ModelSource",
     "cast",
     "check_available",
+    "check_floating",
     "computes_bfloat16",
     "folder_config",
     "is_checkpoint",

@@ -40,7 +40,8 @@ def _changes_one_role(config: Any, weights: dict[str, Any], names: Any, whole: l
     if getattr(config, "ensure_weight_tying", False):
         return False
     saved = config.modules_to_save or ()
-    adapted = any(key.startswith(f"{name}.") and key != f"{name}.weight" for key in weights for name in names)
+    own = [key for key in weights if ".token_adapter." not in key]  # peft keeps the head's tokens tied to these itself
+    adapted = any(key.startswith(f"{name}.") and key != f"{name}.weight" for key in own for name in names)
     differ = all(stored is not None for stored in whole) and not bool((whole[0] == whole[1]).all())
     return adapted or differ or any(name == module or name.endswith(f".{module}") for name in names for module in saved)
 

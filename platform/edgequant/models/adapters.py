@@ -9,8 +9,9 @@ from typing import Any
 
 from edgequant.errors import UserError
 from edgequant.models.adapter_embeddings import fit_embeddings
-from edgequant.models.complete import load_complete, named, readable_errors, renamed
+from edgequant.models.complete import load_complete, named, one_line, readable_errors, renamed
 from edgequant.models.configs import ADAPTER_CONFIG, CONFIG, read_object
+from edgequant.models.devices import cast
 from edgequant.models.sources import ModelSource, adapter_base
 from edgequant.models.stored_weights import SINGLE, safetensors_header
 from edgequant.models.tokenizers import check_rows, has_tokenizer, load_tokenizer_of
@@ -62,14 +63,13 @@ def load_adapter(folder: Path, options: dict[str, Any], load_pair: LoadPair) -> 
     check_adapter(folder)
     if "quantization_config" in options:
         return _quantized(folder, options, load_pair)
-    rehearsed = options.get("device_map") == "meta"
     base, tokenizer = load_pair(adapter_base(folder), options | {"dtype": "float32"})
     if has_tokenizer(folder):
         tokenizer = load_tokenizer_of(str(folder))
     with readable_errors(f"adapter {str(folder)!r}", str(folder)):
         adapted = _attach(base, folder)
         check_rows(tokenizer, adapted, str(folder))
-        if rehearsed or getattr(base, "is_quantized", False):
+        if getattr(base, "is_quantized", False):
             return adapted, tokenizer
         return _merged(adapted, folder, options["dtype"]), tokenizer
 
@@ -98,16 +98,28 @@ def _attach(base: Any, folder: Path) -> Any:
     config.inference_mode, made_from = True, config.base_model_name_or_path
     weights = _by_module(load_peft_weights(str(folder), device="cpu"), base)
     fit_embeddings(base, config, weights, str(folder))
-    adapted = PeftModelForCausalLM(base, config)
+    stored = {PREFIX + name: tensor for name, tensor in weights.items()}
     try:
-        report = set_peft_model_state_dict(adapted, {PREFIX + name: tensor for name, tensor in weights.items()})
+        adapted = PeftModelForCausalLM(base, config)
+        report = set_peft_model_state_dict(adapted, stored)
     except KeyError as error:  # peft looks up the modules that were to be saved whole
         raise UserError(f"adapter {folder} lacks tensor {error.args[0]}; copy it whole") from error
-    missing = [name for name in report.missing_keys if ".default" in name]
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"adapter {folder} does not fit its base {made_from!r} ({one_line(error)}); use the base it was trained on"
+        ) from error
+    missing = _missing(adapted, report.missing_keys)
     if missing or report.unexpected_keys:
-        fault = f"lacks {named(missing)}" if missing else f"holds {named(report.unexpected_keys)}, which has no place"
-        raise UserError(f"adapter {folder} {fault} on its base {made_from!r}; use the base that it was trained on")
+        fault = f"lacks {named(missing)}" if missing else f"holds {named(report.unexpected_keys)}, without a place"
+        raise UserError(f"adapter {folder} {fault} on its base {made_from!r}; use the base it was trained on")
     return adapted.eval()
+
+
+def _missing(adapted: Any, reported: list[str]) -> list[str]:
+    """Of what peft reports the adapter's own tensors, without second names for one that was found."""
+    parameters = dict(adapted.named_parameters(remove_duplicate=False))
+    found = {id(tensor) for name, tensor in parameters.items() if name not in reported}
+    return [name for name in reported if ".default" in name and id(parameters.get(name)) not in found]
 
 
 def _by_module(weights: dict[str, Any], base: Any) -> dict[str, Any]:
@@ -125,8 +137,8 @@ def _merged(adapted: Any, folder: Path, dtype: str) -> Any:
     """W + scale B A in float32, checked to be the same function, then cast as the merged model would be loaded."""
     import torch
 
-    from edgequant.models.devices import cast
-
+    if adapted.device.type == "meta":
+        return adapted.merge_and_unload()
     rows = adapted.get_input_embeddings().weight.shape[0]
     tokens = torch.linspace(0, rows - 1, 48, device=adapted.device).long()[None]
     with torch.no_grad():
@@ -138,5 +150,5 @@ def _merged(adapted: Any, folder: Path, dtype: str) -> Any:
             f"adapter {folder} cannot be merged into its base: the logits move by {moved:.1e} of the largest; "
             "train one that can, such as LoRA on linears"
         )
-    merged.name_or_path = str(folder)  # not the base's folder, whose size on disk is not this model's
+    merged.name_or_path = str(folder / ADAPTER_CONFIG)  # not the base's folder, whose size on disk is not this model's
     return cast(merged, dtype) if dtype != "auto" else merged

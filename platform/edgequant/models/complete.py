@@ -71,14 +71,16 @@ def readable_errors(what: str, location: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and not Path(location).is_dir():
             raise
-        raise UserError(f"{what} could not be loaded: {one_line(error)}") from error
+        raise UserError(f"{what} could not be loaded: {one_line(error)}; copy its folder again") from error
 
 
 def one_line(error: BaseException) -> str:
     """An error's kind and text without line ends and without advice that goes on for pages."""
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).split()).rstrip(".")
     if "trust_remote_code" in text:
-        return "it needs Python code of its own, which edgequant does not run; use a model that transformers knows"
+        return "it needs Python code of its own, which edgequant does not run"
+    if "`CONVERSION` entries" in text:
+        return "its quantised tensors do not fit together, some are missing or of another layout"
     return f"{type(error).__name__}: {text[:240]}{'...' if len(text) > 240 else ''}"
 
 
@@ -110,13 +112,13 @@ def _check_report(location: str, model: Any, report: dict[str, Any]) -> None:
             f"{_and_more(mismatched)}; weights and config.json must be of one model, copy the folder again"
         )
     if missing := sorted(report["missing_keys"]):
-        left_over = f" (and holds {named(unexpected)}, which has no place in it)" if unexpected else ""
+        left_over = f" (and holds {named(unexpected)}, without a place in it)" if unexpected else ""
         raise UserError(
             f"model {location!r} lacks {named(missing)}{left_over}; copy the whole folder again, or correct config.json"
         )
     if unexpected:
         raise UserError(
-            f"model {location!r} holds {named(unexpected)}, which has no place in a {type(model).__name__}; weights "
+            f"model {location!r} holds {named(unexpected)}, without a place in a {type(model).__name__}; weights "
             "and config.json must be of one model, copy the folder again"
         )
 

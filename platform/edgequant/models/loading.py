@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -10,7 +11,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from edgequant.errors import UserError
 from edgequant.models import hub
 from edgequant.models.complete import load_complete
-from edgequant.models.configs import ADAPTER_CONFIG, folder_config, is_adapter, is_checkpoint, stated_quantization
+from edgequant.models.configs import (
+    ADAPTER_CONFIG,
+    OUR_METHOD,
+    folder_config,
+    is_adapter,
+    is_checkpoint,
+    stated_quantization,
+)
 from edgequant.models.devices import DTYPES, pick_device, pick_dtype
 from edgequant.models.manifest import verify_if_ours
 from edgequant.models.sources import ModelSource, adapter_base, resolve
@@ -104,17 +112,24 @@ def check_available(source: str | ModelSource) -> ModelSource:
     resolved = resolve(source)
     if resolved.kind == "hub":
         hub.check_available(resolved.name, resolved.location)
-    if resolved.kind == "folder" and not _needs_fetching(Path(resolved.location)):
-        _load_pair(resolved, {"dtype": "float32", "device_map": "meta"})
+    if _can_be_rehearsed(resolved):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*meta parameter.*")  # nothing is copied: that is the purpose
+            _load_pair(resolved, {"dtype": "float32", "device_map": "meta"})
+    elif resolved.kind == "folder":
+        _check_files(Path(resolved.location))
     return resolved
 
 
-def _needs_fetching(folder: Path) -> bool:
-    """Whether an adapter stands on a model that is not a folder's or `tiny`, and would have to be fetched or made."""
-    if not is_adapter(folder):
+def _can_be_rehearsed(resolved: ModelSource) -> bool:
+    """Whether it can be loaded without its weights: nothing to fetch or make, no quantiser that asks for values."""
+    folder = Path(resolved.location)
+    if resolved.kind != "folder":
         return False
-    base = adapter_base(folder)
-    return base.kind not in ("folder", "tiny") or (base.kind == "folder" and _needs_fetching(Path(base.location)))
+    if is_adapter(folder):
+        base = adapter_base(folder)
+        return base.kind == "tiny" or _can_be_rehearsed(base)
+    return stated_quantization(folder_config(folder)) in (None, OUR_METHOD)
 
 
 def _load_pair(resolved: ModelSource, options: dict[str, Any], *, as_checkpoint_says: bool = False) -> tuple[Any, Any]:
@@ -160,11 +175,18 @@ def _model_folder_in(folder: Path) -> Path:
 def _load_folder(folder: Path, options: dict[str, Any]) -> tuple[Any, Any]:
     from edgequant.models.adapters import load_adapter
 
+    _check_files(folder)
+    return load_adapter(folder, options, _load_pair) if is_adapter(folder) else _load_model(str(folder), options)
+
+
+def _check_files(folder: Path) -> None:
+    from edgequant.models.adapters import check_adapter
+
     verify_if_ours(folder)
     if is_adapter(folder):
-        return load_adapter(folder, options, _load_pair)
-    check_weight_files(folder, quantized=stated_quantization(folder_config(folder)) is not None)
-    return _load_model(str(folder), options)
+        check_adapter(folder)
+    else:
+        check_weight_files(folder, quantized_by=stated_quantization(folder_config(folder)))
 
 
 def _load_hub(repository: str, options: dict[str, Any]) -> tuple[Any, Any]:

@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from edgequant.errors import UserError
-from edgequant.models.configs import ADAPTER_CONFIG, CONFIG, folder_config, is_adapter, read_object, whole_number
+from edgequant.models.configs import (
+    ADAPTER_CONFIG,
+    CONFIG,
+    folder_config,
+    is_adapter,
+    read_object,
+    stated_quantization,
+    whole_number,
+)
 from edgequant.models.tiny import TINY_SIZES
 
 # The four models of the methodology, by the names that the papers use.
@@ -119,7 +127,7 @@ def _named_base(folder: Path) -> ModelSource:
     except UserError as error:
         raise UserError(
             f"adapter {folder} was trained on {base!r}, which base_model_name_or_path in its {ADAPTER_CONFIG} names "
-            f"({error}); put the model there, or name where it is"
+            f"({str(error).partition(';')[0]}); put the model there, or name where it is"
         ) from error
 
 
@@ -143,6 +151,19 @@ def layer_inputs(source: str | ModelSource) -> dict[str, int]:
     if inner := whole_number(config, "intermediate_size"):
         features[f"{layer}.mlp.{down}"] = inner
     return features
+
+
+def check_floating(source: ModelSource) -> None:
+    """Refuse a model that is quantised already, as far as can be told without fetching it.
+
+    Raises:
+        UserError: its config.json, or that of an adapter's base, says how its weights are quantised.
+    """
+    if method := stated_quantization(_config_of(source)):
+        raise UserError(
+            f"model must be a floating-point model, got {source.name!r}, which is quantised already ({method}); use the "
+            "model that it was made from"
+        )
 
 
 def _config_of(resolved: ModelSource) -> dict[str, Any]:

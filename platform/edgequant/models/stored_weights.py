@@ -52,25 +52,41 @@ def _shards(folder: Path, index: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def check_weight_files(folder: Path, *, quantized: bool) -> None:
+def check_weight_files(folder: Path, *, quantized_by: str | None) -> None:
     """Refuse files that are cut off or are no weights, and integers that no quantization_config explains.
 
     Args:
         folder: of a transformers model.
-        quantized: whether its config.json says how the weights are quantised.
+        quantized_by: the method by which its config.json says that the weights are quantised.
 
     Raises:
         UserError: names the file, and the tensor.
     """
-    for file in weight_files(folder):
-        if file.suffix != ".safetensors":
-            continue
-        for name, entry in safetensors_header(file).items():
-            if not quantized and name.endswith(".weight") and entry["dtype"] not in FLOATS:
-                raise UserError(
-                    f"{file}: tensor {name} is stored as {entry['dtype']} and config.json has no quantization_config "
-                    "that says what it stands for; copy the whole folder, or the model before it was quantised"
-                )
+    stored = {file: safetensors_header(file) for file in weight_files(folder) if file.suffix == ".safetensors"}
+    kinds = {name: (file, entry["dtype"]) for file, header in stored.items() for name, entry in header.items()}
+    integers = [name for name, (_, kind) in kinds.items() if name.endswith(".weight") and kind not in FLOATS]
+    if integers and quantized_by is None:
+        file, kind = kinds[integers[0]]
+        raise UserError(
+            f"{file}: tensor {integers[0]} is stored as {kind} and config.json has no quantization_config that says "
+            "what it stands for; copy the whole folder, or the model before it was quantised"
+        )
+    if stored and quantized_by == "bitsandbytes":
+        _check_bitsandbytes(folder, integers, set(kinds))
+
+
+def _check_bitsandbytes(folder: Path, integers: list[str], names: set[str]) -> None:
+    if not integers:
+        raise UserError(
+            f"model folder {folder}: config.json says quantised by bitsandbytes, and its weights are floating-point; "
+            "remove quantization_config from config.json, or copy the weights that belong to it"
+        )
+    for name in integers:
+        scales = (f"{name.removesuffix('.weight')}.SCB", f"{name}.absmax")
+        if not names & set(scales):
+            raise UserError(
+                f"model folder {folder}: tensor {name} has no scales ({' or '.join(scales)}); copy it again"
+            )
 
 
 def safetensors_header(file: Path) -> dict[str, dict[str, Any]]:

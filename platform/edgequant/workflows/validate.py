@@ -64,6 +64,7 @@ def validate(
     if guard is not None:
         check_guard(guard, dataset)
     source = models.check_available(model)
+    models.check_floating(source)
     for scheme in parsed:
         check_group_sizes(scheme, models.layer_inputs(source))
     return Checked(source, with_size_budget(parsed, size_budget))
