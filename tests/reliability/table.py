@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from of_checkpoints import SITUATIONS as CHECKPOINTS
+from of_models import SITUATIONS as MODELS
 from of_settings import SITUATIONS as SETTINGS
 from situation import Situation
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
 BEGIN, END = "<!-- situations -->", "<!-- end of situations -->"
 KINDS: dict[str, list[Situation]] = {
+    "Model folders": MODELS,
+    "Adapters and checkpoints": CHECKPOINTS,
     "Settings and machines": SETTINGS,
 }
 

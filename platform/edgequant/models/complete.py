@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -54,9 +55,26 @@ def _load(location: str, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     from transformers import AutoModelForCausalLM
 
     wanted = {"output_loading_info": True, "ignore_mismatched_sizes": True, "trust_remote_code": False}
-    with readable_errors(f"model {location!r}", location):
+    with readable_errors(f"model {location!r}", location), _without_report():
         model, report = AutoModelForCausalLM.from_pretrained(location, **options, **wanted)
     return model, report
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """transformers' report and bar stay out of the output: what the report says is read and refused or done."""
+    from transformers.utils import logging as transformers_logging
+
+    logger, shows_bar = logging.getLogger("transformers.modeling_utils"), transformers_logging.is_progress_bar_enabled()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        if shows_bar:
+            transformers_logging.enable_progress_bar()
 
 
 @contextmanager

@@ -161,8 +161,8 @@ def check_floating(source: ModelSource) -> None:
     """
     if method := stated_quantization(_config_of(source)):
         raise UserError(
-            f"model must be a floating-point model, got {source.name!r}, which is quantised already ({method}); use the "
-            "model that it was made from"
+            f"model must be a floating-point model, got {source.name!r}, which is quantised already ({method}); use "
+            "the model that it was made from"
         )
 
 
