@@ -91,7 +91,7 @@ def checkpoint_changed(change: Change) -> Callable[[Place], str]:
 
 def flip_a_bit(folder: Path) -> None:
     content = bytearray((folder / "config.json").read_bytes())
-    content[content.index(b"rms_norm_eps") + 16] ^= 1  # 1e-06 becomes 0e-06
+    content[content.index(b"1e-06")] ^= 1  # the epsilon of the norms becomes 0
     (folder / "config.json").write_bytes(content)
 
 

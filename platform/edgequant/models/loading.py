@@ -129,7 +129,14 @@ def _can_be_rehearsed(resolved: ModelSource) -> bool:
     if is_adapter(folder):
         base = adapter_base(folder)
         return base.kind == "tiny" or _can_be_rehearsed(base)
-    return stated_quantization(folder_config(folder)) in (None, OUR_METHOD)
+    method = stated_quantization(folder_config(folder))
+    return method in (None, OUR_METHOD) or not _has_quantizer(method)
+
+
+def _has_quantizer(method: str | None) -> bool:
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+
+    return any(known == method or known.startswith(f"{method}_") for known in AUTO_QUANTIZATION_CONFIG_MAPPING)
 
 
 def _load_pair(resolved: ModelSource, options: dict[str, Any], *, as_checkpoint_says: bool = False) -> tuple[Any, Any]:

@@ -109,9 +109,7 @@ def adapter_base(folder: Path) -> ModelSource:
     seen, base = [folder.resolve()], _named_base(folder)
     while base.kind == "folder" and is_adapter(Path(base.location)):
         if Path(base.location) in seen:
-            raise UserError(
-                f"base_model_name_or_path in {folder / ADAPTER_CONFIG} leads back to an adapter; name a model"
-            )
+            raise UserError(f"base_model_name_or_path in {folder / ADAPTER_CONFIG} leads back to it; name a model")
         seen.append(Path(base.location))
         base = _named_base(seen[-1])
     return _named_base(folder)

@@ -87,6 +87,10 @@ def _check_bitsandbytes(folder: Path, integers: list[str], names: set[str]) -> N
             raise UserError(
                 f"model folder {folder}: tensor {name} has no scales ({' or '.join(scales)}); copy it again"
             )
+    weights = {f"{name.removesuffix('.SCB')}.weight" for name in names if name.endswith(".SCB")}
+    weights |= {name.removesuffix(".absmax") for name in names if name.endswith(".absmax")}
+    if lost := sorted(weights - names):
+        raise UserError(f"model folder {folder}: tensor {lost[0]} not found beside its scales; copy it again")
 
 
 def safetensors_header(file: Path) -> dict[str, dict[str, Any]]:
