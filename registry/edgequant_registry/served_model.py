@@ -23,7 +23,6 @@ class ServedModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
         loaded = models.load(context.artifacts["checkpoint"])
         self.model: Any = loaded.model
         self.tokenizer = loaded.tokenizer
-        self.tokenizer.padding_side = "left"
 
     # without type hints: MLflow would take the signature from them, and lose the parameters
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
@@ -38,7 +37,7 @@ class ServedModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
         prompts = _texts(model_input)
         options = {"max_new_tokens": 64, "temperature": 0.0} | (params or {})
         sampled = float(options["temperature"]) > 0
-        encoded = self.tokenizer(prompts, return_tensors="pt", padding=True).to(self.model.device)
+        encoded = self.tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left").to(self.model.device)
         encoded.pop("token_type_ids", None)
         with torch.inference_mode():
             generated = self.model.generate(

@@ -23,15 +23,16 @@ def fit_embeddings(base: Any, config: Any, weights: dict[str, Any], folder: str)
     names = {module: name for name, module in base.named_modules() if module in (embedding, head)}
     whole = {module: weights.get(f"{name}.weight") for module, name in names.items()}
     rows, tied = whole[embedding], head is not None and head.weight is embedding.weight
-    grows = rows is not None and len(rows) != embedding.weight.shape[0]
+    wanted = embedding.weight.shape[0] if rows is None else len(rows)
+    grows = wanted != embedding.weight.shape[0]
     if grows:
-        base.resize_token_embeddings(len(rows), mean_resizing=False)
+        base.resize_token_embeddings(wanted, mean_resizing=False)
     if tied and _changes_one_role(config, weights, names.values(), [whole[embedding], whole[head]]):
         _untie(base)
         tied = False
     if grows and not tied and head is not None and whole[head] is None:
         raise UserError(
-            f"adapter {folder} has an embedding of {len(rows):,} rows and no head for them; save it with "
+            f"adapter {folder} has an embedding of {wanted:,} rows and no head for them; save it with "
             "save_embedding_layers=True"
         )
 
