@@ -101,7 +101,7 @@ def _attach(base: Any, folder: Path) -> Any:
     stored = {PREFIX + name: tensor for name, tensor in weights.items()}
     try:
         adapted = PeftModelForCausalLM(base, config)
-        report = set_peft_model_state_dict(adapted, stored)
+        report: Any = set_peft_model_state_dict(adapted, stored)
     except KeyError as error:  # peft looks up the modules that were to be saved whole
         raise UserError(f"adapter {folder} lacks tensor {error.args[0]}; copy it whole") from error
     except (RuntimeError, ValueError) as error:
