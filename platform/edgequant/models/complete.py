@@ -56,8 +56,8 @@ def _load(location: str, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
 
     wanted = {"output_loading_info": True, "ignore_mismatched_sizes": True, "trust_remote_code": False}
     with readable_errors(f"model {location!r}", location), _without_report():
-        loaded: tuple[Any, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(location, **options, **wanted)
-    return loaded
+        loaded: Any = AutoModelForCausalLM.from_pretrained(location, **options, **wanted)
+    return loaded[0], loaded[1]
 
 
 @contextmanager
