@@ -30,7 +30,7 @@ def verify_checkpoint(version: Registered) -> str:
     Raises:
         UserError: a file is missing or damaged, or there is no checkpoint; names the file.
     """
-    from edgequant.quantization.checkpoint import verify
+    from edgequant.models.manifest import verify
 
     manifest = verify(tracking.download(version.uri))
     return f"{len(manifest['sha256'])} files have the SHA-256 that was filed with them"

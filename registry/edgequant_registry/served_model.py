@@ -17,19 +17,12 @@ class ServedModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
     """Prompts in, continuations out (without the prompt), in the same order."""
 
     def load_context(self, context: Any) -> None:
-        """Load the checkpoint beside this file."""
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        """Load the checkpoint beside this file, its files verified."""
+        from edgequant import models
 
-        import edgequant  # noqa: F401 - makes transformers know edgequant checkpoints
-
-        folder = context.artifacts["checkpoint"]
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-        if self.tokenizer.pad_token is None:
-            self.tokenizer.pad_token = self.tokenizer.eos_token
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        model: Any = AutoModelForCausalLM.from_pretrained(folder)
-        self.model = model.to(device).eval()
+        loaded = models.load(context.artifacts["checkpoint"])
+        self.model: Any = loaded.model
+        self.tokenizer = loaded.tokenizer
 
     # without type hints: MLflow would take the signature from them, and lose the parameters
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
@@ -44,7 +37,7 @@ class ServedModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
         prompts = _texts(model_input)
         options = {"max_new_tokens": 64, "temperature": 0.0} | (params or {})
         sampled = float(options["temperature"]) > 0
-        encoded = self.tokenizer(prompts, return_tensors="pt", padding=True).to(self.model.device)
+        encoded = self.tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left").to(self.model.device)
         encoded.pop("token_type_ids", None)
         with torch.inference_mode():
             generated = self.model.generate(

@@ -133,7 +133,7 @@ def test_an_adapter_folder_loads_over_the_model_that_it_names(tiny, tiny_folder,
                 parameter.normal_(0, 0.1)
     adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
     loaded = models.load(str(tmp_path / "adapter"), dtype="float32", device="cpu")
-    torch.testing.assert_close(logits(loaded.model), logits(adapted.eval()), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(logits(loaded.model), logits(adapted.eval()), rtol=1e-4, atol=1e-5)
     assert loaded.tokenizer("x").input_ids == tiny.tokenizer("x").input_ids
 
 

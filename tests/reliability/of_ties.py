@@ -13,9 +13,6 @@ from situation import Place, Situation
 from edgequant import models
 from edgequant.models.same_function.comparison import relative_difference
 from edgequant.models.tiny import tiny_model, tiny_tokenizer
-from edgequant.quantization import checkpoint
-from edgequant.quantization.ptq.quantize import quantize
-from edgequant.quantization.scheme import parse_scheme
 
 TOKENS = torch.arange(60)[None]
 QUICK = ("--evaluation.tasks", "[domain_perplexity]", "--evaluation.limit", "1", "--evaluation.window", "64")
@@ -137,13 +134,6 @@ def adapter_of_others(**given: Any) -> Any:
     return run
 
 
-def quantised_base(place: Place) -> str:
-    model, scheme = tiny_model(), parse_scheme("w8")
-    quantize(model, scheme)
-    checkpoint.save(model, tiny_tokenizer(), place.folder / "made", scheme, parameters=1, made_from="tiny")
-    return place.edgequant("finetune", "--model", "made")
-
-
 KEPT = (
     "model ...: config.json says tie_word_embeddings true, but the weights hold a head of its own with other values; "
 )
@@ -209,12 +199,5 @@ SITUATIONS = [
         "told",
         MERGED,
         adapter_of_others(target_modules=["q_proj"], modules_to_save=["lm_head"]),
-    ),
-    Situation(
-        "quantised checkpoint to fine-tune",
-        "finetune --model CHECKPOINT",
-        "refused",
-        "edgequant finetune: model must be a floating-point model, got 'made', which is quantised already ...",
-        quantised_base,
     ),
 ]

@@ -7,9 +7,11 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # what situations are made of
 
+from of_checkpoints import SITUATIONS as CHECKPOINTS
 from of_data import SITUATIONS as DATA
 from of_evidence import SITUATIONS as EVIDENCE
 from of_gguf import SITUATIONS as GGUF
+from of_models import SITUATIONS as MODELS
 from of_outputs import SITUATIONS as OUTPUTS
 from of_settings import SITUATIONS as SETTINGS
 from of_ties import SITUATIONS as TIES
@@ -20,6 +22,8 @@ BEGIN, END = "<!-- situations -->", "<!-- end of situations -->"
 KINDS: dict[str, list[Situation]] = {
     "Outputs": OUTPUTS,
     "Data sets and documents": DATA,
+    "Model folders": MODELS,
+    "Adapters and checkpoints": CHECKPOINTS,
     "Settings and machines": SETTINGS,
     "One tensor with two roles": TIES,
     "GGUF files": GGUF,

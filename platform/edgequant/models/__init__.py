@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+from edgequant.models.configs import folder_config, is_checkpoint
 from edgequant.models.devices import DTYPES, cast, check_device, check_dtype, computes_bfloat16, pick_device, pick_dtype
-from edgequant.models.loading import LoadedModel, load, load_tokenizer, weights_digest
+from edgequant.models.loading import LoadedModel, check_available, load, load_tokenizer, weights_digest
 from edgequant.models.sources import (
     HUB_MODELS,
     SHORT_NAMES,
     SMOLLM2_CONFIG,
     ModelSource,
-    check_available,
+    check_floating,
     context_length,
-    folder_config,
-    is_checkpoint,
     layer_inputs,
     resolve,
 )
@@ -30,6 +29,7 @@ __all__ = [
     "check_available",
     "check_device",
     "check_dtype",
+    "check_floating",
     "computes_bfloat16",
     "context_length",
     "folder_config",

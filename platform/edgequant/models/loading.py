@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from edgequant.errors import UserError
 from edgequant.models import hub
+from edgequant.models.complete import load_complete
+from edgequant.models.configs import (
+    ADAPTER_CONFIG,
+    OUR_METHOD,
+    folder_config,
+    is_adapter,
+    is_checkpoint,
+    stated_quantization,
+)
 from edgequant.models.devices import check_dtype, check_finite, pick_device, pick_dtype
 from edgequant.models.load_errors import told_in_one_line
-from edgequant.models.sources import ModelSource, is_checkpoint, resolve
+from edgequant.models.manifest import verify_if_ours
+from edgequant.models.sources import ModelSource, adapter_base, resolve
+from edgequant.models.stored_weights import check_weight_files
+from edgequant.models.tokenizers import check_rows, has_tokenizer, load_tokenizer_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -69,11 +80,12 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
         UserError: as `load`; a folder needs only the tokenizer's files.
     """
     path = Path(source).expanduser()
-    if path.is_dir() and any(path.glob("tokenizer*")):
-        return _tokenizer_of(str(path))
+    if path.is_dir() and has_tokenizer(path):
+        verify_if_ours(path)
+        return load_tokenizer_of(str(path))
     resolved = resolve(source)
     if resolved.kind == "hub":
-        return hub.fetched(resolved.name, resolved.location, lambda: _tokenizer_of(resolved.location))
+        return hub.fetched(resolved.name, resolved.location, lambda: load_tokenizer_of(resolved.location))
     return _load_tokenizer_of(resolved)
 
 
@@ -85,10 +97,53 @@ def _load_tokenizer_of(resolved: ModelSource) -> PreTrainedTokenizerBase:
     if resolved.kind == "tiny":
         return tiny_tokenizer()
     if resolved.kind == "embedded":
-        return _tokenizer_of(str(smollm2_folder()))
+        return load_tokenizer_of(str(smollm2_folder()))
     if resolved.kind == "gguf":
         return load_gguf_tokenizer(Path(resolved.location))
     return load(resolved.location, device="cpu").tokenizer
+
+
+def check_available(source: str | ModelSource) -> ModelSource:
+    """`resolve`, and a look whether the model can be had and loaded, so that nobody waits for an error.
+
+    A model of the hub must be within reach. A folder's files are verified and its weights compared with its config.json
+    by names and shapes, adapters and their base alike, without reading the weights; so is what a GGUF file says.
+
+    Raises:
+        UserError: as `resolve` and `load`, or neither in the hub's local cache nor within reach.
+    """
+    from edgequant.models.gguf.load import check_gguf
+
+    resolved = resolve(source)
+    if resolved.kind == "hub":
+        hub.check_available(resolved.name, resolved.location)
+    if resolved.kind == "gguf":
+        check_gguf(Path(resolved.location))
+    if _can_be_rehearsed(resolved):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*meta parameter.*")  # nothing is copied: that is the purpose
+            _load_pair(resolved, {"dtype": "float32", "device_map": "meta"})
+    elif resolved.kind == "folder":
+        _check_files(Path(resolved.location))
+    return resolved
+
+
+def _can_be_rehearsed(resolved: ModelSource) -> bool:
+    """Whether it can be loaded without its weights: nothing to fetch or make, no quantiser that asks for values."""
+    folder = Path(resolved.location)
+    if resolved.kind != "folder":
+        return False
+    if is_adapter(folder):
+        base = adapter_base(folder)
+        return base.kind == "tiny" or _can_be_rehearsed(base)
+    method = stated_quantization(folder_config(folder))
+    return method in (None, OUR_METHOD) or not _has_quantizer(method)
+
+
+def _has_quantizer(method: str | None) -> bool:
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+
+    return any(known == method or known.startswith(f"{method}_") for known in AUTO_QUANTIZATION_CONFIG_MAPPING)
 
 
 def _load_pair(resolved: ModelSource, options: dict[str, Any], *, as_checkpoint_says: bool = False) -> tuple[Any, Any]:
@@ -97,7 +152,7 @@ def _load_pair(resolved: ModelSource, options: dict[str, Any], *, as_checkpoint_
     from edgequant.models.tiny import tiny_folder, tiny_model, tiny_tokenizer
 
     match resolved.kind:
-        case "tiny" if "quantization_config" not in options:
+        case "tiny" if "device_map" not in options:
             return tiny_model(options["dtype"]), tiny_tokenizer()
         case "tiny":
             return _load_folder(tiny_folder(), options)
@@ -114,7 +169,7 @@ def _load_pair(resolved: ModelSource, options: dict[str, Any], *, as_checkpoint_
             fetched = resolve(str(_fetched_folder(resolved)))
             return _load_pair(fetched, options, as_checkpoint_says=as_checkpoint_says)
         case _:
-            return hub.fetched(resolved.name, resolved.location, lambda: _from_pretrained(resolved.location, options))
+            return hub.fetched(resolved.name, resolved.location, lambda: _load_hub(resolved.location, options))
 
 
 def _fetched_folder(resolved: ModelSource) -> Path:
@@ -126,55 +181,53 @@ def _fetched_folder(resolved: ModelSource) -> Path:
 def _model_folder_in(folder: Path) -> Path:
     """A registered model may wrap the checkpoint (MLmodel beside artifacts/): find the folder that holds the model."""
     for candidate in (folder, folder / "checkpoint", folder / "artifacts" / "checkpoint"):
-        if (candidate / "config.json").is_file() or (candidate / "adapter_config.json").is_file():
+        if (candidate / "config.json").is_file() or is_adapter(candidate):
             return candidate
     return folder
 
 
 def _load_folder(folder: Path, options: dict[str, Any]) -> tuple[Any, Any]:
-    if (folder / "adapter_config.json").is_file():
-        return _load_adapter(folder, options)
-    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
-        raise UserError(
-            f"weights (*.safetensors) not found in model folder {str(folder)!r}, which has a config.json; copy it whole"
-        )
-    return _from_pretrained(str(folder), options)
+    from edgequant.models.adapters import load_adapter
+
+    _check_files(folder)
+    return load_adapter(folder, options, _load_pair) if is_adapter(folder) else _load_model(str(folder), options)
 
 
-def _load_adapter(folder: Path, options: dict[str, Any]) -> tuple[Any, Any]:
-    from peft import PeftModel
+def _check_files(folder: Path) -> None:
+    from edgequant.models.adapters import check_adapter
 
-    base = json.loads((folder / "adapter_config.json").read_text()).get("base_model_name_or_path")
-    if not base:
-        raise UserError(
-            f"base_model_name_or_path not found in {folder / 'adapter_config.json'}; add the model it was trained on"
-        )
-    model, tokenizer = _load_pair(resolve(base), options)
-    if any(folder.glob("tokenizer*")):
-        tokenizer = _tokenizer_of(str(folder))
-    return PeftModel.from_pretrained(model, str(folder)), tokenizer
+    verify_if_ours(folder)
+    if is_adapter(folder):
+        check_adapter(folder)
+    else:
+        check_weight_files(folder, quantized_by=stated_quantization(folder_config(folder)))
 
 
-def _from_pretrained(location: str, options: dict[str, Any]) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM
+def _load_hub(repository: str, options: dict[str, Any]) -> tuple[Any, Any]:
+    """An adapter's files are few and its base another repository: it is fetched whole and read as a folder."""
+    from huggingface_hub import snapshot_download
+    from transformers.utils import cached_file
 
-    from edgequant.models.same_function.ties import settle_head
+    from edgequant.models.adapters import load_adapter
 
-    loaded: Any = AutoModelForCausalLM.from_pretrained(location, output_loading_info=True, **options)
-    model, report = loaded
-    settle_head(model, location, report["missing_keys"])
+    found = cached_file(
+        repository,
+        ADAPTER_CONFIG,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    if found is None:
+        return _load_model(repository, options)
+    return load_adapter(Path(snapshot_download(repository)), options, _load_pair)
+
+
+def _load_model(location: str, options: dict[str, Any]) -> tuple[Any, Any]:
+    model = load_complete(location, options)
     if hasattr(model, "ct_decompress_hook"):  # compressed-tensors would wait for a call of the whole model
         model.hf_quantizer.compressor.decompress_model(model)
-    return model, _tokenizer_of(location)
-
-
-def _tokenizer_of(location: str, **options: Any) -> Any:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(location, **options)
-    if tokenizer.pad_token is None:  # Llama, Phi: batches need one, and the attention mask hides it
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+    tokenizer = load_tokenizer_of(location)
+    check_rows(tokenizer, model, location)
+    return model, tokenizer
 
 
 def weights_digest(model: Any) -> str:

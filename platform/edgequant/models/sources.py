@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgequant.errors import UserError
-from edgequant.models import hub
+from edgequant.models.configs import (
+    ADAPTER_CONFIG,
+    CONFIG,
+    folder_config,
+    is_adapter,
+    read_object,
+    stated_quantization,
+    whole_number,
+)
 from edgequant.models.tiny import TINY_SIZES
 
 # The four models of the methodology, by the names that the papers use.
@@ -20,6 +27,7 @@ HUB_MODELS = {
     "gemma-3-1b-it": "google/gemma-3-1b-it",
 }
 SHORT_NAMES = (*HUB_MODELS, "smollm2-135m", "tiny")
+NAME_LENGTH = 96  # characters; names of files are made of it
 SMOLLM2_CONFIG = {
     "model_type": "llama",
     "hidden_size": 576,
@@ -67,7 +75,7 @@ def resolve(source: str | ModelSource) -> ModelSource:
 
 
 def _folder_source(path: Path) -> ModelSource:
-    if (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
+    if (path / CONFIG).is_file() or is_adapter(path):
         return ModelSource("folder", _folder_name(path), str(path.resolve()))
     files = sorted(path.glob("*.gguf"))
     if len(files) == 1:
@@ -80,7 +88,8 @@ def _folder_source(path: Path) -> ModelSource:
 
 def _folder_name(path: Path) -> str:
     """A checkpoint of ours says which model it was made from; any other folder goes by its own name."""
-    return str(folder_config(path).get("edgequant_model") or _tag_name(path.resolve().name))
+    made_from = folder_config(path).get("edgequant_model")
+    return _tag_name(made_from if isinstance(made_from, str) else path.resolve().name)
 
 
 def _looks_like_a_path(source: str) -> bool:
@@ -93,60 +102,58 @@ def _known() -> str:
 
 
 def _tag_name(text: str) -> str:
-    return re.sub(r"[^\w.-]+", "-", text).strip("-").lower() or "model"
+    """Fit for files, tags and a registered model, whatever a foreign config says: neither a path nor too long."""
+    return re.sub(r"[^\w.-]+", "-", text)[:NAME_LENGTH].strip("-.").lower() or "model"
 
 
-def check_available(source: str | ModelSource) -> ModelSource:
-    """`resolve`, and for a model of the hub or a GGUF file a look whether it can be had: nobody waits for an error.
-
-    Raises:
-        UserError: as `resolve`, or neither in the hub's local cache nor within reach, or a GGUF file that says what
-            cannot be read (its weights are not looked at).
-    """
-    resolved = resolve(source)
-    if resolved.kind == "gguf":
-        from edgequant.models.gguf.load import check_gguf
-
-        check_gguf(Path(resolved.location))
-    if resolved.kind == "hub":
-        hub.check_available(resolved.name, resolved.location)
-    return resolved
-
-
-def is_checkpoint(folder: Path) -> bool:
-    """Whether a folder holds one of our quantised checkpoints."""
-    return "edgequant_model" in folder_config(folder)
-
-
-def folder_config(folder: Path) -> dict[str, Any]:
-    """A folder's config.json, empty where there is none.
+def adapter_base(folder: Path) -> ModelSource:
+    """The model that an adapter was trained on, as its adapter_config.json names it.
 
     Raises:
-        UserError: it is not JSON.
+        UserError: none is named, or it is not there, or an adapter that comes back to this one.
     """
-    file = folder / "config.json"
+    seen, base = [folder.resolve()], _named_base(folder)
+    while base.kind == "folder" and is_adapter(Path(base.location)):
+        if Path(base.location) in seen:
+            raise UserError(f"base_model_name_or_path in {folder / ADAPTER_CONFIG} leads back to it; name a model")
+        seen.append(Path(base.location))
+        base = _named_base(seen[-1])
+    return _named_base(folder)
+
+
+def _named_base(folder: Path) -> ModelSource:
+    file = folder / ADAPTER_CONFIG
+    base = read_object(file).get("base_model_name_or_path")
+    if not base or not isinstance(base, str):
+        raise UserError(f"base_model_name_or_path not found in {file}; add the model it was trained on")
     try:
-        return dict(json.loads(file.read_text())) if file.is_file() else {}
-    except ValueError as error:
-        raise UserError(f"{file} is not valid JSON ({error}); copy the model's folder again") from error
+        return resolve(base)
+    except UserError as error:
+        raise UserError(
+            f"adapter {folder} was trained on {base!r}, which base_model_name_or_path in its {ADAPTER_CONFIG} names "
+            f"({str(error).partition(';')[0]}); put the model there, or name where it is"
+        ) from error
 
 
 def layer_inputs(source: str | ModelSource) -> dict[str, int]:
     """Input features of one layer of each kind, as far as they can be told without loading weights (else empty).
 
     So that a group size that does not fit is refused before anything is downloaded or loaded.
+
+    Raises:
+        UserError: config.json has a size that is no positive whole number.
     """
     config = _config_of(resolve(source))
-    if not config.get("hidden_size"):
+    hidden = whole_number(config, "hidden_size")
+    if hidden is None:
         return {}
-    hidden = int(config["hidden_size"])
-    heads = int(config.get("num_attention_heads", 1))
-    attention = heads * int(config.get("head_dim") or hidden // heads)
+    heads = whole_number(config, "num_attention_heads") or 1
+    attention = heads * (whole_number(config, "head_dim") or hidden // heads)
     out, down = ("dense", "fc2") if config.get("model_type") == "phi" else ("o_proj", "down_proj")
     layer = "model.layers.0"
     features = {f"{layer}.self_attn.q_proj": hidden, f"{layer}.self_attn.{out}": attention}
-    if config.get("intermediate_size"):
-        features[f"{layer}.mlp.{down}"] = int(config["intermediate_size"])
+    if inner := whole_number(config, "intermediate_size"):
+        features[f"{layer}.mlp.{down}"] = inner
     return features
 
 
@@ -156,11 +163,25 @@ def context_length(source: str | ModelSource) -> int | None:
     return length if isinstance(length, int) and length > 0 else None
 
 
+def check_floating(source: ModelSource) -> None:
+    """Refuse a model that is quantised already, as far as can be told without fetching it.
+
+    Raises:
+        UserError: its config.json, or that of an adapter's base, says how its weights are quantised.
+    """
+    if method := stated_quantization(_config_of(source)):
+        raise UserError(
+            f"model must be a floating-point model, got {source.name!r}, which is quantised already ({method}); use "
+            "the model that it was made from"
+        )
+
+
 def _config_of(resolved: ModelSource) -> dict[str, Any]:
     if resolved.kind == "tiny":
         return TINY_SIZES
     if resolved.kind == "embedded":
         return SMOLLM2_CONFIG
     if resolved.kind == "folder":
-        return folder_config(Path(resolved.location))
+        folder = Path(resolved.location)
+        return _config_of(adapter_base(folder)) if is_adapter(folder) else folder_config(folder)
     return {}

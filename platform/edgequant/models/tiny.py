@@ -8,7 +8,7 @@ from typing import Any
 
 from edgequant.files import cache_dir, sha256_of_bytes
 from edgequant.models.devices import cast
-from edgequant.models.folders import save_folder
+from edgequant.models.folders import kept_folder
 
 TINY_SIZES: dict[str, Any] = {
     "hidden_size": 128,
@@ -23,9 +23,7 @@ TINY_SIZES: dict[str, Any] = {
 def tiny_folder() -> Path:
     """The `tiny` model as a transformers folder in the cache."""
     folder = cache_dir() / "models" / f"tiny-{sha256_of_bytes(json.dumps(TINY_SIZES))[:8]}"
-    if not (folder / "config.json").is_file():
-        save_folder(tiny_model("float32"), tiny_tokenizer(), folder)
-    return folder
+    return kept_folder(folder, lambda: (tiny_model("float32"), tiny_tokenizer()))
 
 
 def tiny_tokenizer() -> Any:

@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import save_file
 
 from edgequant.errors import UserError
-from edgequant.files import sha256_of, write_atomically
+from edgequant.files import write_atomically
 from edgequant.folders import atomic_folder
+from edgequant.models.configs import OUR_METHOD, folder_config, whole_number
+from edgequant.models.manifest import MANIFEST, verify, write_manifest
 from edgequant.quantization.scheme import Scheme
 
-MANIFEST = "edgequant.json"
 WEIGHTS = "model.safetensors"
-QUANT_METHOD = "edgequant"
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def save(
         if getattr(model, "generation_config", None) is not None:
             model.generation_config.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-        _write_manifest(temporary, scheme.to_dict())
+        write_manifest(temporary, scheme.to_dict())
     return QuantizedCheckpoint(folder, scheme, parameters)
 
 
@@ -78,7 +78,7 @@ def _config(model: Any, scheme: Scheme, parameters: int, made_from: str) -> dict
     for part in (config, config.get("text_config")):
         if isinstance(part, dict) and "tie_word_embeddings" in part:
             part["tie_word_embeddings"] = _has_tied_head(model)
-    config["quantization_config"] = {"quant_method": QUANT_METHOD, "scheme": scheme.to_dict()}
+    config["quantization_config"] = {"quant_method": OUR_METHOD, "scheme": scheme.to_dict()}
     config["num_parameters_unquantized"] = parameters
     config["edgequant_model"] = made_from
     # Said outright: transformers would otherwise guess the compute type from the first tensor, a float16 scale.
@@ -95,49 +95,35 @@ def _has_tied_head(model: Any) -> bool:
     return weight is not None and weight is getattr(embedding, "weight", None)
 
 
-def _write_manifest(folder: Path, scheme: dict[str, Any] | None) -> None:
-    files = {file.name: sha256_of(file) for file in sorted(folder.iterdir()) if file.is_file()}
-    write_atomically(folder / MANIFEST, json.dumps({"format": 1, "scheme": scheme, "sha256": files}, indent=2))
-
-
 def ensure_manifest(folder: str | Path) -> None:
     """Give a folder that has none a manifest without a scheme: a merged or a bitsandbytes model, about to be filed."""
     if not (Path(folder) / MANIFEST).is_file():
-        _write_manifest(Path(folder), None)
+        write_manifest(Path(folder), None)
 
 
 def open_checkpoint(folder: str | Path) -> QuantizedCheckpoint:
     """Verify every file of a checkpoint folder against its manifest and describe it.
 
     Raises:
-        UserError: no checkpoint, a missing file, or a file whose SHA-256 is not the manifest's; names the file.
+        UserError: as `models.manifest.verify`, or no quantised checkpoint, or a scheme that means nothing.
     """
     folder = Path(folder)
     manifest = verify(folder)
     if manifest["scheme"] is None:
         raise UserError(f"{folder} is not a quantised edgequant checkpoint; make one with `edgequant qat` or `ptq`")
-    config = json.loads((folder / "config.json").read_text())
-    return QuantizedCheckpoint(folder, Scheme.from_dict(manifest["scheme"]), int(config["num_parameters_unquantized"]))
+    parameters = whole_number(folder_config(folder), "num_parameters_unquantized")
+    if parameters is None:
+        raise UserError(f"{folder / 'config.json'} has no num_parameters_unquantized; copy the checkpoint again")
+    return QuantizedCheckpoint(folder, read_scheme(manifest["scheme"], folder / MANIFEST), parameters)
 
 
-def verify(folder: str | Path) -> dict[str, Any]:
-    """Check every file against the manifest; returns the manifest.
+def read_scheme(stated: Any, file: str | Path) -> Scheme:
+    """A scheme out of a file of unknown origin.
 
     Raises:
-        UserError: as `open_checkpoint`.
+        UserError: it is no scheme; names the file.
     """
-    folder = Path(folder)
-    if not (folder / MANIFEST).is_file():
-        raise UserError(
-            f"{folder} is not an edgequant checkpoint: {MANIFEST} not found; make one with `edgequant qat` or `ptq`"
-        )
-    manifest = json.loads((folder / MANIFEST).read_text())
-    for name, expected in manifest["sha256"].items():
-        if not (folder / name).is_file():
-            raise UserError(f"checkpoint {folder}: {name} not found; copy the whole folder again")
-        if (found := sha256_of(folder / name)) != expected:
-            raise UserError(
-                f"checkpoint {folder}: {name} is damaged (SHA-256 {found[:12]}..., expected {expected[:12]}...); "
-                "copy it again"
-            )
-    return dict(manifest)
+    try:
+        return Scheme.from_dict(stated)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"the scheme in {file} means nothing ({error}); copy the checkpoint again") from error

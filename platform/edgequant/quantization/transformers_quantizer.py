@@ -11,24 +11,26 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from edgequant.errors import UserError
-from edgequant.quantization.checkpoint import MANIFEST, QUANT_METHOD, verify
+from edgequant.models.configs import OUR_METHOD
+from edgequant.models.manifest import MANIFEST, verify
+from edgequant.quantization.checkpoint import read_scheme
 from edgequant.quantization.layers.convert import build_integer_layers
 from edgequant.quantization.scheme import Scheme
 
 
-@register_quantization_config(QUANT_METHOD)
+@register_quantization_config(OUR_METHOD)
 class EdgequantConfig(QuantizationConfigMixin):
     """The `quantization_config` of config.json: the scheme as plain values."""
 
-    def __init__(self, scheme: dict[str, Any] | Scheme, **_further: Any) -> None:
-        self.quant_method = QUANT_METHOD  # type: ignore[assignment]  # transformers keeps an enum of its own methods
-        self.scheme = scheme if isinstance(scheme, Scheme) else Scheme.from_dict(scheme)
+    def __init__(self, scheme: dict[str, Any] | Scheme | None = None, **_further: Any) -> None:
+        self.quant_method = OUR_METHOD  # type: ignore[assignment]  # transformers keeps an enum of its own methods
+        self.scheme = scheme if isinstance(scheme, Scheme) else read_scheme(scheme, "config.json")
 
     def to_dict(self) -> dict[str, Any]:
-        return {"quant_method": QUANT_METHOD, "scheme": self.scheme.to_dict()}
+        return {"quant_method": OUR_METHOD, "scheme": self.scheme.to_dict()}
 
 
-@register_quantizer(QUANT_METHOD)
+@register_quantizer(OUR_METHOD)
 class EdgequantQuantizer(HfQuantizer):
     """Verifies the files, puts integer layers in place of the model's own, and lets transformers fill them."""
 
@@ -36,7 +38,7 @@ class EdgequantQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
         files = [Path(str(file)) for file in kwargs.get("checkpoint_files") or []]
-        if files and (files[0].parent / MANIFEST).is_file():
+        if files and not _is_fetched_in_parts(files[0].parent):
             verify(files[0].parent)
         scheme: Scheme = self.quantization_config.scheme  # type: ignore[attr-defined]
         targets = build_integer_layers(model, scheme)
@@ -55,6 +57,11 @@ class EdgequantQuantizer(HfQuantizer):
 
     def is_serializable(self) -> bool:
         return False  # checkpoint.save writes the folder, with its manifest
+
+
+def _is_fetched_in_parts(folder: Path) -> bool:
+    """A hub's cache holds the files that were asked for, and its client has checked each; the manifest is not one."""
+    return folder.parent.name == "snapshots" and not (folder / MANIFEST).is_file()
 
 
 def _check_shapes(model: Any, files: list[Path]) -> None:

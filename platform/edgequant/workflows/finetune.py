@@ -62,7 +62,6 @@ def finetune(
         model, dataset, training=training, evaluation=evaluation, self_generated=False, device=run.device
     ).source
     target = check_folders(output, base, places_read(source, dataset, data_dir=run.data_dir))
-    check_floating(source)
 
     from edgequant import models, tracking
     from edgequant.workflows.steps.data import check_data, evaluation_data
@@ -129,23 +128,6 @@ def check_folders(output: str | None, base: str, reads: Sequence[Place]) -> Path
     if base != "float" and (folder / "merged").exists():
         raise refusal(output, FINETUNED, f"holds 'merged', which an adapter over base {base} has none of")
     return folder
-
-
-def check_floating(source: ModelSource) -> None:
-    """Refuse weights that are integers already, as far as can be told before they are loaded.
-
-    Raises:
-        UserError: adapters over them could not be merged.
-    """
-    from edgequant import models
-
-    config = models.folder_config(Path(source.location)) if source.kind == "folder" else {}
-    if stated := config.get("quantization_config"):
-        method = stated.get("quant_method") if isinstance(stated, dict) else stated
-        raise UserError(
-            f"model must be a floating-point model, got {source.location!r}, which is quantised already ({method}); "
-            "give the model that it was made of, with base bnb-nf4 for integers under the adapters"
-        )
 
 
 def load_base(source: ModelSource, base: str, *, device: str, dtype: str) -> Any:

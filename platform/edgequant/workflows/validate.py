@@ -75,6 +75,7 @@ def validate(
     if guard is not None:
         check_guard(guard, dataset)
     source = models.check_available(model)
+    models.check_floating(source)
     _check_lengths(source, training, calibration)
     if evaluation is not None:
         check_window(source, evaluation)

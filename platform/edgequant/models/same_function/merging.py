@@ -14,6 +14,8 @@ from edgequant.models.same_function.comparison import check_same, probe_logits, 
 from edgequant.models.same_function.integers_of_bitsandbytes import OVER_INTEGERS, hold_layout, holds_integers
 from edgequant.models.same_function.ties import give_own_weights, mark_untied, says_tied, tie_if_equal
 
+SPLIT_UP = "merging: embedding and head were one tensor and are two now, as their adapters were trained"
+
 
 def merge_adapters(adapted: Any, tokenizer: Any = None) -> Any:
     """A peft model's plain model, its active adapters folded into the weights: for LoRA W + (alpha / rank) B A.
@@ -43,7 +45,7 @@ def merge_adapters(adapted: Any, tokenizer: Any = None) -> Any:
         merged = _merged(adapted)
     if tied and not tie_if_equal(merged):
         mark_untied(merged)
-        print("merging: embedding and head were one tensor and are two now, as their adapters were trained", flush=True)
+        print(SPLIT_UP, flush=True)
     check_same(before, probe_logits(merged, tokens), limit, "merging the adapter", "use the adapter as it is, unmerged")
     return merged
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
-
-from edgequant.errors import UserError
 
 
 def head_weights(model: Any) -> tuple[Any, Any] | None:
@@ -63,27 +60,16 @@ def tie_if_equal(model: Any) -> bool:
     return True
 
 
-def settle_head(model: Any, location: str, missing: Iterable[str]) -> None:
+def settle_head(model: Any, location: str) -> None:
     """Go by the weights where config.json says tied and the head has values of its own, and say so; in place.
 
     transformers leaves such a model untied, with a configuration that says otherwise: written and read again it would
     be another one.
 
     Args:
-        model: as transformers loaded it.
+        model: as transformers loaded it, with all of its weights.
         location: folder or hub id, for messages.
-        missing: names of tensors that the files lack.
-
-    Raises:
-        UserError: config.json says untied, and there is no head.
     """
-    head = model.get_output_embeddings()
-    own = {f"{name}.weight" for name, module in model.named_modules() if module is head and head is not None}
-    if absent := sorted(own & set(missing)):
-        raise UserError(
-            f"model {location!r} lacks tensor {absent[0]}, and config.json does not say that the head is the "
-            "embedding; set tie_word_embeddings to true there if it is, or copy the whole folder again"
-        )
     if says_tied(model) and not tie_if_equal(model):
         mark_untied(model)
         print(

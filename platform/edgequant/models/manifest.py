@@ -1,0 +1,107 @@
+"""`edgequant.json`: SHA-256 of every file of a folder that edgequant wrote, checked whenever the folder is read."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from edgequant.errors import UserError
+from edgequant.files import sha256_of, write_atomically
+from edgequant.models.configs import needs_manifest, read_object
+
+MANIFEST = "edgequant.json"
+FORMAT = 1
+# What hubs, MLflow, desktops and people put beside a model, and nothing that loads one reads.
+HARMLESS = re.compile(
+    r"\..*|(readme|licen[cs]e|copying|notice|authors|citation|changelog|use_policy)\b.*|"
+    r".*\.(md|rst|png|jpe?g|gif|svg|webp|pdf|html|csv|log|ya?ml|py|gguf|onnx|ini|db|sha256|sig|asc|bib|cff)|"
+    r"mlmodel|requirements\.txt|registered_model_meta|(serving_)?input_example\.json|thumbs\.db",
+    re.IGNORECASE,
+)
+TEMPLATES = "additional_chat_templates"  # the one folder in a model's that transformers reads
+LISTED_NAME = re.compile(rf"({TEMPLATES}/)?(?!\.{{1,2}}$)[^/\\\x00]+")
+_known: dict[tuple[str, int, int, int, int], str] = {}
+
+
+def write_manifest(folder: Path, scheme: dict[str, Any] | None) -> None:
+    """Write down the SHA-256 of every file that loading may read, and the scheme of a quantised checkpoint."""
+    files = {name: sha256_of(folder / name) for name in _names(folder) if not HARMLESS.fullmatch(name)}
+    write_atomically(folder / MANIFEST, json.dumps({"format": FORMAT, "scheme": scheme, "sha256": files}, indent=2))
+
+
+def _names(folder: Path) -> list[str]:
+    """The files that loading may read, beside the manifest, by their paths within the folder."""
+    files = [file for file in (*folder.iterdir(), *(folder / TEMPLATES).glob("*")) if not file.is_dir()]
+    return sorted(file.relative_to(folder).as_posix() for file in files if file.name != MANIFEST)
+
+
+def verify(folder: str | Path) -> dict[str, Any]:
+    """Check every file against the manifest; returns the manifest.
+
+    Raises:
+        UserError: no manifest, a missing or damaged file, or one that is not listed and could change what is loaded.
+    """
+    folder = Path(folder)
+    if not (folder / MANIFEST).is_file():
+        raise UserError(
+            f"{folder} is not an edgequant checkpoint: {MANIFEST} not found; make one with `edgequant qat` or `ptq`"
+        )
+    manifest = _read(folder / MANIFEST)
+    for name, expected in manifest["sha256"].items():
+        if not (folder / name).is_file():
+            raise UserError(f"checkpoint {folder}: {name} not found; copy the whole folder again")
+        if (found := _sha256_of_unchanged(folder / name)) != expected:
+            raise UserError(
+                f"checkpoint {folder}: {name} is damaged (SHA-256 {found[:12]}..., expected {expected[:12]}...); "
+                "copy it again"
+            )
+    if unlisted := _unlisted(folder, manifest["sha256"]):
+        raise UserError(
+            f"checkpoint {folder}: {', '.join(unlisted[:3])} is not listed in {MANIFEST} and could change what is "
+            "loaded; remove it, or copy the folder again"
+        )
+    return manifest
+
+
+def verify_if_ours(folder: Path) -> None:
+    """`verify` for a folder that has a manifest, or whose config.json says that it must have one.
+
+    Raises:
+        UserError: as `verify`.
+    """
+    if (folder / MANIFEST).is_file():
+        verify(folder)
+    elif needs_manifest(folder):
+        raise UserError(
+            f"checkpoint {folder}: {MANIFEST} not found, without which its files cannot be checked; copy the whole "
+            "folder again"
+        )
+
+
+def _read(file: Path) -> dict[str, Any]:
+    manifest = read_object(file)
+    files = manifest.get("sha256")
+    if manifest.get("format") != FORMAT or not isinstance(files, dict) or "scheme" not in manifest:
+        raise UserError(
+            f"{file} must have format {FORMAT}, a scheme and sha256 of each file, got {str(manifest)[:60]!r}; copy it "
+            "again, or install the edgequant that wrote it"
+        )
+    for name, digest in files.items():
+        if not LISTED_NAME.fullmatch(name) or not isinstance(digest, str):
+            raise UserError(f"{file} must list files of its own folder, got {name!r}; copy the folder again")
+    return manifest
+
+
+def _unlisted(folder: Path, listed: dict[str, str]) -> list[str]:
+    return [name for name in _names(folder) if name not in listed and not HARMLESS.fullmatch(name)]
+
+
+def _sha256_of_unchanged(file: Path) -> str:
+    """Computed once for as long as the file stays untouched: a workflow loads a folder more than once."""
+    found = file.stat()
+    key = (str(file.resolve()), found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    if key not in _known:
+        _known[key] = sha256_of(file)
+    return _known[key]

@@ -1,0 +1,173 @@
+"""Adapters and checkpoints: what is missing or damaged, of another model, or does not belong there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from of_models import MATRIX, WEIGHTS, Change, exported_up_projection, tokens_without_a_row
+from safetensors.numpy import load_file, save_file
+from situation import Place, Situation
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+CHECKPOINT = "export --model CHECKPOINT"
+
+
+def adapter(place: Place, base: str = "tiny") -> Path:
+    """LoRA of rank 2, scale 8 / 2, on the up projections of both layers, with numbers in A and B."""
+    folder, draws = place.folder / "adapter", np.random.default_rng(0)
+    folder.mkdir()
+    prefix = "base_model.model.model.layers"
+    tensors = {f"{prefix}.{layer}.mlp.up_proj.lora_A.weight": draws.normal(size=(2, 128)) for layer in (0, 1)}
+    tensors |= {f"{prefix}.{layer}.mlp.up_proj.lora_B.weight": draws.normal(size=(512, 2)) for layer in (0, 1)}
+    save_file({name: 0.1 * array.astype(np.float32) for name, array in tensors.items()}, folder / ADAPTER_WEIGHTS)
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 2, "lora_alpha": 8, "target_modules": ["up_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": base}))
+    return folder
+
+
+def adapter_merged(place: Place) -> str:
+    """W + (alpha / rank) B A, computed here."""
+    stored = load_file(adapter(place) / ADAPTER_WEIGHTS)
+    said = place.edgequant("export", "--model", "adapter", "--format", "f32", "--check", "false", "--output", "out")
+    name = "base_model.model.model.layers.1.mlp.up_proj.lora_{}.weight"
+    expected = load_file(place.tiny_folder / WEIGHTS)[MATRIX] + 4 * stored[name.format("B")] @ stored[name.format("A")]
+    assert np.allclose(exported_up_projection(place, "adapter"), expected, atol=1e-6)
+    return said
+
+
+def adapter_lacks_a_matrix(place: Place) -> str:
+    file = adapter(place) / ADAPTER_WEIGHTS
+    save_file(
+        {name: array for name, array in load_file(file).items() if "layers.1.mlp.up_proj.lora_B" not in name}, file
+    )
+    return place.edgequant("evaluate", "--model", "adapter")
+
+
+def adapter_of_another_size(place: Place) -> str:
+    file = adapter(place) / ADAPTER_WEIGHTS
+    save_file({name: array[:, :64] if "lora_A" in name else array for name, array in load_file(file).items()}, file)
+    return place.edgequant("qat", "--model", "adapter")
+
+
+def adapter_without_its_base(place: Place) -> str:
+    adapter(place, base="/models/gone")
+    return place.edgequant("finetune", "--model", "adapter")
+
+
+def adapter_with_tokens(place: Place) -> str:
+    folder = adapter(place)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(place.tiny_folder / name, folder)
+    tokens_without_a_row(folder)
+    return place.edgequant("ptq", "--model", "adapter")
+
+
+# -------------------------------------------------------------------------------------------------------- checkpoints
+
+
+def checkpoint(place: Place) -> Path:
+    from edgequant import models
+    from edgequant.quantization import checkpoint
+    from edgequant.quantization.ptq.quantize import quantize
+    from edgequant.quantization.scheme import parse_scheme
+
+    loaded, scheme = models.load(str(place.tiny_folder), dtype="float32", device="cpu"), parse_scheme("w8")
+    quantize(loaded.model, scheme)
+    made = {"parameters": 525_000, "made_from": "tiny"}
+    return checkpoint.save(loaded.model, loaded.tokenizer, place.folder / "checkpoint", scheme, **made).folder
+
+
+def checkpoint_changed(change: Change) -> Callable[[Place], str]:
+    def run(place: Place) -> str:
+        change(checkpoint(place))
+        return place.edgequant("export", "--model", "checkpoint", "--check", "false", "--output", "out")
+
+    return run
+
+
+def flip_a_bit(folder: Path) -> None:
+    content = bytearray((folder / "config.json").read_bytes())
+    content[content.index(b"1e-06")] ^= 1  # the epsilon of the norms becomes 0
+    (folder / "config.json").write_bytes(content)
+
+
+def quantize_again(place: Place) -> str:
+    checkpoint(place)
+    return place.edgequant("ptq", "--model", "checkpoint", "--scheme", "w4-g32")
+
+
+def with_harmless_files(folder: Path) -> None:
+    for name in ("README.md", ".gitattributes", "LICENSE", "logo.png"):
+        (folder / name).write_text("text")
+
+
+SITUATIONS = [
+    Situation("an adapter", "export --model ADAPTER", "read as meant", "export: adapter as f32", adapter_merged),
+    Situation(
+        "an adapter that lacks one matrix",
+        "evaluate --model ADAPTER",
+        "refused",
+        "... adapter ... lacks tensor ...layers.1.mlp.up_proj.lora_B...; use the base it was trained on",
+        adapter_lacks_a_matrix,
+    ),
+    Situation(
+        "an adapter of a model of another size",
+        "qat --model ADAPTER",
+        "refused",
+        "... does not fit its base 'tiny' (... size mismatch for ...",
+        adapter_of_another_size,
+    ),
+    Situation(
+        "an adapter whose base is gone",
+        "finetune --model ADAPTER",
+        "refused",
+        "... was trained on '/models/gone', ... not found); put the model there, or ...",
+        adapter_without_its_base,
+    ),
+    Situation(
+        "an adapter with a token of its own and no row for it",
+        "ptq --model ADAPTER",
+        "refused",
+        "... has no row for ('<|264|>')...",
+        adapter_with_tokens,
+    ),
+    Situation(
+        "one flipped bit in a checkpoint's config.json",
+        CHECKPOINT,
+        "refused",
+        "... checkpoint ...: config.json is damaged (SHA-256 ...",
+        checkpoint_changed(flip_a_bit),
+    ),
+    Situation(
+        "a checkpoint without its manifest",
+        CHECKPOINT,
+        "refused",
+        "... edgequant.json not found, without which its files cannot be checked; copy the whole ...",
+        checkpoint_changed(lambda folder: (folder / "edgequant.json").unlink()),
+    ),
+    Situation(
+        "a file more in a checkpoint",
+        CHECKPOINT,
+        "refused",
+        "... added_tokens.json is not listed in edgequant.json and could change what is loaded; ...",
+        checkpoint_changed(lambda folder: (folder / "added_tokens.json").write_text('{"<x>": 260}')),
+    ),
+    Situation(
+        "README.md, .gitattributes, LICENSE and a picture in a checkpoint",
+        CHECKPOINT,
+        "read as meant",
+        "export: tiny as q8_0",
+        checkpoint_changed(with_harmless_files),
+    ),
+    Situation(
+        "a checkpoint to quantise",
+        "ptq --model CHECKPOINT",
+        "refused",
+        "... must be a floating-point model, got 'tiny', which is quantised already (edgequant); ...",
+        quantize_again,
+    ),
+]
