@@ -105,7 +105,7 @@ def expected(kind: Any) -> str:
 def _expected_one(kind: Any) -> str:
     if get_origin(kind) is Literal:
         choices = [str(choice) for choice in get_args(kind)]
-        return choices[0] if len(choices) == 1 else f"one of {', '.join(choices)}"
+        return " or ".join([", ".join(choices[:-1]), choices[-1]] if len(choices) > 1 else choices)
     if get_origin(kind) in (tuple, list):
         inner = get_args(kind)[0]
         return "a list of " + (_expected_one(inner) if get_origin(inner) is Literal else f"{_NAMES[inner]}s")
