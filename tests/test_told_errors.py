@@ -118,7 +118,7 @@ TOKENS = torch.zeros(2, 8, dtype=torch.int64)
         (lambda m, t: edgequant.quantize(m, "w4-g32", calibration=3), "calibration must be a list"),
         (lambda m, t: edgequant.quantize(m, "w4-g32", calibration=[TOKENS[:0]]), "int64 [0, 8]"),
         (lambda m, t: edgequant.quantize(m, "w4-g32", calibration=[TOKENS + 999]), "0 to 263, got 999"),
-        (lambda m, t: edgequant.prepare(m, "w4a8-g32", observer="median"), "observer must be moving_average_minmax, minmax, percentile or mse"),
+        (lambda m, t: edgequant.prepare(m, "w4a8-g32", observer="median"), "observer must be one of"),
         (lambda m, t: edgequant.prepare(m, "w4a8-g32", learnable_scales="yes"), "learnable_scales must be true"),
         (lambda m, t: edgequant.convert("tiny"), "model must be a causal language model"),
         (lambda m, t: edgequant.evaluate(m, t, limt=3), "Did you mean limit?"),

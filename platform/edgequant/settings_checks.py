@@ -105,6 +105,8 @@ def expected(kind: Any) -> str:
 def _expected_one(kind: Any) -> str:
     if get_origin(kind) is Literal:
         choices = [str(choice) for choice in get_args(kind)]
+        if len(choices) > 3:
+            return f"one of {', '.join(choices)}"
         return " or ".join([", ".join(choices[:-1]), choices[-1]] if len(choices) > 1 else choices)
     if get_origin(kind) in (tuple, list):
         inner = get_args(kind)[0]
