@@ -24,7 +24,7 @@ def check_types(settings: Any, group: str = "") -> None:
     Raises:
         UserError: names the field, what was expected and the value.
     """
-    hints = _hints(type(settings))
+    hints = _hints(type(settings))  # type: ignore[arg-type]  # typeshed: a metaclass may not be hashable
     for item in fields(settings):
         value, kind = getattr(settings, item.name), hints[item.name]
         if isinstance(value, list) and any(get_origin(one) is tuple for one in alternatives(kind)):
