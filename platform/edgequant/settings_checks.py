@@ -24,7 +24,7 @@ def check_types(settings: Any, group: str = "") -> None:
     Raises:
         UserError: names the field, what was expected and the value.
     """
-    hints = _hints(type(settings))
+    hints = _hints(type(settings))  # type: ignore[arg-type]  # typeshed: a metaclass may not be hashable
     for item in fields(settings):
         value, kind = getattr(settings, item.name), hints[item.name]
         if isinstance(value, list) and any(get_origin(one) is tuple for one in alternatives(kind)):
@@ -105,7 +105,9 @@ def expected(kind: Any) -> str:
 def _expected_one(kind: Any) -> str:
     if get_origin(kind) is Literal:
         choices = [str(choice) for choice in get_args(kind)]
-        return choices[0] if len(choices) == 1 else f"one of {', '.join(choices)}"
+        if len(choices) > 3:
+            return f"one of {', '.join(choices)}"
+        return " or ".join([", ".join(choices[:-1]), choices[-1]] if len(choices) > 1 else choices)
     if get_origin(kind) in (tuple, list):
         inner = get_args(kind)[0]
         return "a list of " + (_expected_one(inner) if get_origin(inner) is Literal else f"{_NAMES[inner]}s")

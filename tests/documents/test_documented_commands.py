@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from what_documents_say import ALL, DOCUMENTS, RECIPES, RENAMES, SCRIPTS, SOURCES, prose, spans
+from what_documents_say import ALL, DOCUMENTS, RECIPES, REFUSED_NAMES, SCRIPTS, SOURCES, prose, spans
 
 from edgequant.__main__ import WORKFLOWS, parse, workflow
 from edgequant.command_line.options import options_of
@@ -121,7 +121,7 @@ def test_every_option_that_a_document_names_by_itself_exists():
     named = {
         (path.name, option)
         for path in DOCUMENTS
-        if path.name != RENAMES
+        if path.name not in REFUSED_NAMES
         for span in spans(path.read_text())
         for option in re.findall(r"(?<![\w-])--([a-z][\w.]*)", span)
         if not re.match(r"(python|pip|git|mkdocs|\.venv)", span)

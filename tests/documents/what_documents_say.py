@@ -47,6 +47,9 @@ def literals(path: Path) -> Iterator[str]:
             yield re.sub(r"\\\n\s*", " ", node.value)
 
 
+REFUSED_NAMES = {RENAMES, "reliability.md"}  # which tell of options that do not exist
+
+
 def comments(path: Path) -> Iterator[str]:
     """A recipe's comments; lines that one sentence runs over are joined."""
     for block in re.findall(r"(?:^\s*#.*\n)+", path.read_text(), re.M):
@@ -70,7 +73,7 @@ ALL = [(where, " ".join(span.split())) for where, span in texts() if where != RE
 def prose() -> Iterator[tuple[str, str]]:
     """As `ALL`, without Python code, in which a setting's name may be a variable's."""
     for path in DOCUMENTS:
-        if path.name != RENAMES:
+        if path.name not in REFUSED_NAMES:
             yield from ((path.name, span) for span in spans(path.read_text(), ("", "toml", "yaml")))
     documents = {path.name for path in DOCUMENTS}
     yield from ((where, span) for where, span in ALL if where not in documents and where != "renamed_options.py")

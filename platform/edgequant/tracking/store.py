@@ -20,7 +20,6 @@ from edgequant.yaml_files import check_regular
 
 SECONDS_TO_ANSWER = 3.0
 ELSEWHERE = "name another store in MLFLOW_TRACKING_URI, such as sqlite:///mlflow.db or http://HOST:5000"
-DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 
 
 def check_store() -> None:
