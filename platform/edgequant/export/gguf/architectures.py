@@ -117,10 +117,10 @@ def _gemma3(writer: GGUFWriter, config: Any) -> None:
     writer.add_sliding_window(config.sliding_window)
     pattern = [kind == "sliding_attention" for kind in config.layer_types]
     if pattern != [layer % 6 < 5 for layer in range(len(pattern))]:  # llama.cpp's default; older ones know no other
-        writer.add_sliding_window_pattern(pattern)
+        writer.add_array(f"{writer.arch}.attention.sliding_window_pattern", pattern)  # gguf 0.17 has no names for these
     if config.final_logit_softcapping:
         writer.add_final_logit_softcapping(config.final_logit_softcapping)
-    writer.add_rope_freq_base_swa(theta_of(config.rope_parameters["sliding_attention"]))
+    writer.add_float32(f"{writer.arch}.rope.freq_base_swa", theta_of(config.rope_parameters["sliding_attention"]))
 
 
 def _write_head_size(writer: GGUFWriter, config: Any) -> None:

@@ -125,7 +125,7 @@ class _StrictReader(GGUFReader):
     """Beyond the end of a file the gguf package finds nothing, as often as a damaged count says: for ever."""
 
     def _get(self, offset: Any, dtype: Any, count: Any = 1, override_order: Any = None) -> Any:
-        self.data = np.asarray(self.data)  # slices of a memmap take three times as long, at 4 for each token
+        self.data: Any = np.asarray(self.data)  # slices of a memmap take three times as long, at 4 for each token
         values = super()._get(offset, dtype, count, override_order)
         if len(values) != int(count):
             raise ValueError(f"{int(count):,} values at byte {int(offset):,} are not there")

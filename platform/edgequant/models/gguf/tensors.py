@@ -89,7 +89,8 @@ def state_dict(contents: Contents, weights: list[Weight], dtype: torch.dtype) ->
 def _names(contents: Contents, model: nn.Module) -> dict[str, str]:
     """The file's name of each weight of the model, of a tied head as well, should the file repeat it."""
     kind = next(key for key, name in MODEL_ARCH_NAMES.items() if name == contents.architecture)
-    table = get_tensor_name_map(kind, model.config.num_hidden_layers)  # type: ignore[union-attr]
+    config: Any = model.config
+    table = get_tensor_name_map(kind, config.num_hidden_layers)
     names = {name: table.get_name(name, try_suffixes=(".weight", ".bias")) for name in model.state_dict()}
     return {name: found for name, found in names.items() if found is not None}
 
