@@ -48,7 +48,7 @@ def test_numbers_carry_the_unit_of_their_metric() -> None:
 
 def test_the_best_value_is_marked_in_plain_text() -> None:
     output = printed("qat", [BASELINE, QAT])
-    assert "17.88*" in output and "18.90*" not in output
+    assert "17.88 (no interval)*" in output and "18.90 (no interval)*" not in output
     assert "78.1*" in output and "71.0*" in output
 
 
