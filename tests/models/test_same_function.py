@@ -138,7 +138,9 @@ def test_a_model_is_what_its_weights_say_and_so_is_its_checkpoint(tmp_path, capf
 @pytest.mark.parametrize("kind", ["qwen2", "llama", "phi", "gemma3"])
 def test_a_head_that_is_neither_there_nor_said_to_be_the_embedding_is_refused(tmp_path, kind):
     folder_with(tmp_path, kind, head="absent", says=False)
-    with pytest.raises(UserError, match=r"lacks tensor lm_head\.weight; copy the whole folder again, or correct config\.json"):
+    with pytest.raises(
+        UserError, match=r"lacks tensor lm_head\.weight; copy the whole folder again, or correct config\.json"
+    ):
         models.load(str(tmp_path), dtype="float32", device="cpu")
 
 
