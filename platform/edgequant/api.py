@@ -179,8 +179,8 @@ def evaluate(
 
         model, tokenizer, source = edgequant.load("smollm2-135m")
         measured = edgequant.evaluate(model, tokenizer, tasks=["domain_perplexity", "boolq"], limit=20)
-        print(measured.metrics["domain/perplexity"], measured.metrics["domain/perplexity_ci_high"])
-        print(measured.notes)  # says so if boolq was left out for want of its file
+        print(measured.metrics["domain/perplexity"])  # of one document, so that there is no domain/perplexity_ci_low
+        print(measured.notes)  # says so, and if boolq was left out for want of its file
 
     Args:
         model: a causal language model on its device, floating-point, prepared or quantised; or a `LanguageModel`.
