@@ -32,22 +32,24 @@ QWEN2_PATTERN = (
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "max_position_embeddings": 256}
 
 
-def byte_level_tokenizer(*steps: Any) -> PreTrainedTokenizerFast:
+def byte_level_tokenizer(*steps: Any, end: str = "<|end|>") -> PreTrainedTokenizerFast:
     """Byte-level BPE; `steps` are pre-tokenizers in place of GPT-2's."""
     tokenizer = Tokenizer(models.BPE())
     gpt2 = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(list(steps)) if steps else gpt2
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=340, initial_alphabet=alphabet, special_tokens=["<|end|>"])
+    trainer = trainers.BpeTrainer(vocab_size=340, initial_alphabet=alphabet, special_tokens=[end])
     tokenizer.train_from_iterator(TEXT, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|end|>")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end, pad_token=end)
 
 
 def qwen2_tokenizer() -> PreTrainedTokenizerFast:
     """Byte-level BPE that cuts text as Qwen2 does, with a chat template."""
     split = pre_tokenizers.Split(Regex(QWEN2_PATTERN), behavior="isolated")
-    tokenizer = byte_level_tokenizer(split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
+    tokenizer = byte_level_tokenizer(
+        split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False), end="<|endoftext|>"
+    )
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     return tokenizer
 

@@ -76,7 +76,7 @@ def test_workers_leave_no_process_behind(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "named"),
     [
-        ({"min_tokens": 150, "max_tokens": 100}, "min_tokens must be .* below max_tokens, got 150 and 100"),
+        ({"min_tokens": 150, "max_tokens": 100}, "min_tokens must be .* below settings.max_tokens, got 150 and 100"),
         ({"test_share": 1.5}, "test_share must be a share from 0 to 1, got 1.5"),
         ({"validation_share": 0.6, "test_share": 0.5}, "nothing to train on"),
         ({"workers": 0}, "workers must be above 0, got 0"),

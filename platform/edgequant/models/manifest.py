@@ -26,8 +26,8 @@ _known: dict[tuple[str, int, int, int, int], str] = {}
 
 
 def write_manifest(folder: Path, scheme: dict[str, Any] | None) -> None:
-    """Write down the SHA-256 of every file that loading may read, and the scheme of a quantised checkpoint."""
-    files = {name: sha256_of(folder / name) for name in _names(folder) if not HARMLESS.fullmatch(name)}
+    """Write down the SHA-256 of every file, and the scheme of a quantised checkpoint."""
+    files = {name: sha256_of(folder / name) for name in _names(folder)}
     write_atomically(folder / MANIFEST, json.dumps({"format": FORMAT, "scheme": scheme, "sha256": files}, indent=2))
 
 
@@ -38,7 +38,7 @@ def _names(folder: Path) -> list[str]:
 
 
 def verify(folder: str | Path) -> dict[str, Any]:
-    """Check every file against the manifest; returns the manifest.
+    """Check every file that loading may read against the manifest; returns the manifest.
 
     Raises:
         UserError: no manifest, a missing or damaged file, or one that is not listed and could change what is loaded.
@@ -50,6 +50,8 @@ def verify(folder: str | Path) -> dict[str, Any]:
         )
     manifest = _read(folder / MANIFEST)
     for name, expected in manifest["sha256"].items():
+        if HARMLESS.fullmatch(name):
+            continue
         if not (folder / name).is_file():
             raise UserError(f"checkpoint {folder}: {name} not found; copy the whole folder again")
         if (found := _sha256_of_unchanged(folder / name)) != expected:

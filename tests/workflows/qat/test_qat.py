@@ -200,5 +200,4 @@ def test_a_quantized_model_cannot_be_trained(store, tmp_path, quick, short):
     made = api.save(loaded.model, loaded.tokenizer, tmp_path / "made", "w8")
     with pytest.raises(UserError, match=r"must be a floating-point model, got .* which is quantised already"):
         qat(model=str(made.folder), training=short, evaluation=quick, run=RunSettings(device="cpu"))
-    (run,) = tracking.find_runs(workflow="qat")
-    assert run.status == "FAILED"
+    assert tracking.find_runs(workflow="qat") == []
