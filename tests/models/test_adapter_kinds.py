@@ -90,12 +90,12 @@ def test_each_kind_is_merged_into_what_peft_computes(tiny, tmp_path, kind):
 )
 def test_tokens_of_an_adapter_get_their_rows_however_they_were_trained(tiny, tmp_path, settings, tied):
     """peft saves grown matrices under other names than others, some of them twice."""
-    base = "tiny"
+    base = str(tmp_path / "base")
     if not tied:
         tiny.model.config.tie_word_embeddings = False
         tiny.model.lm_head.weight = torch.nn.Parameter(tiny.model.lm_head.weight.detach().clone().mul_(1.1))
-        tiny.model.save_pretrained(base := str(tmp_path / "base"))
-        tiny.tokenizer.save_pretrained(base)
+    tiny.model.save_pretrained(base)
+    tiny.tokenizer.save_pretrained(base)
     torch.manual_seed(1)
     model = models.load(base, dtype="float32", device="cpu").model
     model.resize_token_embeddings(ROWS)
