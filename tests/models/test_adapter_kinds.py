@@ -109,12 +109,12 @@ def test_tokens_of_an_adapter_get_their_rows_however_they_were_trained(tiny, tmp
 
 def test_what_a_merged_model_cannot_hold_is_refused(tiny, tmp_path):
     saved(tiny.model, lora(target_modules=["o_proj"], lora_bias=True), tmp_path / "bias")
-    with pytest.raises(UserError, match="LORA adapter cannot be merged into weights: .* has no bias"):
+    with pytest.raises(UserError, match=r"LORA adapter cannot be merged into weights: .* has no bias"):
         models.check_available(str(tmp_path / "bias"))
 
 
 def test_a_base_that_was_changed_at_random_is_refused(tiny, tmp_path):
     """The fast decomposition draws numbers: the base without what went into the adapter is gone with them."""
     saved(tiny.model, lora(init_lora_weights="pissa_niter_4"), tmp_path / "adapter")
-    with pytest.raises(UserError, match="pissa_niter_4, .* path_initial_model_for_weight_conversion"):
+    with pytest.raises(UserError, match=r"pissa_niter_4, .* path_initial_model_for_weight_conversion"):
         models.check_available(str(tmp_path / "adapter"))

@@ -95,7 +95,8 @@ def readable_errors(what: str, location: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and not Path(location).is_dir():
             raise
-        raise UserError(f"{what} could not be loaded: {one_line(error)}; copy its folder again") from error
+        fix = "install what it needs" if isinstance(error, ImportError) else "copy its folder again"
+        raise UserError(f"{what} could not be loaded: {one_line(error)}; {fix}") from error
 
 
 def one_line(error: BaseException) -> str:
