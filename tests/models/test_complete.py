@@ -241,3 +241,9 @@ def test_a_lost_tensor_of_bitsandbytes_is_named(quantized, tmp_path, part):
     lost = {f"{name}.weight"} if part == "weight" else {f"{name}.SCB", f"{name}.weight.absmax"}
     rewrite(folder, lambda tensors: {name: tensor for name, tensor in tensors.items() if name not in lost})
     assert f"tensor {name}.weight" in refusal(folder)
+
+
+def test_a_load_says_nothing_of_its_own(tiny_folder, capfd, caplog):
+    """With a level set, transformers' logger tells which rules of tensor parallelism were not used, at each load."""
+    models.load(str(tiny_folder), dtype="float32", device="cpu")
+    assert "sharded" not in capfd.readouterr().err + caplog.text

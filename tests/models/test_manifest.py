@@ -11,6 +11,7 @@ import torch
 
 from edgequant import models
 from edgequant.errors import UserError
+from edgequant.folders import CHECKPOINT, check_replaceable
 from edgequant.models import manifest, smollm2
 from edgequant.models.folders import kept_folder
 from edgequant.models.tiny import tiny_folder, tiny_model
@@ -67,6 +68,7 @@ def test_a_file_that_could_be_read_is_refused_by_name(folder, name):
 def test_what_hubs_mlflow_and_desktops_add_stays(folder):
     for name in (
         *("README.md", ".gitattributes", ".DS_Store", "LICENSE", "LICENSE.txt", "NOTICE", "model.png", "USE_POLICY.md"),
+        *("config.json.bak", "config.json~", "Modelfile", "SHA256SUMS"),
         *("MLmodel", "conda.yaml", "python_env.yaml", "requirements.txt", "served_model.py", "registered_model_meta"),
     ):
         (folder / name).write_text("text")
@@ -110,8 +112,11 @@ def test_a_file_is_hashed_once_while_it_stays_as_it_is(folder, monkeypatch):
 
 
 def test_a_scheme_that_means_nothing_is_refused(folder):
-    manifest_file = folder / "edgequant.json"
-    manifest_file.write_text(json.dumps(json.loads(manifest_file.read_text()) | {"scheme": {"name": 1, "bits": "x"}}))
+    scheme = {"name": 1, "bits": "x"}
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"]["scheme"] = scheme
+    (folder / "config.json").write_text(json.dumps(config))
+    manifest.write_manifest(folder, scheme)
     with pytest.raises(UserError, match=r"the scheme in .*edgequant\.json means nothing"):
         checkpoint.open_checkpoint(folder)
 
@@ -184,3 +189,22 @@ def test_a_damaged_file_in_the_cache_is_fetched_again(cache, monkeypatch):
     kept.write_bytes(b"GGUF, half of it")
     with pytest.raises(UserError, match="could not be fetched"):
         smollm2.smollm2_gguf()
+
+
+def test_a_manifest_describes_the_weights_that_config_json_says(folder):
+    content = json.loads((folder / "edgequant.json").read_text())
+    content["scheme"]["weight"]["bits"] = 4
+    (folder / "edgequant.json").write_text(json.dumps(content))
+    assert "the scheme in edgequant.json is not that in config.json" in refusal(folder)
+
+
+def test_a_card_written_with_a_model_may_be_edited_and_is_known_as_ours(tmp_path):
+    """peft writes README.md: a second fine-tuning replaces it, but not what somebody wrote into it meanwhile."""
+    (tmp_path / "README.md").write_text("card")
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    manifest.write_manifest(tmp_path, None)
+    check_replaceable(tmp_path, CHECKPOINT)
+    (tmp_path / "README.md").write_text("my own card")
+    manifest.verify(tmp_path)
+    with pytest.raises(UserError, match=r"'README\.md', which was changed since edgequant wrote it"):
+        check_replaceable(tmp_path, CHECKPOINT)

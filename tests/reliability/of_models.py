@@ -58,8 +58,8 @@ def a_lost_shard(folder: Path) -> None:
     (folder / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": shards}))
 
 
-def not_fetched(folder: Path) -> None:
-    (folder / WEIGHTS).write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 2108576\n")
+def not_fetched(folder: Path, name: str = WEIGHTS) -> None:
+    (folder / name).write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 2108576\n")
 
 
 def tokens_without_a_row(folder: Path) -> None:
@@ -150,7 +150,7 @@ SITUATIONS = [
     refused(
         "a Git LFS pointer instead of weights",
         EVALUATE,
-        "... is a Git LFS pointer, not the weights; run `git lfs pull` ...",
+        "... is a Git LFS pointer, not the file itself; run `git lfs pull` ...",
         not_fetched,
     ),
     refused(

@@ -8,6 +8,7 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # what situations are made of
 
 from of_checkpoints import SITUATIONS as CHECKPOINTS
+from of_copies import SITUATIONS as COPIES
 from of_data import SITUATIONS as DATA
 from of_evidence import SITUATIONS as EVIDENCE
 from of_gguf import SITUATIONS as GGUF
@@ -23,7 +24,7 @@ KINDS: dict[str, list[Situation]] = {
     "Outputs": OUTPUTS,
     "Data sets and documents": DATA,
     "Model folders": MODELS,
-    "Adapters and checkpoints": CHECKPOINTS,
+    "Adapters and checkpoints": [*CHECKPOINTS, *COPIES],
     "Settings and machines": SETTINGS,
     "One tensor with two roles": TIES,
     "GGUF files": GGUF,

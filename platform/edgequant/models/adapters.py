@@ -12,13 +12,14 @@ from edgequant.models.adapter_embeddings import fit_embeddings
 from edgequant.models.complete import load_complete, named, one_line, readable_errors, renamed
 from edgequant.models.configs import ADAPTER_CONFIG, CONFIG, read_object
 from edgequant.models.devices import cast
-from edgequant.models.same_function.merging import merge_adapters
+from edgequant.models.same_function.merging import fold_in, merge_adapters
 from edgequant.models.sources import ModelSource, adapter_base
 from edgequant.models.stored_weights import SINGLE, safetensors_header
 from edgequant.models.tokenizers import check_rows, has_tokenizer, load_tokenizer_of
 
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 PREFIX = "base_model.model."
+CHANGING_THE_BASE = ("pissa", "olora")  # ways to begin that take from the base what they put into the adapter
 
 Pair = tuple[Any, Any]
 LoadPair = Callable[[ModelSource, dict[str, Any]], Pair]
@@ -88,14 +89,9 @@ def _quantized(folder: Path, options: dict[str, Any], load_pair: LoadPair) -> Pa
 
 
 def _attach(base: Any, folder: Path) -> Any:
-    from peft import PeftConfig, PeftModelForCausalLM, load_peft_weights, set_peft_model_state_dict
+    from peft import PeftModelForCausalLM, load_peft_weights, set_peft_model_state_dict
 
-    config = PeftConfig.from_pretrained(str(folder))
-    if config.is_prompt_learning:
-        raise UserError(
-            f"adapter {folder} must change weights, as LoRA does, got {config.peft_type.value}; merge it first"
-        )
-    config.inference_mode, made_from = True, config.base_model_name_or_path
+    config, made_from = _configuration(folder, without_values=base.device.type == "meta")
     weights = _by_module(load_peft_weights(str(folder), device="cpu"), base)
     fit_embeddings(base, config, weights, str(folder))
     stored = {PREFIX + name: tensor for name, tensor in weights.items()}
@@ -115,11 +111,43 @@ def _attach(base: Any, folder: Path) -> Any:
     return adapted.eval()
 
 
+def _configuration(folder: Path, *, without_values: bool) -> tuple[Any, Any]:
+    """peft's configuration of the adapter, and the base that it names."""
+    from peft import PeftConfig
+
+    config = PeftConfig.from_pretrained(str(folder))
+    if config.is_prompt_learning:
+        raise UserError(
+            f"adapter {folder} must change weights, as LoRA does, got {config.peft_type.value}; merge it first"
+        )
+    start = str(getattr(config, "init_lora_weights", None)).lower()
+    if start.startswith("pissa_niter"):
+        raise UserError(
+            f"adapter {folder} was begun with {start}, which changed its base by random numbers that nobody has; save "
+            "it with path_initial_model_for_weight_conversion, as peft's page on PiSSA says"
+        )
+    if without_values and start.startswith(CHANGING_THE_BASE):
+        config.init_lora_weights = True  # names and shapes are the same
+    config.inference_mode = True
+    return config, config.base_model_name_or_path
+
+
 def _missing(adapted: Any, reported: list[str]) -> list[str]:
-    """Of what peft reports the adapter's own tensors, without second names for one that was found."""
+    """Of what peft reports the tensors that it would have saved, without second names for one that was found."""
+    from peft import get_peft_model_state_dict
+
     parameters = dict(adapted.named_parameters(remove_duplicate=False))
     found = {id(tensor) for name, tensor in parameters.items() if name not in reported}
-    return [name for name in reported if ".default" in name and id(parameters.get(name)) not in found]
+    saved = {name.removesuffix(".weight") for name in get_peft_model_state_dict(adapted, save_embedding_layers=False)}
+    return [
+        name
+        for name in reported
+        if ".default" in name and id(parameters.get(name)) not in found and _as_saved(name) in saved
+    ]
+
+
+def _as_saved(name: str) -> str:
+    return name.replace(".default", "").replace(".modules_to_save", "").removesuffix(".weight")
 
 
 def _by_module(weights: dict[str, Any], base: Any) -> dict[str, Any]:
@@ -136,7 +164,7 @@ def _by_module(weights: dict[str, Any], base: Any) -> dict[str, Any]:
 def _merged(adapted: Any, folder: Path, dtype: str, tokenizer: Any) -> Any:
     """W + scale B A in float32, then cast as the merged model would be loaded."""
     if adapted.device.type == "meta":
-        return adapted.merge_and_unload()
+        return fold_in(adapted)
     merged = merge_adapters(adapted, tokenizer)
     merged.name_or_path = str(folder / ADAPTER_CONFIG)  # not the base's folder, whose size on disk is not this model's
     return cast(merged, dtype) if dtype != "auto" else merged

@@ -69,15 +69,18 @@ def _without_report() -> Iterator[None]:
     from transformers.utils import logging as transformers_logging
 
     logger, shows_bar = logging.getLogger("transformers.modeling_utils"), transformers_logging.is_progress_bar_enabled()
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.addFilter(_is_error)  # with a level of its own, transformers says which rules of parallelism are not used
     transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
-        logger.setLevel(level)
+        logger.removeFilter(_is_error)
         if shows_bar:
             transformers_logging.enable_progress_bar()
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 @contextmanager
@@ -92,7 +95,8 @@ def readable_errors(what: str, location: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and not Path(location).is_dir():
             raise
-        raise UserError(f"{what} could not be loaded: {one_line(error)}; copy its folder again") from error
+        fix = "install what it needs" if isinstance(error, ImportError) else "copy its folder again"
+        raise UserError(f"{what} could not be loaded: {one_line(error)}; {fix}") from error
 
 
 def one_line(error: BaseException) -> str:

@@ -9,7 +9,19 @@ from typing import Any
 from edgequant.errors import UserError
 
 CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
+POINTER = b"version https://git-lfs"
 OUR_METHOD = "edgequant"  # quant_method of our checkpoints
+
+
+def check_fetched(file: Path) -> None:
+    """Refuse what Git leaves in place of a large file that it did not fetch.
+
+    Raises:
+        UserError: names the file.
+    """
+    with file.open("rb") as stored:
+        if stored.read(len(POINTER)) == POINTER:
+            raise UserError(f"{file} is a Git LFS pointer, not the file itself; run `git lfs pull` in its folder")
 
 
 def read_object(file: Path) -> dict[str, Any]:
@@ -19,6 +31,7 @@ def read_object(file: Path) -> dict[str, Any]:
         UserError: it cannot be read, is not JSON, or holds something else.
     """
     try:
+        check_fetched(file)
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file} is not valid JSON ({error}); copy the model's folder again") from error

@@ -9,7 +9,7 @@ from typing import Any
 
 from edgequant.errors import UserError
 from edgequant.files import sha256_of, write_atomically
-from edgequant.models.configs import needs_manifest, read_object
+from edgequant.models.configs import OUR_METHOD, folder_config, needs_manifest, read_object, stated_quantization
 
 MANIFEST = "edgequant.json"
 FORMAT = 1
@@ -17,6 +17,7 @@ FORMAT = 1
 HARMLESS = re.compile(
     r"\..*|(readme|licen[cs]e|copying|notice|authors|citation|changelog|use_policy)\b.*|"
     r".*\.(md|rst|png|jpe?g|gif|svg|webp|pdf|html|csv|log|ya?ml|py|gguf|onnx|ini|db|sha256|sig|asc|bib|cff)|"
+    r".*(~|\.(bak|orig|old|swp))|modelfile|dockerfile|makefile|(md5|sha\d+)sums(\.txt)?|"
     r"mlmodel|requirements\.txt|registered_model_meta|(serving_)?input_example\.json|thumbs\.db",
     re.IGNORECASE,
 )
@@ -26,13 +27,13 @@ _known: dict[tuple[str, int, int, int, int], str] = {}
 
 
 def write_manifest(folder: Path, scheme: dict[str, Any] | None) -> None:
-    """Write down the SHA-256 of every file, and the scheme of a quantised checkpoint."""
+    """Write down the SHA-256 of every file, and the scheme of a quantised checkpoint: what is listed is ours."""
     files = {name: sha256_of(folder / name) for name in _names(folder)}
     write_atomically(folder / MANIFEST, json.dumps({"format": FORMAT, "scheme": scheme, "sha256": files}, indent=2))
 
 
 def _names(folder: Path) -> list[str]:
-    """The files that loading may read, beside the manifest, by their paths within the folder."""
+    """The files beside the manifest, and those below that loading may read, by their paths within the folder."""
     files = [file for file in (*folder.iterdir(), *(folder / TEMPLATES).glob("*")) if not file.is_dir()]
     return sorted(file.relative_to(folder).as_posix() for file in files if file.name != MANIFEST)
 
@@ -64,7 +65,17 @@ def verify(folder: str | Path) -> dict[str, Any]:
             f"checkpoint {folder}: {', '.join(unlisted[:3])} is not listed in {MANIFEST} and could change what is "
             "loaded; remove it, or copy the folder again"
         )
+    _check_scheme(folder, manifest["scheme"])
     return manifest
+
+
+def _check_scheme(folder: Path, scheme: Any) -> None:
+    """The weights are read by what config.json says, and described by what the manifest says."""
+    config = folder_config(folder)
+    if stated_quantization(config) == OUR_METHOD and config["quantization_config"].get("scheme") != scheme:
+        raise UserError(
+            f"checkpoint {folder}: the scheme in {MANIFEST} is not that in config.json; copy {MANIFEST} again"
+        )
 
 
 def verify_if_ours(folder: Path) -> None:

@@ -81,6 +81,8 @@ def _folder_source(path: Path) -> ModelSource:
     if len(files) == 1:
         return ModelSource("gguf", _tag_name(files[0].stem), str(files[0].resolve()))
     inside = "no config.json" if not files else f"{len(files)} .gguf files"
+    if inner := sorted(one.name for one in path.iterdir() if (one / CONFIG).is_file() or is_adapter(one)):
+        inside += f"; there is one in {str(path / inner[0])!r}"
     raise UserError(
         f"model folder must hold a config.json, adapter_config.json or one .gguf, got {str(path)!r} with {inside}"
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edgequant.errors import UserError
-from edgequant.models.configs import read_object
+from edgequant.models.configs import check_fetched, read_object
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -26,6 +26,11 @@ def weight_files(folder: Path) -> list[Path]:
             return [folder / single]
         if (folder / index).is_file():
             return _shards(folder, folder / index)
+    for link in (folder / name for name in (SINGLE, INDEX, BIN, BIN_INDEX)):
+        if link.is_symlink() and not link.exists():
+            raise UserError(
+                f"{link} is a link to {link.readlink()}, which is not there; copy the folder with its files"
+            )
     others = sorted(file.name for file in (*folder.glob("*.safetensors"), *folder.glob("*.bin")))
     found = f"; {', '.join(others[:3])} is not named so" if others else ""
     raise UserError(
@@ -62,7 +67,10 @@ def check_weight_files(folder: Path, *, quantized_by: str | None) -> None:
     Raises:
         UserError: names the file, and the tensor.
     """
-    stored = {file: safetensors_header(file) for file in weight_files(folder) if file.suffix == ".safetensors"}
+    files = weight_files(folder)
+    for file in files:
+        check_fetched(file)
+    stored = {file: safetensors_header(file) for file in files if file.suffix == ".safetensors"}
     kinds = {name: (file, entry["dtype"]) for file, header in stored.items() for name, entry in header.items()}
     integers = [name for name, (_, kind) in kinds.items() if name.endswith(".weight") and kind not in FLOATS]
     if integers and quantized_by is None:
@@ -99,12 +107,11 @@ def safetensors_header(file: Path) -> dict[str, dict[str, Any]]:
     Raises:
         UserError: the file is shorter or longer than its header says, or has none.
     """
+    check_fetched(file)
     size = file.stat().st_size
     with file.open("rb") as stored:
         begin = stored.read(8)
         length = int.from_bytes(begin, "little")
-        if begin == b"version ":
-            raise UserError(f"{file} is a Git LFS pointer, not the weights; run `git lfs pull` in its folder")
         try:
             if len(begin) < 8 or length > min(HEADER_BYTES, size):
                 raise ValueError("no header")

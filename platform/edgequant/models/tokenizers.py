@@ -8,6 +8,7 @@ from typing import Any
 
 from edgequant.errors import UserError
 from edgequant.models.complete import readable_errors
+from edgequant.models.configs import check_fetched
 
 # transformers makes an empty tokenizer of a folder without any of these.
 VOCABULARIES = (
@@ -38,6 +39,9 @@ def load_tokenizer_of(location: str, **options: Any) -> Any:
             f"tokenizer not found in model folder {location!r}: neither tokenizer.json nor another vocabulary; copy "
             "the tokenizer's files too"
         )
+    for name in VOCABULARIES if folder.is_dir() else ():
+        if (folder / name).is_file():
+            check_fetched(folder / name)
     with readable_errors(f"the tokenizer of {location!r}", location):
         tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=False, **options)
         ids = tokenizer(SAMPLE, add_special_tokens=False)["input_ids"]

@@ -12,6 +12,7 @@ import numpy as np
 from gguf import GGUFReader, ReaderTensor
 
 from edgequant.errors import UserError
+from edgequant.models.configs import check_fetched
 
 MAGIC, VERSIONS = b"GGUF", (2, 3)
 
@@ -133,6 +134,7 @@ class _StrictReader(GGUFReader):
 
 
 def _check_start(path: Path, refused: Any) -> None:
+    check_fetched(path)
     with path.open("rb") as handle:
         start = handle.read(8)
     if start[:4] != MAGIC:

@@ -42,7 +42,7 @@ def merge_adapters(adapted: Any, tokenizer: Any = None) -> Any:
     give_own_weights(adapted, {id(layer.get_base_layer()) for _, layer in _adapted_layers(adapted)})
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*no longer tied after merging")  # said below
-        merged = _merged(adapted)
+        merged = fold_in(adapted)
     if tied and not tie_if_equal(merged):
         mark_untied(merged)
         print(SPLIT_UP, flush=True)
@@ -54,14 +54,20 @@ def _kind(adapted: Any) -> str:
     return ", ".join(str(getattr(one.peft_type, "value", one.peft_type)) for one in adapted.peft_config.values())
 
 
-def _merged(adapted: Any) -> Any:
+def fold_in(adapted: Any) -> Any:
+    """The plain model of `merge_adapters`, not compared: for a model without values, on the device `meta`.
+
+    Raises:
+        UserError: an adapter that the weights have no place for.
+    """
     kind = _kind(adapted)
     try:
         return _merged_in_float(adapted) if holds_integers(adapted.get_base_model()) else adapted.merge_and_unload()
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ValueError, NotImplementedError) as error:
-        raise UserError(f"the {kind} adapter cannot be merged: {error}; use it as it is, unmerged") from error
+        reason = str(error).rstrip(".")
+        raise UserError(f"the {kind} adapter cannot be merged into weights: {reason}; use another") from error
 
 
 def _adapted_layers(adapted: Any) -> Iterator[tuple[str, Any]]:
