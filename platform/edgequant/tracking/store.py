@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import sqlite3
 from collections.abc import Iterator
@@ -61,8 +62,8 @@ def check_experiment(name: str) -> None:
     if found is not None and found.lifecycle_stage != "active":
         restore = f"mlflow experiments restore --experiment-id {found.experiment_id}"
         raise UserError(
-            f"experiment {name!r} was deleted in {mlflow.get_tracking_uri()}; bring it back with `{restore}`, or "
-            "choose another with --experiment"
+            f"experiment {name!r} was deleted in {_without_password(mlflow.get_tracking_uri())}; bring it back with "
+            f"`{restore}`, or choose another with --experiment"
         )
     uri = str(mlflow.get_tracking_uri())
     if found is not None or uri.startswith("sqlite:"):  # whose artifacts lie in the working folder by default
@@ -118,7 +119,12 @@ def _unusable(uri: str, why: str, fix: str = ELSEWHERE) -> UserError:
         fix = f"back it up and run `mlflow db upgrade {uri}`, install the mlflow that made it, or {ELSEWHERE}"
     elif "filesystem tracking backend" in why:
         fix = f"`mlflow migrate-filestore` moves its runs to a database; or {ELSEWHERE}"
-    return UserError(f"tracking store {uri!r} cannot be used: {why}; {fix}")
+    return UserError(f"tracking store {_without_password(uri)!r} cannot be used: {why}; {_without_password(fix)}")
+
+
+def _without_password(text: str) -> str:
+    """Addresses in it as one may show them to others."""
+    return re.sub(r"(://[^\s/@:]*):[^\s/@]+@", r"\1:***@", text)
 
 
 def _first_sentence(error: Exception) -> str:
@@ -139,7 +145,9 @@ def _check_sqlite(uri: str) -> None:
 
     with store_errors_told():
         database = make_url(uri).database
-    if not database or database == ":memory:" or database.startswith("file:"):
+    if not database or ":memory:" in database or "mode=memory" in uri:
+        raise _unusable(uri, "it is in memory, where no run is kept")
+    if database.startswith("file:"):
         return
     path = Path(database)
     if path.exists() or path.is_symlink():
