@@ -7,6 +7,7 @@ import math
 import pytest
 
 from edgequant.reporting.columns import best_rows, columns, metric, significant
+from edgequant.workflows.steps.measure import headline
 
 
 @pytest.mark.parametrize(
@@ -15,9 +16,6 @@ from edgequant.reporting.columns import best_rows, columns, metric, significant
 )
 def test_numbers_keep_their_significant_digits_without_exponents(value: float, digits: int, expected: str) -> None:
     assert significant(value, digits) == expected
-
-
-from edgequant.workflows.steps.measure import headline
 
 
 def test_numbers_that_are_none_say_so() -> None:
