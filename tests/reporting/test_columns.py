@@ -73,7 +73,7 @@ def test_the_floor_of_a_metric_is_said_in_its_cell_and_is_no_column() -> None:
     rows = [{"variant": name, "boolq/accuracy": 50.0, "boolq/majority": 60.0} for name in ("a", "b")]
     assert [(column.key, column.cells[1]) for column in columns(rows)] == [
         ("variant", "b"),
-        ("boolq/accuracy", "50.0, at the floor"),
+        ("boolq/accuracy", "50.0 (no interval), at the floor"),
     ]
     assert headline(rows[0]) == {"boolq/accuracy": 50.0, "boolq/majority": 60.0}
 

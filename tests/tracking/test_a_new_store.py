@@ -43,6 +43,7 @@ def test_a_database_that_another_process_made_meanwhile_stays(tmp_path, monkeypa
     made.write_text("new")
     store._put(made, place)
     assert place.read_text() == "new"
+    made.unlink(missing_ok=True)
     made.write_text("second")
     store._put(made, place)
     assert place.read_text() == "new"
