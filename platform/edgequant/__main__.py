@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -36,7 +37,7 @@ WORKFLOWS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one workflow; returns the exit status: 0, 1 where a workflow says no, 2 for bad input."""
+    """Run one workflow; returns the exit status: 0, 1 where a workflow says no, 2 for bad input, 130 by Ctrl-C."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help"):
         print(_overview())
@@ -47,12 +48,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hint = f" Did you mean {near[0]}?" if near else ""
         return _refuse(f"workflow {name!r} is unknown.{hint} There are: {', '.join(WORKFLOWS)}")
     quiet_libraries()
+    _show_every_character()
     try:
         function = workflow(name)
         returned = function(**parse(name, function, given[1:]))
         return returned if isinstance(returned, int) else 0
     except UserError as error:
         return _refuse(f"{name}: {error}")
+    except KeyboardInterrupt:
+        _refuse(f"{name}: interrupted")
+        return 130  # as shells have it: 128 and the number of SIGINT
     except Exception as error:
         if (line := told(error)) is None:
             raise
@@ -161,6 +166,13 @@ def quiet_libraries() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
+
+
+def _show_every_character() -> None:
+    """A terminal or pipe of another encoding gets `?` for what it lacks; a finished run does not end over a dash."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _refuse(message: str) -> int:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
+import shlex
 import sqlite3
+import sys
+from pathlib import Path
 
 import pytest
 import safetensors
@@ -15,6 +19,8 @@ from edgequant import __main__, tracking
 from edgequant.command_line.library_errors import told
 from edgequant.errors import UserError
 from edgequant.models.load_errors import told_in_one_line
+from edgequant.quantization.scheme import parse_scheme
+from edgequant.workflows import corpus, evaluate, finetune, ptq
 from edgequant.yaml_files import parse_yaml, read_yaml
 
 
@@ -137,3 +143,43 @@ def test_a_script_is_told_what_it_handed_over_and_the_model_is_unchanged(tiny, c
         call(tiny.model, tiny.tokenizer)
     assert said in str(refused.value) and "\n" not in str(refused.value)
     assert {name: type(module) for name, module in tiny.model.named_modules()} == before
+
+
+def test_ctrl_c_is_one_line_and_the_shells_status(monkeypatch, capsys):
+    def interrupted(**_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(__main__, "parse", lambda *_: {})
+    monkeypatch.setattr(__main__, "workflow", lambda _: interrupted)
+    assert __main__.main(["ptq"]) == 130
+    assert capsys.readouterr().err == "edgequant ptq: interrupted\n"
+
+
+def test_a_terminal_without_dashes_gets_a_question_mark(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    monkeypatch.setattr(__main__, "parse", lambda *_: {})
+    monkeypatch.setattr(__main__, "workflow", lambda _: lambda: print("a – b"))
+    assert __main__.main(["ptq"]) == 0
+    sys.stdout.flush()
+    assert written.getvalue() == b"a ? b\n"
+
+
+@pytest.mark.parametrize("path", ["my data/out", "~/out", "größe", "plain/out", "it's"])
+def test_the_next_command_is_what_a_shell_hands_back(path):
+    folder = Path(path)
+    commands = [
+        corpus.next_command(path),
+        ptq.next_command(path, parse_scheme("w8"), folder),
+        ptq.next_command("tiny", parse_scheme("bnb-nf4"), folder),
+        evaluate.next_command(path, "none"),
+    ]
+    for command in commands:
+        assert path in shlex.split(command), command
+    assert shlex.split(finetune.next_command(folder, "float"))[-1] == f"{path}/merged"
+
+
+def test_the_next_command_of_what_is_quantised_is_none_that_refuses_it(tmp_path):
+    assert evaluate.next_command(str(tmp_path), "w8") == f"edgequant export --model {shlex.quote(str(tmp_path))}"
+    assert evaluate.next_command(str(tmp_path), "bnb-nf4") is None
+    assert ptq.next_command("tiny", parse_scheme("bnb-nf4"), tmp_path).startswith("edgequant evaluate --model ")

@@ -50,7 +50,7 @@ def test_marks_of_files_that_were_put_together_go_too(tmp_path: Path) -> None:
         ("a.txt", b"\x89PNG\r\n\x1a\n123", "got not a document: PNG image"),
         ("a.md", b"", r"must hold \.md or \.txt files, .* without text"),
         ("a.md", b"\xef\xbb\xbf \r\n --- \r\n", "without text"),
-        ("a.parquet", b"PAR1\x15\x04\x15\x80\x89\xff" * 50, "must be UTF-8 text, got bytes that are none"),
+        ("a.parquet", b"PAR1\x15\x04\x15\x80\x89\xff" * 50, r"must be UTF-8 text, got binary data \(Parquet file\)"),
     ],
 )
 def test_what_is_no_text_is_refused_by_what_it_is(tmp_path: Path, name: str, content: bytes, said: str) -> None:

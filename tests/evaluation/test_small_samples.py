@@ -258,3 +258,12 @@ def test_balanced_accuracy_of_one_answer_is_left_out_and_not_nan():
 )
 def test_what_no_measurement_can_be_is_none(name, value, evidence):
     assert is_evidence(name, value) is evidence
+
+
+def test_a_value_that_is_no_number_among_many_is_no_evidence_of_not_being_worse():
+    a, b = ([{"id": str(at), "f1": 0.01 * at} for at in range(60)] for _ in range(2))
+    b[7]["f1"] = math.nan
+    found = compare(a, b, "f1", margin=1.0)
+    assert found.ci_low is None and not found.not_worse
+    squad = losses({"squad": a}, {"squad": b}, perplexity_margin=1.0, task_margin=1.0)
+    assert [loss.harmed for loss in squad if loss.metric == "squad/f1"] == [True]

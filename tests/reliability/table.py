@@ -14,6 +14,7 @@ from of_evidence import SITUATIONS as EVIDENCE
 from of_gguf import SITUATIONS as GGUF
 from of_models import SITUATIONS as MODELS
 from of_outputs import SITUATIONS as OUTPUTS
+from of_paths import SITUATIONS as PATHS
 from of_settings import SITUATIONS as SETTINGS
 from of_ties import SITUATIONS as TIES
 from situation import Situation
@@ -23,6 +24,7 @@ BEGIN, END = "<!-- situations -->", "<!-- end of situations -->"
 KINDS: dict[str, list[Situation]] = {
     "Outputs": OUTPUTS,
     "Data sets and documents": DATA,
+    "Containers, links, home folders and addresses": PATHS,
     "Model folders": MODELS,
     "Adapters and checkpoints": [*CHECKPOINTS, *COPIES],
     "Settings and machines": SETTINGS,

@@ -7,6 +7,7 @@ import math
 import pytest
 
 from edgequant.reporting.columns import best_rows, columns, metric, significant
+from edgequant.workflows.steps.measure import headline
 
 
 @pytest.mark.parametrize(
@@ -66,3 +67,18 @@ def test_perplexity_of_any_text_is_known_as_perplexity() -> None:
 
 def test_a_column_that_no_row_fills_is_left_out() -> None:
     assert [column.key for column in columns([{"variant": "a", "squad/f1": None}])] == ["variant"]
+
+
+def test_the_floor_of_a_metric_is_said_in_its_cell_and_is_no_column() -> None:
+    rows = [{"variant": name, "boolq/accuracy": 50.0, "boolq/majority": 60.0} for name in ("a", "b")]
+    assert [(column.key, column.cells[1]) for column in columns(rows)] == [
+        ("variant", "b"),
+        ("boolq/accuracy", "50.0 (no interval), at the floor"),
+    ]
+    assert headline(rows[0]) == {"boolq/accuracy": 50.0, "boolq/majority": 60.0}
+
+
+@pytest.mark.parametrize(("values", "marked"), [([263.41, 263.42], set()), ([263.41, 263.42, 270.0], {0, 1})])
+def test_no_row_is_marked_best_by_digits_that_are_not_shown(values: list[float], marked: set[int]) -> None:
+    rows = [{"domain/perplexity": value, "variant": str(at)} for at, value in enumerate(values)]
+    assert columns(rows)[1].best == marked

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -112,4 +113,4 @@ def next_command(checkpoint: str, method: str) -> str:
     """What a user would do with the result."""
     if checkpoint.startswith("models:/"):
         return promote_command(checkpoint)
-    return f"edgequant {'qat' if method == 'finetune' else 'evaluate'} --model {checkpoint}"
+    return f"edgequant {'qat' if method == 'finetune' else 'evaluate'} --model {shlex.quote(checkpoint)}"

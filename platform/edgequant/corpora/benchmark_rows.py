@@ -187,12 +187,20 @@ def _object(value: Any, where: str, columns: tuple[str, ...]) -> dict:
 
 def _text(row: dict, column: str, where: str, told: Conversions, *, may_be_empty: bool = False) -> str:
     value = row[column]
-    if not isinstance(value, str) or not (may_be_empty or value.strip()):
+    if not isinstance(value, str) or not (may_be_empty or value.strip()) or not _is_encodable(value):
         raise UserError(f"{where}, column {column}: must be text, got {_shown(value)}; correct the row")
     clean = unified(value)
     if clean != value:
         told.count(f"{column} with CRLF or CR line ends or a byte order mark, read with LF and without", where)
     return clean
+
+
+def _is_encodable(text: str) -> bool:
+    """JSON may hold half of a surrogate pair, `\\ud83d`, which is no character; a tokenizer refuses it."""
+    try:
+        return bool(text.encode()) or not text
+    except UnicodeEncodeError:
+        return False
 
 
 def _boolean(value: Any, where: str, told: Conversions) -> bool:
@@ -208,7 +216,7 @@ def _boolean(value: Any, where: str, told: Conversions) -> bool:
 def _shown(value: Any) -> str:
     """A value as JSON writes it, in a few words."""
     try:
-        text = json.dumps(value, ensure_ascii=False)
+        text = json.dumps(value, ensure_ascii=isinstance(value, str) and not _is_encodable(value))
     except (TypeError, ValueError):
         text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -135,7 +135,8 @@ def columns(rows: Sequence[Row]) -> list[Column]:
     """
     keys = list(dict.fromkeys(key for row in rows for key in row))
     filled = [key for key in keys if any(row.get(key) not in (None, "") for row in rows)]
-    shown = [key for key in filled if not (is_bound(key) and _without_bound(key) in filled)]
+    floors = {metric(key).floor for key in filled}
+    shown = [key for key in filled if key not in floors and not (is_bound(key) and _without_bound(key) in filled)]
     return [_column(key, rows) for key in sorted(shown, key=_position)]
 
 
@@ -184,8 +185,15 @@ def _column(key: str, rows: Sequence[Row]) -> Column:
     numbers = [float(value) for value in values if _is_number(value)]
     shown = shown_metric(key, numbers) if is_metric(key) else Metric(_words(key), digits=4)
     cells = [_cell(row, key, shown) for row in rows]
-    best = best_rows(rows, key) if is_metric(key) else frozenset()
+    best = _shown_as_best(best_rows(rows, key), rows, key, shown) if is_metric(key) else frozenset()
     return Column(key, shown.label, cells, best, is_number=len(numbers) == sum(value is not None for value in values))
+
+
+def _shown_as_best(best: frozenset[int], rows: Sequence[Row], key: str, shown: Metric) -> frozenset[int]:
+    """With the rows whose number reads the same; none where all do: a mark would tell of digits that nobody sees."""
+    read = {at: _number(row[key], shown) for at, row in enumerate(rows) if _is_number(row.get(key))}
+    same = frozenset(at for at, text in read.items() if text in {read[index] for index in best})
+    return frozenset() if len(set(read.values())) < 2 else same
 
 
 def _cell(row: Row, key: str, shown: Metric) -> str:

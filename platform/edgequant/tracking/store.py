@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import sqlite3
+import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from functools import cache
@@ -61,8 +63,8 @@ def check_experiment(name: str) -> None:
     if found is not None and found.lifecycle_stage != "active":
         restore = f"mlflow experiments restore --experiment-id {found.experiment_id}"
         raise UserError(
-            f"experiment {name!r} was deleted in {mlflow.get_tracking_uri()}; bring it back with `{restore}`, or "
-            "choose another with --experiment"
+            f"experiment {name!r} was deleted in {_without_password(mlflow.get_tracking_uri())}; bring it back with "
+            f"`{restore}`, or choose another with --experiment"
         )
     uri = str(mlflow.get_tracking_uri())
     if found is not None or uri.startswith("sqlite:"):  # whose artifacts lie in the working folder by default
@@ -116,9 +118,16 @@ def answers(host: str | None, port: int, seconds: float = SECONDS_TO_ANSWER) -> 
 def _unusable(uri: str, why: str, fix: str = ELSEWHERE) -> UserError:
     if "out-of-date database schema" in why:
         fix = f"back it up and run `mlflow db upgrade {uri}`, install the mlflow that made it, or {ELSEWHERE}"
+    elif "already exists" in why:
+        fix = "a run was stopped while it was made; move the file away if it holds no runs, or " + ELSEWHERE
     elif "filesystem tracking backend" in why:
         fix = f"`mlflow migrate-filestore` moves its runs to a database; or {ELSEWHERE}"
-    return UserError(f"tracking store {uri!r} cannot be used: {why}; {fix}")
+    return UserError(f"tracking store {_without_password(uri)!r} cannot be used: {why}; {_without_password(fix)}")
+
+
+def _without_password(text: str) -> str:
+    """Addresses in it as one may show them to others."""
+    return re.sub(r"(://[^\s/@:]*):[^\s/@]+@", r"\1:***@", text)
 
 
 def _first_sentence(error: Exception) -> str:
@@ -139,7 +148,9 @@ def _check_sqlite(uri: str) -> None:
 
     with store_errors_told():
         database = make_url(uri).database
-    if not database or database == ":memory:" or database.startswith("file:"):
+    if not database or ":memory:" in database or "mode=memory" in uri:
+        raise _unusable(uri, "it is in memory, where no run is kept")
+    if database.startswith("file:"):
         return
     path = Path(database)
     if path.exists() or path.is_symlink():
@@ -149,6 +160,31 @@ def _check_sqlite(uri: str) -> None:
     parent = _nearest(path)
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise _unusable(uri, f"{str(parent)!r} is no folder that can be written to")
+    if "?" not in uri:
+        _make_database(path)
+
+
+def _make_database(path: Path) -> None:
+    """MLflow takes seconds for its tables; whoever is stopped meanwhile, or comes second, must not find half of them.
+
+    Made beside its place, under a name of this process, and put there whole unless another process was faster.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{path.name}.new-", dir=path.parent) as folder, store_errors_told():
+        made = Path(folder, path.name)
+        mlflow.MlflowClient(tracking_uri=f"sqlite:///{made.resolve()}").search_experiments(max_results=1)
+        _put(made, path)
+
+
+def _put(made: Path, path: Path) -> None:
+    """Where nothing stands yet: by a link, which never replaces, or by renaming on a disk that has none."""
+    try:
+        os.link(made, path)
+    except FileExistsError:
+        return
+    except OSError:
+        if not path.exists():
+            made.replace(path)
 
 
 def _check_database(path: Path, uri: str) -> None:

@@ -6,6 +6,7 @@ edgequant baseline --model smollm2-135m,qwen2.5-0.5b --limit 500 --data_dir DATA
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Any
 
 from edgequant.errors import UserError
@@ -113,7 +114,7 @@ def _failed_rows(failures: dict[str, str]) -> list[dict[str, Any]]:
 
 
 def _next(rows: list[dict[str, Any]]) -> str:
-    return f"edgequant qat --model {rows[0]['model']}"
+    return f"edgequant qat --model {shlex.quote(rows[0]['model'])}"
 
 
 def _file(metric: str) -> str:

@@ -7,6 +7,7 @@ edgequant corpus --source FOLDER --tokenizer qwen2.5-0.5b --settings.workers 8
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -143,4 +144,4 @@ def summary_title(unchanged: bool) -> str:
 
 def next_command(output: str) -> str:
     """What a user does with a data set."""
-    return f"edgequant finetune --dataset {output}"
+    return f"edgequant finetune --dataset {shlex.quote(output)}"

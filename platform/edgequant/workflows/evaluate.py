@@ -9,6 +9,7 @@ edgequant evaluate --squad_predictions predictions.json --data_dir DATA
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -63,7 +64,7 @@ def evaluate(
             row = score_predictions(squad_predictions, settings, run.data_dir)
         else:
             row = measure_model(source or model, settings, run, runtime=runtime)
-            title, following = f"evaluate: {row['model']}", f"edgequant ptq --model {model}"
+            title, following = f"evaluate: {row['model']}", next_command(str(model), row["scheme"])
         tracking.log_metrics(metrics_of(row))
         print_summary(title, [row], tracked, following, notes=notes)
     return WorkflowResult(tracked.id, metrics_of(row), None, [row])
@@ -136,6 +137,14 @@ class Target(NamedTuple):
     name: str
     scheme: str
     checkpoint: Path | None
+
+
+def next_command(model: str, scheme: str) -> str | None:
+    """Quantise what is not; an edgequant checkpoint goes on to llama.cpp or vLLM."""
+    if scheme == "none":
+        return f"edgequant ptq --model {shlex.quote(model)}"
+    is_ours = not scheme.startswith("bnb") and Path(model).expanduser().is_dir()
+    return f"edgequant export --model {shlex.quote(model)}" if is_ours else None
 
 
 def measure_model(

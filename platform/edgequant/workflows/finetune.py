@@ -7,6 +7,7 @@ edgequant finetune --model FOLDER --base bnb-nf4 --dataset FOLDER_OF_DOCUMENTS
 from __future__ import annotations
 
 import contextlib
+import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -208,7 +209,7 @@ def _complete(folder: Path, tokenizer: Any) -> None:
 def next_command(folder: Path, base: str) -> str:
     """Quantise the adapted model, or look at how it compares."""
     return (
-        f"edgequant qat --model {folder / 'merged'}"
+        f"edgequant qat --model {shlex.quote(str(folder / 'merged'))}"
         if base == "float"
-        else f"edgequant evaluate --model {folder / 'adapter'}"
+        else f"edgequant evaluate --model {shlex.quote(str(folder / 'adapter'))}"
     )

@@ -7,6 +7,7 @@ edgequant ptq --model FOLDER --scheme w4-g64 --method awq+gptq --dataset wikitex
 from __future__ import annotations
 
 import copy
+import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -112,12 +113,20 @@ def ptq(
                     names: dict[str, Any] = {"model": name, "scheme": parsed.name, "variant": "ptq"}
                     versions.append(register_version(folder, **names, metrics=row, baseline=rows["none"]))
         shutil.rmtree(rounding.work_folder, ignore_errors=True)
-        delivered = mixed[0].scheme.name
+        scheme = mixed[0].scheme
+        delivered = scheme.name
         tracking.log_metrics(rows[delivered])
         table = summary_rows(rows, name)
-        following = promote_command(versions[0]) if versions else f"edgequant qat --model {model} --scheme {delivered}"
+        following = promote_command(versions[0]) if versions else next_command(str(model), scheme, folders[delivered])
         print_summary(f"ptq: {name}", table, tracked, following, notes=notes)
     return WorkflowResult(tracked.id, rows[delivered], str(folders[delivered]), table)
+
+
+def next_command(model: str, scheme: Scheme, folder: Path) -> str:
+    """Train with the scheme, or look closer at what cannot be trained: bitsandbytes' own."""
+    if scheme.backend == "edgequant":
+        return f"edgequant qat --model {shlex.quote(model)} --scheme {scheme.name}"
+    return f"edgequant evaluate --model {shlex.quote(str(folder))}"
 
 
 def summary_rows(rows: dict[str, dict[str, float]], model: str) -> list[dict[str, Any]]:

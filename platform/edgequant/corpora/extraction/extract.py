@@ -15,6 +15,7 @@ _OTHERS = {
     b"\x1f\x8b": "gzip archive",
     b"7z\xbc\xaf": "7-Zip archive",
     b"Rar!": "RAR archive",
+    b"{\\rtf": "RTF; save it as .docx",
     b"\x7fELF": "program",
     b"MZ": "program",
     b"\xd0\xcf\x11\xe0": "old Office file; save it as .docx",

@@ -55,7 +55,7 @@ def _list_of_strings(value: dict[str, Any], warnings: list[str]) -> list[Any]:
     lists = {key: item for key, item in value.items() if isinstance(item, list) and _parts_of(item)}
     if not lists:
         return [value]
-    chosen = max(lists, key=lambda key: sum(len(item) for item in lists[key] if isinstance(item, str)))
+    chosen = max(lists, key=lambda key: sum(len(block.text) for part in _parts_of(lists[key]) for block in part.blocks))
     if others := [key for key in lists if key != chosen]:
         warnings.append(f"texts taken from {chosen!r}; {', '.join(map(repr, others))} left out")
     return list(lists[chosen])

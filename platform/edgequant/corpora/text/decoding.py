@@ -19,6 +19,15 @@ BYTE_ORDER_MARKS = (  # UTF-32's before UTF-16's, which they begin with
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+_PACKED = {
+    b"\x1f\x8b": "gzip archive, unpack it",
+    b"PK\x03\x04": "zip archive, unpack it",
+    b"BZh": "bzip2 archive, unpack it",
+    b"\xfd7zXZ": "xz archive, unpack it",
+    b"\x28\xb5\x2f\xfd": "zstd archive, unpack it",
+    b"PAR1": "Parquet file",
+    b"ARROW1": "Arrow file",
+}
 _MARK = "\ufeff"
 _SAMPLE = 4096  # bytes
 _ZEROS_OF_UTF16 = 0.3  # of every second byte: western text has nearly all
@@ -38,6 +47,8 @@ def decode_text(content: bytes) -> DecodedText:
     Raises:
         ValueError: neither UTF-8 nor marked or evident UTF-16 or UTF-32 (a UnicodeDecodeError), or no text at all.
     """
+    if packed := next((what for magic, what in _PACKED.items() if content.startswith(magic)), None):
+        raise ValueError(f"binary data ({packed})")
     encoding = marked_encoding(content) or unmarked_utf16(content) or "utf-8"
     text = content.decode(encoding)
     if is_binary(text):

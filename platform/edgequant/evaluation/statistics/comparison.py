@@ -115,9 +115,9 @@ class _Estimate(NamedTuple):
 
 
 def _estimate(left: np.ndarray, right: np.ndarray, bound: float, bootstrap: Bootstrap) -> _Estimate | None:
-    """The interval that these many pairs allow; None where they tell of no spread."""
+    """The interval that these many pairs allow; None where they tell of no spread, or one of them is no number."""
     differences = right - left
-    if len(differences) < 2:
+    if len(differences) < 2 or not np.isfinite(differences).all():
         return None
     shares = min(left.min(), right.min()) >= 0 and max(left.max(), right.max()) <= 1
     if shares and (_right_or_wrong(left, right) or unlike(differences) < ENOUGH_UNLIKE):

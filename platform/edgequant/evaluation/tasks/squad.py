@@ -101,7 +101,7 @@ def read_predictions(path: str | Path) -> dict[str, str]:
         UserError: the file is missing, is not JSON, or is not such an object.
     """
     try:
-        predictions = json.loads(Path(path).read_bytes())  # UTF-8, UTF-16 or UTF-32, marked or not
+        predictions = json.loads(Path(path).expanduser().read_bytes())  # UTF-8, UTF-16 or UTF-32, marked or not
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"squad_predictions must be a JSON file of id to answer, got {path}, which cannot be read: {error}"

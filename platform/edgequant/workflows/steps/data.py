@@ -59,7 +59,7 @@ def _check_one(dataset: str, self_generated: bool, option: str = "dataset") -> N
             "dataset self-generated is what the model itself writes: qat, ptq and tune of qat can use it, fine-tuning "
             f"would learn from it what the model knows; name one of {', '.join(TEXTS)}, or a file or folder"
         )
-    if dataset not in TEXTS and not Path(dataset).exists():
+    if dataset not in TEXTS and not Path(dataset).expanduser().exists():
         renamed = f"; 'generated' is now called {SELF_GENERATED}" if dataset == "generated" else ""
         raise UserError(f"{option} must be one of {', '.join(TEXTS)}, a file or a folder, got {dataset!r}{renamed}")
 
@@ -209,12 +209,21 @@ def _files_of(task: str) -> str:
 def _lacking(folder: Path, why: str, name: str, files: Sequence[str]) -> str:
     """What is needed of a data folder, and what is there instead."""
     inner = folder / name
-    there = sorted(entry.name + "/" * entry.is_dir() for entry in (inner if inner.is_dir() else folder).iterdir())
+    there = sorted(map(_as_listed, (inner if inner.is_dir() else folder).iterdir()))
     listed = ", ".join(there[:8]) + (", ..." if len(there) > 8 else "") or "nothing"
     return (
         f"data_dir must hold {name}/{' or '.join(files)}, which {why} needs, got {listed} in "
         f"{str(inner if inner.is_dir() else folder)!r}; put the official file there"
     )
+
+
+def _as_listed(entry: Path) -> str:
+    """Its name, and what it is where that is no file: a link to nothing looks like the file that is needed."""
+    if entry.is_dir():
+        return f"{entry.name}/"
+    if entry.is_file():
+        return entry.name
+    return f"{entry.name} ({'a link to nothing' if entry.is_symlink() else 'a pipe or device'})"
 
 
 def rows_of(data_set: DataSet, split: str, data_dir: str | None) -> Rows | None:

@@ -13,7 +13,7 @@ from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.evaluation.tasks.guard import GUARD
 from edgequant.evaluation.tasks.registry import COMPARISON_TASKS, find_task, paired_metrics
 from edgequant.files import write_atomically
-from edgequant.reporting.columns import summary_metrics
+from edgequant.reporting.columns import metric, summary_metrics
 
 if TYPE_CHECKING:
     from edgequant.evaluation.tasks.task import Evaluation, EvaluationData
@@ -32,8 +32,10 @@ COMPARISON = EvaluationSettings(
 
 
 def headline(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The metrics on which variants of a model are compared, each with its interval's bounds where it has them."""
+    """The metrics on which variants of a model are compared, each with its interval's bounds where it has them, and
+    with its floor where that was measured too."""
     names = [f"{name}{bound}" for name in summary_metrics() for bound in ("", "_ci_low", "_ci_high")]
+    names += [floor for name in summary_metrics() if isinstance(floor := metric(name).floor, str)]
     return {name: metrics[name] for name in names if name in metrics}
 
 

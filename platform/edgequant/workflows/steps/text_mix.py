@@ -25,7 +25,7 @@ def parse_mix(dataset: str) -> list[Part]:
     Raises:
         UserError: a share that is none, shares that do not make up the whole, or a part given twice.
     """
-    if "," not in dataset or Path(dataset).exists():
+    if "," not in dataset or Path(dataset).expanduser().exists():
         return [Part(dataset, 1.0)]
     pieces = [piece.strip().rpartition(":") for piece in dataset.split(",")]
     names = [name if colon else last for name, colon, last in pieces]
