@@ -40,6 +40,8 @@ def test_what_a_user_can_mend_is_told_and_a_fault_of_ours_is_not(tmp_path):
     assert "name one that exists" in str(told(raised(open, tmp_path / "none")))
     assert "out of memory" in str(told(torch.cuda.OutOfMemoryError("CUDA out of memory. Tried")))
     assert "could not be read" in str(told(raised(json.loads, "{")))
+    full = safetensors.SafetensorError("I/O error: No space left on device (os error 28)")
+    assert str(told(full)).endswith("free some space, or name another place")
     for fault in (KeyError("x"), TypeError("x"), AssertionError("x"), ZeroDivisionError("x"), AttributeError("x")):
         assert told(fault) is None
 

@@ -55,6 +55,8 @@ def told(error: Exception) -> str | None:
     name, library = type(error).__name__, type(error).__module__.partition(".")[0]
     if isinstance(error, MemoryError) or name == "OutOfMemoryError" or "can't allocate memory" in str(error):
         return f"out of memory ({_first_line(error)}); {MEMORY}"
+    if "No space left on device" in str(error) and getattr(error, "errno", None) is None:  # safetensors', pyarrow's
+        return f"{_first_line(error)}; {SYSTEM[errno.ENOSPC]}"
     if isinstance(error, OSError) and error.errno is not None:
         fix = SYSTEM.get(error.errno, "check the path and the disk")
         what = f"{str(error.filename)!r}: " if error.filename is not None else ""

@@ -113,11 +113,11 @@ def ptq(
                     names: dict[str, Any] = {"model": name, "scheme": parsed.name, "variant": "ptq"}
                     versions.append(register_version(folder, **names, metrics=row, baseline=rows["none"]))
         shutil.rmtree(rounding.work_folder, ignore_errors=True)
-        scheme = mixed[0].scheme
-        delivered = scheme.name
+        first = mixed[0].scheme
+        delivered = first.name
         tracking.log_metrics(rows[delivered])
         table = summary_rows(rows, name)
-        following = promote_command(versions[0]) if versions else next_command(str(model), scheme, folders[delivered])
+        following = promote_command(versions[0]) if versions else next_command(str(model), first, folders[delivered])
         print_summary(f"ptq: {name}", table, tracked, following, notes=notes)
     return WorkflowResult(tracked.id, rows[delivered], str(folders[delivered]), table)
 
