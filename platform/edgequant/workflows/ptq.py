@@ -113,11 +113,13 @@ def ptq(
                     names: dict[str, Any] = {"model": name, "scheme": parsed.name, "variant": "ptq"}
                     versions.append(register_version(folder, **names, metrics=row, baseline=rows["none"]))
         shutil.rmtree(rounding.work_folder, ignore_errors=True)
-        first = mixed[0].scheme
-        delivered = first.name
+        delivering = mixed[0].scheme
+        delivered = delivering.name
         tracking.log_metrics(rows[delivered])
         table = summary_rows(rows, name)
-        following = promote_command(versions[0]) if versions else next_command(str(model), first, folders[delivered])
+        following = (
+            promote_command(versions[0]) if versions else next_command(str(model), delivering, folders[delivered])
+        )
         print_summary(f"ptq: {name}", table, tracked, following, notes=notes)
     return WorkflowResult(tracked.id, rows[delivered], str(folders[delivered]), table)
 
