@@ -101,11 +101,14 @@ def test_the_size_is_known_before_the_file_is_written(architecture, scheme, tied
 @needs_llama_cpp
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_llama_cpp_computes_the_checkpoints_logits_but_for_its_own_activations(architecture, tmp_path) -> None:
-    """llama.cpp multiplies activations rounded to 8 bits in blocks of 32: a bound that other weights break."""
-    loaded = made(architecture, "q4_0+embq4_0")
+    """llama.cpp rounds activations to 8 bits in blocks of 32, which does a tenth of what 4-bit weights do."""
+    floating, loaded = ARCHITECTURES[architecture](True), made(architecture, "q4_0+embq4_0")
     write_gguf(loaded, tmp_path / "m.gguf", choose_target(parse_scheme("q4_0+embq4_0")))
-    ids = list(loaded.tokenizer("\n".join(TEXT[:2]))["input_ids"][:60])
-    found, _ = read_by_llama_cpp(tmp_path / "m.gguf", ids, (5, 30, 60), loaded.model.config.vocab_size)
-    with torch.no_grad():
-        expected = loaded.model(torch.tensor([ids])).logits[0].log_softmax(-1).numpy()[[4, 29, 59]]
-    assert np.abs(found - expected).max() < 0.02 * np.abs(expected - expected.mean()).max()
+    ids = list(loaded.tokenizer("\n".join(TEXT[:2]))["input_ids"][:50])
+    found, _ = read_by_llama_cpp(tmp_path / "m.gguf", ids, (5, 30, 50), loaded.model.config.vocab_size)
+
+    @torch.no_grad()
+    def distance(model: Any) -> float:
+        return np.square(found - model(torch.tensor([ids])).logits[0].log_softmax(-1).numpy()[[4, 29, 49]]).mean() ** 0.5
+
+    assert distance(loaded.model) < 0.1 * distance(floating.model)
