@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from edgequant.errors import UserError
@@ -52,11 +53,11 @@ class Target:
             found += [f"{part} as {' and '.join(changed)}"] if changed else []
         return found
 
-    def line(self, scheme: Scheme | None) -> str:
-        """One line for people, before anything is written."""
+    def line(self, scheme: Scheme | None, others: str = "") -> str:
+        """One line for people, before anything is written; `others`: whose integers not of ours the model has."""
         why = f" ({self.because})" if self.because else ""
         if scheme is None:
-            return f"format: {self.format}{why}"
+            return f"format: {self.format}{f' encodes the numbers of {others} again' if others else ''}{why}"
         again = self.encoded_again(scheme)
         kept = f"encodes the integers of {scheme.name} again: {', '.join(again)}" if again else "keeps all integers"
         return f"format: {self.format} {kept}{why}"
@@ -119,6 +120,28 @@ def choose_target(
     return Target(COMPRESSED_TENSORS, because=why)
 
 
+def check_export(export: str | None, schemes: Sequence[Scheme]) -> None:
+    """Refuse a file to be written beside a checkpoint that could not keep its integers, before any work.
+
+    Args:
+        export: the option; None: no file.
+
+    Raises:
+        UserError: another form than gguf, or a scheme that no GGUF file holds; names it.
+    """
+    if export is None:
+        return
+    if export != "gguf":
+        raise UserError(f"export must be gguf, or null for no file, got {export!r}; see `edgequant export` for others")
+    for scheme in schemes:
+        specs = [spec for _, _, specs in _parts(scheme) for spec in specs]
+        if not specs or not all(own_format(spec) for spec in specs):
+            raise UserError(
+                f"export gguf needs a scheme whose integers a GGUF file holds, such as q4_0+embq4_0, w4-g32+emb4 or "
+                f"q8_0, got {scheme.name}; leave export out, and round again with `edgequant export --format q8_0`"
+            )
+
+
 def _without_integers(scheme: Scheme | None) -> str:
     if scheme is not None:
         return f"{scheme.name} is dequantised and encoded again, no format holds its integers"
@@ -128,6 +151,8 @@ def _without_integers(scheme: Scheme | None) -> str:
 def _parts(scheme: Scheme) -> list[tuple[str, bool, list[WeightSpec]]]:
     """What a scheme quantises: name, whether it is embedding and head, and the specs that its layers have."""
     bits = {bits for _, bits in scheme.layer_bits}
+    if scheme.budget is not None and scheme.awaits_layer_bits:
+        bits |= set(scheme.budget.candidates)
     parts = (("linears", False, scheme.weight), ("embedding and head", True, scheme.embedding))
     return [
         (name, embeds, [spec, *(replace(spec, bits=width) for width in sorted(bits - {spec.bits}))])
