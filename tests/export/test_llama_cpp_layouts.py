@@ -109,6 +109,8 @@ def test_llama_cpp_computes_the_checkpoints_logits_but_for_its_own_activations(a
 
     @torch.no_grad()
     def distance(model: Any) -> float:
-        return np.square(found - model(torch.tensor([ids])).logits[0].log_softmax(-1).numpy()[[4, 29, 49]]).mean() ** 0.5
+        return (
+            np.square(found - model(torch.tensor([ids])).logits[0].log_softmax(-1).numpy()[[4, 29, 49]]).mean() ** 0.5
+        )
 
     assert distance(loaded.model) < 0.1 * distance(floating.model)

@@ -50,7 +50,9 @@ def test_ptq_errs_less_than_llama_cpps_own_rounding(tiny, tokens, scheme, method
 def test_qat_starts_from_exactly_what_ptq_chose(tiny, tokens, scheme, method):
     """Negative scales of q4_0 and minima of q4_1 among it."""
     choose_integers(tiny.model, parse_scheme(scheme), [tokens], method)
-    chosen = {name: layer.quantizer.quantized(layer.weight) for name, layer in fake_quantized_layers(tiny.model).items()}
+    chosen = {
+        name: layer.quantizer.quantized(layer.weight) for name, layer in fake_quantized_layers(tiny.model).items()
+    }
     learn_from_integers(tiny.model)
     for name, layer in fake_quantized_layers(tiny.model).items():
         found = layer.quantizer.quantized(layer.weight)
@@ -69,7 +71,9 @@ def test_scales_and_minima_learn_and_are_deployed_as_they_were_simulated(tiny, t
         optimizer.zero_grad()
         tiny.model(input_ids=tokens, labels=tokens).loss.backward()
         optimizer.step()
-    moved = {name.rpartition(".")[2] for name, one in tiny.model.named_parameters() if not torch.equal(one, before[name])}
+    moved = {
+        name.rpartition(".")[2] for name, one in tiny.model.named_parameters() if not torch.equal(one, before[name])
+    }
     assert moved >= {"relative_scale"} | ({"minimum_shift"} if "q4_1" in scheme else set())
     with torch.no_grad():
         simulated = tiny.model(input_ids=tokens).logits

@@ -114,7 +114,9 @@ def test_a_registered_version_is_exported_as_its_scheme_says(saved, tmp_path, ca
         tracking.register_checkpoint(saved("w8a8"), "edgequant-tiny", metrics={}, tags={})
     export(check=False)
     (run,) = tracking.find_runs(workflow="export")
-    assert run.tags["edgequant.format"] == "compressed-tensors" and "models:/edgequant-tiny/1" in capsys.readouterr().out
+    assert (
+        run.tags["edgequant.format"] == "compressed-tensors" and "models:/edgequant-tiny/1" in capsys.readouterr().out
+    )
 
 
 def test_ptq_says_what_ships_writes_it_and_registers_it(quick, tmp_path, capsys) -> None:
@@ -128,7 +130,9 @@ def test_ptq_says_what_ships_writes_it_and_registers_it(quick, tmp_path, capsys)
     assert result.metrics["deploy/size_gb"] == file.stat().st_size / 1e9
     assert result.metrics["deploy/reduction_vs_fp16"] == pytest.approx(100 - 50 * file.stat().st_size / parameters)
     assert result.rows[1]["deploy/format"] == "q4_0" and str(file) in capsys.readouterr().out
-    (_, version) = sorted(tracking.client().search_model_versions("name = 'edgequant-tiny'"), key=lambda v: int(v.version))
+    (_, version) = sorted(
+        tracking.client().search_model_versions("name = 'edgequant-tiny'"), key=lambda v: int(v.version)
+    )
     assert version.tags["edgequant.deploy_format"] == "q4_0" and "deploy/reduction_vs_fp16" in version.tags
     carried = tracking.download("models:/edgequant-tiny/2")
     assert (carried / file.name).read_bytes() == file.read_bytes()
@@ -140,7 +144,9 @@ def test_ptq_says_what_ships_writes_it_and_registers_it(quick, tmp_path, capsys)
         verify(carried)
 
 
-def test_sizes_are_those_of_what_export_writes_and_none_where_nothing_keeps_the_integers(quick, tmp_path, capsys) -> None:
+def test_sizes_are_those_of_what_export_writes_and_none_where_nothing_keeps_the_integers(
+    quick, tmp_path, capsys
+) -> None:
     schemes = ["w4a8-g32+emb4", "w8a8", "q4_1+emb8"]
     options: dict[str, Any] = {"calibration": SMALL, "evaluation": quick, "run": CPU}
     result = ptq(model="tiny", scheme=",".join(schemes), output=str(tmp_path / "made"), **options)
@@ -149,7 +155,9 @@ def test_sizes_are_those_of_what_export_writes_and_none_where_nothing_keeps_the_
     assert "q4_1+emb8: no shipped size: no format keeps the integers" in capsys.readouterr().out
     assert "deploy/size_gb" not in rows["q4_1+emb8"] and "deploy/size_gb" not in rows["none"]
     for scheme in schemes[:2]:
-        written = Path(export(model=str(tmp_path / "made" / scheme), output=str(tmp_path / scheme), check=False).checkpoint)
+        written = Path(
+            export(model=str(tmp_path / "made" / scheme), output=str(tmp_path / scheme), check=False).checkpoint
+        )
         size = sum(file.stat().st_size for file in ([written] if written.is_file() else written.rglob("*")))
         assert rows[scheme]["deploy/size_gb"] == size / 1e9
     assert not list(tmp_path.glob("**/.shipped-*"))

@@ -116,7 +116,9 @@ def choose_target(
         if refused is not None:
             raise refused from None
         return replace(gguf, because=f"no format holds all integers of {scheme.name}")
-    why = f"llama.cpp cannot run it: {refused}" if refused is not None else "no format of llama.cpp holds these integers"
+    why = (
+        f"llama.cpp cannot run it: {refused}" if refused is not None else "no format of llama.cpp holds these integers"
+    )
     return Target(COMPRESSED_TENSORS, because=why)
 
 

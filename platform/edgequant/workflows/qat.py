@@ -106,7 +106,9 @@ def qat(
         if register:
             names: dict[str, Any] = {"model": experiment.name, "scheme": parsed.name, "variant": found.delivered}
             baseline = rows["baseline"].metrics
-            version = register_version(checkpoint, **names, metrics=metrics, baseline=baseline, tags=found.tags | shipped.tags)
+            version = register_version(
+                checkpoint, **names, metrics=metrics, baseline=baseline, tags=found.tags | shipped.tags
+            )
             following = following if found.harm else promote_command(version)
         table = verdict.summary_rows(rows, found, experiment.name, parsed.name, shipped)
         title = f"qat: {experiment.name}, {parsed.name}"
