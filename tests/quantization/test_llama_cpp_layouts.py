@@ -84,7 +84,7 @@ def test_scales_and_minima_learn_and_are_deployed_as_they_were_simulated(tiny, t
 
 
 def test_a_minimum_and_a_negative_scale_have_the_gradients_of_the_formula(tiny):
-    """value = S code + offset with codes held still where nothing is clipped, S of q4_0 below 0 in half of the blocks."""
+    """value = S code + offset, codes held still where nothing is clipped; q4_0 has scales of both signs."""
     generator = torch.Generator().manual_seed(1)
     weight, pulled = (torch.randn(8, 64, generator=generator) for _ in range(2))
     for name in ("q4_0", "q4_1"):

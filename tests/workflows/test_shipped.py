@@ -1,4 +1,4 @@
-"""What ships: `export` keeps integers by itself, `ptq` and `qat` say how large that is and put it beside a checkpoint."""
+"""What ships: `export` keeps integers by itself, `ptq` and `qat` say how large that is and put it beside the rest."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_ptq_says_what_ships_writes_it_and_registers_it(quick, tmp_path, capsys)
     file.unlink()
     verify(made)  # somebody took the file elsewhere
     (carried / file.name).write_bytes(b"another")
-    with pytest.raises(UserError, match="tiny-q4_0.gguf is damaged"):
+    with pytest.raises(UserError, match=r"tiny-q4_0\.gguf is damaged"):
         verify(carried)
 
 

@@ -1,4 +1,4 @@
-"""Which format keeps a checkpoint's integers, and what any other one makes of them. Light: by schemes alone, no torch."""
+"""Which format keeps a checkpoint's integers, and what any other makes of them. Light: by schemes alone, no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ships of a checkpoint: the exported form that keeps its integers, how large it is, on request the file itself."""
+"""What ships of a checkpoint: the exported form that keeps its integers, how large it is, on request the file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ NOTHING = "none"
 class Shipped:
     """Attributes:
     format: of the exported form, or `none` where no format keeps the integers.
-    metrics: `deploy/size_gb`, all files with the tokenizer, and `deploy/reduction_vs_fp16` in per cent; empty with `none`.
+    metrics: `deploy/size_gb`, all files with the tokenizer, and `deploy/reduction_vs_fp16` in per cent; none with
+        `none`.
     notes: what is not as one might expect.
     sha256: of the file that was written; empty where none was.
     """

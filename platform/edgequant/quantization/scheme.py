@@ -192,9 +192,9 @@ def parse_scheme(name: str) -> Scheme:
     (without: one scale per output channel), `-sym` symmetric weights without zero points, `+emb<bits>` embedding and
     output head too, symmetric where the weights are by `-sym`. `w1.58` are ternary weights, affine in the embedding.
     `q8_0`, `q4_0`, `q4_1` are llama.cpp's formats, `+embq8_0`, `+embq4_0`, `+embq4_1` behind one of them put embedding
-    and head into one too, e.g. `q4_0+embq4_0`, whose integers a GGUF file holds throughout; `bnb-int8`, `bnb-nf4`, `bnb-fp4` belong to bitsandbytes. Behind a
-    name whose bits are not fixed, `@4.5bpp` or `@80MB` is a size budget (bits per parameter, megabytes): bits are then
-    chosen layer by layer.
+    and head into one too, e.g. `q4_0+embq4_0`, whose integers a GGUF file holds throughout; `bnb-int8`, `bnb-nf4`,
+    `bnb-fp4` belong to bitsandbytes. Behind a name whose bits are not fixed, `@4.5bpp` or `@80MB` is a size budget
+    (bits per parameter, megabytes): bits are then chosen layer by layer.
 
     Raises:
         UserError: the name does not follow the grammar (names the nearest known scheme), or the budget cannot be meant.
@@ -217,7 +217,8 @@ def parse_scheme(name: str) -> Scheme:
     raise UserError(
         f"scheme {name!r} is unknown.{hint} Known: {', '.join(SCHEMES)}; in general "
         "w<2-8>[a8[-static]][-g<group size>][-sym][+emb<2-8>][@<n>bpp or @<n>MB], ternary "
-        "w1.58[a8[-static]][-g<group size>][+emb<2-8>], and +embq8_0, +embq4_0, +embq4_1, +emb4 or +emb8 behind q8_0, q4_0, q4_1"
+        "w1.58[a8[-static]][-g<group size>][+emb<2-8>], and +emb4, +emb8, +embq8_0, +embq4_0 or "
+        "+embq4_1 behind q8_0, q4_0, q4_1"
     )
 
 

@@ -188,8 +188,6 @@ def check_source(source: ModelSource, format: str) -> None:
         UserError: a configuration that llama.cpp would compute otherwise, no quantised checkpoint, or a scheme that
             compressed-tensors cannot hold.
     """
-    from edgequant import models
-
     location = Path(source.location)
     is_plain_folder = source.kind == "folder" and (location / "config.json").is_file()
     if format != COMPRESSED_TENSORS and (source.kind == "gguf" or is_plain_folder):

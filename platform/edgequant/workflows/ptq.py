@@ -65,7 +65,8 @@ def ptq(
         evaluation: what is measured and how.
         output: folder that the checkpoint becomes, new, empty or of an earlier one; of several schemes, each becomes a
             folder in it (default: outputs/ptq/<run id>).
-        export: gguf puts the file that llama.cpp runs beside each checkpoint's weights, with the same integers; null none.
+        export: gguf puts the file that llama.cpp runs, with the same integers, beside each checkpoint's weights; null:
+            none.
         register: register each checkpoint as edgequant-<model> in the MLflow registry.
         run: data, device, seed, resuming (behind the decoder blocks that were finished) and experiment.
     """

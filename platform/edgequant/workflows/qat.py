@@ -62,7 +62,8 @@ def qat(
         evaluation: what is measured and how; the guard text always.
         output: folder that the checkpoint becomes, new, empty or of an earlier one (default:
             outputs/qat/<run id>/checkpoint).
-        export: gguf puts the file that llama.cpp runs beside the checkpoint's weights, with the same integers; null none.
+        export: gguf puts the file that llama.cpp runs, with the same integers, beside the checkpoint's weights; null:
+            none.
         register: register the checkpoint as edgequant-<model> in the MLflow registry.
         run: data, device, seed, resuming and experiment.
     """

@@ -49,8 +49,8 @@ class WeightQuantizer(nn.Module):
 
     Scales and zero points follow each group's extremes as the weight moves, or, `learned`, are parameters of their own
     that start from the range with the least squared error, or from what a PTQ method chose. So it is in llama.cpp's
-    layouts: any float16 scale and minimum are valid there, not those of its own rounding alone, and a learned q4_0 scale
-    keeps the sign that it starts with. A tied head and embedding share one.
+    layouts: any float16 scale and minimum are valid there, not those of its own rounding alone, and a learned q4_0
+    scale keeps the sign that it starts with. A tied head and embedding share one.
     """
 
     relative_scale: nn.Parameter | None
