@@ -83,9 +83,11 @@ WITHIN = {
     },
     "export": {
         "formats": set(),
+        "choice": {"formats"},
         "parity": set(),
-        "gguf": {"formats"},
+        "gguf": {"choice", "formats"},
         "compressed_tensors": {"formats"},
+        "shipped": {"choice", "formats", "gguf", "compressed_tensors"},
     },
 }
 # steps that several workflows take, and the checks of doctor, know none of the workflows

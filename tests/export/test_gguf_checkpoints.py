@@ -11,7 +11,7 @@ import torch
 from small_models import ARCHITECTURES, TEXT
 from transformers import AutoModelForCausalLM
 
-from edgequant.export.gguf.tensors import copies_integers
+from edgequant.export.choice import Target, copies_integers
 from edgequant.export.gguf.write import write_gguf
 from edgequant.quantization.ptq.quantize import quantize
 from edgequant.quantization.scheme import parse_scheme
@@ -94,7 +94,7 @@ def test_a_tied_four_bit_embedding_keeps_its_integers_and_is_written_once(tmp_pa
 
 def test_the_file_computes_what_the_checkpoint_computes(tmp_path) -> None:
     loaded = quantized(ARCHITECTURES["llama"](True), "q4_0+emb8")
-    write_gguf(loaded, tmp_path / "m.gguf", "q4_0", embedding_format="f32")
+    write_gguf(loaded, tmp_path / "m.gguf", Target("q4_0", "f32"))
     again = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="m.gguf", dtype=torch.float32).eval()
     ids = torch.tensor([loaded.tokenizer(TEXT[0])["input_ids"]])
     with torch.no_grad():

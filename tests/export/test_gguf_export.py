@@ -14,6 +14,7 @@ from small_models import ARCHITECTURES, TEXT, small
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from edgequant.errors import UserError
+from edgequant.export.choice import Target
 from edgequant.export.gguf.write import write_gguf
 
 READ_BY_TRANSFORMERS = ("qwen2", "llama", "gemma3")
@@ -60,7 +61,7 @@ def tensors_of(path: Path) -> dict[str, gguf.ReaderTensor]:
 @pytest.mark.parametrize("format_name", ["q8_0", "q4_1"])
 def test_transformers_reads_back_the_model_with_rounded_weights(name, tied, format_name, tmp_path) -> None:
     loaded = ARCHITECTURES[name](tied)
-    write_gguf(loaded, tmp_path / "m.gguf", format_name, embedding_format=format_name)
+    write_gguf(loaded, tmp_path / "m.gguf", Target(format_name, format_name))
     ids = torch.tensor([loaded.tokenizer(TEXT[0])["input_ids"]])
     expected = logits(rounded(loaded.model, gguf.GGMLQuantizationType[format_name.upper()]), ids)
     torch.testing.assert_close(logits(read_back(tmp_path / "m.gguf"), ids), expected, rtol=0, atol=1e-5)
@@ -120,7 +121,7 @@ def test_norms_and_biases_stay_in_full_precision(tmp_path) -> None:
 def test_four_bit_formats_spend_eight_bits_on_the_embedding_unless_told_otherwise(tmp_path) -> None:
     model = ARCHITECTURES["qwen2"](True)
     write_gguf(model, tmp_path / "a.gguf", "q4_0")
-    write_gguf(model, tmp_path / "b.gguf", "q4_0", embedding_format="q4_0")
+    write_gguf(model, tmp_path / "b.gguf", Target("q4_0", "q4_0"))
     assert tensors_of(tmp_path / "a.gguf")["token_embd.weight"].tensor_type.name == "Q8_0"
     assert tensors_of(tmp_path / "b.gguf")["token_embd.weight"].tensor_type.name == "Q4_0"
 

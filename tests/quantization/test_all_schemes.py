@@ -22,6 +22,7 @@ from edgequant.quantization.scheme import parse_scheme
 
 NAMES = ("w8a8-static", "w8a8", "w8", "w4-g32", "w4-g64", "w4-g128", "w3-g64", "w4a8-g32", "q8_0", "q4_0", "q4_1")
 SCHEMES = [name + suffix for name in NAMES for suffix in ("", "+emb4", "+emb8")]
+SCHEMES += ["q4_0+embq4_0", "q8_0+embq8_0", "q4_1+embq4_1", "q4_0+embq8_0"]
 SCHEMES += ["w2-g64", "w8a8-sym", "w4a8-g32-sym", "w4-g32-sym+emb4", "w8-sym+emb8"]
 SCHEMES += ["w2-g64-sym+emb2", "w2-sym", "w1.58-g64+emb4", "w1.58a8"]
 LINEARS = [
@@ -153,7 +154,9 @@ def test_size_on_disk_is_what_bits_scales_and_zero_points_add_up_to(made: Made) 
         elif isinstance(module, torch.nn.Embedding):
             shape = module.weight.shape
             grouped = None if suffix == "8" else group or 32
-            expected += bytes_of_matrix(*shape, int(suffix), grouped, embedding_kind) if suffix else 4 * shape.numel()
+            width = int(suffix.removeprefix("q")[:1] or 0)
+            zero = {"q4_1": "real", "q4_0": "none", "q8_0": "none"}.get(suffix, embedding_kind)
+            expected += bytes_of_matrix(*shape, width, grouped, zero) if suffix else 4 * shape.numel()
         elif "norm" in layer:
             expected += 4 * module.weight.numel()
     expected += 5 if "static" in base and suffix else 0  # the head's input
@@ -168,7 +171,9 @@ def test_parameters_count_tied_weights_once(made: Made) -> None:
     assert checkpoint.open_checkpoint(made.saved.folder) == made.saved
 
 
-@pytest.mark.parametrize("name", ["w8a8-static+emb8", "w4a8-g32+emb4", "q4_1", "w3-g64+emb4", "w1.58-g64+emb4"])
+@pytest.mark.parametrize(
+    "name", ["w8a8-static+emb8", "w4a8-g32+emb4", "q4_1", "q4_0+embq4_0", "w3-g64+emb4", "w1.58-g64+emb4"]
+)
 def test_a_bfloat16_checkpoint_keeps_its_scales_and_its_logits(name, tiny, tokens, tmp_path) -> None:
     scheme = parse_scheme(name)
     prepare(tiny.model, scheme)

@@ -43,7 +43,16 @@ def test_every_named_scheme_means_what_the_architecture_says(name, suffix):
 
 
 def test_the_named_schemes_are_all_known():
-    assert set(SCHEMES) == {*NAMED_SCHEMES, "bnb-int8", "bnb-nf4", "bnb-fp4"}
+    own = {"q8_0+embq8_0", "q4_0+embq4_0", "q4_1+embq4_1"}
+    assert set(SCHEMES) == {*NAMED_SCHEMES, *own, "bnb-int8", "bnb-nf4", "bnb-fp4"}
+
+
+@pytest.mark.parametrize("embedding", ["q8_0", "q4_0", "q4_1"])
+@pytest.mark.parametrize("linears", ["q8_0", "q4_0", "q4_1"])
+def test_embedding_and_head_can_be_in_a_layout_of_llama_cpp_too(linears, embedding):
+    scheme = parse_scheme(f"{linears}+emb{embedding}")
+    assert (scheme.weight, scheme.embedding) == (parse_scheme(linears).weight, parse_scheme(embedding).weight)
+    assert not scheme.can_mix_bits and scheme.group_sizes == {32}
 
 
 @pytest.mark.parametrize("name", ["w4-g32-sym", "w4a8-g32-sym", "w2-g64-sym", "w8a8-sym", "w1.58-g64"])
@@ -108,6 +117,10 @@ def test_a_scheme_survives_yaml(name):
         "w4-sym-g32",
         "w4-symm",
         "q4_0-sym",
+        "q4_0+embq5_0",
+        "q4_0+embq4",
+        "w4-g32+embq4_0",
+        "q4_0+embq4_0+emb8",
         "w1.58-sym",
         "w1.5",
         "w1,58",

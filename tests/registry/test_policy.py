@@ -2,6 +2,7 @@ import pytest
 import yaml
 
 from edgequant.errors import UserError
+from edgequant_registry.gates import judge_gate
 from edgequant_registry.policy import bundled_policies, read_policy
 
 
@@ -61,3 +62,15 @@ def test_a_file_that_is_no_policy_is_refused(tmp_path, text):
 def test_an_absent_policy_names_the_bundled_ones():
     with pytest.raises(UserError, match="default"):
         read_policy("no-such-policy")
+
+
+def test_a_policy_may_gate_what_ships(tmp_path):
+    (tmp_path / "p.yaml").write_text(
+        "gates:\n- {metric: deploy/reduction_vs_fp16, min: 70}\n"
+        "- {metric: deploy/size_gb, max_loss_percent: 0, against: champion}\n"
+    )
+    least, relative = read_policy(str(tmp_path / "p.yaml")).gates
+    assert (least.higher_is_better, relative.higher_is_better) == (True, False)
+    assert judge_gate(least, {"deploy/reduction_vs_fp16": 71.2}, None).passed
+    assert not judge_gate(least, {"deploy/reduction_vs_fp16": 68.0}, None).passed
+    assert not judge_gate(least, {}, None).passed

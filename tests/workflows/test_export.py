@@ -55,7 +55,7 @@ def test_a_file_over_the_limit_stays_local(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("q7_k", None, 1.0), "format must be one of q8_0.*'q7_k'"),
+        (("q7_k", None, 1.0), "format must be one of auto, q8_0.*'q7_k'"),
         (("q8_0", "int3", 1.0), "embedding_format must be one of q8_0.*'int3'"),
         (("q8_0", None, -1.0), "upload_limit_mb must be 0 .*, got -1.0"),
         (("compressed-tensors", "q8_0", 1.0), "embedding_format 'q8_0' is for GGUF files"),

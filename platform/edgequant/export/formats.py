@@ -33,6 +33,11 @@ class Exported:
     notes: list[str] = field(default_factory=list)
 
 
+def file_name(model: str, format: str) -> str:
+    """Name of a model's GGUF file."""
+    return f"{model}-{format}.gguf"
+
+
 def check_format(name: str, parameter: str = "format", known: Collection[str] = tuple(FORMATS)) -> str:
     """The format's name.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -170,6 +171,17 @@ def _load_pair(resolved: ModelSource, options: dict[str, Any], *, as_checkpoint_
             return _load_pair(fetched, options, as_checkpoint_says=as_checkpoint_says)
         case _:
             return hub.fetched(resolved.name, resolved.location, lambda: _load_hub(resolved.location, options))
+
+
+def fetched(source: ModelSource) -> ModelSource:
+    """A model of the registry or of a run, as the folder that it was fetched to, under its name; others as they are.
+
+    Raises:
+        UserError: nothing is there, or nothing that can be loaded.
+    """
+    if source.kind != "mlflow":
+        return source
+    return replace(check_available(str(_fetched_folder(source))), name=source.name)
 
 
 def _fetched_folder(resolved: ModelSource) -> Path:

@@ -32,6 +32,13 @@ def write_manifest(folder: Path, scheme: dict[str, Any] | None) -> None:
     write_atomically(folder / MANIFEST, json.dumps({"format": FORMAT, "scheme": scheme, "sha256": files}, indent=2))
 
 
+def list_file(folder: Path, name: str, sha256: str) -> None:
+    """Add one more file of a folder to its manifest, such as the exported form of the checkpoint."""
+    manifest = _read(folder / MANIFEST)
+    manifest["sha256"][name] = sha256
+    write_atomically(folder / MANIFEST, json.dumps(manifest, indent=2))
+
+
 def _names(folder: Path) -> list[str]:
     """The files beside the manifest, and those below that loading may read, by their paths within the folder."""
     files = [file for file in (*folder.iterdir(), *(folder / TEMPLATES).glob("*")) if not file.is_dir()]
@@ -54,6 +61,8 @@ def verify(folder: str | Path) -> dict[str, Any]:
         if HARMLESS.fullmatch(name):
             continue
         if not (folder / name).is_file():
+            if HARMLESS.fullmatch(name):  # an exported file that somebody moved elsewhere
+                continue
             raise UserError(f"checkpoint {folder}: {name} not found; copy the whole folder again")
         if (found := _sha256_of_unchanged(folder / name)) != expected:
             raise UserError(

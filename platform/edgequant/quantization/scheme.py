@@ -18,12 +18,12 @@ ZeroPoint = Literal["none", "integer", "real"]
 SCHEMES = (
     *("w8a8-static", "w8a8", "w8", "w4-g32", "w4-g64", "w4-g128", "w3-g64", "w2-g64", "w4a8-g32"),
     *("w8a8-sym", "w4-g32-sym", "w4a8-g32-sym", "w2-g64-sym", "w1.58-g64"),
-    *("q8_0", "q4_0", "q4_1", "bnb-int8", "bnb-nf4", "bnb-fp4"),
+    *("q8_0", "q4_0", "q4_1", "q8_0+embq8_0", "q4_0+embq4_0", "q4_1+embq4_1", "bnb-int8", "bnb-nf4", "bnb-fp4"),
 )
 _INPUTS, _GROUP, _EMBEDDING = r"(?P<a8>a8(?P<static>-static)?)?", r"(-g(?P<group>\d+))?", r"(\+emb(?P<emb>[2-8]))?"
 GRAMMAR = re.compile(rf"w(?P<bits>[2-8]){_INPUTS}{_GROUP}(?P<sym>-sym)?{_EMBEDDING}")
 TERNARY = re.compile(rf"w1\.58{_INPUTS}{_GROUP}{_EMBEDDING}")
-GGML = re.compile(r"(?P<ggml>q8_0|q4_0|q4_1)(\+emb(?P<emb>[2-8]))?")
+GGML = re.compile(r"(?P<ggml>q8_0|q4_0|q4_1)(\+emb((?P<emb>[2-8])|(?P<own>q8_0|q4_0|q4_1)))?")
 DEFAULT_EMBEDDING_GROUP = 32
 
 
@@ -191,9 +191,10 @@ def parse_scheme(name: str) -> Scheme:
     `w<bits>` weights, `a8` 8-bit inputs per token (`a8-static`: with fixed ranges), `-g<N>` groups of N inputs
     (without: one scale per output channel), `-sym` symmetric weights without zero points, `+emb<bits>` embedding and
     output head too, symmetric where the weights are by `-sym`. `w1.58` are ternary weights, affine in the embedding.
-    `q8_0`, `q4_0`, `q4_1` are llama.cpp's formats; `bnb-int8`, `bnb-nf4`, `bnb-fp4` belong to bitsandbytes. Behind a
-    name whose bits are not fixed, `@4.5bpp` or `@80MB` is a size budget (bits per parameter, megabytes): bits are then
-    chosen layer by layer.
+    `q8_0`, `q4_0`, `q4_1` are llama.cpp's formats, `+embq8_0`, `+embq4_0`, `+embq4_1` behind one of them put embedding
+    and head into one too, e.g. `q4_0+embq4_0`, whose integers a GGUF file holds throughout; `bnb-int8`, `bnb-nf4`,
+    `bnb-fp4` belong to bitsandbytes. Behind a name whose bits are not fixed, `@4.5bpp` or `@80MB` is a size budget
+    (bits per parameter, megabytes): bits are then chosen layer by layer.
 
     Raises:
         UserError: the name does not follow the grammar (names the nearest known scheme), or the budget cannot be meant.
@@ -206,7 +207,8 @@ def parse_scheme(name: str) -> Scheme:
     if name in ("bnb-int8", "bnb-nf4", "bnb-fp4"):
         return Scheme(name=name, backend="bitsandbytes")
     if match := GGML.fullmatch(name):
-        return Scheme(name=name, weight=_ggml_spec(match["ggml"]), embedding=_embedding_spec(match["emb"], 32))
+        embedding = _ggml_spec(match["own"]) if match["own"] else _embedding_spec(match["emb"], 32)
+        return Scheme(name=name, weight=_ggml_spec(match["ggml"]), embedding=embedding)
     match = GRAMMAR.fullmatch(name) or TERNARY.fullmatch(name)
     if match and match["group"] != "0":
         return _in_general(name, match.groupdict())
@@ -215,7 +217,8 @@ def parse_scheme(name: str) -> Scheme:
     raise UserError(
         f"scheme {name!r} is unknown.{hint} Known: {', '.join(SCHEMES)}; in general "
         "w<2-8>[a8[-static]][-g<group size>][-sym][+emb<2-8>][@<n>bpp or @<n>MB], ternary "
-        "w1.58[a8[-static]][-g<group size>][+emb<2-8>], and +emb4 or +emb8 behind q8_0, q4_0, q4_1"
+        "w1.58[a8[-static]][-g<group size>][+emb<2-8>], and +emb4, +emb8, +embq8_0, +embq4_0 or "
+        "+embq4_1 behind q8_0, q4_0, q4_1"
     )
 
 

@@ -42,6 +42,11 @@ _SIZE = {
     "size/bits_per_parameter": Metric("bits/parameter", "", "lower", prominence="summary"),
     "size/resident_gb": Metric("resident", "GB", "lower", prominence="detail"),
 }
+_DEPLOY = {
+    "deploy/format": Metric("shipped as", prominence="summary"),
+    "deploy/size_gb": Metric("shipped size", "GB", "lower", prominence="summary"),
+    "deploy/reduction_vs_fp16": Metric("shipped reduction vs fp16", "%", "higher", prominence="summary"),
+}
 _CONVERSION_AND_TRAINING = {
     "qat/recovered_fraction": Metric("PTQ loss recovered", "%", "higher", scale=100.0, prominence="summary"),
     "parity/max_logit_error": Metric("largest logit error", "", "lower", prominence="table"),
@@ -62,7 +67,7 @@ def described_metrics() -> Mapping[str, Metric]:
         {name: shown for task in tasks if task.kind == kind for name, shown in task.display.items()}
         for kind in ("quality", "efficiency")
     )
-    return quality | _SIZE | efficiency | _CONVERSION_AND_TRAINING
+    return quality | _SIZE | _DEPLOY | efficiency | _CONVERSION_AND_TRAINING
 
 
 def shown_tasks() -> tuple[Task, ...]:

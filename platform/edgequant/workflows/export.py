@@ -1,7 +1,7 @@
 """`export`: write a model for use without edgequant, and measure how far what was written is from the model.
 
 mlflow run . -e export
-edgequant export --model models:/edgequant-smollm2-135m@champion --format q8_0
+edgequant export --model models:/edgequant-smollm2-135m@champion      # in the format that keeps its integers
 edgequant export --model CHECKPOINT --format compressed-tensors --output FOLDER
 edgequant export --model tiny                              # seconds
 """
@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgequant.errors import UserError
-from edgequant.export.formats import COMPRESSED_TENSORS, FORMATS, check_expressible, check_format, needs_checkpoint
+from edgequant.export.choice import AUTO, Target, choose_target
+from edgequant.export.formats import (
+    COMPRESSED_TENSORS,
+    FORMATS,
+    check_expressible,
+    check_format,
+    file_name,
+    needs_checkpoint,
+)
 from edgequant.folders import check_own_file, share_folder
 from edgequant.models.devices import check_device
 from edgequant.outputs import check_output, check_own_folder
@@ -34,7 +42,7 @@ GGUF = "gguf"  # kind of the folder that exported files share
 def export(
     *,
     model: str | None = None,
-    format: str = "q8_0",
+    format: str = AUTO,
     embedding_format: str | None = None,
     output: str | None = None,
     check: bool = True,
@@ -47,10 +55,11 @@ def export(
     Args:
         model: short name, hub id, folder (plain, LoRA adapter or quantised checkpoint), .gguf file or MLflow URI;
             by default the newest registered champion, else the newest registered version, else smollm2-135m.
-        format: q8_0, q5_1, q5_0, q4_1, q4_0, f16, bf16 or f32 for a GGUF file; compressed-tensors writes a quantised
-            checkpoint as a folder for transformers and vLLM.
-        embedding_format: GGUF format of the embedding and output matrix (default: as `format`, but at least q8_0
-            unless a checkpoint's own 4-bit integers fit).
+        format: auto, the one that keeps a checkpoint's integers (q8_0 for a model in floating point); q8_0, q5_1,
+            q5_0, q4_1, q4_0, f16, bf16 or f32 for a GGUF file; compressed-tensors writes a quantised checkpoint as a
+            folder for transformers and vLLM.
+        embedding_format: GGUF format of the embedding and output matrix (default: the one that holds a checkpoint's
+            own integers there, else as `format`, but at least q8_0).
         output: folder that receives the file, beside those of earlier exports, or that a compressed-tensors folder
             becomes; new, empty or of earlier exports (default: outputs/export/<run id>).
         check: read back what was written and compare its predictions with the model's on held-out text.
@@ -63,42 +72,77 @@ def export(
     check_device(device)
 
     from edgequant import models, tracking
+    from edgequant.export.shipped import others_integers, scheme_of
     from edgequant.workflows.steps.summary import print_summary
 
     source = model or default_model()
-    resolved = models.check_available(source)
-    check_source(resolved, format)
-    target = check_folder(output, format, resolved)
+    resolved = models.fetched(models.check_available(source))
+    aim = target_of(resolved, format, embedding_format)
+    folder = check_folder(output, aim.format, resolved)
     with tracking.workflow_run("export", config | {"model": source}, experiment=experiment) as run:
-        loaded = models.load(source, dtype="auto" if format == COMPRESSED_TENSORS else "float32", device=device)
-        written = write(loaded, target or tracking.run_folder("export", run.id), format, embedding_format)
+        loaded = models.load(resolved, dtype="auto" if aim.format == COMPRESSED_TENSORS else "float32", device=device)
+        scheme = scheme_of(loaded)
+        said = aim.line(scheme, others_integers(loaded))
+        print(said, flush=True)
+        written = write(loaded, folder or tracking.run_folder("export", run.id), aim)
         notes = list(written.notes)
         metrics = size_metrics(written) | (parity_metrics(loaded, written, notes) if check else {})
-        record(written, metrics, notes, loaded, format, upload_limit_mb)
-        row = {"model": loaded.source.name, "scheme": scheme_of(loaded), "format": format, **metrics}
+        name = scheme.name if scheme is not None else "none"
+        record(written, metrics, notes, loaded, {"scheme": name, "format": aim.format}, upload_limit_mb)
+        row = {"model": loaded.source.name, "scheme": name, "format": aim.format, **metrics}
         row |= {"file": str(written.path), "sha256": written.sha256, "note": "; ".join(notes)}
-        print_summary(f"export: {loaded.source.name} as {format}", [row], run, next_command(written.path))
+        title = f"export: {loaded.source.name} as {aim.format}"
+        print_summary(title, [row], run, next_command(written.path), lead=[said])
     return WorkflowResult(run.id, metrics, str(written.path), [row])
 
 
-def write(loaded: LoadedModel, folder: Path, format: str, embedding_format: str | None) -> Exported:
+def target_of(source: ModelSource, format: str, embedding_format: str | None) -> Target:
+    """What the model is written as, before it is loaded; refuses what it cannot be, as far as can be told by then.
+
+    Args:
+        source: resolved, and fetched where it lies in the registry.
+
+    Raises:
+        UserError: a configuration that llama.cpp would compute otherwise, no quantised checkpoint, or a scheme that
+            compressed-tensors cannot hold.
+    """
+    if format != AUTO:
+        check_source(source, format)
+        return Target(format, embedding_format)
+    try:
+        check_source(source, "q8_0")
+        refused = None
+    except UserError as refusal:
+        refused = refusal
+    return choose_target(stated_scheme(source), embedding_format, refused=refused)
+
+
+def stated_scheme(source: ModelSource) -> Scheme | None:
+    """The scheme of one of our checkpoints, as its configuration says it, on this machine or on the hub."""
+    from edgequant import models
+
+    config = models.folder_config(Path(source.location)) if source.kind == "folder" else {}
+    if source.kind == "hub":
+        from transformers import PretrainedConfig
+
+        config = PretrainedConfig.get_config_dict(source.location)[0]
+    stated = (config.get("quantization_config") or {}).get("scheme")
+    return None if stated is None else Scheme.from_dict(stated)
+
+
+def write(loaded: LoadedModel, folder: Path, aim: Target) -> Exported:
     """Write the model into a folder as one file, or as the folder itself."""
-    if format == COMPRESSED_TENSORS:
+    if aim.format == COMPRESSED_TENSORS:
         from edgequant.export.compressed_tensors.write import write_compressed_tensors
 
         return write_compressed_tensors(loaded, folder)
     from edgequant.export.gguf.write import write_gguf
 
-    file = folder / file_name(loaded.source, format)
+    file = folder / file_name(loaded.source.name, aim.format)
     check_own_file(file, GGUF)
-    written = write_gguf(loaded, file, format, embedding_format=embedding_format)
+    written = write_gguf(loaded, file, aim)
     share_folder(folder, GGUF, {file.name: written.sha256})
     return written
-
-
-def file_name(source: ModelSource, format: str) -> str:
-    """Name of a model's GGUF file."""
-    return f"{source.name}-{format}.gguf"
 
 
 def check_folder(output: str | None, format: str, source: ModelSource) -> Path | None:
@@ -113,7 +157,7 @@ def check_folder(output: str | None, format: str, source: ModelSource) -> Path |
     if format == COMPRESSED_TENSORS:
         return check_output(output, COMPRESSED_TENSORS, reads=places_read(source))
     folder = check_output(output, GGUF, reads=places_read(source), shared=True)
-    check_own_file(folder / file_name(source, format), GGUF, given=output)
+    check_own_file(folder / file_name(source.name, format), GGUF, given=output)
     return folder
 
 
@@ -123,7 +167,7 @@ def check_configuration(format: str, embedding_format: str | None, upload_limit_
     Raises:
         UserError: unknown format, a negative limit, or settings that a compressed-tensors folder cannot follow.
     """
-    check_format(format, known=(*FORMATS, COMPRESSED_TENSORS))
+    check_format(format, known=(AUTO, *FORMATS, COMPRESSED_TENSORS))
     if embedding_format is not None:
         check_format(embedding_format, "embedding_format")
     if not 0 <= upload_limit_mb < math.inf:
@@ -144,21 +188,18 @@ def check_source(source: ModelSource, format: str) -> None:
         UserError: a configuration that llama.cpp would compute otherwise, no quantised checkpoint, or a scheme that
             compressed-tensors cannot hold.
     """
-    from edgequant import models
-
     location = Path(source.location)
     is_plain_folder = source.kind == "folder" and (location / "config.json").is_file()
     if format != COMPRESSED_TENSORS and (source.kind == "gguf" or is_plain_folder):
         from edgequant.export.gguf import expressible
 
         expressible.check_source(source.kind, location)
-    if format != COMPRESSED_TENSORS or source.kind in ("hub", "mlflow"):
+    if format != COMPRESSED_TENSORS or source.kind == "hub":
         return
-    config = models.folder_config(Path(source.location)) if source.kind == "folder" else {}
-    scheme = (config.get("quantization_config") or {}).get("scheme")
+    scheme = stated_scheme(source)
     if scheme is None:
         raise needs_checkpoint(source.name, source.location)
-    check_expressible(Scheme.from_dict(scheme))
+    check_expressible(scheme)
 
 
 def default_model() -> str:
@@ -211,13 +252,18 @@ def parity_metrics(loaded: LoadedModel, written: Exported, notes: list[str]) -> 
 
 
 def record(
-    written: Exported, metrics: dict[str, float], notes: list[str], loaded: LoadedModel, format: str, limit_mb: float
+    written: Exported,
+    metrics: dict[str, float],
+    notes: list[str],
+    loaded: LoadedModel,
+    names: dict[str, str],
+    limit_mb: float,
 ) -> None:
-    """Metrics, tags and, up to the limit, the file or folder itself on the active run."""
+    """Metrics, tags and, up to the limit, the file or folder itself on the active run; `names`: scheme and format."""
     from edgequant import tracking
 
     tracking.log_metrics(metrics)
-    tags = {"model": loaded.source.name, "scheme": scheme_of(loaded), "format": format, "phase": "export"}
+    tags = {"model": loaded.source.name, **names, "phase": "export"}
     kind = "gguf" if written.path.is_file() else "compressed_tensors"
     tags |= {f"{kind}_sha256": written.sha256, f"{kind}_path": str(written.path)}
     tracking.set_tags({f"edgequant.{key}": value for key, value in tags.items()})
@@ -231,13 +277,6 @@ def record(
         )
     if notes:
         tracking.log_text("\n".join(notes) + "\n", "notes.txt")
-
-
-def scheme_of(loaded: LoadedModel) -> str:
-    """The scheme of a quantised checkpoint, else `none`."""
-    quantization: Any = getattr(loaded.model.config, "quantization_config", None)
-    scheme = getattr(quantization, "scheme", None)
-    return str(getattr(scheme, "name", None) or "none")
 
 
 def next_command(written: Path) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgequant.evaluation.settings import EvaluationSettings
+from edgequant.export.choice import check_export
 from edgequant.folders import CHECKPOINT, atomic_folder, share_folder
 from edgequant.outputs import Place, check_output, check_own_folder
 from edgequant.quantization.calibration import CalibrationSettings
@@ -46,6 +47,7 @@ def ptq(
     calibration: CalibrationSettings = CalibrationSettings(),
     evaluation: EvaluationSettings = COMPARISON,
     output: str | None = None,
+    export: str | None = None,
     register: bool = False,
     run: RunSettings = RunSettings(),
 ) -> WorkflowResult:
@@ -64,6 +66,8 @@ def ptq(
         evaluation: what is measured and how.
         output: folder that the checkpoint becomes, new, empty or of an earlier one; of several schemes, each becomes a
             folder in it (default: outputs/ptq/<run id>).
+        export: gguf puts the file that llama.cpp runs, with the same integers, beside each checkpoint's weights; null:
+            none.
         register: register each checkpoint as edgequant-<model> in the MLflow registry.
         run: data, device, seed, resuming (behind the decoder blocks that were finished) and experiment.
     """
@@ -72,9 +76,11 @@ def ptq(
         model, dataset, schemes=scheme, size_budget=size_budget, method=None if method == AUTO else method,
         calibration=calibration, evaluation=evaluation, device=run.device,
     )  # fmt: skip
+    check_export(export, schemes)
     target = check_folders(output, schemes, places_read(source, dataset, data_dir=run.data_dir))
 
     from edgequant import models, tracking
+    from edgequant.export.shipped import check_can_ship, ship
     from edgequant.workflows.steps.data import check_data, evaluation_data
     from edgequant.workflows.steps.measure import log_layer_errors, measure
     from edgequant.workflows.steps.register import promote_command, register_version
@@ -84,6 +90,7 @@ def ptq(
     notes = check_data(evaluation.tasks, run.data_dir, dataset=dataset)
     with tracking.workflow_run("ptq", config, experiment=run.experiment, resume=run.resume) as tracked:
         loaded = models.load(source, dtype="float32", device=run.device)
+        check_can_ship(loaded.model.config, loaded.tokenizer, export)
         name, dtype = loaded.source.name, models.pick_dtype(run.dtype, str(loaded.model.device))
         data = evaluation_data(evaluation.tasks, run.data_dir)
         wanted = calibration.num_calibration_samples
@@ -100,7 +107,7 @@ def ptq(
         with tracking.variant_run("baseline", model=name, scheme="none", phase="ptq"):
             floating = models.cast(copy.deepcopy(loaded.model), dtype)
             rows = {"none": measure(floating, loaded.tokenizer, data, evaluation)}
-        folders, versions = {}, []
+        folders, shipped, versions = {}, {}, []
         for parsed, layer_bits in mixed:
             with tracking.variant_run("ptq", model=name, scheme=parsed.name, phase="ptq"):
                 folder = folders[parsed.name] = _folder(target, parsed, schemes, work)
@@ -108,18 +115,21 @@ def ptq(
                 log_layer_errors(errors)
                 log_layer_bits(layer_bits)
                 row = measure(reloaded.model, reloaded.tokenizer, data, evaluation, checkpoint=folder)
-                rows[parsed.name] = row
+                form = shipped[parsed.name] = ship(reloaded, folder, export)
+                tracking.log_metrics(form.metrics)
+                rows[parsed.name] = row = row | form.metrics
                 if register:
                     names: dict[str, Any] = {"model": name, "scheme": parsed.name, "variant": "ptq"}
-                    versions.append(register_version(folder, **names, metrics=row, baseline=rows["none"]))
+                    version = register_version(folder, **names, metrics=row, baseline=rows["none"], tags=form.tags)
+                    versions.append(version)
         shutil.rmtree(rounding.work_folder, ignore_errors=True)
         delivering = mixed[0].scheme
         delivered = delivering.name
         tracking.log_metrics(rows[delivered])
-        table = summary_rows(rows, name)
-        following = (
-            promote_command(versions[0]) if versions else next_command(str(model), delivering, folders[delivered])
-        )
+        table = summary_rows(rows, name, {scheme: form.format for scheme, form in shipped.items()})
+        notes += [f"{scheme}: {note}" for scheme, form in shipped.items() for note in form.notes]
+        following = next_command(str(model), delivering, folders[delivered])
+        following = promote_command(versions[0]) if versions else following
         print_summary(f"ptq: {name}", table, tracked, following, notes=notes)
     return WorkflowResult(tracked.id, rows[delivered], str(folders[delivered]), table)
 
@@ -131,11 +141,13 @@ def next_command(model: str, scheme: Scheme, folder: Path) -> str:
     return f"edgequant evaluate --model {shlex.quote(str(folder))}"
 
 
-def summary_rows(rows: dict[str, dict[str, float]], model: str) -> list[dict[str, Any]]:
-    """The summary table: the model as it came, then one row per scheme."""
+def summary_rows(rows: dict[str, dict[str, float]], model: str, formats: dict[str, str]) -> list[dict[str, Any]]:
+    """The summary table: the model as it came, then one row per scheme, with the format in which it ships."""
     variants = {scheme: "baseline" if scheme == "none" else "ptq" for scheme in rows}
     return [
-        {"model": model, "variant": variants[scheme], "scheme": scheme, **headline(row)} for scheme, row in rows.items()
+        {"model": model, "variant": variants[scheme], "scheme": scheme, "deploy/format": formats.get(scheme)}
+        | headline(row)
+        for scheme, row in rows.items()
     ]
 
 

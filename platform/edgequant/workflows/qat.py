@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from edgequant.evaluation.settings import EvaluationSettings
+from edgequant.export.choice import check_export
 from edgequant.folders import CHECKPOINT
 from edgequant.outputs import check_output, check_own_folder
 from edgequant.quantization.calibration import CalibrationSettings
@@ -34,6 +35,7 @@ def qat(
     calibration: CalibrationSettings = CalibrationSettings(num_calibration_samples=32),
     evaluation: EvaluationSettings = COMPARISON,
     output: str | None = None,
+    export: str | None = None,
     register: bool = True,
     run: RunSettings = RunSettings(),
 ) -> WorkflowResult:
@@ -60,6 +62,8 @@ def qat(
         evaluation: what is measured and how; the guard text always.
         output: folder that the checkpoint becomes, new, empty or of an earlier one (default:
             outputs/qat/<run id>/checkpoint).
+        export: gguf puts the file that llama.cpp runs, with the same integers, beside the checkpoint's weights; null:
+            none.
         register: register the checkpoint as edgequant-<model> in the MLflow registry.
         run: data, device, seed, resuming and experiment.
     """
@@ -68,11 +72,13 @@ def qat(
         model, dataset, schemes=scheme, size_budget=size_budget, training=training, qat=qat, calibration=calibration,
         guard=guard, evaluation=evaluation, device=run.device,
     )  # fmt: skip
+    check_export(export, [parsed])
     reads = places_read(source, dataset, guard, data_dir=run.data_dir, teacher=qat.distill_from)
     check_own_folder("qat")
     target = None if output is None else check_output(output, CHECKPOINT, reads=reads)
 
     from edgequant import tracking
+    from edgequant.export.shipped import check_can_ship, ship_folder
     from edgequant.workflows.steps import qat_experiment, qat_variants, verdict
     from edgequant.workflows.steps.data import check_data, evaluation_data
     from edgequant.workflows.steps.layer_bits import log_layer_bits
@@ -86,22 +92,26 @@ def qat(
             data=evaluation_data(evaluation.tasks, run.data_dir), folder=tracking.run_folder("qat", tracked.id),
             run=run, adapt=adapt, guard=guard, resume=tracked.resumed,
         )  # fmt: skip
+        check_can_ship(experiment.floating.config, experiment.tokenizer, export)
         log_layer_bits(experiment.layer_bits)
         rows = {
             name: measure_variant(name, make, experiment)
             for name, make in qat_variants.variants(adapt=experiment.adapt).items()
         }
         found = verdict.judge(rows, experiment, dataset)
-        metrics = rows[found.delivered].metrics | found.metrics
         checkpoint = qat_variants.save_result(experiment, found.delivered, target)
+        shipped = ship_folder(checkpoint, export)
+        metrics = rows[found.delivered].metrics | found.metrics | shipped.metrics
         verdict.log(found, metrics)
         following = "edgequant report"
         if register:
             names: dict[str, Any] = {"model": experiment.name, "scheme": parsed.name, "variant": found.delivered}
             baseline = rows["baseline"].metrics
-            version = register_version(checkpoint, **names, metrics=metrics, baseline=baseline, tags=found.tags)
+            version = register_version(
+                checkpoint, **names, metrics=metrics, baseline=baseline, tags=found.tags | shipped.tags
+            )
             following = following if found.harm else promote_command(version)
-        table = verdict.summary_rows(rows, found, experiment.name, parsed.name)
+        table = verdict.summary_rows(rows, found, experiment.name, parsed.name, shipped)
         title = f"qat: {experiment.name}, {parsed.name}"
-        print_summary(title, table, tracked, following, lead=found.lines, notes=notes)
+        print_summary(title, table, tracked, following, lead=found.lines, notes=[*notes, *shipped.notes])
     return WorkflowResult(tracked.id, metrics, str(checkpoint), table)

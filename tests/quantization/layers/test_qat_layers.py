@@ -77,7 +77,7 @@ def test_clipping_by_least_error_beats_the_full_range_in_every_group(bits):
 
 
 @pytest.mark.parametrize("learned", [False, True])
-@pytest.mark.parametrize("scheme", ["w4a8-g32+emb4", "w8a8-static+emb8", "w3-g64+emb3", "w2-g16"])
+@pytest.mark.parametrize("scheme", ["w4a8-g32+emb4", "w8a8-static+emb8", "w3-g64+emb3", "w2-g16", "q4_1+embq4_0"])
 def test_after_training_the_integers_are_what_was_simulated(tiny, tokens, scheme, learned):
     model = tiny.model
     prepare(model, parse_scheme(scheme), learnable_scales=learned)

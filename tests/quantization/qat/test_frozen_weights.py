@@ -23,7 +23,7 @@ from edgequant.training import compilation
 from edgequant.training.loop import train
 from edgequant.training.settings import TrainingSettings
 
-SCHEMES = ["w4-g32+emb4", "w4a8-g32+emb4", "w3-g64", "w8a8+emb8", "w2-g16"]
+SCHEMES = ["w4-g32+emb4", "w4a8-g32+emb4", "w3-g64", "w8a8+emb8", "w2-g16", "q4_0+embq4_0", "q4_1+embq8_0"]
 SETTINGS = TrainingSettings(
     steps=6, batch_size=4, sequence_length=32, learning_rate=3e-3, precision="float32", save_steps=3
 )
@@ -70,7 +70,8 @@ def test_training_moves_scales_and_norms_and_no_integer(tiny, sequences, tmp_pat
         if not torch.equal(new, old)
     }  # fmt: skip
     assert moved == {name for name, parameter in before.named_parameters() if parameter.requires_grad}
-    assert {name.rpartition(".")[2] for name in moved} >= {"relative_scale", "zero_point", "weight", "bias"}
+    offsets = {"q4_0+embq4_0": set(), "q4_1+embq8_0": {"minimum_shift"}}.get(scheme, {"zero_point"})
+    assert {name.rpartition(".")[2] for name in moved} == {"relative_scale", "weight", "bias"} | offsets
     assert all("norm" in name for name in moved if name.endswith("weight"))
 
 
@@ -179,22 +180,15 @@ def test_frozen_blocks_compile_once_and_train_alike(sequences, tmp_path, monkeyp
     assert len(graphs) == 2  # a decoder block, the head
 
 
-def test_layouts_whose_scales_follow_the_weights_are_refused(tiny):
-    with pytest.raises(UserError, match=r"qat.trainable scales does not fit scheme q4_0"):
-        QatSettings(trainable="scales").check_scheme(parse_scheme("q4_0"))
-    prepare(tiny.model, parse_scheme("q4_0"))
-    with pytest.raises(UserError, match=r"qat.trainable scales does not fit model\.\S+, whose layout"):
-        freeze_weights(tiny.model)
-
-
 @pytest.mark.parametrize(("name", "value"), [("lora_rank", 8), ("sparsity", 0.5)])
 def test_settings_that_change_weights_are_refused_beside_frozen_ones(name, value):
     with pytest.raises(UserError, match=rf"qat\.{name} must be 0\S* with qat.trainable scales"):
         QatSettings(trainable="scales", **{name: value})
 
 
-def test_dequantized_codes_are_the_deployed_weight(tiny):
-    prepare(tiny.model, parse_scheme("w3-g64"))
+@pytest.mark.parametrize("scheme", ["w3-g64", "q4_0", "q4_1"])
+def test_dequantized_codes_are_the_deployed_weight(tiny, scheme):
+    prepare(tiny.model, parse_scheme(scheme))
     freeze_weights(tiny.model)
     for layer in fake_quantized_layers(tiny.model).values():
         deployed = dequantize_weight(layer.packed().unpacked(), (layer.out_features, layer.in_features))

@@ -16,7 +16,6 @@ from edgequant.errors import UserError
 from edgequant.export.formats import BLOCK
 from edgequant.quantization.layers.integer import IntegerLayer, integer_layers
 from edgequant.quantization.layers.packed_weight import PackedWeight
-from edgequant.quantization.scheme import WeightSpec
 
 Bytes = np.ndarray[Any, Any]
 _HALF = 65504.0
@@ -58,24 +57,6 @@ def _reader(parameter: nn.Parameter) -> Callable[[], Tensor]:
     return lambda: parameter.detach().to("cpu", torch.float32)
 
 
-def copies_integers(spec: WeightSpec, format_name: str) -> bool:
-    """Whether a weight's integers can be written in a format as they are.
-
-    llama.cpp's own layouts are copied bit for bit. Four-bit affine groups become q4_1: same integers and scales; only
-    the offset -scale * (zero point + 8) is rounded, to float16. Symmetric groups become q4_0 up to 4 bits and q8_0 at
-    any width, with the same scales: ternary weights and those of 2 bits, whose levels are then -3, -1, 1, 3 times half
-    the scale, as well.
-    """
-    if spec.layout != "affine":
-        return spec.layout == format_name
-    group = spec.group_size or 0
-    if spec.scale_dtype != "float16" or group == 0 or group % BLOCK:
-        return False
-    symmetric = {"q4_0": spec.bits <= 4, "q8_0": True}
-    affine = {"q4_1": spec.bits == 4}
-    return (symmetric if spec.zero_point == "none" else affine).get(format_name, False)
-
-
 def stored_shape(shape: tuple[int, ...], kind: GGMLQuantizationType) -> tuple[int, ...]:
     """The shape of the encoded array: bytes per row in the last dimension, values for f16 and f32."""
     if kind in (GGMLQuantizationType.F32, GGMLQuantizationType.F16):
@@ -106,7 +87,7 @@ def encode(values: Tensor, kind: GGMLQuantizationType) -> Bytes:
 
 
 def encode_packed(packed: PackedWeight, row_order: Tensor | None, format_name: str) -> Bytes:
-    """Lay a checkpoint's integers out as llama.cpp's blocks, rows in the given order. See `copies_integers`."""
+    """Lay a checkpoint's integers out as llama.cpp's blocks, rows in the given order. See `choice.copies_integers`."""
     weight = packed.at_whole_levels().unpacked(None if row_order is None else row_order.to(packed.codes.device))
     codes = weight.codes.reshape(packed.rows, -1, BLOCK).cpu().numpy()
     blocks = codes.shape[1]

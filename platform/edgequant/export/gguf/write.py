@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from gguf.constants import GGML_QUANT_VERSION, MODEL_ARCH_NAMES
 from tqdm import tqdm
 
 from edgequant.errors import UserError
+from edgequant.export.choice import Target, copies_integers
 from edgequant.export.formats import BLOCK, FORMATS, Exported, check_format
 from edgequant.export.gguf.architectures import (
     Architecture,
@@ -24,7 +26,6 @@ from edgequant.export.gguf.tensors import (
     Bytes,
     SourceTensor,
     check_range,
-    copies_integers,
     encode,
     encode_packed,
     source_tensors,
@@ -55,13 +56,24 @@ class _Plan(NamedTuple):
         return GGMLQuantizationType[self.format.upper()]
 
     @property
+    def stored_shape(self) -> tuple[int, ...]:
+        return stored_shape(self.source.shape, self.kind)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype(ELEMENT.get(self.format, np.uint8))
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return int(np.prod(self.stored_shape)) * self.dtype.itemsize
+
+    @property
     def copies_integers(self) -> bool:
         return self.source.packed is not None and copies_integers(self.source.packed.spec, self.format)
 
 
-def write_gguf(
-    loaded: LoadedModel, path: str | Path, format_name: str = "q8_0", *, embedding_format: str | None = None
-) -> Exported:
+def write_gguf(loaded: LoadedModel, path: str | Path, target: str | Target = "q8_0") -> Exported:
     """Write a model and its tokenizer as a GGUF file, whole or not at all, one tensor in memory at a time.
 
     Matrices take the format; norms and biases are f32; matrices whose rows are no multiple of 32 are f16. A quantised
@@ -70,30 +82,65 @@ def write_gguf(
     Args:
         loaded: any model that `models.load` gives: plain, quantised, or with a LoRA adapter, which is merged.
         path: the file to write.
-        format_name: one of `formats.FORMATS`.
-        embedding_format: of the embedding and the output matrix; None takes `format_name`, or q8_0 where that has
-            fewer bits and the checkpoint's own integers do not fit it (llama.cpp, too, spends more bits there).
+        target: one of `formats.FORMATS`, or more exactly what each matrix becomes. An embedding whose own integers do
+            not fit takes q8_0 beside formats of fewer bits.
 
     Raises:
         UserError: unknown format, or an architecture, tokenizer or feature that llama.cpp cannot reproduce.
     """
-    check_format(format_name)
-    model = _plain(loaded.model, loaded.tokenizer)
-    architecture = architecture_of(model.config)
-    check_expressible(model.config)
-    plans = _plans(model, architecture, format_name, embedding_format)
-    for plan in plans:
+    content = _content(loaded, target)
+    for plan in content.plans:
         if not plan.copies_integers:
             check_range(plan.source, plan.format)
     with atomic_path(path) as temporary:
-        writer = WriterOfEmptyLists(temporary, MODEL_ARCH_NAMES[architecture.gguf])
-        _write_metadata(writer, model, loaded, format_name)
-        _write_tensors(writer, plans, extra_tensors(model.config))
+        writer = _writer_with_header(temporary, content, loaded)
+        _write_tensors(writer, content)
         check_gguf(temporary)
-    parameters = sum(int(np.prod(plan.source.shape)) for plan in _unique(plans))
-    return Exported(
-        Path(path), Path(path).stat().st_size, sha256_of(path), parameters, _notes(plans, loaded, format_name)
-    )
+    return Exported(Path(path), Path(path).stat().st_size, sha256_of(path), content.parameters, _notes(content, loaded))
+
+
+def gguf_size(loaded: LoadedModel, target: str | Target = "q8_0") -> tuple[int, int]:
+    """Bytes of the file that `write_gguf` would write, tokenizer included, and parameters of the model.
+
+    Header, fields and list of tensors are written, the tensors are counted.
+
+    Raises:
+        UserError: as `write_gguf`, but for weights that are not looked at.
+    """
+    content = _content(loaded, target)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "header.gguf")
+        writer = _writer_with_header(file, content, loaded)
+        alignment = writer.data_alignment
+        writer.close()
+        size = file.stat().st_size
+    lengths = [size, *(values.nbytes for values in content.extra.values()), *(plan.size for plan in content.plans)]
+    return sum(GGUFWriter.ggml_pad(length, alignment) for length in lengths), content.parameters
+
+
+class _Content(NamedTuple):
+    """All that goes into a file."""
+
+    model: Any
+    architecture: Architecture
+    target: Target
+    plans: list[_Plan]
+    extra: dict[str, Bytes]
+
+    @property
+    def parameters(self) -> int:
+        """Tied weights count once."""
+        unique = {plan.source.name: plan.source.shape for plan in self.plans}
+        return sum(int(np.prod(shape)) for shape in unique.values())
+
+
+def _content(loaded: LoadedModel, target: str | Target) -> _Content:
+    target = Target(target) if isinstance(target, str) else target
+    check_format(target.format)
+    model = _plain(loaded.model, loaded.tokenizer)
+    architecture = architecture_of(model.config)
+    check_expressible(model.config)
+    return _Content(model, architecture, target, _plans(model, architecture, target), extra_tensors(model.config))
 
 
 def _plain(model: Any, tokenizer: Any) -> Any:
@@ -103,13 +150,13 @@ def _plain(model: Any, tokenizer: Any) -> Any:
     return dequantized(model, tokenizer) if holds_integers(model) else model
 
 
-def _plans(model: Any, architecture: Architecture, format_name: str, embedding_format: str | None) -> list[_Plan]:
+def _plans(model: Any, architecture: Architecture, target: Target) -> list[_Plan]:
     config = model.config
     names = get_tensor_name_map(architecture.gguf, config.num_hidden_layers)
     plans = []
     for source in source_tensors(model):
         name = _gguf_name(names, source.name)
-        wanted = _wanted_format(name, source, format_name, embedding_format)
+        wanted = _wanted_format(name, source, target)
         is_norm = name.endswith("norm.weight")
         order = row_order(architecture, config, source.name)
         plans.append(_Plan(name, source, wanted, order, architecture.norm_offset if is_norm else 0.0))
@@ -128,14 +175,25 @@ def _gguf_name(names: TensorNameMap, name: str) -> str:
     return str(found)
 
 
-def _wanted_format(name: str, source: SourceTensor, format_name: str, embedding_format: str | None) -> str:
+def _wanted_format(name: str, source: SourceTensor, target: Target) -> str:
     if len(source.shape) < 2:
         return "f32"
-    wanted = format_name
-    if name in EMBEDDINGS:
-        fits = source.packed is not None and copies_integers(source.packed.spec, format_name)
-        wanted = embedding_format or (format_name if fits or FORMATS[format_name] > 8 else "q8_0")
+    wanted = target.of_tensor(None if source.packed is None else source.packed.spec, embeds=name in EMBEDDINGS)
     return wanted if source.shape[-1] % BLOCK == 0 or FORMATS[wanted] >= 16 else "f16"
+
+
+def _writer_with_header(file: Path, content: _Content, loaded: LoadedModel) -> GGUFWriter:
+    """A writer that has written everything in front of the tensors."""
+    writer = WriterOfEmptyLists(file, MODEL_ARCH_NAMES[content.architecture.gguf])
+    _write_metadata(writer, content.model, loaded, content.target.format)
+    for name, values in content.extra.items():
+        writer.add_tensor_info(name, values.shape, values.dtype, values.nbytes)
+    for plan in content.plans:
+        writer.add_tensor_info(plan.name, plan.stored_shape, plan.dtype, plan.size, plan.kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    return writer
 
 
 def _write_metadata(writer: GGUFWriter, model: Any, loaded: LoadedModel, format_name: str) -> None:
@@ -153,19 +211,10 @@ def _file_type(format_name: str) -> LlamaFileType:
     return LlamaFileType.ALL_F32 if format_name == "f32" else LlamaFileType[f"MOSTLY_{format_name.upper()}"]
 
 
-def _write_tensors(writer: GGUFWriter, plans: list[_Plan], extra: dict[str, Bytes]) -> None:
-    for name, values in extra.items():
-        writer.add_tensor_info(name, values.shape, values.dtype, values.nbytes)
-    for plan in plans:
-        shape = stored_shape(plan.source.shape, plan.kind)
-        dtype: np.dtype[Any] = np.dtype(ELEMENT.get(plan.format, np.uint8))
-        writer.add_tensor_info(plan.name, shape, dtype, int(np.prod(shape)) * dtype.itemsize, plan.kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    for values in extra.values():
+def _write_tensors(writer: GGUFWriter, content: _Content) -> None:
+    for values in content.extra.values():
         writer.write_tensor_data(values)
-    for plan in tqdm(plans, desc="export", unit="tensor", leave=False):
+    for plan in tqdm(content.plans, desc="export", unit="tensor", leave=False):
         writer.write_tensor_data(_encoded(plan))
     writer.close()
 
@@ -177,24 +226,24 @@ def _encoded(plan: _Plan) -> Bytes:
     return encode(values if plan.order is None else values[plan.order], plan.kind)
 
 
-def _unique(plans: list[_Plan]) -> list[_Plan]:
-    return list({plan.source.name: plan for plan in plans}.values())
-
-
-def _notes(plans: list[_Plan], loaded: LoadedModel, format_name: str) -> list[str]:
+def _notes(content: _Content, loaded: LoadedModel) -> list[str]:
+    plans, format_name = content.plans, content.target.format
     packed = [plan for plan in plans if plan.source.packed is not None]
     kept = [plan for plan in packed if plan.copies_integers]
-    odd = [plan.name for plan in plans if len(plan.source.shape) > 1 and plan.format != format_name]
+    odd = [plan for plan in plans if len(plan.source.shape) > 1 and plan.format != format_name]
     notes = []
     if kept:
         notes.append(f"{len(kept)} of {len(packed)} quantised matrices keep the checkpoint's integers")
     if len(kept) < len(packed):
+        formats = " and ".join(sorted({plan.format for plan in packed if not plan.copies_integers}))
         notes.append(
-            f"{len(packed) - len(kept)} quantised matrices were encoded again as {format_name}: see the parity metrics"
+            f"{len(packed) - len(kept)} quantised matrices were encoded again as {formats}: see the parity metrics"
         )
+    if any(plan.format == "q4_1" and plan.source.packed.spec.layout == "affine" for plan in kept):  # type: ignore[union-attr]
+        notes.append("q4_1 rounds the offsets of affine groups to float16; integers and scales are the checkpoint's")
     if odd:
-        shown = ", ".join(odd[:3]) + (", ..." if len(odd) > 3 else "")
-        notes.append(f"not {format_name}: {shown}")
+        shown = ", ".join(plan.name for plan in odd[:3]) + (", ..." if len(odd) > 3 else "")
+        notes.append(f"not {format_name} but {' and '.join(sorted({plan.format for plan in odd}))}: {shown}")
     config: Any = loaded.model.config
     if config.model_type == "qwen2" and architecture_of(config).gguf is MODEL_ARCH.LLAMA:
         notes.append("written as llama.cpp's llama, which computes the same: its qwen2 has no heads of another size")

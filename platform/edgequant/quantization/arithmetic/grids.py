@@ -59,6 +59,13 @@ class Grid:
         """The same zero point or minimum under another scale, rounded to its storage type."""
         return replace(self, scale=stored(scale, self.spec))
 
+    def of_rows(self, rows: Tensor) -> Grid:
+        """The grid of some rows of the weight, an index tensor [n]; one scale for the tensor is every row's."""
+        if self.scale.shape[0] == 1:
+            return self
+        parts = (None if part is None else part[rows] for part in (self.scale, self.zero_point, self.minimum))
+        return Grid(self.spec, *parts)  # type: ignore[arg-type]  # the scale is there
+
     def columns(self, values: Tensor, features: int) -> Tensor:
         """One of this grid's tensors [rows, groups, 1] spread over the input features: [rows or 1, features]."""
         rows, groups, _ = values.shape

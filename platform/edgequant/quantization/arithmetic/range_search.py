@@ -10,6 +10,7 @@ from edgequant.quantization.arithmetic.grids import Grid, grid_of_extremes, grid
 from edgequant.quantization.scheme import WeightSpec
 
 CLIPPING_FACTORS = torch.linspace(1.0, 0.4, 19).tolist()  # of the whole range
+Q4_0_FACTORS = torch.linspace(1.15, 0.4, 26).tolist()  # both ends are reached from the larger by seven steps too
 TWO_BIT_FACTORS = torch.linspace(1.0, 0.1, 31).tolist()  # whose least error clips more
 ONE_END = (1.1, 1.05, 0.95, 0.9, 0.85, 0.8)  # of either end, around the best whole range
 REFITS = 2  # rounds of least squares for the scale between roundings
@@ -74,7 +75,7 @@ def _search(groups: Tensor, spec: WeightSpec, importance: Tensor | None) -> Grid
     best = _Best(groups, spec, importance)
     low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
     at_low, at_high = low.clone(), high.clone()
-    for factor in TWO_BIT_FACTORS if spec.bits == 2 else CLIPPING_FACTORS:
+    for factor in _factors(spec):
         for flipped in (False, True) if spec.layout == "q4_0" else (False,):
             better = best.offer(grid_of_range(low * factor, high * factor, spec, flipped=flipped))
             at_low, at_high = torch.where(better, low * factor, at_low), torch.where(better, high * factor, at_high)
@@ -84,6 +85,12 @@ def _search(groups: Tensor, spec: WeightSpec, importance: Tensor | None) -> Grid
     for _ in range(REFITS):
         best.offer(_refitted(best))
     return best.grid
+
+
+def _factors(spec: WeightSpec) -> list[float]:
+    if spec.layout == "q4_0":
+        return Q4_0_FACTORS
+    return TWO_BIT_FACTORS if spec.bits == 2 else CLIPPING_FACTORS
 
 
 def _one_end(best: _Best, spec: WeightSpec, low: Tensor, high: Tensor, *, first: bool) -> tuple[Tensor, Tensor]:

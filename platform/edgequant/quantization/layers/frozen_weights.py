@@ -41,18 +41,19 @@ class FrozenCodesQuantizer(WeightQuantizer):
         """
         if weight.is_floating_point():
             return weight
-        scale, zero_point = self.current_parameters()
-        if rows is not None and scale.shape[0] > 1:
-            scale, zero_point = scale[rows], None if zero_point is None else zero_point[rows]
-        simulated: Tensor = _Dequantized.apply(weight, scale, zero_point, self.spec.bits, self.features)
+        grid = self.current_grid() if rows is None else self.current_grid().of_rows(rows)
+        zero_point = grid.zero_point
+        if grid.minimum is not None:
+            zero_point = torch.full_like(grid.scale, self.spec.integer_range[0])
+        simulated: Tensor = _Dequantized.apply(weight, grid.scale, zero_point, self.spec.bits, self.features)
+        if grid.minimum is not None:
+            simulated = (_grouped_like(grid.scale, simulated) + grid.minimum).reshape(simulated.shape)
         return simulated.to(self.dtype)
 
     @torch.no_grad()
     def codes(self, weight: Tensor) -> QuantizedWeight:
         """The integers of packed codes, with scales and zero points as trained so far."""
-        return QuantizedWeight(
-            grouped(unpack(weight, self.spec.bits, self.features), self.spec), *self.current_parameters()
-        )
+        return self.current_grid().quantized(grouped(unpack(weight, self.spec.bits, self.features), self.spec))
 
 
 class _Dequantized(torch.autograd.Function):

@@ -14,20 +14,27 @@ from edgequant.quantization.arithmetic.affine import (
     fake_quantize_weight,
     fixed_zero_point,
     grouped,
-    nearest_codes,
+    quantize,
     quantize_weight,
     rounded_straight_through,
     simulated_weight,
-    stored_scale,
     straight_through,
     weight_parameters,
 )
+from edgequant.quantization.arithmetic.grids import Grid, stored
+from edgequant.quantization.arithmetic.half_precision import rounded_to_float16
+from edgequant.quantization.arithmetic.range_search import choose_grid
 from edgequant.quantization.scheme import WeightSpec
 
-# Weights move by fractions of their size at rates near 1e-4; a scale's ratio to its start and a zero point in integer
-# steps are larger numbers, whose rates are these multiples of the weights'.
+# Weights move by fractions of their size at rates near 1e-4; a scale's ratio to its start and a zero point or a minimum
+# in integer steps are larger numbers, whose rates are these multiples of the weights'.
 SCALE_LEARNING_RATE = 10.0
 ZERO_POINT_LEARNING_RATE = 100.0
+LEARNED = {
+    "relative_scale": SCALE_LEARNING_RATE,
+    "zero_point": ZERO_POINT_LEARNING_RATE,
+    "minimum_shift": ZERO_POINT_LEARNING_RATE,
+}  # parameters of a quantiser
 
 
 def _parameter(values: Tensor, learning_rate_factor: float) -> nn.Parameter:
@@ -41,13 +48,16 @@ class WeightQuantizer(nn.Module):
     """Sees a weight as its integers will represent it.
 
     Scales and zero points follow each group's extremes as the weight moves, or, `learned`, are parameters of their own
-    that start from the range with the least squared error, or from what a PTQ method chose. A tied head and embedding
-    share one.
+    that start from the range with the least squared error, or from what a PTQ method chose. So it is in llama.cpp's
+    layouts: any float16 scale and minimum are valid there, not those of its own rounding alone, and a learned q4_0
+    scale keeps the sign that it starts with. A tied head and embedding share one.
     """
 
     relative_scale: nn.Parameter | None
     zero_point: nn.Parameter | None
+    minimum_shift: nn.Parameter | None
     initial_scale: Tensor
+    initial_minimum: Tensor | None
     _reuse = False
     _kept: Tensor | None = None
 
@@ -56,50 +66,60 @@ class WeightQuantizer(nn.Module):
     ) -> None:
         super().__init__()
         self.spec = spec
-        self.learned = learned and spec.layout == "affine"
-        if self.learned:
-            self._learn_from(*(self._least_error(weight) if start is None else (start.scale, start.zero_point)))
+        self.learned = learned
+        if start is not None and learned:
+            self._learn_from(Grid(spec, stored(start.scale, spec), start.zero_point, start.minimum))
+        elif learned:
+            self._learn_from(self._least_error(weight))
 
     @torch.no_grad()
-    def _least_error(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _least_error(self, weight: Tensor) -> Grid:
+        if self.spec.layout != "affine":
+            return choose_grid(weight.detach(), self.spec)
         groups = grouped(weight.detach().float(), self.spec)
-        return weight_parameters(groups, self.spec, best_clipping_factor(groups, self.spec))
+        return Grid(self.spec, *weight_parameters(groups, self.spec, best_clipping_factor(groups, self.spec)))
 
-    def _learn_from(self, scale: Tensor, zero_point: Tensor | None) -> None:
-        self.register_buffer("initial_scale", scale)
+    def _learn_from(self, grid: Grid) -> None:
+        self.register_buffer("initial_scale", grid.scale)
+        self.register_buffer("initial_minimum", grid.minimum)
         # The optimiser sees the scale relative to its start: one learning rate then suits every layer and model.
-        self.relative_scale = _parameter(torch.ones_like(scale), SCALE_LEARNING_RATE)
-        fixed = self.spec.zero_point == "none"
-        self.zero_point = None if fixed or zero_point is None else _parameter(zero_point, ZERO_POINT_LEARNING_RATE)
+        starts = {"relative_scale": torch.ones_like(grid.scale), "zero_point": None, "minimum_shift": None}
+        if self.spec.zero_point == "integer":
+            starts["zero_point"] = grid.zero_point
+        if grid.minimum is not None:
+            starts["minimum_shift"] = torch.zeros_like(grid.minimum)
+        for name, start in starts.items():
+            setattr(self, name, None if start is None else _parameter(start, LEARNED[name]))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Of a copy: torch copies a parameter without its attributes, and scales would train at the weights' rate."""
         super().__setstate__(state)
-        for name, factor in (("relative_scale", SCALE_LEARNING_RATE), ("zero_point", ZERO_POINT_LEARNING_RATE)):
+        for name, factor in LEARNED.items():
             if self._parameters.get(name) is not None:
                 self._parameters[name].learning_rate_factor = factor  # type: ignore[union-attr]
 
-    def current_parameters(self) -> tuple[Tensor, Tensor | None]:
-        """Scale, as stored, and zero point, integral where it is learned; both with straight-through gradients."""
+    def current_grid(self) -> Grid:
+        """Scale, zero point and minimum as stored, with straight-through gradients."""
         assert self.relative_scale is not None
         scale = self.initial_scale * self.relative_scale
-        scale = scale + (stored_scale(scale.detach(), self.spec) - scale).detach()
+        scale = scale + (stored(scale.detach(), self.spec) - scale).detach()
+        if self.minimum_shift is not None and self.initial_minimum is not None:
+            minimum = self.initial_minimum + self.minimum_shift * self.initial_scale
+            return Grid(self.spec, scale, minimum=minimum + (rounded_to_float16(minimum.detach()) - minimum).detach())
         if self.zero_point is None:
-            return scale, fixed_zero_point(scale, self.spec)
-        return scale, rounded_straight_through(self.zero_point).clamp(*self.spec.integer_range)
+            return Grid(self.spec, scale, fixed_zero_point(scale, self.spec))
+        return Grid(self.spec, scale, rounded_straight_through(self.zero_point).clamp(*self.spec.integer_range))
 
     def forward(self, weight: Tensor, rows: Tensor | None = None) -> Tensor:
         """The simulated weight [out, in]; `rows` [n] says which rows of the whole these are."""
         if not self.learned:
             return self._simulated(weight, whole=rows is None)
-        scale, zero_point = self.current_parameters()
+        grid = self.current_grid()
         if rows is not None:
-            scale, zero_point = scale[rows], None if zero_point is None else zero_point[rows]
-        groups, bounds = grouped(weight.float(), self.spec), self.spec.integer_range
-        if self.spec.has_half_levels:
-            simulated = fake_quantize_learned(groups - scale / 2, scale, None, bounds) + scale / 2
-        else:
-            simulated = fake_quantize_learned(groups, scale, zero_point, bounds)
+            grid = grid.of_rows(rows)
+        groups, zero_point, origin = _above_origin(grouped(weight.float(), self.spec), grid)
+        simulated = fake_quantize_learned(groups, grid.scale, zero_point, self.spec.integer_range)
+        simulated = simulated if origin is None else simulated + origin
         return simulated.reshape(weight.shape).to(weight.dtype)
 
     def begin_step(self, *, reuse: bool) -> None:
@@ -124,6 +144,15 @@ class WeightQuantizer(nn.Module):
         """The integers that `forward` simulates."""
         if not self.learned:
             return quantize_weight(weight.detach(), self.spec)
-        scale, zero_point = self.current_parameters()
-        codes = nearest_codes(grouped(weight.detach().float(), self.spec), scale, zero_point, self.spec)
-        return QuantizedWeight(codes.to(torch.int8), scale, zero_point)
+        grid = self.current_grid()
+        groups, zero_point, _ = _above_origin(grouped(weight.detach().float(), self.spec), grid)
+        return grid.quantized(quantize(groups, grid.scale, zero_point, self.spec.integer_range))
+
+
+def _above_origin(groups: Tensor, grid: Grid) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Groups above a grid's real origin, the integer that stands for it, and the origin: a minimum, or half a step."""
+    if grid.minimum is not None:
+        return groups - grid.minimum, torch.full_like(grid.scale, grid.spec.integer_range[0]), grid.minimum
+    if grid.spec.has_half_levels:
+        return groups - grid.scale / 2, None, grid.scale / 2
+    return groups, grid.zero_point, None

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from edgequant.errors import UserError
 from edgequant.quantization.layers.fake_quantized import FakeQuantizedLayer, fake_quantized_layers
 from edgequant.quantization.layers.frozen_weights import FrozenCodesQuantizer
+from edgequant.quantization.layers.weight_quantizer import LEARNED
 
 
 @torch.no_grad()
@@ -18,30 +18,22 @@ def freeze_weights(model: nn.Module) -> None:
 
     Args:
         model: after `convert.prepare` or `prepare_from_ptq`.
-
-    Raises:
-        UserError: a layer's layout has no scale that could be trained; names it.
     """
     made: dict[int, tuple[Tensor, nn.Parameter, FrozenCodesQuantizer]] = {}
-    layers = sorted(fake_quantized_layers(model).items(), key=lambda pair: pair[1].kind != "embedding")
-    for name, layer in layers:
+    layers = sorted(fake_quantized_layers(model).values(), key=lambda layer: layer.kind != "embedding")
+    for layer in layers:
         old = layer.weight
         if id(old) not in made:  # the old weight is kept, so that no other gets its id
-            made[id(old)] = (old, *_frozen(name, layer))
+            made[id(old)] = (old, *_frozen(layer))
         _, layer.weight, layer.quantizer = made[id(old)]
         if layer.kind == "linear":
             layer.before_rounding = nn.Sequential()
     for name, parameter in model.named_parameters():
-        trains = parameter.ndim < 2 or name.endswith(("relative_scale", "zero_point"))
+        trains = parameter.ndim < 2 or name.endswith(tuple(LEARNED))
         parameter.requires_grad_(trains and parameter.is_floating_point())
 
 
-def _frozen(name: str, layer: FakeQuantizedLayer) -> tuple[nn.Parameter, FrozenCodesQuantizer]:
-    if layer.spec.layout != "affine":
-        raise UserError(
-            f"qat.trainable scales does not fit {name}, whose layout {layer.spec.layout} takes its scales from the "
-            "weights; use one such as w4-g32, or qat.trainable all"
-        )
+def _frozen(layer: FakeQuantizedLayer) -> tuple[nn.Parameter, FrozenCodesQuantizer]:
     weight = layer.real_weight
     start = layer.quantizer.quantized(weight)
     quantizer = FrozenCodesQuantizer(layer.spec, start, weight.shape[1], weight.dtype)

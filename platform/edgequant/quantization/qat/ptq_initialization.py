@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from edgequant.quantization.arithmetic.affine import QuantizedWeight, dequantize_weight, grouped
+from edgequant.quantization.arithmetic.affine import QuantizedWeight, grouped
+from edgequant.quantization.arithmetic.grids import Grid, stored
 from edgequant.quantization.calibration import CalibrationSettings
 from edgequant.quantization.layers.fake_quantized import fake_quantized_layers
 from edgequant.quantization.layers.fixed_weights import fixed_codes_of
@@ -32,9 +33,9 @@ def prepare_from_ptq(
 ) -> None:
     """`convert.prepare`, in place, from what a PTQ method chooses instead of from the floating-point weights.
 
-    The method's scales and zero points become parameters (of llama.cpp's layouts, whose grids are fixed by the weights,
-    they are found anew). A weight that rounds to its integer already stays as it is, and any other moves to the nearest
-    value that does: weights in the middle of their steps would need a long way to the next integer.
+    The method's scales, zero points and minima become parameters. A weight that rounds to its integer already stays as
+    it is, and any other moves to the nearest value that does: weights in the middle of their steps would need a long
+    way to the next integer.
 
     Args:
         model: floating-point, in evaluation mode.
@@ -68,9 +69,8 @@ def learn_from_integers(model: nn.Module) -> None:
 
 def nearest_that_round_to(weight: Tensor, chosen: QuantizedWeight, spec: WeightSpec) -> Tensor:
     """The values closest to a weight [out, in] whose integers are the chosen ones."""
-    if chosen.minimum is not None:
-        return dequantize_weight(chosen, weight.shape)
-    zero_point = 0.0 if chosen.zero_point is None else chosen.zero_point
-    position = grouped(weight.float(), spec) / chosen.scale + zero_point
+    scale = stored(chosen.scale, spec)
+    offset = Grid(spec, scale, chosen.zero_point, chosen.minimum).offset
+    position = (grouped(weight.float(), spec) - offset) / scale
     inside = position.clamp(chosen.codes - ALMOST_HALF, chosen.codes + ALMOST_HALF)
-    return ((inside - zero_point) * chosen.scale).reshape(weight.shape)
+    return (inside * scale + offset).reshape(weight.shape)

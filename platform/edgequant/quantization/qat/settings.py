@@ -156,13 +156,8 @@ class QatSettings:
         """Refuse what a scheme cannot do.
 
         Raises:
-            UserError: the scheme has no integer for real 0, which pruning needs, or no scales of its own to train.
+            UserError: the scheme has no integer for real 0, which pruning needs.
         """
-        if self.trainable == "scales" and scheme.weight is not None and scheme.weight.layout != "affine":
-            raise UserError(
-                f"qat.trainable scales does not fit scheme {scheme.name}, whose scales follow from the weights; use "
-                "one such as w4a8-g32+emb4, or qat.trainable all"
-            )
         if self.sparsity and scheme.weight is not None and scheme.weight.has_half_levels:
             raise UserError(
                 f"qat.sparsity {self.sparsity} does not fit scheme {scheme.name}, whose levels lie on either side of "

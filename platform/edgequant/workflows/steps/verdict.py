@@ -14,6 +14,7 @@ from edgequant.workflows.steps.measure import Measured, headline
 from edgequant.workflows.steps.text_mix import parse_mix
 
 if TYPE_CHECKING:
+    from edgequant.export.shipped import Shipped
     from edgequant.quantization.qat.settings import QatSettings
     from edgequant.workflows.steps.qat_experiment import QatExperiment
 
@@ -204,8 +205,9 @@ def recovered_fraction(rows: Rows, dataset: str) -> tuple[float | None, str]:
     return (rounded - trained) / (rounded - control), ""
 
 
-def summary_rows(rows: Rows, verdict: Verdict, model: str, scheme: str) -> list[dict[str, Any]]:
-    """The summary table: one row per variant, with what it lost against the baseline, and which one is delivered."""
+def summary_rows(rows: Rows, verdict: Verdict, model: str, scheme: str, shipped: Shipped) -> list[dict[str, Any]]:
+    """The summary table: one row per variant, with what it lost against the baseline, which one is delivered, and what
+    of that ships."""
     table = []
     for name, row in rows.items():
         cells: dict[str, Any] = {"model": model, "variant": name}
@@ -215,5 +217,7 @@ def summary_rows(rows: Rows, verdict: Verdict, model: str, scheme: str) -> list[
             harmed = [loss for loss in verdict.losses[name] if loss.harmed]
             cells["verdict"] = "harmed" if harmed else "not harmed"
         cells["delivered"] = "yes" if name == verdict.delivered else "no"
+        if name == verdict.delivered:
+            cells |= {"deploy/format": shipped.format, **shipped.metrics}
         table.append(cells)
     return table

@@ -1,0 +1,163 @@
+"""Which format keeps a checkpoint's integers, and what any other makes of them. Light: by schemes alone, no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from edgequant.errors import UserError
+from edgequant.export.formats import BLOCK, COMPRESSED_TENSORS, FORMATS, check_expressible
+from edgequant.quantization.scheme import Scheme, WeightSpec
+
+AUTO = "auto"
+OWN = ("q4_0", "q4_1", "q8_0")  # formats that hold integers of ours, the smallest first
+FLOATING = "q8_0"  # of a model without integers, and of integers that no format holds
+LEAST_EMBEDDING = "q8_0"  # llama.cpp, too, spends at least so many bits on an embedding that it rounds itself
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a model is written as.
+
+    Attributes:
+        format: of a GGUF file, or compressed-tensors.
+        embedding_format: of a GGUF file's embedding and output matrix, where the user chose one.
+        keeps: each matrix of a GGUF file takes the format that holds its integers; `format` is that of the others.
+        because: why it was chosen, where `auto` did.
+    """
+
+    format: str
+    embedding_format: str | None = None
+    keeps: bool = False
+    because: str = ""
+
+    def of_tensor(self, spec: WeightSpec | None, *, embeds: bool) -> str:
+        """The format of one matrix of a GGUF file; `spec`: of its integers, `embeds`: of embedding or output matrix."""
+        if embeds and self.embedding_format is not None:
+            return self.embedding_format
+        own = None if spec is None else own_format(spec)
+        if own is not None and self.keeps:
+            return own
+        if not embeds or FORMATS[self.format] >= 16 or (spec is not None and copies_integers(spec, self.format)):
+            return self.format
+        return own or LEAST_EMBEDDING
+
+    def encoded_again(self, scheme: Scheme | None) -> list[str]:
+        """Whose integers do not stay, in words with what they become; empty where all do or there are none."""
+        if self.format == COMPRESSED_TENSORS or scheme is None:
+            return []
+        found = []
+        for part, embeds, specs in _parts(scheme):
+            formats = [(self.of_tensor(spec, embeds=embeds), spec) for spec in specs]
+            changed = sorted({name for name, spec in formats if not copies_integers(spec, name)})
+            found += [f"{part} as {' and '.join(changed)}"] if changed else []
+        return found
+
+    def line(self, scheme: Scheme | None, others: str = "") -> str:
+        """One line for people, before anything is written; `others`: whose integers not of ours the model has."""
+        why = f" ({self.because})" if self.because else ""
+        if scheme is None:
+            return f"format: {self.format}{f' encodes the numbers of {others} again' if others else ''}{why}"
+        again = self.encoded_again(scheme)
+        kept = f"encodes the integers of {scheme.name} again: {', '.join(again)}" if again else "keeps all integers"
+        return f"format: {self.format} {kept}{why}"
+
+
+def own_format(spec: WeightSpec) -> str | None:
+    """The smallest GGUF format that holds a weight's integers as they are, or None."""
+    return next((name for name in OWN if copies_integers(spec, name)), None)
+
+
+def copies_integers(spec: WeightSpec, format_name: str) -> bool:
+    """Whether a weight's integers can be written in a format as they are.
+
+    llama.cpp's own layouts are copied bit for bit. Four-bit affine groups become q4_1: same integers and scales; only
+    the offset -scale * (zero point + 8) is rounded, to float16. Symmetric groups become q4_0 up to 4 bits and q8_0 at
+    any width, with the same scales: ternary weights and those of 2 bits, whose levels are then -3, -1, 1, 3 times half
+    the scale, as well.
+    """
+    if spec.layout != "affine":
+        return spec.layout == format_name
+    group = spec.group_size or 0
+    if spec.scale_dtype != "float16" or group == 0 or group % BLOCK:
+        return False
+    symmetric = {"q4_0": spec.bits <= 4, "q8_0": True}
+    affine = {"q4_1": spec.bits == 4}
+    return (symmetric if spec.zero_point == "none" else affine).get(format_name, False)
+
+
+def choose_target(
+    scheme: Scheme | None, embedding_format: str | None = None, *, refused: UserError | None = None
+) -> Target:
+    """What `auto` stands for: the format that keeps the integers, else the one that keeps most of them.
+
+    Args:
+        scheme: of one of our checkpoints; None: there are no integers of ours.
+        embedding_format: asked for by the user, which only a GGUF file follows.
+        refused: why the model cannot be a GGUF file, where that is known.
+
+    Raises:
+        UserError: it can be no GGUF file, and no compressed-tensors folder either.
+    """
+    specs = [] if scheme is None else [spec for _, _, specs in _parts(scheme) for spec in specs]
+    if not specs:
+        if refused is not None:
+            raise refused
+        return Target(FLOATING, embedding_format, because=_without_integers(scheme))
+    assert scheme is not None and scheme.weight is not None
+    exact = all(own_format(spec) for spec in specs)
+    main = own_format(scheme.weight) or next(filter(None, map(own_format, specs)), FLOATING)
+    gguf = Target(main, embedding_format, keeps=True, because="llama.cpp's format with the same integers")
+    if refused is None and (exact or embedding_format is not None):
+        return gguf
+    try:
+        check_expressible(scheme)
+    except UserError:
+        if refused is not None:
+            raise refused from None
+        return replace(gguf, because=f"no format holds all integers of {scheme.name}")
+    why = (
+        f"llama.cpp cannot run it: {refused}" if refused is not None else "no format of llama.cpp holds these integers"
+    )
+    return Target(COMPRESSED_TENSORS, because=why)
+
+
+def check_export(export: str | None, schemes: Sequence[Scheme]) -> None:
+    """Refuse a file to be written beside a checkpoint that could not keep its integers, before any work.
+
+    Args:
+        export: the option; None: no file.
+
+    Raises:
+        UserError: another form than gguf, or a scheme that no GGUF file holds; names it.
+    """
+    if export is None:
+        return
+    if export != "gguf":
+        raise UserError(f"export must be gguf, or null for no file, got {export!r}; see `edgequant export` for others")
+    for scheme in schemes:
+        specs = [spec for _, _, specs in _parts(scheme) for spec in specs]
+        if not specs or not all(own_format(spec) for spec in specs):
+            raise UserError(
+                f"export gguf needs a scheme whose integers a GGUF file holds, such as q4_0+embq4_0, w4-g32+emb4 or "
+                f"q8_0, got {scheme.name}; leave export out, and round again with `edgequant export --format q8_0`"
+            )
+
+
+def _without_integers(scheme: Scheme | None) -> str:
+    if scheme is not None:
+        return f"{scheme.name} is dequantised and encoded again, no format holds its integers"
+    return "the model has no integers of ours to keep"
+
+
+def _parts(scheme: Scheme) -> list[tuple[str, bool, list[WeightSpec]]]:
+    """What a scheme quantises: name, whether it is embedding and head, and the specs that its layers have."""
+    bits = {bits for _, bits in scheme.layer_bits}
+    if scheme.budget is not None and scheme.awaits_layer_bits:
+        bits |= set(scheme.budget.candidates)
+    parts = (("linears", False, scheme.weight), ("embedding and head", True, scheme.embedding))
+    return [
+        (name, embeds, [spec, *(replace(spec, bits=width) for width in sorted(bits - {spec.bits}))])
+        for name, embeds, spec in parts
+        if spec is not None
+    ]

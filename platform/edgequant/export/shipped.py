@@ -1,0 +1,143 @@
+"""What ships of a checkpoint: the exported form that keeps its integers, how large it is, on request the file."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgequant import models
+from edgequant.errors import UserError
+from edgequant.export.choice import Target, choose_target
+from edgequant.export.formats import COMPRESSED_TENSORS, file_name
+from edgequant.models.loading import LoadedModel
+from edgequant.models.manifest import list_file
+from edgequant.quantization.scheme import Scheme
+
+GB = 1e9
+NOTHING = "none"
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """Attributes:
+    format: of the exported form, or `none` where no format keeps the integers.
+    metrics: `deploy/size_gb`, all files with the tokenizer, and `deploy/reduction_vs_fp16` in per cent; none with
+        `none`.
+    notes: what is not as one might expect.
+    sha256: of the file that was written; empty where none was.
+    """
+
+    format: str
+    metrics: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    sha256: str = ""
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """For the registry."""
+        return {"edgequant.deploy_format": self.format, "edgequant.gguf_sha256": self.sha256}
+
+
+def ship(loaded: LoadedModel, checkpoint: Path, export: str | None = None) -> Shipped:
+    """Say how large the form that ships is; with `export` gguf, put that file into the checkpoint's folder.
+
+    A GGUF file's size is computed; a compressed-tensors folder is written for it, and removed again.
+
+    Args:
+        loaded: the checkpoint as it was loaded.
+        checkpoint: its folder, whose manifest then lists the file.
+
+    Raises:
+        UserError: `export` asks for a file, and the model can be none.
+    """
+    scheme = scheme_of(loaded)
+    try:
+        target = choose_target(scheme, refused=gguf_refusal(loaded.model.config, loaded.tokenizer))
+    except UserError as refusal:
+        if export is not None:
+            raise
+        return Shipped(NOTHING, notes=(f"no shipped size: {refusal}",))
+    if scheme is None or target.encoded_again(scheme):
+        what = "the model" if scheme is None else scheme.name
+        why = f"no shipped size: no format keeps the integers of {what}; `edgequant export` rounds them again"
+        return Shipped(NOTHING, notes=(why,))
+    if target.format == COMPRESSED_TENSORS:
+        return Shipped(target.format, _metrics(*_folder_size(loaded, checkpoint)))
+    if export is None:
+        from edgequant.export.gguf.write import gguf_size
+
+        return Shipped(target.format, _metrics(*gguf_size(loaded, target)))
+    return _written(loaded, checkpoint, target)
+
+
+def check_can_ship(config: Any, tokenizer: Any, export: str | None) -> None:
+    """Refuse a model that can be no GGUF file where one is to be written, before hours of work.
+
+    Args:
+        config: of transformers.
+        export: the option.
+
+    Raises:
+        UserError: says why.
+    """
+    if export is not None and (refusal := gguf_refusal(config, tokenizer)) is not None:
+        raise refusal
+
+
+def scheme_of(loaded: LoadedModel) -> Scheme | None:
+    """The scheme of one of our checkpoints; None: in floating point, or quantised by something else."""
+    scheme = getattr(getattr(loaded.model.config, "quantization_config", None), "scheme", None)
+    return scheme if isinstance(scheme, Scheme) else None
+
+
+def others_integers(loaded: LoadedModel) -> str:
+    """Whose integers a model came with, in words, where they are not ours; empty where there are none."""
+    if loaded.source.kind == "gguf":
+        return "the GGUF file"
+    stated = getattr(loaded.model.config, "quantization_config", None)
+    if stated is None or scheme_of(loaded) is not None:
+        return ""
+    method = stated.get("quant_method") if isinstance(stated, dict) else getattr(stated, "quant_method", None)
+    return str(getattr(method, "value", method) or "another quantiser")
+
+
+def gguf_refusal(config: Any, tokenizer: Any) -> UserError | None:
+    """Why a model can be no GGUF file, as far as its configuration and tokenizer tell."""
+    from edgequant.export.gguf.expressible import check_expressible
+    from edgequant.export.gguf.tokenizer import check_tokenizer
+
+    try:
+        check_expressible(config)
+        check_tokenizer(tokenizer, config.vocab_size)
+    except UserError as refusal:
+        return refusal
+    return None
+
+
+def _written(loaded: LoadedModel, checkpoint: Path, target: Target) -> Shipped:
+    from edgequant.export.gguf.write import write_gguf
+
+    written = write_gguf(loaded, checkpoint / file_name(loaded.source.name, target.format), target)
+    list_file(checkpoint, written.path.name, written.sha256)
+    notes = (f"file  {written.path}", *written.notes)
+    return Shipped(target.format, _metrics(written.size_bytes, written.parameters), notes, written.sha256)
+
+
+def _folder_size(loaded: LoadedModel, checkpoint: Path) -> tuple[int, int]:
+    from edgequant.export.compressed_tensors.write import write_compressed_tensors
+
+    with tempfile.TemporaryDirectory(dir=checkpoint.parent, prefix=".shipped-") as folder:
+        written = write_compressed_tensors(loaded, Path(folder, "folder"))
+        size = sum(file.stat().st_size for file in written.path.rglob("*") if file.is_file())
+    return size, written.parameters
+
+
+def _metrics(size: int, parameters: int) -> dict[str, float]:
+    return {"deploy/size_gb": size / GB, "deploy/reduction_vs_fp16": 100 * (1 - size / (2 * parameters))}
+
+
+def ship_folder(checkpoint: Path, export: str | None = None) -> Shipped:
+    """`ship` of a checkpoint that is not loaded."""
+    return ship(models.load(str(checkpoint), dtype="auto", device="cpu"), checkpoint, export)
