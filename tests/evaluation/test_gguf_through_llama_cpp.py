@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from edgequant.errors import UserError
@@ -112,10 +113,15 @@ def test_peak_memory_is_that_of_a_process_without_torch(model, smollm2):
     assert done.stdout.strip() == "[]"
 
 
+def array_of(rows, vocabulary):
+    return np.ctypeslib.as_array(rows.logits, (len(rows.positions), vocabulary)).copy()
+
+
 def test_logits_are_bounded_and_do_not_depend_on_how_a_text_is_cut(smollm2):
     gguf = Gguf(smollm2)
     tokens = (gguf.tokenize("The river rose in the night and the lower town was asked to leave. ") * 20)[:250]
     few, usual = (Sequence0(gguf, context=256, threads=1, outputs=count) for count in (7, None))
     assert usual.outputs * gguf.size * 4 <= 32 << 20
-    found = [[(row.position, max(row.logits[: gguf.size])) for row in one.rows(tokens, 180)] for one in (few, usual)]
-    assert found[0] == found[1] and [position for position, _ in found[0]] == list(range(180, 250))
+    found = [[(rows.positions, array_of(rows, gguf.size)) for rows in one.rows(tokens, 180)] for one in (few, usual)]
+    assert [at for positions, _ in found[0] for at in positions] == list(range(180, 250))
+    assert len(found[0]) == 10 and np.array_equal(*(np.concatenate([rows for _, rows in each]) for each in found))

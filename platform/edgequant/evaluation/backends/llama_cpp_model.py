@@ -115,14 +115,14 @@ class LlamaCppModel:
     def losses(self, windows: Sequence[Window]) -> Iterator[tuple[int, float]]:
         for index in sorted(range(len(windows)), key=lambda at: windows[at].tokens):
             tokens, first = windows[index].tokens, len(windows[index].tokens) - windows[index].scored
-            yield index, -sum(self._following(tokens, first))
+            yield index, -self._following(tokens, first)
 
     def log_likelihoods(self, choices: Sequence[Choice]) -> Iterator[tuple[int, tuple[float, ...]]]:
         for index in sorted(range(len(choices)), key=lambda at: choices[at].context):
             context, parts = choices[index].context, choices[index].continuations
-            (row,) = self._sequence.rows(context, len(context) - 1)
-            begun = self._log_probabilities(row.logits, [part[0] for part in parts])
-            rest = [sum(self._following(context + part, len(context) + 1)) for part in parts]
+            (last,) = self._sequence.rows(context, len(context) - 1)
+            begun = self._log_probabilities(last.logits, 1)[0, [part[0] for part in parts]].tolist()
+            rest = [self._following(context + part, len(context) + 1) for part in parts]
             yield index, tuple(map(sum, zip(begun, rest, strict=True)))
 
     def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Iterator[tuple[int, Generated]]:
@@ -162,26 +162,31 @@ class LlamaCppModel:
         self._peak_rss = max(self._peak_rss or 0, alone.peak_rss)
         return alone
 
-    def _following(self, tokens: Sequence[int], first: int) -> Iterator[float]:
-        """Log-probability in nats of each token from position `first` on, given all before it."""
+    def _following(self, tokens: Sequence[int], first: int) -> float:
+        """Summed log-probability in nats of the tokens from position `first` on, each given all before it."""
+        total = 0.0
         if first < len(tokens):
-            for row in self._sequence.rows(tokens[:-1], first - 1):
-                yield from self._log_probabilities(row.logits, [tokens[row.position + 1]])
+            for rows in self._sequence.rows(tokens[:-1], first - 1):
+                found = self._log_probabilities(rows.logits, len(rows.positions))
+                following = tokens[rows.positions.start + 1 : rows.positions.stop + 1]
+                total += float(found[np.arange(len(following)), list(following)].sum(dtype=np.float64))
+        return total
 
-    def _log_probabilities(self, logits: Any, tokens: Sequence[int]) -> list[float]:
-        row = np.ctypeslib.as_array(logits, (self._gguf.size,))
-        top = row.max()
-        if np.isnan(top):
+    def _log_probabilities(self, logits: Any, count: int) -> np.ndarray:
+        """Of every token, in nats [count, vocabulary]."""
+        found = np.ctypeslib.as_array(logits, (count, self._gguf.size))
+        shifted = found - found.max(axis=1, keepdims=True)
+        if np.isnan(shifted).any():
             raise UserError(f"{self.path.name} gives NaN logits; its weights are broken")
-        normalizer = float(top) + float(np.log(np.exp(row - top).sum(dtype=np.float64)))
-        return [float(row[token]) - normalizer for token in tokens]
+        return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True, dtype=np.float64))
 
     def _greedy(self, prompt: Sequence[int], new_tokens: int) -> Iterator[int]:
-        tokens = list(prompt)
-        for _ in range(new_tokens):
-            (row,) = self._sequence.rows(tokens, len(tokens) - 1)
-            tokens.append(int(np.ctypeslib.as_array(row.logits, (self._gguf.size,)).argmax()))
-            yield tokens[-1]
+        (last,) = self._sequence.rows(prompt, len(prompt) - 1)
+        logits = last.logits
+        for left in reversed(range(new_tokens)):
+            token = int(np.ctypeslib.as_array(logits, (self._gguf.size,)).argmax())
+            yield token
+            logits = self._sequence.next(token) if left else None
 
     @property
     def _end(self) -> int:

@@ -75,10 +75,10 @@ class Gguf:
             self.model = None
 
 
-class Row(NamedTuple):
-    """Logits of the token behind a position: `size` floats that the next read overwrites."""
+class Rows(NamedTuple):
+    """Logits behind positions one after the other: [positions, vocabulary] floats that the next read overwrites."""
 
-    position: int
+    positions: range
     logits: Any
 
 
@@ -114,19 +114,24 @@ class Sequence0:
         self._greedy: Any = None
         self._held: list[int] = []
 
-    def rows(self, tokens: Sequence[int], first: int) -> Iterator[Row]:
-        """Read tokens and give the logits behind each position from `first` on.
+    def rows(self, tokens: Sequence[int], first: int) -> Iterator[Rows]:
+        """Read tokens and give the logits behind each position from `first` on, as many rows at once as are allowed.
 
         What the sequence held before is kept as far as it is the same, up to `first`.
         """
         start = self._keep(tokens, first)
         while start < len(tokens):
             end = min(start + self._batch, max(start, first) + self.outputs, len(tokens))
-            wanted = range(max(start, first), end)
+            wanted = range(min(max(start, first), end), end)
             self._decode(tokens[start:end], wanted.start - start)
-            for position in wanted:
-                yield Row(position, self._library.llama_get_logits_ith(self._context, position - start))
+            if wanted:
+                yield Rows(wanted, self._library.llama_get_logits_ith(self._context, wanted.start - start))
             start = end
+
+    def next(self, token: int) -> Any:
+        """Read one token more, behind those that are held; the logits behind it."""
+        self._decode([token], 0)
+        return self._library.llama_get_logits_ith(self._context, 0)
 
     def likeliest(self) -> int:
         """The likeliest token behind the last one that was read, as llama.cpp's greedy sampler says."""
