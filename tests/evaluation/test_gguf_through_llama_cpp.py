@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +13,12 @@ import pytest
 
 from edgequant.errors import UserError
 from edgequant.evaluation.backends.language_model import LanguageModel
-from edgequant.evaluation.backends.llama_cpp import library, timed_alone
+from edgequant.evaluation.backends.llama_cpp import cores, library, timed_alone
 from edgequant.evaluation.backends.llama_cpp.library import VERSION, load_library
 from edgequant.evaluation.backends.llama_cpp.sequence import Gguf, Sequence0
 from edgequant.evaluation.backends.llama_cpp_model import LlamaCppModel
+from edgequant.evaluation.efficiency.shipped import shipped_metrics
+from edgequant.export.gguf.write import write_gguf
 
 HAS_LLAMA_CPP = importlib.util.find_spec("xllamacpp") is not None
 PARIS = ("The capital of France is", (" Paris", " banana"))
@@ -125,3 +128,24 @@ def test_logits_are_bounded_and_do_not_depend_on_how_a_text_is_cut(smollm2):
     found = [[(rows.positions, array_of(rows, gguf.size)) for rows in one.rows(tokens, 180)] for one in (few, usual)]
     assert [at for positions, _ in found[0] for at in positions] == list(range(180, 250))
     assert len(found[0]) == 10 and np.array_equal(*(np.concatenate([rows for _, rows in each]) for each in found))
+
+
+@pytest.mark.skipif(not HAS_LLAMA_CPP, reason="xllamacpp is not installed")
+def test_a_shipped_file_is_measured_by_its_path_alone(tiny, tmp_path):
+    write_gguf(tiny, tmp_path / "tiny.gguf", "q8_0")
+    found = shipped_metrics(tmp_path / "tiny.gguf", threads=1, prompt_length=16, new_tokens=8)
+    assert found["deploy/size_gb"] == (tmp_path / "tiny.gguf").stat().st_size / 1e9 and found["deploy/threads"] == 1
+    for name in ("load_ms", "time_to_first_token_ms", "prefill_ms_per_token", "decode_ms_per_token"):
+        assert 0 < found[f"deploy/{name}_ci_low"] <= found[f"deploy/{name}"] <= found[f"deploy/{name}_ci_high"]
+    assert 0 < found["deploy/peak_rss_gb"] < 0.2
+
+
+def test_timed_processes_wait_as_llama_cpp_comes_and_this_one_as_the_user_says(monkeypatch):
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    cores.wait_without_spinning()
+    assert os.environ["GOMP_SPINCOUNT"] == "100" and "GOMP_SPINCOUNT" not in cores.as_llama_cpp_comes()
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    cores.wait_without_spinning()
+    assert "GOMP_SPINCOUNT" not in os.environ and cores.as_llama_cpp_comes()["OMP_WAIT_POLICY"] == "active"

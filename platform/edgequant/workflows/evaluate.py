@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from edgequant.errors import UserError
+from edgequant.evaluation.backends.llama_cpp.cores import wait_without_spinning
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.models.devices import check_device
 from edgequant.workflows.settings import RunSettings, WorkflowResult, configuration
@@ -52,6 +53,8 @@ def evaluate(
     settings = resolved_settings(evaluation, limit=limit, seed=run.seed, cache=cache)
     check_device(run.device)
     check_threads(threads, runtime)
+    if runtime == "llama.cpp":
+        wait_without_spinning()
     source = check_source(model, runtime, squad_predictions)
     if source is not None:
         check_window(source, settings)
@@ -138,7 +141,7 @@ def check_threads(threads: int | None, runtime: str) -> None:
         UserError: names the value and what was expected.
     """
     if threads is not None and runtime != "llama.cpp":
-        raise UserError(f"threads must be left out with runtime {runtime}, got {threads}; set OMP_NUM_THREADS for torch")
+        raise UserError(f"threads must be left out with runtime {runtime}, got {threads}; torch takes OMP_NUM_THREADS")
     if threads is not None and threads < 1:
         raise UserError(f"threads must be 1 or more, got {threads}; leave it out for the physical cores")
 

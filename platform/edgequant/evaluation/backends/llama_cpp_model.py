@@ -15,7 +15,7 @@ from edgequant.evaluation.backends.language_model import Choice, DecodeTiming, G
 from edgequant.evaluation.backends.llama_cpp.cores import physical_cores
 from edgequant.evaluation.backends.llama_cpp.library import load_library, version
 from edgequant.evaluation.backends.llama_cpp.sequence import Gguf, Sequence0
-from edgequant.evaluation.backends.llama_cpp.timed_alone import run_alone, time_alone
+from edgequant.evaluation.backends.llama_cpp.timed_alone import repacking_works, time_alone
 
 DEFAULT_CONTEXT = 4096
 _FOOTPRINT_TOKENS = 128
@@ -45,7 +45,7 @@ class LlamaCppModel:
     ) -> None:
         self.path, self._threads, self._library = Path(path), threads or physical_cores(), load_library()
         self._gpu_layers = gpu_layers if self._library.llama_supports_gpu_offload() else 0
-        self._repacks = _repacking_works(self.path)
+        self._repacks = repacking_works(self.path)
         self._gguf = Gguf(self.path, repack=self._repacks, gpu_layers=self._gpu_layers)
         self._vocabulary = self._gguf.vocabulary
         self.on_gpu = self._gpu_layers != 0
@@ -146,7 +146,7 @@ class LlamaCppModel:
         return files.sha256_of(self.path)
 
     def footprint(self, checkpoint: Path | None = None) -> dict[str, float]:
-        """The file's bytes; llama.cpp maps the file, so those are what is resident, too. The peak is a fresh process's."""
+        """The file's bytes, which are resident too, since llama.cpp maps them; peak memory of a fresh process."""
         size = self.path.stat().st_size
         parameters = int(self._library.llama_model_n_params(self._gguf.model))
         if self._peak_rss is None:
@@ -198,13 +198,3 @@ class LlamaCppModel:
 
     def _ends(self, token: int) -> bool:
         return bool(self._library.llama_vocab_is_eog(self._vocabulary, token))
-
-
-def _repacking_works(path: Path) -> bool:
-    """Whether one token survives with repacked weights, tried in a process of its own.
-
-    A virtual machine may announce AMX without letting processes use it; llama.cpp then dies with a segmentation fault.
-    A negative code is a signal; anything else shows again, with its message, when loading.
-    """
-    tried = {"path": str(path), "threads": 1, "prompt_length": 1, "new_tokens": 1, "seed": 0, "gpu_layers": 0}
-    return run_alone(tried | {"repack": True}).returncode >= 0

@@ -79,13 +79,13 @@ def latency_metrics(model: LanguageModel, protocol: LatencyProtocol) -> tuple[di
             # The static cache is the fastest single-stream figure; other batch sizes are for throughput.
             for method in protocol.methods if batch_size == protocol.batch_sizes[0] else protocol.methods[:1]:
                 timed = _timed(model, protocol, method, prompt_length, batch_size)
-                values = _values(timed, prompt_length * batch_size)
+                values = timed_values(timed, prompt_length * batch_size)
                 kind = "" if method == "generate" else f"{method}_"
                 for name, measured in values.items():
-                    metrics |= _median(f"latency/{kind}{name}{suffix}", measured, protocol.confidence)
+                    metrics |= median_metrics(f"latency/{kind}{name}{suffix}", measured, protocol.confidence)
                 if headline and all(timing.load is not None for timing in timed):
                     loads = np.array([1000 * (timing.load or 0) for timing in timed])
-                    metrics |= _median("latency/load_ms", loads, protocol.confidence)
+                    metrics |= median_metrics("latency/load_ms", loads, protocol.confidence)
                 rows += [_row(method, prompt_length, batch_size, timing) for timing in timed]
     return metrics, rows
 
@@ -103,7 +103,8 @@ def _timed(
     return list(timed)[protocol.warmup :]
 
 
-def _values(timed: list[DecodeTiming], prompt_tokens: int) -> dict[str, np.ndarray]:
+def timed_values(timed: list[DecodeTiming], prompt_tokens: int) -> dict[str, np.ndarray]:
+    """Milliseconds of every repetition by metric: to the first token, prefill and decode per token."""
     first = 1000 * np.array([timing.first_token for timing in timed])
     decode = np.array([decode_milliseconds(timing) for timing in timed])
     values = {"time_to_first_token_ms": first, "prefill_ms_per_token": first / prompt_tokens}
@@ -113,7 +114,8 @@ def _values(timed: list[DecodeTiming], prompt_tokens: int) -> dict[str, np.ndarr
     return values
 
 
-def _median(name: str, measured: np.ndarray, confidence: float) -> dict[str, float]:
+def median_metrics(name: str, measured: np.ndarray, confidence: float) -> dict[str, float]:
+    """Median under `name`, its bounds, and the 90th percentile."""
     metrics = with_bounds(name, float(np.median(measured)), median_bounds(measured.tolist(), confidence))
     if len(measured) > 1:  # of one repetition it would be that one
         metrics[f"{name}_p90"] = float(np.percentile(measured, 90))

@@ -104,7 +104,9 @@ def optional_tools() -> list[Finding]:
         "llama-cli": "found" if shutil.which("llama-cli") else None,
     }
     return [
-        Finding(name, "ok" if there[name] else "note", there[name] or "not there (optional)", "" if there[name] else fix)
+        Finding(
+            name, "ok" if there[name] else "note", there[name] or "not there (optional)", "" if there[name] else fix
+        )
         for name, fix in OPTIONAL_TOOLS.items()
     ]
 

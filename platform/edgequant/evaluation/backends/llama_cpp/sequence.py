@@ -85,7 +85,7 @@ class Rows(NamedTuple):
 class Sequence0:
     """The one sequence that a context of llama.cpp holds, and what was read into it last.
 
-    Memory is bounded whatever the length: of at most 32 MiB of logits at once (one row at least), which llama.cpp is told.
+    At most 32 MiB of logits exist at once, whatever the length (one row at least); llama.cpp is told so.
 
     Args:
         context: longest sequence in tokens.

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from edgequant.errors import UserError
+from edgequant.evaluation.backends.llama_cpp.cores import as_llama_cpp_comes
 from edgequant.evaluation.backends.llama_cpp.sequence import Gguf, Sequence0
 
 
@@ -53,18 +54,28 @@ def time_alone(
         UserError: the process found no figures; its last line says why.
     """
     asked = {"path": str(path), "threads": threads, "prompt_length": prompt_length, "new_tokens": new_tokens}
-    done = run_alone(asked | {"seed": seed, "repack": repack, "gpu_layers": gpu_layers})
+    done = _run_alone(asked | {"seed": seed, "repack": repack, "gpu_layers": gpu_layers})
     if done.returncode:
         told = (done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"])[-1]
         raise UserError(f"{Path(path).name} could not be timed in llama.cpp: {told}")
     return Alone(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def run_alone(asked: dict[str, Any]) -> subprocess.CompletedProcess[str]:
-    """This module in a process of its own, whatever becomes of it."""
+def _run_alone(asked: dict[str, Any]) -> subprocess.CompletedProcess[str]:
     paths = os.pathsep.join(entry for entry in sys.path if entry)
+    environment = as_llama_cpp_comes() | {"PYTHONPATH": paths}
     command = [sys.executable, "-m", __name__, json.dumps(asked)]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths})
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+def repacking_works(path: Path) -> bool:
+    """Whether one token survives with repacked weights, tried in a process of its own.
+
+    A virtual machine may announce AMX without letting processes use it; llama.cpp then dies with a segmentation fault.
+    A negative code is a signal; anything else shows again, with its message, when loading.
+    """
+    tried = {"path": str(path), "threads": 1, "prompt_length": 1, "new_tokens": 1, "seed": 0, "gpu_layers": 0}
+    return _run_alone(tried | {"repack": True}).returncode >= 0
 
 
 def _timed(
