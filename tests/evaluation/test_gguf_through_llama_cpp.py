@@ -107,7 +107,7 @@ def test_answers_end_at_the_first_line_end_and_timings_are_positive(model):
 
 
 def test_peak_memory_is_that_of_a_process_without_torch(model, smollm2):
-    """The file's weights, a cache of a few tokens and the interpreter: this process alone holds more before it starts."""
+    """The file's weights, a cache of a few tokens and the interpreter."""
     peak = 1e9 * model.footprint()["size/peak_rss_gb"]
     assert smollm2.stat().st_size < peak < smollm2.stat().st_size + 150e6
     modules = "numpy", "torch", "transformers", "xllamacpp"

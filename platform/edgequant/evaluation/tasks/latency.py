@@ -43,7 +43,8 @@ LATENCY = Task(
     kind="efficiency",
     score=_score,
     protocol="Median over timed repetitions after warm-up, fixed prompt and output lengths, with bounds by order "
-    "statistics (of five, their range: 93.75 %); p90 is the 90th percentile. Decode is (end to end - first token) / (tokens - 1). "
+    "statistics (of five, their range: 93.75 %); p90 is the 90th percentile. "
+    "Decode is (end to end - first token) / (tokens - 1). "
     "A GGUF file in llama.cpp is timed in fresh processes, one a repetition.",
     display={
         DECODE: Metric("decode ms/token", "", "lower"),
