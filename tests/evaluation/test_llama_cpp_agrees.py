@@ -69,3 +69,9 @@ def test_greedy_tokens_agree(both: Both) -> None:
     expected = tokens[0, len(prompt) :].tolist()
     alike = sum(a == b for a, b in zip(both.ours._greedy(prompt, NEW_TOKENS), expected, strict=True))
     assert alike >= ALIKE
+
+
+def test_a_chat_template_shows_a_question_as_the_reference_does(both: Both) -> None:
+    if both.reference.tokenizer.chat_template is None:
+        pytest.skip("this tokenizer has no chat template")
+    assert both.ours.render_chat("Is the school open?") == both.reference.render_chat("Is the school open?")

@@ -107,10 +107,11 @@ class LlamaCppModel:
         template = self._gguf.metadata("tokenizer.chat_template")
         if not template:
             raise UserError(f"{self.path.name} has no chat template; leave chat_template off for a base model")
-        special = {"bos_token": self._text_of(self.start_token), "eos_token": self._text_of(self._end)}
+        special: dict[str, Any] = {"bos_token": self._text_of(self.start_token), "eos_token": self._text_of(self._end)}
         asked = [{"role": "user", "content": question}]
-        rendered, _ = render_jinja_template([asked], chat_template=template, add_generation_prompt=True, **special)
-        return rendered[0]
+        special |= {"chat_template": template, "add_generation_prompt": True}
+        rendered: Any = render_jinja_template([asked], **special)[0]
+        return str(rendered[0])
 
     def losses(self, windows: Sequence[Window]) -> Iterator[tuple[int, float]]:
         for index in sorted(range(len(windows)), key=lambda at: windows[at].tokens):

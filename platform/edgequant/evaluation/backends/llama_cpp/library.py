@@ -88,9 +88,15 @@ class Batch(ctypes.Structure):
 
 
 # What llama.cpp fills in where nothing is asked for: other values would show another layout.
-_MODEL_DEFAULTS = {"n_gpu_layers": -1, "split_mode": 1, "load_mode": -1, "lazy_mode": 1, "main_gpu": 0}
+_MODEL_DEFAULTS: dict[str, Any] = {"n_gpu_layers": -1, "split_mode": 1, "load_mode": -1, "lazy_mode": 1, "main_gpu": 0}
 _MODEL_DEFAULTS |= {"use_extra_bufts": True, "vocab_only": False, "check_tensors": False, "kv_overrides": None}
-_CONTEXT_DEFAULTS = {"n_ctx": 512, "n_batch": 2048, "n_ubatch": 512, "n_seq_max": 1, "n_outputs_max_per_seq": 1}
+_CONTEXT_DEFAULTS: dict[str, Any] = {
+    "n_ctx": 512,
+    "n_batch": 2048,
+    "n_ubatch": 512,
+    "n_seq_max": 1,
+    "n_outputs_max_per_seq": 1,
+}
 _CONTEXT_DEFAULTS |= {"n_threads": 4, "n_threads_batch": 4, "rope_scaling_type": -1, "flash_attn_type": -1}
 _CONTEXT_DEFAULTS |= {"yarn_ext_factor": -1, "defrag_thold": -1, "type_k": 1, "type_v": 1, "offload_kqv": True}
 _CONTEXT_DEFAULTS |= {"swa_full": True, "embeddings": False, "samplers": None, "n_samplers": 0}
@@ -126,6 +132,13 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "llama_token_to_piece": (c_int32, [c_void_p, c_int32, c_char_p, c_int32, c_int32, c_bool]),
     "llama_tokenize": (c_int32, [c_void_p, c_char_p, c_int32, c_void_p, c_int32, c_bool, c_bool]),
 }
+
+
+def changed(parameters: Any, **values: Any) -> Any:
+    """Parameters that llama.cpp filled in, some of them changed."""
+    for name, value in values.items():
+        setattr(parameters, name, value)
+    return parameters
 
 
 @cache

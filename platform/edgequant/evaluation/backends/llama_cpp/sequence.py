@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from edgequant.errors import UserError
-from edgequant.evaluation.backends.llama_cpp.library import Batch, load_library, said
+from edgequant.evaluation.backends.llama_cpp.library import Batch, changed, load_library, said
 
 _BATCH = 512
 _EXACT_BATCH = 128  # without flash attention, scores of this many positions against the whole context stand in memory
@@ -30,8 +30,8 @@ class Gguf:
 
     def __init__(self, path: str | Path, *, repack: bool = True, gpu_layers: int = 0) -> None:
         self.path, self.library = Path(path), load_library()
-        parameters = self.library.llama_model_default_params()
-        parameters.use_extra_bufts, parameters.n_gpu_layers = repack, gpu_layers
+        defaults = self.library.llama_model_default_params()
+        parameters = changed(defaults, use_extra_bufts=repack, n_gpu_layers=gpu_layers)
         said.clear()
         self.model = self.library.llama_model_load_from_file(str(path).encode(), parameters)
         if not self.model:
@@ -101,11 +101,12 @@ class Sequence0:
         self._gguf, self._library = gguf, gguf.library
         self._batch = _EXACT_BATCH if exact else _BATCH
         self.outputs = outputs or max(1, min(self._batch, _LOGITS_AT_ONCE // (4 * gguf.size)))
-        parameters = self._library.llama_context_default_params()
-        parameters.n_ctx, parameters.n_batch, parameters.n_ubatch = context, self._batch, self._batch
-        parameters.flash_attn_type = _WITHOUT_FLASH_ATTENTION if exact else parameters.flash_attn_type
-        parameters.n_outputs_max = parameters.n_outputs_max_per_seq = self.outputs
-        parameters.n_threads = parameters.n_threads_batch = threads
+        defaults = self._library.llama_context_default_params()
+        parameters = changed(
+            defaults, n_ctx=context, n_batch=self._batch, n_ubatch=self._batch, n_outputs_max=self.outputs,
+            n_outputs_max_per_seq=self.outputs, n_threads=threads, n_threads_batch=threads,
+            flash_attn_type=_WITHOUT_FLASH_ATTENTION if exact else defaults.flash_attn_type,
+        )  # fmt: skip
         self._context = self._library.llama_init_from_model(gguf.model, parameters)
         if not self._context:
             told = said[-1] if said else "no reason given"
