@@ -72,7 +72,7 @@ def test_condas_versions_are_the_constraints(root, pins):
 
 def test_conda_holds_what_running_needs_and_nothing_of_development(root, pins, pyproject):
     project, build = pyproject["project"], pyproject["build-system"]["requires"]
-    running = brought_by(project["dependencies"])
+    running = brought_by([*project["dependencies"], *project["optional-dependencies"]["edge"]])
     assert running - set(conda_pins(root)) == set()
     assert set(conda_pins(root)) - running - brought_by([*build, "editables"]) == set()
     assert set(pins) - set(conda_pins(root)) <= brought_by(project["optional-dependencies"]["dev"])
@@ -99,6 +99,7 @@ def test_every_dependency_is_pinned_within_its_bounds(pyproject, pins):
     wanted = [
         *project["dependencies"],
         *project["optional-dependencies"]["dev"],
+        *project["optional-dependencies"]["edge"],
         *pyproject["build-system"]["requires"],
     ]
     for requirement in map(Requirement, [*wanted, *pyproject["build-system"]["requires"]]):
@@ -107,7 +108,7 @@ def test_every_dependency_is_pinned_within_its_bounds(pyproject, pins):
 
 
 def floor(requirement: Requirement) -> Version:
-    (bound,) = [each.version for each in requirement.specifier if each.operator == ">="]
+    (bound,) = [each.version for each in requirement.specifier if each.operator in (">=", "==")]
     return Version(bound)
 
 
@@ -116,7 +117,8 @@ def test_the_lowest_versions_tested_are_the_floors(root, pyproject, pins):
     lowest = dict(line.split("==") for line in (root / "constraints-lowest.txt").read_text().splitlines()[1:])
     lowest = {canonicalize_name(name): Version(version) for name, version in lowest.items()}
     project, build = pyproject["project"], pyproject["build-system"]["requires"]
-    wanted = [*map(Requirement, (*project["dependencies"], *project["optional-dependencies"]["dev"], *build))]
+    extras = (line for lines in project["optional-dependencies"].values() for line in lines)
+    wanted = [*map(Requirement, (*project["dependencies"], *extras, *build))]
     floors = {canonicalize_name(requirement.name): floor(requirement) for requirement in wanted}
     tested = {name: lowest[name] for name in floors}
     assert tested == floors | {"torch": Version(pins["torch"])} and floors["torch"] <= tested["torch"]
@@ -135,7 +137,7 @@ def test_make_test_lowest_installs_and_runs_in_an_environment_of_its_own(root):
         in done.stdout
     )
     assert ".venv/" not in done.stdout and ".venv-lowest/" in (root / ".gitignore").read_text()
-    assert "-e '.[dev]'" in done.stdout and "pytest" in done.stdout
+    assert "-e '.[dev,edge]'" in done.stdout and "pytest" in done.stdout
 
 
 def test_every_dependency_reaches_conda(pyproject, root):
@@ -159,7 +161,7 @@ def third_party_imports(root) -> set[str]:
 
 
 # imported in a function that says what to install when they are absent
-OPTIONAL = {"llama_cpp", "pynvml"}
+OPTIONAL = {"pynvml"}
 
 
 def test_everything_imported_is_a_dependency(root, pyproject):

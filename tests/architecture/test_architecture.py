@@ -61,7 +61,7 @@ WITHIN = {
         "progress": set(),
         "backends": set(),
         "statistics": {"scoring_settings"},
-        "efficiency": {"backends"},
+        "efficiency": {"backends", "statistics"},
         "tasks": {"scoring_settings", "progress", "backends", "statistics", "efficiency"},
         "settings": {"scoring_settings", "tasks"},
         "harm": {"statistics", "tasks"},

@@ -1,4 +1,4 @@
-"""llama.cpp's own answer, through whichever of its packages is installed, in a process of its own."""
+"""llama.cpp's own answer, through xllamacpp's server, in a process of its own."""
 
 from __future__ import annotations
 
@@ -38,21 +38,8 @@ body = json.dumps({"content": sys.argv[6], "add_special": True, "parse_special":
 request = urllib.request.Request(server.listening_address + "/tokenize", body, {"Content-Type": "application/json"})
 print("TOKENS " + json.dumps(json.load(urllib.request.urlopen(request))["tokens"]))
 """
-LLAMA_CPP_PYTHON = """
-import json, sys, numpy, llama_cpp
-model = llama_cpp.Llama(sys.argv[1], n_ctx=256, logits_all=True, verbose=False)
-ids, ends, size = json.loads(sys.argv[2]), json.loads(sys.argv[3]), int(sys.argv[4])
-model.eval(ids)
-scores = numpy.array(model.scores[: len(ids)], dtype=numpy.float64)
-top = scores.max(axis=1, keepdims=True)
-scores -= top + numpy.log(numpy.exp(scores - top).sum(axis=1, keepdims=True))
-numpy.save(sys.argv[5], scores[[end - 1 for end in ends]])
-adds_bos = model.metadata.get("tokenizer.ggml.add_bos_token") == "true"
-print("TOKENS " + json.dumps(model.tokenize(sys.argv[6].encode(), add_bos=adds_bos, special=False)))
-"""
-PROGRAMS = {"xllamacpp": XLLAMACPP, "llama_cpp": LLAMA_CPP_PYTHON}
-INSTALLED = next((name for name in PROGRAMS if importlib.util.find_spec(name)), None)
-needs_llama_cpp = pytest.mark.skipif(INSTALLED is None, reason="neither xllamacpp nor llama-cpp-python is installed")
+INSTALLED = importlib.util.find_spec("xllamacpp") is not None
+needs_llama_cpp = pytest.mark.skipif(not INSTALLED, reason="xllamacpp is not installed")
 
 
 def read_by_llama_cpp(
@@ -63,10 +50,9 @@ def read_by_llama_cpp(
     Raises:
         RuntimeError: llama.cpp does not load the file; its own last words.
     """
-    assert INSTALLED is not None
     saved = file.with_suffix(".npy")
     arguments = [str(file), json.dumps(list(ids)), json.dumps(list(ends)), str(vocabulary), str(saved), text]
-    done = subprocess.run([sys.executable, "-c", PROGRAMS[INSTALLED], *arguments], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", XLLAMACPP, *arguments], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])
     tokens = next(line for line in done.stdout.splitlines() if line.startswith("TOKENS "))

@@ -101,3 +101,12 @@ def test_a_wrong_setting_on_the_command_line_is_one_line_and_status_two(edgequan
     done = edgequant("evaluate", "--model", "tiny", "--evaluation.wikitext_protocol", "lines")
     assert done.returncode == 2
     assert "wikitext_protocol" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("runtime", "threads", "said"),
+    [("torch", 2, "threads must be left out with runtime torch"), ("llama.cpp", 0, "threads must be 1 or more, got 0")],
+)
+def test_threads_that_cannot_be_are_refused(runtime, threads, said):
+    with pytest.raises(UserError, match=said):
+        evaluate(model="tiny", runtime=runtime, threads=threads)

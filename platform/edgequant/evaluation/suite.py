@@ -52,7 +52,7 @@ def evaluate_model(
     finally:
         if was_training:
             model.train()
-    measured += Evaluation(scorer.footprint(checkpoint) | peak.metrics())
+    measured += Evaluation(peak.metrics() | scorer.footprint(checkpoint))
     if isinstance(scorer, CachedModel) and scorer.reused:
         note = f"{scorer.reused} scores were read from {settings.cache_dir}, computed earlier"
         measured += Evaluation(notes=[note])

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from edgequant.errors import UserError
+from edgequant.evaluation.backends.llama_cpp.cores import wait_without_spinning
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.models.devices import check_device
 from edgequant.workflows.settings import RunSettings, WorkflowResult, configuration
@@ -33,6 +34,7 @@ def evaluate(
     evaluation: EvaluationSettings = EvaluationSettings(),
     limit: int | None = None,
     runtime: Literal["torch", "llama.cpp"] = "torch",
+    threads: int | None = None,
     cache: bool = True,
     run: RunSettings = RunSettings(),
 ) -> WorkflowResult:
@@ -44,12 +46,16 @@ def evaluate(
         evaluation: what is measured and how.
         limit: draw this many questions of each set and limit/20 windows; wins over evaluation.limit.
         runtime: torch, or llama.cpp to run a .gguf file in its own integer arithmetic.
+        threads: CPU threads of runtime llama.cpp; none takes the physical cores. Torch reads OMP_NUM_THREADS.
         cache: keep every score, so that an interrupted evaluation goes on where it stopped.
         run: data, device, resuming and experiment; a seed other than 0 wins over evaluation.seed.
     """
     config = configuration(locals())
     settings = resolved_settings(evaluation, limit=limit, seed=run.seed, cache=cache)
     check_device(run.device)
+    check_threads(threads, runtime)
+    if runtime == "llama.cpp":
+        wait_without_spinning()
     source = check_source(model, runtime, squad_predictions)
     if source is not None:
         check_window(source, settings)
@@ -63,7 +69,7 @@ def evaluate(
             title, following = f"evaluate: {squad_predictions}", None
             row = score_predictions(squad_predictions, settings, run.data_dir)
         else:
-            row = measure_model(source or model, settings, run, runtime=runtime)
+            row = measure_model(source or model, settings, run, runtime=runtime, threads=threads)
             title, following = f"evaluate: {row['model']}", next_command(str(model), row["scheme"])
         tracking.log_metrics(metrics_of(row))
         print_summary(title, [row], tracked, following, notes=notes)
@@ -129,6 +135,18 @@ def check_source(model: str, runtime: str, squad_predictions: str | None = None)
     return source
 
 
+def check_threads(threads: int | None, runtime: str) -> None:
+    """Refuse a number of threads that is none, or that the runtime does not take from here.
+
+    Raises:
+        UserError: names the value and what was expected.
+    """
+    if threads is not None and runtime != "llama.cpp":
+        raise UserError(f"threads must be left out with runtime {runtime}, got {threads}; torch takes OMP_NUM_THREADS")
+    if threads is not None and threads < 1:
+        raise UserError(f"threads must be 1 or more, got {threads}; leave it out for the physical cores")
+
+
 class Target(NamedTuple):
     """A model ready to be measured, what it is called, and the file or folder whose bytes are its size on disk."""
 
@@ -153,6 +171,7 @@ def measure_model(
     run: RunSettings,
     *,
     runtime: str = "torch",
+    threads: int | None = None,
     phase: str = "evaluate",
 ) -> dict[str, Any]:
     """Load and measure one model in a nested run; its row for a table: names and every metric."""
@@ -160,7 +179,7 @@ def measure_model(
     from edgequant.workflows.steps.data import evaluation_data
     from edgequant.workflows.steps.measure import measure
 
-    target = load_target(model, runtime=runtime, device=run.device, dtype=run.dtype)
+    target = load_target(model, runtime=runtime, device=run.device, dtype=run.dtype, threads=threads)
     variant = "baseline" if target.scheme == "none" else "quantized"
     with tracking.variant_run(variant, model=target.name, scheme=target.scheme, phase=phase):
         data = evaluation_data(settings.tasks, run.data_dir)
@@ -169,11 +188,13 @@ def measure_model(
     return {"model": target.name, "variant": variant, "scheme": target.scheme, **metrics}
 
 
-def load_target(model: str | ModelSource, *, runtime: str, device: str, dtype: str) -> Target:
+def load_target(
+    model: str | ModelSource, *, runtime: str, device: str, dtype: str, threads: int | None = None
+) -> Target:
     """Load a model of any source for measuring; a .gguf file either de-quantised in torch or as it is in llama.cpp.
 
     Raises:
-        UserError: the source cannot be loaded, or llama-cpp-python is absent.
+        UserError: the source cannot be loaded, or xllamacpp is absent.
     """
     from edgequant import models
 
@@ -182,7 +203,7 @@ def load_target(model: str | ModelSource, *, runtime: str, device: str, dtype: s
         from edgequant.evaluation.backends.llama_cpp_model import LlamaCppModel
 
         layers = -1 if models.pick_device(device).startswith("cuda") else 0
-        gguf = LlamaCppModel(source.location, gpu_layers=layers)
+        gguf = LlamaCppModel(source.location, gpu_layers=layers, threads=threads)
         return Target(gguf, None, source.name, gguf.file_type, Path(source.location))
     loaded = models.load(source, dtype=dtype, device=device)
     return Target(

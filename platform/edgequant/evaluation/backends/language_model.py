@@ -39,11 +39,13 @@ class Generated:
 
 @dataclass(frozen=True)
 class DecodeTiming:
-    """Seconds of one repetition: until the first token, and from start to the last of `new_tokens`."""
+    """Seconds of one repetition: until the first token, and from start to the last of `new_tokens`; and before that, to
+    load the model, where a process of its own did."""
 
     first_token: float
     total: float
     new_tokens: int
+    load: float | None = None
 
 
 @runtime_checkable

@@ -1,15 +1,8 @@
-"""GGUF files through llama.cpp (optional package llama-cpp-python) behind the evaluation's interface."""
+"""GGUF files through llama.cpp (optional package xllamacpp) behind the evaluation's interface."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +12,29 @@ from edgequant import files
 from edgequant.errors import UserError
 from edgequant.evaluation.backends.footprint import GB, size_metrics
 from edgequant.evaluation.backends.language_model import Choice, DecodeTiming, Generated, Window
+from edgequant.evaluation.backends.llama_cpp.cores import physical_cores
+from edgequant.evaluation.backends.llama_cpp.library import load_library, version
+from edgequant.evaluation.backends.llama_cpp.sequence import Gguf, Sequence0
+from edgequant.evaluation.backends.llama_cpp.timed_alone import repacking_works, time_alone
 
-_BATCH = 512
 DEFAULT_CONTEXT = 4096
+_FOOTPRINT_TOKENS = 128
 
 
 class LlamaCppModel:
     """Scores and generates with llama.cpp, in the integer arithmetic that a device would run.
 
-    Requests are taken in the order of their tokens, so that what neighbours share is read once.
+    Requests are taken in the order of their tokens, so that what neighbours share is read once. At most 32 MiB of
+    logits exist at once, whatever the context and the vocabulary. Times and memory are those of fresh processes.
 
     Args:
         path: a .gguf file.
-        context_length: longest sequence; None takes the file's own, at most 4,096 (scores need 4 bytes per position
-            and vocabulary entry).
-        threads: CPU threads; None takes the cores this process may use.
-        gpu_layers: layers on the GPU, -1 for all, where llama-cpp-python was built for one.
+        context_length: longest sequence; None takes the file's own, at most 4,096.
+        threads: CPU threads; None takes the physical cores that this process may use.
+        gpu_layers: layers on the GPU, -1 for all, where xllamacpp was built for one; without that, none.
 
     Raises:
-        UserError: llama-cpp-python is absent, or the file cannot be loaded.
+        UserError: xllamacpp is absent, or the file cannot be loaded.
 
     Example:
         evaluate_model(LlamaCppModel("model.gguf"), None, data, EvaluationSettings(limit=200))
@@ -46,20 +43,19 @@ class LlamaCppModel:
     def __init__(
         self, path: str | Path, *, context_length: int | None = None, threads: int | None = None, gpu_layers: int = 0
     ) -> None:
-        self.path, self._library = Path(path), _import_llama_cpp()
-        self._threads = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        self._gpu_layers = gpu_layers
-        self.on_gpu = gpu_layers != 0
-        self._repacks = _repacking_works(self.path)
-        self._generator = self._open(context_length or DEFAULT_CONTEXT)
-        self._metadata = self._generator.metadata
-        architecture = self._metadata.get("general.architecture")
-        trained = int(self._metadata.get(f"{architecture}.context_length", DEFAULT_CONTEXT))
+        self.path, self._threads, self._library = Path(path), threads or physical_cores(), load_library()
+        self._gpu_layers = gpu_layers if self._library.llama_supports_gpu_offload() else 0
+        self._repacks = repacking_works(self.path)
+        self._gguf = Gguf(self.path, repack=self._repacks, gpu_layers=self._gpu_layers)
+        self._vocabulary = self._gguf.vocabulary
+        self.on_gpu = self._gpu_layers != 0
+        trained = int(self._library.llama_model_n_ctx_train(self._gguf.model)) or DEFAULT_CONTEXT
         self.context_length = min(context_length or DEFAULT_CONTEXT, trained)
-        adds_bos = self._library.llama_vocab_get_add_bos(self._generator._model.vocab)
-        ends = (self._generator.token_bos(), self._generator.token_eos(), 0)
-        self.bos = ends[0] if adds_bos else None
+        self._sequence = Sequence0(self._gguf, context=self.context_length, threads=self._threads)
+        ends = (self._library.llama_vocab_bos(self._vocabulary), self._library.llama_vocab_eos(self._vocabulary), 0)
+        self.bos = ends[0] if self._library.llama_vocab_get_add_bos(self._vocabulary) else None
         self.start_token = next(token for token in ends if token >= 0)
+        self._peak_rss: int | None = None
 
     @property
     def description(self) -> dict[str, str]:
@@ -69,7 +65,7 @@ class LlamaCppModel:
             "device": "gpu" if self.on_gpu else "cpu",
             "threads": str(self._threads),
             "bos": str(self.bos),
-            "llama_cpp": self._library.__version__,
+            "llama_cpp": f"xllamacpp {version()}",
             "repacked": str(self._repacks),
         }
 
@@ -78,7 +74,7 @@ class LlamaCppModel:
         """The file's dominant tensor type as llama.cpp names it, e.g. `q4_1`."""
         import gguf
 
-        number = int(self._metadata.get("general.file_type", -1))
+        number = int(self._gguf.metadata("general.file_type") or -1)
         names = {kind.value: kind.name.removeprefix("MOSTLY_").removeprefix("ALL_") for kind in gguf.LlamaFileType}
         return names.get(number, "gguf").lower()
 
@@ -88,8 +84,8 @@ class LlamaCppModel:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         prefix = [] if self.bos is None else [self.bos]
-        rows = [self._generator.tokenize(text.encode(), add_bos=False, special=True) for text in texts]
-        return [list(row) if row[:1] == prefix else prefix + list(row) for row in rows]
+        rows = map(self._gguf.tokenize, texts)
+        return [row if row[:1] == prefix else prefix + row for row in rows]
 
     def encode_choices(self, contexts: Sequence[str], continuations: Sequence[str]) -> list[Choice]:
         choices = []
@@ -101,40 +97,41 @@ class LlamaCppModel:
         return choices
 
     def decode(self, tokens: Sequence[int]) -> str:
-        return self._generator.detokenize(list(tokens)).decode(errors="replace")
+        text = b"".join(map(self._gguf.piece, tokens))
+        after_bos = self.bos is not None and tuple(tokens[:1]) == (self.bos,)
+        return (text.removeprefix(b" ") if after_bos else text).decode(errors="replace")
 
     def render_chat(self, question: str) -> str:
-        template = self._metadata.get("tokenizer.chat_template")
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        template = self._gguf.metadata("tokenizer.chat_template")
         if not template:
             raise UserError(f"{self.path.name} has no chat template; leave chat_template off for a base model")
-        from llama_cpp.llama_chat_format import Jinja2ChatFormatter
-
-        eos, bos = (
-            self._generator._model.token_get_text(token) for token in (self._generator.token_eos(), self.start_token)
-        )
-        formatter = Jinja2ChatFormatter(template=template, eos_token=eos, bos_token=bos, add_generation_prompt=True)
-        return formatter(messages=[{"role": "user", "content": question}]).prompt
+        special: dict[str, Any] = {"bos_token": self._text_of(self.start_token), "eos_token": self._text_of(self._end)}
+        asked = [{"role": "user", "content": question}]
+        special |= {"chat_template": template, "add_generation_prompt": True}
+        rendered: Any = render_jinja_template([asked], **special)[0]
+        return str(rendered[0])
 
     def losses(self, windows: Sequence[Window]) -> Iterator[tuple[int, float]]:
         for index in sorted(range(len(windows)), key=lambda at: windows[at].tokens):
-            window = windows[index]
-            logs = self._log_probabilities(window.tokens, len(window.tokens) - window.scored)
-            yield index, -float(logs.sum())
+            tokens, first = windows[index].tokens, len(windows[index].tokens) - windows[index].scored
+            yield index, -self._following(tokens, first)
 
     def log_likelihoods(self, choices: Sequence[Choice]) -> Iterator[tuple[int, tuple[float, ...]]]:
         for index in sorted(range(len(choices)), key=lambda at: choices[at].context):
-            choice = choices[index]
-            first = len(choice.context)
-            rows = [self._log_probabilities(choice.context + part, first) for part in choice.continuations]
-            yield index, tuple(float(row.sum()) for row in rows)
+            context, parts = choices[index].context, choices[index].continuations
+            (last,) = self._sequence.rows(context, len(context) - 1)
+            begun = self._log_probabilities(last.logits, 1)[0, [part[0] for part in parts]].tolist()
+            rest = [self._following(context + part, len(context) + 1) for part in parts]
+            yield index, tuple(map(sum, zip(begun, rest, strict=True)))
 
     def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Iterator[tuple[int, Generated]]:
         for index in sorted(range(len(prompts)), key=lambda at: list(prompts[at])):
             tokens: list[int] = []
-            # Greedy; a prompt that begins like the one before keeps its cache.
-            for token in self._generator.generate(list(prompts[index]), temp=0.0, top_k=1, repeat_penalty=1.0):
+            for token in self._greedy(prompts[index], max_new_tokens):
                 tokens.append(token)
-                if self._ends(token) or "\n" in self.decode([token]) or len(tokens) == max_new_tokens:
+                if self._ends(token) or b"\n" in self._gguf.piece(token):
                     break
             text = self.decode([token for token in tokens if not self._ends(token)])
             yield index, Generated(text.split("\n")[0], len(tokens))
@@ -142,103 +139,63 @@ class LlamaCppModel:
     def decode_timings(
         self, method: str, prompt_length: int, batch_size: int, new_tokens: int, repetitions: int, seed: int
     ) -> Iterator[DecodeTiming]:
-        if batch_size != 1:
-            return
-        prompt = np.random.default_rng(seed).integers(0, self._generator.n_vocab(), prompt_length).tolist()
-        for _ in range(repetitions):
-            self._generator.reset()
-            start = time.perf_counter()
-            decoded = self._generator.generate(prompt, temp=0.0, top_k=1, repeat_penalty=1.0, reset=False)
-            moments = [time.perf_counter() - start for _ in islice(decoded, new_tokens)]
-            yield DecodeTiming(moments[0], moments[-1], new_tokens)
+        for repetition in range(repetitions if batch_size == 1 else 0):
+            alone = self._alone(prompt_length, new_tokens, seed + repetition)
+            yield DecodeTiming(alone.first_token, alone.total, new_tokens, alone.load)
 
     def weights_digest(self) -> str:
         return files.sha256_of(self.path)
 
     def footprint(self, checkpoint: Path | None = None) -> dict[str, float]:
-        """The file's bytes; llama.cpp maps the file, so those are what is resident, too."""
+        """The file's bytes, which are resident too, since llama.cpp maps them; peak memory of a fresh process."""
         size = self.path.stat().st_size
-        parameters = int(self._library.llama_model_n_params(self._generator._model.model))
-        return size_metrics(size, parameters) | {"size/resident_gb": size / GB}
+        parameters = int(self._library.llama_model_n_params(self._gguf.model))
+        if self._peak_rss is None:
+            self._alone(min(_FOOTPRINT_TOKENS, self.context_length - 2), 2, 0)
+        peak = {"size/peak_rss_gb": (self._peak_rss or 0) / GB}
+        return size_metrics(size, parameters) | {"size/resident_gb": size / GB} | peak
 
-    def _log_probabilities(self, tokens: Sequence[int], first: int) -> np.ndarray:
-        """Log-probability in nats of each token from position `first` on, given all before it."""
-        self._scorer_reads(tokens[:-1])
-        logits = self._scorer.scores[first - 1 : len(tokens) - 1].astype(np.float64)
-        if np.isnan(logits).any():
+    def _alone(self, prompt_length: int, new_tokens: int, seed: int) -> Any:
+        alone = time_alone(
+            self.path, threads=self._threads, prompt_length=prompt_length, new_tokens=new_tokens, seed=seed,
+            repack=self._repacks, gpu_layers=self._gpu_layers,
+        )  # fmt: skip
+        self._peak_rss = max(self._peak_rss or 0, alone.peak_rss)
+        return alone
+
+    def _following(self, tokens: Sequence[int], first: int) -> float:
+        """Summed log-probability in nats of the tokens from position `first` on, each given all before it."""
+        total = 0.0
+        if first < len(tokens):
+            for rows in self._sequence.rows(tokens[:-1], first - 1):
+                found = self._log_probabilities(rows.logits, len(rows.positions))
+                following = tokens[rows.positions.start + 1 : rows.positions.stop + 1]
+                total += float(found[np.arange(len(following)), list(following)].sum(dtype=np.float64))
+        return total
+
+    def _log_probabilities(self, logits: Any, count: int) -> np.ndarray:
+        """Of every token, in nats [count, vocabulary]."""
+        found = np.ctypeslib.as_array(logits, (count, self._gguf.size))
+        shifted = found - found.max(axis=1, keepdims=True)
+        if np.isnan(shifted).any():
             raise UserError(f"{self.path.name} gives NaN logits; its weights are broken")
-        top = logits.max(axis=1)
-        normalizer = top + np.log(np.exp(logits - top[:, None]).sum(axis=1))
-        return logits[np.arange(len(logits)), list(tokens[first:])] - normalizer
+        return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True, dtype=np.float64))
 
-    def _scorer_reads(self, tokens: Sequence[int]) -> None:
-        seen = self._scorer.input_ids[: self._scorer.n_tokens].tolist()
-        common = next((at for at, pair in enumerate(zip(seen, tokens, strict=False)) if pair[0] != pair[1]), None)
-        common = min(len(seen), len(tokens)) if common is None else common
-        self._scorer.n_tokens = common  # the next evaluation drops the cache beyond
-        if common < len(tokens):
-            self._scorer.eval(list(tokens[common:]))
+    def _greedy(self, prompt: Sequence[int], new_tokens: int) -> Iterator[int]:
+        (last,) = self._sequence.rows(prompt, len(prompt) - 1)
+        logits = last.logits
+        for left in reversed(range(new_tokens)):
+            token = int(np.ctypeslib.as_array(logits, (self._gguf.size,)).argmax())
+            yield token
+            logits = self._sequence.next(token) if left else None
 
-    @cached_property
-    def _scorer(self) -> Any:
-        return self._open(self.context_length, logits_all=True)
+    @property
+    def _end(self) -> int:
+        end = int(self._library.llama_vocab_eos(self._vocabulary))
+        return end if end >= 0 else self.start_token
+
+    def _text_of(self, token: int) -> str:
+        return self._library.llama_vocab_get_text(self._vocabulary, token).decode(errors="replace")
 
     def _ends(self, token: int) -> bool:
-        return bool(self._library.llama_vocab_is_eog(self._generator._model.vocab, token))
-
-    def _open(self, context: int, **options: Any) -> Any:
-        try:
-            with _default_parameters(self._library, use_extra_bufts=self._repacks):
-                return self._library.Llama(
-                    str(self.path), n_ctx=context, n_batch=_BATCH, n_threads=self._threads,
-                    n_threads_batch=self._threads, n_gpu_layers=self._gpu_layers, swa_full=True, verbose=False,
-                    **options,
-                )  # fmt: skip
-        except (ValueError, OSError) as error:
-            raise UserError(
-                f"{self.path} could not be loaded by llama.cpp ({error}); is it a whole .gguf file?"
-            ) from None
-
-
-@contextmanager
-def _default_parameters(library: Any, **changes: Any) -> Iterator[None]:
-    """llama-cpp-python passes only some of llama.cpp's model parameters on; the rest come from the defaults."""
-    original = library.llama_cpp.llama_model_default_params
-
-    def changed() -> Any:
-        parameters = original()
-        for name, value in changes.items():
-            setattr(parameters, name, value)
-        return parameters
-
-    library.llama_cpp.llama_model_default_params = changed
-    try:
-        yield
-    finally:
-        library.llama_cpp.llama_model_default_params = original
-
-
-def _repacking_works(path: Path) -> bool:
-    """Whether one token survives with repacked weights, tried in a process of its own.
-
-    A virtual machine may announce AMX without letting processes use it; llama.cpp then dies with a segmentation fault.
-    """
-    program = "import sys, llama_cpp; m = llama_cpp.Llama(sys.argv[1], n_ctx=64, verbose=False); m.eval([1, 1, 1])"
-    paths = os.pathsep.join(entry for entry in sys.path if entry)
-    tried = subprocess.run(
-        [sys.executable, "-c", program, str(path)], capture_output=True, env={**os.environ, "PYTHONPATH": paths}
-    )
-    return (
-        tried.returncode >= 0
-    )  # a negative code is a signal; anything else shows again, with its message, when loading
-
-
-def _import_llama_cpp() -> Any:
-    try:
-        import llama_cpp
-    except ImportError:
-        raise UserError(
-            "running a GGUF file through llama.cpp needs llama-cpp-python: pip install llama-cpp-python; "
-            "or leave runtime at torch, which evaluates the file's de-quantised weights"
-        ) from None
-    return llama_cpp
+        return bool(self._library.llama_vocab_is_eog(self._vocabulary, token))

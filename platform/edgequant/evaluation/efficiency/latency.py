@@ -1,4 +1,4 @@
-"""Latency of greedy decoding: time to first token, prefill and decode per token, median and 90th percentile."""
+"""Latency of greedy decoding: time to first token, prefill and decode per token; medians, bounds, 90th percentile."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import numpy as np
 
 from edgequant.errors import UserError
 from edgequant.evaluation.backends.language_model import DecodeTiming, LanguageModel
+from edgequant.evaluation.statistics.intervals import with_bounds
+from edgequant.evaluation.statistics.medians import median_bounds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +23,7 @@ class LatencyProtocol:
     warmup: int = 2
     seed: int = 0
     methods: tuple[str, ...] = ("generate", "static")
+    confidence: float = 0.95
 
 
 def latency_protocol(
@@ -32,6 +35,7 @@ def latency_protocol(
     warmup: int = 2,
     seed: int = 0,
     methods: tuple[str, ...] = ("generate", "static"),
+    confidence: float = 0.95,
 ) -> LatencyProtocol:
     """The protocol asked for, with what is left open filled in for the device: 512/128 on a GPU, 128/32 on a CPU."""
     return LatencyProtocol(
@@ -42,6 +46,7 @@ def latency_protocol(
         warmup=warmup,
         seed=seed,
         methods=tuple(method for method in model.decode_methods if method in methods),
+        confidence=confidence,
     )
 
 
@@ -50,6 +55,8 @@ def latency_metrics(model: LanguageModel, protocol: LatencyProtocol) -> tuple[di
 
     `latency/decode_ms_per_token` is plain `generate` at the headline shape; `latency/static_decode_ms_per_token` is the
     static cache (with a CUDA graph on a GPU) at the same shape. Other shapes end in `_prompt128_batch8`.
+
+    A model that is loaded anew for each repetition has `latency/load_ms` too, once.
 
     Returns:
         Metrics in milliseconds, and one row per repetition.
@@ -72,7 +79,13 @@ def latency_metrics(model: LanguageModel, protocol: LatencyProtocol) -> tuple[di
             # The static cache is the fastest single-stream figure; other batch sizes are for throughput.
             for method in protocol.methods if batch_size == protocol.batch_sizes[0] else protocol.methods[:1]:
                 timed = _timed(model, protocol, method, prompt_length, batch_size)
-                metrics |= _summary(timed, method, suffix, prompt_length, batch_size)
+                values = timed_values(timed, prompt_length * batch_size)
+                kind = "" if method == "generate" else f"{method}_"
+                for name, measured in values.items():
+                    metrics |= median_metrics(f"latency/{kind}{name}{suffix}", measured, protocol.confidence)
+                if headline and all(timing.load is not None for timing in timed):
+                    loads = np.array([1000 * (timing.load or 0) for timing in timed])
+                    metrics |= median_metrics("latency/load_ms", loads, protocol.confidence)
                 rows += [_row(method, prompt_length, batch_size, timing) for timing in timed]
     return metrics, rows
 
@@ -90,24 +103,22 @@ def _timed(
     return list(timed)[protocol.warmup :]
 
 
-def _summary(
-    timed: list[DecodeTiming], method: str, suffix: str, prompt_length: int, batch_size: int
-) -> dict[str, float]:
-    kind = "" if method == "generate" else f"{method}_"
+def timed_values(timed: list[DecodeTiming], prompt_tokens: int) -> dict[str, np.ndarray]:
+    """Milliseconds of every repetition by metric: to the first token, prefill and decode per token."""
     first = 1000 * np.array([timing.first_token for timing in timed])
     decode = np.array([decode_milliseconds(timing) for timing in timed])
-    values = {
-        "time_to_first_token_ms": first,
-        "prefill_ms_per_token": first / (prompt_length * batch_size),
-    }
+    values = {"time_to_first_token_ms": first, "prefill_ms_per_token": first / prompt_tokens}
     # First token and end are timed apart: of one token, or of few under load, the difference is noise.
     if min(timing.new_tokens for timing in timed) > 1 and np.median(decode) > 0:
         values["decode_ms_per_token"] = decode
-    metrics = {}
-    for name, measured in values.items():
-        metrics[f"latency/{kind}{name}{suffix}"] = float(np.median(measured))
-        if len(measured) > 1:  # of one repetition it would be that one
-            metrics[f"latency/{kind}{name}{suffix}_p90"] = float(np.percentile(measured, 90))
+    return values
+
+
+def median_metrics(name: str, measured: np.ndarray, confidence: float) -> dict[str, float]:
+    """Median under `name`, its bounds, and the 90th percentile."""
+    metrics = with_bounds(name, float(np.median(measured)), median_bounds(measured.tolist(), confidence))
+    if len(measured) > 1:  # of one repetition it would be that one
+        metrics[f"{name}_p90"] = float(np.percentile(measured, 90))
     return metrics
 
 
@@ -119,4 +130,4 @@ def _row(method: str, prompt_length: int, batch_size: int, timing: DecodeTiming)
         "new_tokens": timing.new_tokens,
         "time_to_first_token_ms": 1000 * timing.first_token,
         "decode_ms_per_token": decode_milliseconds(timing),
-    }
+    } | ({} if timing.load is None else {"load_ms": 1000 * timing.load})

@@ -23,6 +23,7 @@ def timing_protocol(model: LanguageModel, settings: ScoringSettings) -> LatencyP
     return latency_protocol(
         model, settings.latency_prompt_lengths, settings.latency_batch_sizes, settings.latency_new_tokens,
         settings.latency_repetitions, settings.latency_warmup, settings.seed, settings.latency_methods,
+        settings.confidence,
     )  # fmt: skip
 
 
@@ -41,14 +42,17 @@ LATENCY = Task(
     name="latency",
     kind="efficiency",
     score=_score,
-    protocol="Median over timed repetitions after warm-up, fixed prompt and output lengths; p90 is the 90th "
-    "percentile. Decode is (end to end - first token) / (tokens - 1).",
+    protocol="Median over timed repetitions after warm-up, fixed prompt and output lengths, with bounds by order "
+    "statistics (of five, their range: 93.75 %); p90 is the 90th percentile. "
+    "Decode is (end to end - first token) / (tokens - 1). "
+    "A GGUF file in llama.cpp is timed in fresh processes, one a repetition.",
     display={
         DECODE: Metric("decode ms/token", "", "lower"),
         "latency/decode_ms_per_token_p90": Metric("decode ms/token p90", "", "lower", prominence="detail"),
         "latency/prefill_ms_per_token": Metric("prefill ms/token", "", "lower", prominence="table"),
         "latency/prefill_ms_per_token_p90": Metric("prefill ms/token p90", "", "lower", prominence="detail"),
         "latency/time_to_first_token_ms": Metric("first token", "ms", "lower", prominence="table"),
+        "latency/load_ms": Metric("load", "ms", "lower", prominence="table"),
         "latency/time_to_first_token_ms_p90": Metric("first token p90", "ms", "lower", prominence="detail"),
     },
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import platform
 import shutil
@@ -12,10 +11,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from edgequant.evaluation.backends.llama_cpp.cores import physical_cores
+from edgequant.evaluation.backends.llama_cpp.library import INSTALL, load_library, version
 from edgequant.workflows.checks.finding import Finding
 
 OPTIONAL_TOOLS = {
-    "llama-cpp-python": "pip install llama-cpp-python (evaluates GGUF files by llama.cpp itself)",
+    "xllamacpp": f"{INSTALL} (evaluates GGUF files in llama.cpp itself; make setup installs it)",
     "llama-cli": "build or install llama.cpp (runs exported files): https://github.com/ggml-org/llama.cpp",
 }
 
@@ -99,11 +100,23 @@ def embedded_model() -> list[Finding]:
 def optional_tools() -> list[Finding]:
     """What only some things need: llama.cpp, for exported files."""
     there = {
-        "llama-cpp-python": importlib.util.find_spec("llama_cpp") is not None,
-        "llama-cli": shutil.which("llama-cli") is not None,
+        "xllamacpp": _llama_cpp(),
+        "llama-cli": "found" if shutil.which("llama-cli") else None,
     }
     return [
-        Finding(name, "ok" if there[name] else "note", "found" if there[name] else "not there (optional)",
-                "" if there[name] else fix)
+        Finding(
+            name, "ok" if there[name] else "note", there[name] or "not there (optional)", "" if there[name] else fix
+        )
         for name, fix in OPTIONAL_TOOLS.items()
-    ]  # fmt: skip
+    ]
+
+
+def _llama_cpp() -> str | None:
+    """Which llama.cpp xllamacpp's library is, and what it computes with; None where it cannot be used."""
+    from edgequant.errors import UserError
+
+    try:
+        library = load_library()
+    except UserError:
+        return None
+    return f"{version()}, llama.cpp {library.llama_version().decode()}, {physical_cores()} physical cores"

@@ -1,0 +1,50 @@
+"""What a .gguf file takes in llama.cpp: its size, and times and memory of processes that hold nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from edgequant.evaluation.backends.footprint import GB
+from edgequant.evaluation.backends.language_model import DecodeTiming
+from edgequant.evaluation.backends.llama_cpp.cores import physical_cores
+from edgequant.evaluation.backends.llama_cpp.timed_alone import repacking_works, time_alone
+from edgequant.evaluation.efficiency.latency import median_metrics, timed_values
+
+
+def shipped_metrics(
+    file: Path,
+    *,
+    threads: int | None = None,
+    prompt_length: int = 128,
+    new_tokens: int = 32,
+    repetitions: int = 5,
+    prefix: str = "deploy",
+) -> dict[str, float]:
+    """Size and peak memory in GB; medians over fresh processes in ms: load, first token, prefill and decode per token.
+
+    One repetition more goes first and is not counted: it brings the file into the disk's cache. Medians have bounds and
+    90th percentiles as `latency_metrics`.
+
+    Args:
+        threads: CPU threads; None takes the physical cores that this process may use.
+
+    Raises:
+        UserError: xllamacpp is absent, or llama.cpp cannot read the file.
+
+    Example:
+        shipped_metrics(Path("model.gguf"), threads=1)["deploy/decode_ms_per_token"]
+    """
+    chosen, repack = threads or physical_cores(), repacking_works(file)
+    alone = [
+        time_alone(file, threads=chosen, prompt_length=prompt_length, new_tokens=new_tokens, seed=seed, repack=repack)
+        for seed in range(1 + repetitions)
+    ][1:]
+    timed = [DecodeTiming(each.first_token, each.total, each.new_tokens, each.load) for each in alone]
+    values = timed_values(timed, prompt_length) | {"load_ms": np.array([1000 * each.load for each in alone])}
+    metrics = {f"{prefix}/size_gb": file.stat().st_size / GB, f"{prefix}/threads": float(chosen)}
+    metrics[f"{prefix}/peak_rss_gb"] = max(each.peak_rss for each in alone) / GB
+    for name, measured in values.items():
+        metrics |= median_metrics(f"{prefix}/{name}", measured, 0.95)
+    return metrics

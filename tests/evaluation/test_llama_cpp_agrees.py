@@ -1,0 +1,77 @@
+"""llama.cpp computes what the torch reference computes, for the four architectures: same tokens, scores, answers."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from small_models import ARCHITECTURES, TEXT
+
+from edgequant import models
+from edgequant.evaluation.backends.language_model import Window
+from edgequant.evaluation.backends.llama_cpp_model import LlamaCppModel
+from edgequant.evaluation.backends.transformers_model import TransformersModel
+from edgequant.export.gguf.write import write_gguf
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("xllamacpp") is None, reason="xllamacpp is not installed")
+NEW_TOKENS, ALIKE = 64, 60
+
+
+class Both(NamedTuple):
+    """One file, in llama.cpp and as our reader gives it to torch."""
+
+    ours: LlamaCppModel
+    reference: TransformersModel
+
+
+@pytest.fixture(scope="module", params=["qwen2", "llama", "phi", "gemma3"])
+def both(request, tmp_path_factory) -> Both:
+    file = Path(tmp_path_factory.mktemp("agree")) / f"{request.param}.gguf"
+    write_gguf(ARCHITECTURES[request.param](False), file, "f16")
+    loaded = models.load(str(file), dtype="float32", device="cpu")
+    return Both(LlamaCppModel(file, threads=1), TransformersModel(loaded.model, loaded.tokenizer))
+
+
+def test_the_tokens_are_the_same(both: Both) -> None:
+    texts = [*TEXT[:3], "\n".join(TEXT[:3])]
+    assert both.ours.encode(texts) == both.reference.encode(texts)
+    assert (both.ours.bos, both.ours.context_length) == (both.reference.bos, both.reference.context_length)
+    continuations = (" yes", " no", " a longer one")
+    assert both.ours.encode_choices(TEXT[:2], continuations) == both.reference.encode_choices(TEXT[:2], continuations)
+
+
+def test_perplexity_is_within_half_a_per_cent(both: Both) -> None:
+    tokens = both.ours.encode(["\n".join(TEXT)])[0]
+    windows = [Window(tuple(tokens[at : at + 100]), 99) for at in range(0, len(tokens) - 100, 50)]
+    windows.append(Window(windows[0].tokens, 7))
+    found = [sum(dict(model.losses(windows)).values()) / (99 * len(windows) - 92) for model in both]
+    assert math.exp(found[0]) == pytest.approx(math.exp(found[1]), rel=0.005)
+
+
+def test_log_likelihoods_of_one_token_and_of_several_agree(both: Both) -> None:
+    choices = both.ours.encode_choices(TEXT[:3], (" yes", " no", " one more: it is long"))
+    ours, theirs = (dict(model.log_likelihoods(choices)) for model in both)
+    for at in range(len(choices)):
+        assert ours[at] == pytest.approx(theirs[at], abs=0.02 * len(choices[at].continuations[2]))
+
+
+def test_greedy_tokens_agree(both: Both) -> None:
+    prompt = both.ours.encode([TEXT[0]])[0]
+    tokens = torch.tensor([prompt])
+    with torch.no_grad():
+        for _ in range(NEW_TOKENS):
+            likeliest = both.reference.model(tokens).logits[:, -1:].argmax(-1)
+            tokens = torch.cat([tokens, likeliest], dim=1)
+    expected = tokens[0, len(prompt) :].tolist()
+    alike = sum(a == b for a, b in zip(both.ours._greedy(prompt, NEW_TOKENS), expected, strict=True))
+    assert alike >= ALIKE
+
+
+def test_a_chat_template_shows_a_question_as_the_reference_does(both: Both) -> None:
+    if both.reference.tokenizer.chat_template is None:
+        pytest.skip("this tokenizer has no chat template")
+    assert both.ours.render_chat("Is the school open?") == both.reference.render_chat("Is the school open?")
