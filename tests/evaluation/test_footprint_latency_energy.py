@@ -92,7 +92,7 @@ def test_the_static_cache_decodes_the_same_tokens_as_generate(small_model, archi
 
 def test_every_shape_and_both_ways_of_decoding_are_reported(small_model, byte_tokenizer):
     model = TransformersModel(small_model("llama"), byte_tokenizer)
-    protocol = latency_protocol(model, (16, 32), (1, 2), new_tokens=3, repetitions=2, warmup=1)
+    protocol = latency_protocol(model, (16, 32), (1, 2), new_tokens=24, repetitions=2, warmup=1)
     metrics, rows = latency_metrics(model, protocol)
     names = {
         f"latency/{kind}{name}"
