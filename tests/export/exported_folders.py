@@ -6,10 +6,8 @@ import copy
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pytest
 import torch
-import transformers
-from packaging.version import Version
+from library_versions import needs_transformers
 from transformers import AutoModelForCausalLM
 
 from edgequant import models
@@ -42,12 +40,6 @@ def checkpoint_of(loaded: LoadedModel, scheme: str | Scheme, folder: Path, dtype
     parameters = loaded.model.num_parameters()
     checkpoint.save(model, loaded.tokenizer, folder, parsed, parameters=parameters, made_from="tiny")
     return models.load(str(folder), device="cpu")
-
-
-def needs_transformers(version: str, to: str) -> None:
-    """Skip a test of what transformers alone reads where it is too old for that."""
-    if Version(transformers.__version__) < Version(version):
-        pytest.skip(f"transformers {transformers.__version__} cannot {to}; {version} can")
 
 
 def exported(loaded: LoadedModel, scheme: str | Scheme, folder: Path, **options: Any) -> Folders:

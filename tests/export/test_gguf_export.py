@@ -8,7 +8,7 @@ from pathlib import Path
 import gguf
 import pytest
 import torch
-from exported_folders import needs_transformers
+from library_versions import needs_transformers
 from llama_cpp_reader import needs_llama_cpp, read_by_llama_cpp
 from small_models import ARCHITECTURES, TEXT, small
 from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from packaging.version import Version
 from peft import (
     AdaLoraConfig,
     HRAConfig,
@@ -72,8 +70,6 @@ KINDS: dict[str, Any] = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_is_merged_into_what_peft_computes(tiny, tmp_path, kind):
-    if kind == "vera" and Version(version("peft")) < Version("0.21"):
-        pytest.skip("peft before 0.21 does not find VeRA's shared matrices by their names; refused in one line")
     expected = saved(tiny.model, KINDS[kind](), tmp_path / "adapter")
     found = loaded(tmp_path / "adapter").model
     assert not hasattr(found, "merge_and_unload")

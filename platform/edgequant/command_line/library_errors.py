@@ -52,7 +52,7 @@ def told(error: Exception) -> str | None:
     """The line for an error that a user can mend; None for one that a fault of this program would make."""
     if isinstance(error, UserError):
         return str(error)
-    name, library = type(error).__name__, type(error).__module__.partition(".")[0]
+    name, library = type(error).__name__, type(error).__module__.partition(".")[0].removesuffix("_rust")
     if isinstance(error, MemoryError) or name == "OutOfMemoryError" or "can't allocate memory" in str(error):
         return f"out of memory ({_first_line(error)}); {MEMORY}"
     if "No space left on device" in str(error) and getattr(error, "errno", None) is None:  # safetensors', pyarrow's

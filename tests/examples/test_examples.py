@@ -26,7 +26,7 @@ from edgequant.extensions import TASKS
 from edgequant.workflows.ptq import ptq
 from edgequant.workflows.settings import RunSettings, WorkflowResult
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 NOTEBOOK = EXAMPLES / "edgequant.ipynb"
 
 
