@@ -160,7 +160,7 @@ SITUATIONS = [
         "README.md, .gitattributes, LICENSE and a picture in a checkpoint",
         CHECKPOINT,
         "read as meant",
-        "export: tiny as q8_0",
+        "export: tiny as compressed-tensors",
         checkpoint_changed(with_harmless_files),
     ),
     Situation(

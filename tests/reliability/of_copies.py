@@ -113,7 +113,7 @@ SITUATIONS = [
         "an editor's backups and a Modelfile in a checkpoint",
         CHECKPOINT,
         "read as meant",
-        "export: tiny as q8_0",
+        "export: tiny as compressed-tensors",
         checkpoint_changed(with_backups),
     ),
 ]
