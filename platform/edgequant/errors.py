@@ -1,4 +1,4 @@
-"""The one error that a user is meant to read."""
+"""The one error that a user is meant to read, and what is worth telling of another."""
 
 
 class UserError(ValueError):
@@ -6,3 +6,8 @@ class UserError(ValueError):
 
     The command line prints it as one line and exits with 2; everything else keeps its traceback.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """The first line with text in an error's message, without blanks around it; empty where there is none."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "")

@@ -22,7 +22,7 @@ from edgequant.errors import UserError
 from edgequant.files import sha256_of, umask, write_atomically
 
 MARKER = "edgequant-output.json"
-MANIFEST, CHECKPOINT = "edgequant.json", "checkpoint"  # of `quantization.checkpoint`, and the kind of folder it makes
+MANIFEST, CHECKPOINT = "edgequant.json", "checkpoint"  # of `models.manifest`, and the kind of folder that has it
 CORPUS = "corpus"
 # What file managers and `datasets` leave behind by themselves.
 BY_THEMSELVES = (".DS_Store", "Thumbs.db", "desktop.ini", f"cache-{'[0-9a-f]' * 16}*.arrow")

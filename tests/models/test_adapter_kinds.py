@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from noisy_adapters import logits, save_noisy
 from peft import (
     AdaLoraConfig,
     HRAConfig,
@@ -14,40 +15,20 @@ from peft import (
     LNTuningConfig,
     LoHaConfig,
     LoraConfig,
-    PeftConfig,
     TrainableTokensConfig,
     VeraConfig,
-    get_peft_model,
 )
+from refused_twice import load
 
 from edgequant import models
 from edgequant.errors import UserError
 
-TOKENS = torch.arange(40)[None]
 ROWS = 300  # with the tokens that an adapter brings; tiny has 264
 
 
-def logits(model: Any) -> torch.Tensor:
-    with torch.no_grad():
-        return model(input_ids=TOKENS).logits.float()
-
-
-def saved(model: Any, config: PeftConfig, folder: Path, base: str = "tiny") -> torch.Tensor:
-    """Put noise into all that trains, save, and return the logits of the model with the adapter on top."""
-    adapted = get_peft_model(model, config)
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in adapted.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.05 * torch.randn_like(parameter))
-    adapted.peft_config["default"].base_model_name_or_path = base
-    adapted.save_pretrained(folder)
-    return logits(adapted.eval())
-
-
-def loaded(folder: Path) -> Any:
-    models.check_available(str(folder))
-    return models.load(str(folder), dtype="float32", device="cpu")
+def saved(model: Any, config: Any, folder: Path, base: str = "tiny") -> torch.Tensor:
+    """The logits of the model with noise in all that the adapter trains, which is saved."""
+    return save_noisy(model, config, folder, base, noise=0.05)
 
 
 def lora(**settings: Any) -> LoraConfig:
@@ -71,7 +52,7 @@ KINDS: dict[str, Any] = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_is_merged_into_what_peft_computes(tiny, tmp_path, kind):
     expected = saved(tiny.model, KINDS[kind](), tmp_path / "adapter")
-    found = loaded(tmp_path / "adapter").model
+    found = load(tmp_path / "adapter").model
     assert not hasattr(found, "merge_and_unload")
     torch.testing.assert_close(logits(found), expected, rtol=1e-4, atol=1e-4)
 
@@ -102,9 +83,9 @@ def test_tokens_of_an_adapter_get_their_rows_however_they_were_trained(tiny, tmp
     expected = saved(model, lora(**settings), tmp_path / "adapter", base)
     if not tied and settings == {"target_modules": ["q_proj", "embed_tokens"]}:  # peft saves no head
         with pytest.raises(UserError, match="embedding of 300 rows and no head for them"):
-            loaded(tmp_path / "adapter")
+            load(tmp_path / "adapter")
         return
-    torch.testing.assert_close(logits(loaded(tmp_path / "adapter").model), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits(load(tmp_path / "adapter").model), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_what_a_merged_model_cannot_hold_is_refused(tiny, tmp_path):

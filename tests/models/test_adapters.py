@@ -9,51 +9,23 @@ from typing import Any
 
 import pytest
 import torch
+from noisy_adapters import logits, save_noisy
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from refused_twice import load, refusal
 from safetensors.torch import load_file, save_file
 
 from edgequant import models
-from edgequant.errors import UserError
 from edgequant.workflows.ptq import bitsandbytes_config
 
-TOKENS = torch.arange(40)[None]
 WEIGHTS = "adapter_model.safetensors"
-
-
-def logits(model: Any) -> torch.Tensor:
-    with torch.no_grad():
-        return model(input_ids=TOKENS).logits.float()
 
 
 def save_adapter(
     model: Any, folder: Path, base: str = "tiny", embeddings: bool = False, **settings: Any
 ) -> torch.Tensor:
-    """Put noise into everything that trains, save, and return the logits of the model with the adapter on top."""
+    """A noisy LoRA of q_proj and up_proj, or as the settings say; the logits of the model with it on top."""
     config = LoraConfig(r=4, task_type="CAUSAL_LM", **({"target_modules": ["q_proj", "up_proj"]} | settings))
-    adapted = get_peft_model(model, config)
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in adapted.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.1 * torch.randn_like(parameter))
-    adapted.peft_config["default"].base_model_name_or_path = base
-    adapted.save_pretrained(folder, save_embedding_layers=embeddings)
-    return logits(adapted.eval())
-
-
-def load(folder: Path) -> Any:
-    models.check_available(str(folder))
-    return models.load(str(folder), dtype="float32", device="cpu")
-
-
-def refusal(folder: Path) -> str:
-    messages = []
-    for attempt in (models.check_available, lambda source: models.load(source, dtype="float32", device="cpu")):
-        with pytest.raises(UserError) as refused:
-            attempt(str(folder))
-        messages.append(str(refused.value))
-    assert messages[0] == messages[1] and "\n" not in messages[0]
-    return messages[0]
+    return save_noisy(model, config, folder, base, noise=0.1, embeddings=embeddings)
 
 
 def change_weights(folder: Path, change: Any) -> None:

@@ -11,20 +11,16 @@ from typing import Any
 
 import pytest
 import torch
+from noisy_adapters import logits
+from refused_twice import load, refusal
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig
 
 from edgequant import models
 from edgequant.errors import UserError
 
-TOKENS = torch.arange(40)[None]
 HEAD = "lm_head.weight"
 Tensors = dict[str, torch.Tensor]
-
-
-def logits(model: Any) -> torch.Tensor:
-    with torch.no_grad():
-        return model(input_ids=TOKENS).logits
 
 
 @pytest.fixture
@@ -35,22 +31,6 @@ def folder(tiny_folder, tmp_path) -> Path:
 def rewrite(folder: Path, change: Callable[[Tensors], Tensors]) -> None:
     changed = change(load_file(folder / "model.safetensors"))
     save_file({n: t.contiguous() for n, t in changed.items()}, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def load(folder: Path) -> Any:
-    models.check_available(str(folder))  # what workflows ask before their run exists must not say anything else
-    return models.load(str(folder), dtype="float32", device="cpu").model
-
-
-def refusal(folder: Path) -> str:
-    """The message, which is the same before a run and while loading."""
-    messages = []
-    for attempt in (models.check_available, lambda source: models.load(source, dtype="float32", device="cpu")):
-        with pytest.raises(UserError) as refused:
-            attempt(str(folder))
-        messages.append(str(refused.value))
-    assert messages[0] == messages[1] and "\n" not in messages[0]
-    return messages[0]
 
 
 RENAMED = {
@@ -73,7 +53,7 @@ def test_known_prefixes_are_read_with_equal_logits(folder, tiny, kind, form):
     if form == "bin":
         torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
         (folder / "model.safetensors").unlink()
-    assert torch.equal(logits(load(folder)), logits(tiny.model))
+    assert torch.equal(logits(load(folder).model), logits(tiny.model))
 
 
 def test_a_prefix_does_not_hide_what_is_missing(folder):
@@ -86,7 +66,7 @@ def test_shards_are_read_and_each_must_be_there(folder, tiny):
     (folder / "model.safetensors").unlink()
     tiny.model.save_pretrained(folder, max_shard_size="500KB")
     last = max(folder.glob("model-*.safetensors"))
-    assert torch.equal(logits(load(folder)), logits(tiny.model))
+    assert torch.equal(logits(load(folder).model), logits(tiny.model))
     last.unlink()
     assert f"{last.name} not found, 1 of the " in refusal(folder)
 
@@ -103,14 +83,14 @@ def test_shards_are_read_and_each_must_be_there(folder, tiny):
 )
 def test_what_other_versions_and_towers_store_is_not_refused(folder, tiny, name):
     rewrite(folder, lambda tensors: tensors | {name: torch.zeros(4)})
-    assert torch.equal(logits(load(folder)), logits(tiny.model))
+    assert torch.equal(logits(load(folder).model), logits(tiny.model))
 
 
 def test_a_base_model_saved_alone_is_whole_only_where_its_head_is_tied(folder, tiny, tmp_path):
     tiny.model.model.save_pretrained(tmp_path / "base")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(folder / name, tmp_path / "base")
-    assert torch.equal(logits(load(tmp_path / "base")), logits(tiny.model))
+    assert torch.equal(logits(load(tmp_path / "base").model), logits(tiny.model))
     config = json.loads((tmp_path / "base" / "config.json").read_text())
     (tmp_path / "base" / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
     assert f"lacks tensor {HEAD};" in refusal(tmp_path / "base")
@@ -134,7 +114,7 @@ def test_the_language_model_of_a_multimodal_gemma_is_read_out_of_its_weights(fol
             "multi_modal_projector.mm_input_projection_weight": torch.zeros(8, 8),
         },
     )
-    assert torch.equal(logits(load(folder)), logits(model))
+    assert torch.equal(logits(load(folder).model), logits(model))
 
 
 # ------------------------------------------------------------------------------------------------ what cannot be read
@@ -196,7 +176,7 @@ def test_an_image_token_without_a_row_is_what_gemma_ships(folder, tiny):
     tokenizer = tiny.tokenizer
     tokenizer.add_tokens([f"<{index}>" for index in range(264 - len(tokenizer))] + ["<image_soft_token>"])
     tokenizer.save_pretrained(folder)
-    assert torch.equal(logits(load(folder)), logits(tiny.model))
+    assert torch.equal(logits(load(folder).model), logits(tiny.model))
     tokenizer.add_tokens(["<call>"])
     tokenizer.save_pretrained(folder)
     assert "has 1 tokens that the embedding of 264 rows has no row for ('<call>')" in refusal(folder)
@@ -206,13 +186,13 @@ def test_a_folder_that_hubs_and_people_decorate_is_loaded(folder, tiny):
     for name in ("README.md", "LICENSE.txt", ".gitattributes", "training_args.bin", "special.txt"):
         (folder / name).write_text("text")
     (folder / "onnx").mkdir()
-    assert torch.equal(logits(load(folder)), logits(tiny.model))
+    assert torch.equal(logits(load(folder).model), logits(tiny.model))
 
 
 def test_what_is_stored_in_half_precision_is_read_as_it_is(folder):
     rewrite(folder, lambda tensors: {name: tensor.half() for name, tensor in tensors.items()})
     expected = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
-    assert torch.equal(logits(load(folder)), logits(expected))
+    assert torch.equal(logits(load(folder).model), logits(expected))
 
 
 # --------------------------------------------------------------------------------------------------------- quantised
@@ -232,7 +212,7 @@ def quantized(request, _tiny, tmp_path_factory) -> tuple[Path, torch.Tensor]:
 
 
 def test_bitsandbytes_own_tensors_are_not_left_over(quantized):
-    assert torch.equal(logits(load(quantized[0])), quantized[1])
+    assert torch.equal(logits(load(quantized[0]).model), quantized[1])
 
 
 @pytest.mark.parametrize("part", ["weight", "scale"])

@@ -14,7 +14,7 @@ import zipfile
 
 import yaml
 
-from edgequant.errors import UserError
+from edgequant.errors import UserError, first_line
 
 # By name and not by class: to have their classes, one would import the libraries.
 LIBRARIES = {
@@ -74,5 +74,4 @@ def told(error: Exception) -> str | None:
 
 
 def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300]
+    return (first_line(error) or type(error).__name__)[:300]

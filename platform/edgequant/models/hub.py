@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import SplitResult, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from edgequant.errors import UserError
+from edgequant.errors import UserError, first_line
 
 CONNECT_TIMEOUT_S = 4.0
 PORTS = {"https": 443, "http": 80, "socks5": 1080, "socks5h": 1080}
@@ -40,7 +40,7 @@ def fetched(name: str, repository: str, attempt: Callable[[], Any]) -> Any:
         with contextlib.nullcontext() if is_reachable() else _offline():
             return attempt()
     except OSError as error:
-        raise _unavailable(name, repository, f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
+        raise _unavailable(name, repository, f"{type(error).__name__}: {first_line(error)}") from error
 
 
 def _unavailable(name: str, repository: str, why: str) -> UserError:

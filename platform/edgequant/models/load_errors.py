@@ -7,7 +7,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
-from edgequant.errors import UserError
+from edgequant.errors import UserError, first_line
 from edgequant.models.sources import ModelSource
 
 Loading = TypeVar("Loading", bound=Callable[..., Any])
@@ -45,8 +45,8 @@ def is_raised_by_us(error: BaseException) -> bool:
 
 def _line(source: str | ModelSource, error: Exception) -> str:
     location = source if isinstance(source, str) else source.location
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    why = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    told = first_line(error)
+    why = f"{type(error).__name__}: {told}" if told else type(error).__name__
     shown = location if len(location) <= 200 else f"{location[:60]}..."
     return (
         f"model {shown!r} could not be loaded ({why[:300]}); its files may be damaged, cut off or of a kind that is "

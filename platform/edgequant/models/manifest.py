@@ -9,9 +9,9 @@ from typing import Any
 
 from edgequant.errors import UserError
 from edgequant.files import sha256_of, write_atomically
+from edgequant.folders import MANIFEST
 from edgequant.models.configs import OUR_METHOD, folder_config, needs_manifest, read_object, stated_quantization
 
-MANIFEST = "edgequant.json"
 FORMAT = 1
 # What hubs, MLflow, desktops and people put beside a model, and nothing that loads one reads.
 HARMLESS = re.compile(

@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 
 from edgequant.errors import UserError
 from edgequant.files import write_atomically
-from edgequant.folders import atomic_folder
+from edgequant.folders import MANIFEST, atomic_folder
 from edgequant.models.configs import OUR_METHOD, folder_config, whole_number
-from edgequant.models.manifest import MANIFEST, verify, write_manifest
+from edgequant.models.manifest import verify, write_manifest
 from edgequant.quantization.scheme import Scheme
 
 WEIGHTS = "model.safetensors"

@@ -11,8 +11,9 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from edgequant.errors import UserError
+from edgequant.folders import MANIFEST
 from edgequant.models.configs import OUR_METHOD
-from edgequant.models.manifest import MANIFEST, verify
+from edgequant.models.manifest import verify
 from edgequant.quantization.checkpoint import read_scheme
 from edgequant.quantization.layers.convert import build_integer_layers
 from edgequant.quantization.scheme import Scheme

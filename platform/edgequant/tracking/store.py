@@ -17,7 +17,7 @@ from urllib.request import getproxies, proxy_bypass
 
 import mlflow
 
-from edgequant.errors import UserError
+from edgequant.errors import UserError, first_line
 from edgequant.yaml_files import check_regular
 
 SECONDS_TO_ANSWER = 3.0
@@ -131,8 +131,7 @@ def _without_password(text: str) -> str:
 
 
 def _first_sentence(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return lines[0].split(". ")[0].rstrip(".")[:200]
+    return (first_line(error) or type(error).__name__).split(". ")[0].rstrip(".")[:200]
 
 
 def _check_server(uri: str, address: SplitResult, port: int | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -141,15 +140,15 @@ def places_read(
         teacher: another model, by its source.
     """
     location = source.location if source.kind in ("folder", "gguf") else None
-    named = {"model": location, "base model": _base_of(location), "teacher": teacher}
+    named = {"model": location, "base model": _base_of(source), "teacher": teacher}
     named["data_dir"] = data_dir or os.environ.get("EDGEQUANT_DATA")
     parts = [part.name for text in texts for part in parse_mix(text) if part.name not in (*TEXTS, SELF_GENERATED)]
     return [*places(named), *(place for part in parts for place in places({"dataset": part}))]
 
 
-def _base_of(adapter: str | None) -> str | None:
-    file = Path(adapter or "", "adapter_config.json")
-    try:
-        return str(json.loads(file.read_text())["base_model_name_or_path"]) if adapter and file.is_file() else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+def _base_of(source: ModelSource) -> str | None:
+    from edgequant.models.configs import is_adapter
+    from edgequant.models.sources import adapter_base
+
+    folder = Path(source.location)
+    return adapter_base(folder).location if source.kind == "folder" and is_adapter(folder) else None

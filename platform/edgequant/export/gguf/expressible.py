@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from edgequant.errors import UserError
+from edgequant.errors import UserError, first_line
 from edgequant.export.gguf.architectures import architecture_of, head_dim, rotated_features
 from edgequant.export.gguf.rope import check_rope, kind_of, rope_of, yarn_stretch
 
@@ -55,8 +55,7 @@ def _configuration_of(kind: str, location: Path) -> Any:
     try:
         return AutoConfig.from_pretrained(str(location))
     except Exception as error:  # the configuration's own checks have many types
-        reason = str(error).strip().partition("\n")[0]
-        raise UserError(f"{location / 'config.json'} could not be read by transformers: {reason}") from error
+        raise UserError(f"{location / 'config.json'} could not be read by transformers: {first_line(error)}") from error
 
 
 def _llama(config: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgequant.errors import UserError
+from edgequant.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from edgequant.models.gguf.contents import Contents
@@ -75,7 +75,7 @@ def _planned(file: Path) -> tuple[Contents, Any, Any, list[Any]]:
     except UserError:
         raise
     except Exception as error:  # a number where a text should be, a head of no features: as many errors as fields
-        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        reason = f"{type(error).__name__}: {first_line(error)}"
         raise contents.refused(f"its fields do not go together ({reason}); copy or convert it again") from error
 
 
