@@ -72,6 +72,7 @@ def test_what_a_run_reads_is_all_that_it_names(tmp_path: Path, monkeypatch: pyte
     for name in ("adapter", "base", "teacher", "floods", "guard", "data"):
         (tmp_path / name).mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text('{"base_model_name_or_path": "base"}')
+    (tmp_path / "base" / "config.json").write_text("{}")
     monkeypatch.setenv("EDGEQUANT_DATA", "data")
     source = ModelSource("folder", "adapter", str(tmp_path / "adapter"))
     read = places_read(source, "disaster,floods:0.3,self-generated", "guard", teacher="teacher")

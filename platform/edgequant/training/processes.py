@@ -6,6 +6,7 @@ by their number. Here an optimiser step sees what the settings say, however many
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable
 from typing import TypeVar
@@ -41,6 +42,13 @@ def from_main_process(compute: Callable[[], Value]) -> Value:
     values = [compute() if distributed.get_rank() == 0 else None]
     distributed.broadcast_object_list(values, src=0)
     return values[0]  # type: ignore[return-value]
+
+
+@atexit.register
+def leave_the_others() -> None:
+    """End the process group before the interpreter does: gloo threads that are still alive then would abort it."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def pass_of_each_process(settings: TrainingSettings, processes: int) -> tuple[int, int]:
