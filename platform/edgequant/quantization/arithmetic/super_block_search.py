@@ -19,6 +19,7 @@ from edgequant.quantization.weight_spec import SUPER_BLOCK, WeightSpec
 
 # Steps by which a group's range is longer than its codes reach: below 0 its ends are out of use, above 0 clipped.
 Q4_STEPS, Q6_STEPS = torch.linspace(-1.0, 3.0, 17).tolist(), torch.linspace(-1.0, 2.0, 13).tolist()
+REFITS = 2  # rounded once more on the best line, and fitted anew
 ROUNDS = 2
 _TINY = torch.finfo(torch.float32).tiny
 
@@ -78,8 +79,9 @@ def _affine_fit(best: _Best) -> tuple[Tensor, Tensor]:
     reach = (groups.amax(-1, keepdim=True) - low).clamp(min=_TINY)
     total, first = weights.sum(-1, keepdim=True), (weights * groups).sum(-1, keepdim=True)
     scale, minimum, least = reach / 15, low, torch.full_like(low, torch.inf)
-    for step in Q4_STEPS:
-        codes = torch.round((groups - low) * ((15 + step) / reach)).clamp_(0, 15)
+    for step in (*Q4_STEPS, *(None,) * REFITS):
+        start_of, inverse = (low, (15 + step) / reach) if step is not None else (minimum, 1 / scale)
+        codes = torch.round((groups - start_of) * inverse).clamp_(0, 15)
         weighed = codes * weights
         sums = [(weighed * other).sum(-1, keepdim=True) for other in (codes, groups)]
         square, mixed, codes_sum = *sums, weighed.sum(-1, keepdim=True)

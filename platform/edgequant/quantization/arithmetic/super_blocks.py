@@ -42,11 +42,13 @@ def scale_factors(scale: Tensor, spec: WeightSpec) -> Factors:
     """The nearest that a K-quant can store of scales [rows, groups, 1], none of them 0; q4_k's are positive."""
     scales = _by_super_block(scale, spec)
     if spec.layout == "q4_k":
+        scales = torch.where(scales.amax(-1, keepdim=True) > 0, scales, HIGHEST_Q4 / 64)  # of zeros alone: near 1
         largest = scales.amax(-1, keepdim=True)
-        factor = torch.where(largest > 0, _half_from_above(largest / HIGHEST_Q4), 1 / 64)
+        factor = _half_from_above(largest / HIGHEST_Q4)
         return Factors(factor, _integers(scales, largest, factor).clamp(1, HIGHEST_Q4))
+    scales = torch.where((scales != 0).any(-1, keepdim=True), scales, 1.0)
     largest = scales.gather(-1, scales.abs().argmax(-1, keepdim=True))
-    factor = torch.where(largest != 0, _half_from_above(largest.abs() / -LOWEST_Q6).copysign(-largest), -1 / 128)
+    factor = _half_from_above(largest.abs() / -LOWEST_Q6).copysign(-largest)
     steps = scales / factor
     integers = torch.where(scales == largest, (steps + _TOLERANCE).floor(), torch.round(steps))
     nonzero = torch.where(integers == 0, torch.where(steps < 0, -1.0, 1.0), integers)
