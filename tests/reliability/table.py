@@ -12,6 +12,7 @@ from of_copies import SITUATIONS as COPIES
 from of_data import SITUATIONS as DATA
 from of_evidence import SITUATIONS as EVIDENCE
 from of_gguf import SITUATIONS as GGUF
+from of_k_quants import SITUATIONS as K_QUANTS
 from of_models import SITUATIONS as MODELS
 from of_outputs import SITUATIONS as OUTPUTS
 from of_paths import SITUATIONS as PATHS
@@ -30,6 +31,7 @@ KINDS: dict[str, list[Situation]] = {
     "Settings and machines": SETTINGS,
     "One tensor with two roles": TIES,
     "GGUF files": GGUF,
+    "K-quants": K_QUANTS,
     "Numbers that are no evidence": EVIDENCE,
 }
 
