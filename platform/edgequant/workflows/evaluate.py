@@ -233,7 +233,7 @@ def _checkpoint_of(source: Any, model: Any) -> Path | None:
     if source.kind == "gguf":
         return Path(source.location)
     folder = Path(str(getattr(model, "name_or_path", "")))
-    is_own_folder = source.kind in ("folder", "mlflow") and (folder / "config.json").is_file()
+    is_own_folder = source.kind == "folder" and (folder / "config.json").is_file()
     return folder if is_own_folder and not hasattr(model, "peft_config") else None
 
 

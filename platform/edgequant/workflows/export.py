@@ -76,7 +76,7 @@ def export(
     from edgequant.workflows.steps.summary import print_summary
 
     source = model or default_model()
-    resolved = models.fetched(models.check_available(source))
+    resolved = models.check_available(source)
     aim = target_of(resolved, format, embedding_format)
     folder = check_folder(output, aim.format, resolved)
     with tracking.workflow_run("export", config | {"model": source}, experiment=experiment) as run:
