@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from edgequant.export.choice import Target, choose_target
 from edgequant.export.formats import COMPRESSED_TENSORS, file_name
 from edgequant.models.loading import LoadedModel
 from edgequant.models.manifest import list_file
-from edgequant.quantization.scheme import Scheme
+from edgequant.quantization.scheme import Scheme, told_replacements
 
 GB = 1e9
 NOTHING = "none"
@@ -52,6 +52,23 @@ def ship(loaded: LoadedModel, checkpoint: Path, export: str | None = None) -> Sh
     Raises:
         UserError: `export` asks for a file, and the model can be none.
     """
+    form = _shipped(loaded, checkpoint, export)
+    replaced = _replacements(loaded)
+    return replace(form, notes=(replaced, *form.notes)) if replaced else form
+
+
+def _replacements(loaded: LoadedModel) -> str:
+    from edgequant.quantization.layers.integer import integer_layers
+
+    scheme = scheme_of(loaded)
+    layers = {name: layer for name, layer in integer_layers(loaded.model).items() if not layer.is_tied}
+    ends = (loaded.model.get_input_embeddings(), loaded.model.get_output_embeddings())
+    embeddings = [name for name, layer in layers.items() if any(layer is end for end in ends)]
+    widths = {name: layer.packed.features for name, layer in layers.items()}
+    return "" if scheme is None else told_replacements(scheme, widths, embeddings)
+
+
+def _shipped(loaded: LoadedModel, checkpoint: Path, export: str | None) -> Shipped:
     scheme = scheme_of(loaded)
     try:
         target = choose_target(scheme, refused=gguf_refusal(loaded.model.config, loaded.tokenizer))
