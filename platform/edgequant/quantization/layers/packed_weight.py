@@ -104,6 +104,10 @@ class PackedWeight(FixedDtypeBuffers):
         minimum = None if minimum is None else minimum.float()[..., None]
         return QuantizedWeight(codes.view(shape), scale, zero_point, minimum)
 
+    def zero_points(self) -> Tensor | None:
+        """The integer zero points, [scale rows, groups] int8; None where real 0 is integer 0 or there is a minimum."""
+        return None if self.zero_point is None else unpack(self.zero_point, self.spec.bits, self.groups)
+
     def at_whole_levels(self) -> PackedWeight:
         """The same weight for layouts that know no half levels: integers -3, -1, 1, 3, half the scale in float32."""
         if not self.spec.has_half_levels:
