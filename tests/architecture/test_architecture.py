@@ -85,7 +85,8 @@ WITHIN = {
     "export": {
         "formats": set(),
         "choice": {"formats"},
-        "parity": set(),
+        "onnx": {"formats"},
+        "parity": {"onnx"},
         "gguf": {"choice", "formats"},
         "compressed_tensors": {"formats"},
         "shipped": {"choice", "formats", "gguf", "compressed_tensors"},

@@ -100,7 +100,12 @@ def weight_only_linear(input: Tensor, packed: PackedWeight, bias: Tensor | None,
 
 
 def _unpacked(packed: PackedWeight, cache: dict[str, Any], *, few: bool) -> UnpackedWeight | None:
-    """The copy in FBGEMM's layout for few rows in groups, and where there is nothing else; else as it is stored."""
+    """The copy in FBGEMM's layout for few rows in groups, and where there is nothing else; else as it is stored.
+
+    None for K-quants, whose scales are products that neither reads.
+    """
+    if packed.spec.is_k_quant:
+        return None
     if (few and packed.groups > 1) or packed.spec.bits not in (4, 8):
         fused = _kept("fused", packed, cache, FusedWeight.of)
         if fused is not None:
