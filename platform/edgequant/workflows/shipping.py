@@ -245,18 +245,13 @@ def _judged(taken: Deployed, plan: TimingPlan, *, killed: bool = False) -> Deplo
 
 
 def source_that_ships(source: ModelSource, device_profile: str | None) -> ModelSource:
-    """The source, fetched where it lies in the registry; refuses to try on a device what is no file for one.
+    """The source; refuses to try on a device what is no file for one.
 
     Raises:
         UserError: names it, and how to make one.
     """
-    from edgequant import models
-
-    if device_profile is None:
+    if device_profile is None or source.kind == "gguf" or stated_scheme(source) is not None:
         return source
-    found = models.fetched(source)
-    if found.kind == "gguf" or stated_scheme(found) is not None:
-        return found
     raise UserError(
         f"device_profile {device_profile!r} needs a model that ships as a file: a .gguf or a checkpoint of `edgequant "
         f"ptq` or `qat`, got {source.name}; run `edgequant export --model {source.location}` and evaluate "
