@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from edgequant.errors import UserError
-from edgequant.export.formats import BLOCK, COMPRESSED_TENSORS, FORMATS, check_expressible
+from edgequant.export.formats import BLOCK, COMPRESSED_TENSORS, FOLDERS, FORMATS, check_expressible
 from edgequant.quantization.scheme import Scheme, WeightSpec
 
 AUTO = "auto"
@@ -20,7 +20,7 @@ class Target:
     """What a model is written as.
 
     Attributes:
-        format: of a GGUF file, or compressed-tensors.
+        format: of a GGUF file, or one of `formats.FOLDERS`.
         embedding_format: of a GGUF file's embedding and output matrix, where the user chose one.
         keeps: each matrix of a GGUF file takes the format that holds its integers; `format` is that of the others.
         because: why it was chosen, where `auto` did.
@@ -44,7 +44,7 @@ class Target:
 
     def encoded_again(self, scheme: Scheme | None) -> list[str]:
         """Whose integers do not stay, in words with what they become; empty where all do or there are none."""
-        if self.format == COMPRESSED_TENSORS or scheme is None:
+        if self.format in FOLDERS or scheme is None:
             return []
         found = []
         for part, embeds, specs in _parts(scheme):

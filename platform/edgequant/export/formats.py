@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from edgequant.errors import UserError
 from edgequant.quantization.scheme import Scheme
@@ -18,6 +19,8 @@ FORMATS = {
 }
 BLOCK = 32  # values that share a scale in every quantised format but the K-quants, which need 256
 COMPRESSED_TENSORS = "compressed-tensors"  # a folder for transformers and vLLM, not a GGUF file
+ONNX = "onnx"  # a folder for onnxruntime-genai
+FOLDERS = (COMPRESSED_TENSORS, ONNX)  # that hold a checkpoint's integers, and nothing else
 
 
 @dataclass(frozen=True)
@@ -26,8 +29,8 @@ class Exported:
 
     Attributes:
         path: the GGUF file, or the folder.
-        size_bytes: of the file, or of the folder's safetensors.
-        sha256: of the same file.
+        size_bytes: of the file, of a compressed-tensors folder's safetensors, of all files of an onnx folder.
+        sha256: of the file, or of the folder's weights; its marker has those of all its files.
         parameters: of the model, tied weights once.
     """
 
@@ -66,12 +69,24 @@ def check_format(name: str, parameter: str = "format", known: Collection[str] = 
     return name
 
 
-def needs_checkpoint(name: str, location: str) -> UserError:
-    """The error for a model without integers where compressed-tensors is wanted."""
+def needs_checkpoint(format: str, name: str, location: str) -> UserError:
+    """The error for a model without integers where a format is wanted that holds nothing else."""
     return UserError(
-        f"model for compressed-tensors must be a checkpoint that `edgequant ptq` or `edgequant qat` made, got {name!r} "
+        f"model for {format} must be a checkpoint that `edgequant ptq` or `edgequant qat` made, got {name!r} "
         f"without integers; run `edgequant ptq --model {location} --scheme w4-g32` first and export what it writes"
     )
+
+
+def checkpoint_scheme(loaded: Any, format: str) -> Scheme:
+    """The scheme of one of our checkpoints, as `models.load` gives it.
+
+    Raises:
+        UserError: the model is in floating point, or quantised by something else.
+    """
+    scheme = getattr(getattr(loaded.model.config, "quantization_config", None), "scheme", None)
+    if not isinstance(scheme, Scheme):
+        raise needs_checkpoint(format, loaded.source.name, loaded.source.location)
+    return scheme
 
 
 def check_expressible(scheme: Scheme) -> None:

@@ -137,6 +137,10 @@ class PackedWeight(FixedDtypeBuffers):
         integers = _unpack_factors(packed, self.spec, self.groups).view(*factor.shape, -1)
         return Factors(factor.float()[..., None], integers.float()).values()[..., 0]
 
+    def zero_points(self) -> Tensor | None:
+        """The integer zero points, [scale rows, groups] int8; None where real 0 is integer 0 or there is a minimum."""
+        return None if self.zero_point is None else unpack(self.zero_point, self.spec.bits, self.groups)
+
     def at_whole_levels(self) -> PackedWeight:
         """The same weight for layouts that know no half levels: integers -3, -1, 1, 3, half the scale in float32."""
         if not self.spec.has_half_levels:

@@ -103,7 +103,9 @@ def _tell_replacements(model: Any, scheme: Scheme) -> None:
     from edgequant.quantization.scheme import told_replacements
 
     targets = find_targets(model, scheme)
-    if line := told_replacements(scheme, widths_of(model, targets), {targets.embedding, targets.head} - {None}):
+    if line := told_replacements(
+        scheme, widths_of(model, targets), [name for name in (targets.embedding, targets.head) if name]
+    ):
         print(f"{scheme.name}: {line}", flush=True)
 
 
