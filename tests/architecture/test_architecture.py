@@ -30,7 +30,8 @@ ALLOWED = {
     "quantization": BASE | {"models"},  # knows torch and nothing of MLflow
     "training": BELOW,
     "evaluation": BELOW,
-    "export": BELOW | {"quantization.scheme", "quantization.layers"},  # whose packed weights it writes
+    # whose packed weights it writes
+    "export": BELOW | {"quantization.scheme", "quantization.weight_spec", "quantization.layers"},
     # how a task's metrics are shown, and what they are evidence of
     "reporting": BELOW | {"evaluation.tasks.task", "evaluation.tasks.registry", "evaluation.evidence"},
     "workflows": BELOW | PACKAGES,
@@ -40,15 +41,16 @@ ALLOWED = {
     "__main__": BASE | {"workflows", "command_line"},
 }
 
-SCHEME = {"scheme", "calibration"}
+SCHEME = {"scheme", "weight_spec", "calibration"}
 CORPUS = {"documents", "text"}
 # package: its subpackages and modules, each with what it may import of that package, beside itself
 WITHIN = {
     "quantization": {
         "calibration": set(),
         "size_budget": set(),
-        "scheme": {"size_budget"},
-        "arithmetic": {"scheme"},
+        "weight_spec": set(),
+        "scheme": {"size_budget", "weight_spec"},
+        "arithmetic": {"scheme", "weight_spec"},
         "layers": SCHEME | {"arithmetic"},
         "ptq": SCHEME | {"arithmetic", "layers"},
         "qat": SCHEME | {"arithmetic", "layers", "ptq"},
