@@ -121,9 +121,13 @@ def plan_timing(
     plan = TimingPlan(profile=profile, threads=threads, left_out=left_out)
     if evaluation is None:
         return plan
-    lengths, new_tokens = evaluation.latency_prompt_lengths, evaluation.latency_new_tokens
-    shape = {"prompt_length": lengths[0] if lengths else PROMPT, "new_tokens": new_tokens or NEW_TOKENS}
-    return replace(plan, **shape, repetitions=evaluation.latency_repetitions)
+    lengths = evaluation.latency_prompt_lengths
+    return replace(
+        plan,
+        prompt_length=lengths[0] if lengths else PROMPT,
+        new_tokens=evaluation.latency_new_tokens or NEW_TOKENS,
+        repetitions=evaluation.latency_repetitions,
+    )
 
 
 def _check_threads(threads: int | None, profile: DeviceProfile | None) -> None:
