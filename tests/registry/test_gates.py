@@ -26,8 +26,8 @@ def test_an_absolute_bound_includes_its_own_value_and_excludes_what_is_missing_o
     ("metrics", "verdicts"),
     [
         ({}, ["not measured", "not measured"]),
-        ({"deploy/fits": 1.0, "deploy/size_gb": 0.11}, ["passed", "passed"]),
-        ({"deploy/fits": 0.0, "deploy/size_gb": 0.1101}, ["FAILED", "FAILED"]),
+        ({"deploy/fits": 1.0, "deploy/size_gb": 0.125}, ["passed", "passed"]),
+        ({"deploy/fits": 0.0, "deploy/size_gb": 0.1251}, ["FAILED", "FAILED"]),
         ({"deploy/fits": 0.5, "deploy/size_gb": 0.0}, ["FAILED", "FAILED"]),  # no file has no bytes
     ],
 )
