@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -40,7 +41,12 @@ def shipped_metrics(
         shipped_metrics(Path("model.gguf"), threads=1)["deploy/decode_ms_per_token"]
     """
     chosen, repack = threads or physical_cores(), repacking_works(file)
-    shape = {"threads": chosen, "prompt_length": prompt_length, "new_tokens": new_tokens, "repack": repack}
+    shape: dict[str, Any] = {
+        "threads": chosen,
+        "prompt_length": prompt_length,
+        "new_tokens": new_tokens,
+        "repack": repack,
+    }
     first = time_alone(file, **shape, seed=0)
     within = memory.within if memory is not None and first.peak_rss <= memory.limit else ()
     alone = [time_alone(file, **shape, seed=1 + repetition, within=within) for repetition in range(repetitions)]
