@@ -11,6 +11,8 @@ from edgequant.settings_checks import check_types
 
 Precision = Literal["auto", "bfloat16", "float32"]
 STEPS_WORTH_SAVING = 20  # fewer are sooner done again than a large model is written four times
+# parameters of a run whose model was not trained: absent ones would keep it out of MLflow's parallel coordinates
+UNTRAINED: dict[str, object] = {"steps": 0, "learning_rate": 0.0, "distillation_weight": 0.0, "batch_size": 0}
 CPU_TOKENS = 12_288  # what `max_tokens: auto` allows on a CPU: minutes for a model of 135 million parameters
 
 
@@ -140,6 +142,11 @@ class TrainingSettings:
     def epochs_over(self, rows: int) -> float:
         """How often the steps go through a text of so many sequences."""
         return self.sequences / rows
+
+    @property
+    def parameters(self) -> dict[str, object]:
+        """What trainings are compared by, as parameters of an MLflow run."""
+        return {name: getattr(self, name) for name in UNTRAINED}
 
     @property
     def known_steps(self) -> int:
