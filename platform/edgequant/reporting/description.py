@@ -12,18 +12,25 @@ TURNED_ROWS = 6  # of a table whose metrics go down and whose rows go across: th
 
 
 def description(
-    asked: str, rows: Sequence[Row], said: Sequence[str], following: str | None, compare: str | None
+    asked: str,
+    rows: Sequence[Row],
+    *,
+    verdict: Sequence[str] = (),
+    notes: Sequence[str] = (),
+    following: str | None = None,
+    compare: str | None = None,
 ) -> str:
     """A run's description in Markdown, cut where MLflow would refuse it.
 
     Args:
         asked: what the run was asked to do, in Markdown.
         rows: the summary table.
-        said: what it comes to, and what it does not show, in plain lines.
+        verdict: what it comes to, in plain lines; above the table, of which MLflow shows the beginning.
+        notes: what it does not show, and why.
         following: the command that a user would type next.
         compare: address of the page that puts the run's models side by side.
     """
-    parts = [asked, description_table(rows) if rows else "", *(markdown_text(line) for line in said)]
+    parts = [asked, *map(markdown_text, verdict), description_table(rows) if rows else "", *map(markdown_text, notes)]
     parts += [f"[Compare these models](#{compare.partition('#')[2]})"] if compare else []  # on whatever server shows it
     parts += [f"Next: `{following.replace('`', '')}`"] if following else []
     kept: list[str] = []
@@ -43,7 +50,7 @@ def description_table(rows: Sequence[Row]) -> str:
         keys = {column.key for column in shown[: MAX_METRICS + len(names)]}
         return markdown_table([_with_bounds(row, keys) for row in rows])
     telling = [name for name in names if len(set(name.cells)) > 1] or names[:1]
-    heads = [" ".join(dict.fromkeys(name.cells[at] for name in telling)) for at in range(len(rows))]
+    heads = [" ".join(name.cells[at] for name in telling if name.cells[at] != "none") for at in range(len(rows))]
     lines = [_line(["", *map(markdown_text, heads)]), _line(["---", *["---:"] * len(rows)])]
     return "\n".join([*lines, *(_line(_cells(column)) for column in shown if column not in names)])
 

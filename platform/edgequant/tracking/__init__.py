@@ -21,7 +21,7 @@ from edgequant.tracking.logging import (
 )
 from edgequant.tracking.names import short_name
 from edgequant.tracking.pages import compare_url, run_url, runs_url, ui_command, version_url
-from edgequant.tracking.registry import download, register_checkpoint
+from edgequant.tracking.registry import asked_model, download, register_checkpoint
 from edgequant.tracking.runs import (
     EXPERIMENT,
     PARENT_TAG,
@@ -44,6 +44,7 @@ __all__ = [
     "Run",
     "all_metrics",
     "answers",
+    "asked_model",
     "client",
     "compare_url",
     "describe_run",

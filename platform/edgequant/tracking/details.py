@@ -15,8 +15,20 @@ import mlflow
 
 ARTIFACT = "metrics.json"
 COUNTS = frozenset(
-    {"tokens", "items", "windows", "unanswered", "over_long", "true_yes", "true_no", "false_yes", "false_no"}
+    {
+        "tokens",
+        "items",
+        "windows",
+        "unanswered",
+        "over_long",
+        "majority",
+        "true_yes",
+        "true_no",
+        "false_yes",
+        "false_no",
+    }
 )
+GROUPS = ("against_baseline",)  # whose verdict is a tag and a text, and each loss a row of against_baseline.json
 LOW, HIGH = "_ci_low", "_ci_high"
 
 
@@ -28,7 +40,7 @@ def split(metrics: Mapping[str, float]) -> tuple[dict[str, float], dict[str, flo
 
 def _is_detail(name: str, metrics: Mapping[str, float]) -> bool:
     group, _, own = name.partition("/")
-    if own in COUNTS or own.endswith((LOW, HIGH)):
+    if group in GROUPS or own in COUNTS or own.endswith((LOW, HIGH)):
         return True
     words = own.split("_")
     return any(f"{group}/{'_'.join(words[:length])}" in metrics for length in range(1, len(words)))

@@ -47,7 +47,7 @@ def asked_for(workflow: str, config: Mapping[str, Any]) -> str:
         config: the resolved configuration, of which the keys that people choose are read.
     """
     settings = dict(config) | flatten(config)
-    told = [f"{key} `{_code(settings[key])}`" for key in ASKED if settings.get(key) not in (None, "", False)]
+    told = [f"{key} `{_code(settings[key])}`" for key in ASKED if settings.get(key) not in (None, "", False, "auto")]
     return f"Asked: **{workflow}**" + (f" of {', '.join(told)}" if told else "")
 
 

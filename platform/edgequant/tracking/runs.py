@@ -25,6 +25,7 @@ from mlflow.entities import Run as MlflowRun
 from mlflow.entities import RunStatus, ViewType
 
 from edgequant.files import sha256_of_bytes
+from edgequant.progress import heartbeat
 from edgequant.tracking.environment import git_tags, log_environment
 from edgequant.tracking.experiments import prepare_experiment
 from edgequant.tracking.logging import describe_run, inherit, log_config, log_params, name_run
@@ -34,6 +35,7 @@ from edgequant.tracking.store import check_experiment, check_store, store_errors
 
 EXPERIMENT = "edgequant"
 PARENT_TAG = "mlflow.parentRunId"
+SHOWN_UNDER_ITS_PARENT = {"mlflow.runType": "evaluation"}  # MLflow's table unfolds a run that has such children
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def workflow_run(
     nested = mlflow.active_run() is not None
     name = run_name(workflow, config)
     run, interrupted = _begin(workflow, name, digest, experiment, nested=nested, resume=resume)
-    with _ended_with_its_status(nested):
+    with _ended_with_its_status(nested), heartbeat(name):
         if is_generated(run.info.run_name or ""):
             name_run(name)
         mlflow.set_tags(_workflow_tags(workflow, digest))
@@ -124,7 +126,8 @@ def variant_run(
     run = mlflow.start_run(run_id=begun, nested=True, run_name=None if begun else f"{variant} {model} {scheme}".strip())
     with _ended_with_its_status(nested=True):
         keys = {"variant": variant, "model": model, "scheme": scheme, "phase": phase}
-        mlflow.set_tags({f"edgequant.{key}": value for key, value in keys.items()} | {"edgequant.process": _process()})
+        told = {f"edgequant.{key}": value for key, value in keys.items()}
+        mlflow.set_tags(told | {"edgequant.process": _process()} | SHOWN_UNDER_ITS_PARENT)
         inherit(parent.info.run_id)
         log_params({"model": model, "scheme": scheme, "variant": variant, **(parameters or {})})
         yield Run(run.info.run_id, run.info.experiment_id, resumed=begun is not None)

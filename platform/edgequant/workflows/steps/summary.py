@@ -39,9 +39,15 @@ def print_summary(
     from edgequant.reporting.html_report import finding
 
     tracking.log_summary(rows)
-    told = [*(lead or finding(rows)), *notes]
     compare = comparison_page(run)
-    tracking.describe_run(description(run.asked, rows, told, next_command and runnable(next_command), compare))
+    following = next_command and runnable(next_command)
+    told: dict[str, Any] = {
+        "verdict": lead or finding(rows),
+        "notes": notes,
+        "following": following,
+        "compare": compare,
+    }
+    tracking.describe_run(description(run.asked, rows, **told))
     console = summary_console()
     for line in ("", *lead) if lead else ():
         console.print(line, soft_wrap=True, markup=False, highlight=False)
