@@ -9,6 +9,7 @@ from typing import Any
 
 from edgequant import models, tracking
 from edgequant.reporting.console import print_table, summary_console
+from edgequant.reporting.figure_files import log_figure
 from edgequant.workflows.shipping import NOTHING_SHIPS, Deployed, deploy_folder
 from edgequant.workflows.steps.data import evaluation_data
 from edgequant.workflows.steps.measure import measure
@@ -41,7 +42,7 @@ def log_search(spec: SearchSpec, records: Sequence[TrialRecord]) -> TrialRecord:
             f"none of {len(records)} trials finished with {spec.objectives[0].metric}; first error: {reasons[0]}"
         )
     for name, figure in figures.figures(records, spec.space, spec.objectives).items():
-        tracking.log_figure(figure, name)
+        log_figure(figure, name)
     tracking.log_params({f"best.{name}": value for name, value in best[0].values.items()})
     tracking.log_metrics(
         {f"best_trial/{o.metric.replace('/', '_')}": best[0].metrics[o.metric] for o in spec.objectives}
