@@ -166,7 +166,9 @@ OPTIONAL = {"pynvml"}
 
 def test_everything_imported_is_a_dependency(root, pyproject):
     provided = metadata.packages_distributions()
-    declared = {canonicalize_name(Requirement(d).name) for d in pyproject["project"]["dependencies"]}
+    project = pyproject["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["edge"]]
+    declared = {canonicalize_name(Requirement(d).name) for d in wanted}
     undeclared = {
         name
         for name in third_party_imports(root) - OPTIONAL

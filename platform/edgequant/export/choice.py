@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from edgequant.errors import UserError
-from edgequant.export.formats import BLOCK, COMPRESSED_TENSORS, FORMATS, check_expressible
+from edgequant.export.formats import BLOCK, COMPRESSED_TENSORS, FOLDERS, FORMATS, check_expressible
 from edgequant.quantization.scheme import Scheme, WeightSpec
 
 AUTO = "auto"
-OWN = ("q4_0", "q4_1", "q8_0")  # formats that hold integers of ours, the smallest first
+OWN = ("q4_0", "q4_k", "q4_1", "q6_k", "q8_0")  # formats that hold integers of ours, the smallest first
 FLOATING = "q8_0"  # of a model without integers, and of integers that no format holds
 LEAST_EMBEDDING = "q8_0"  # llama.cpp, too, spends at least so many bits on an embedding that it rounds itself
 
@@ -20,7 +20,7 @@ class Target:
     """What a model is written as.
 
     Attributes:
-        format: of a GGUF file, or compressed-tensors.
+        format: of a GGUF file, or one of `formats.FOLDERS`.
         embedding_format: of a GGUF file's embedding and output matrix, where the user chose one.
         keeps: each matrix of a GGUF file takes the format that holds its integers; `format` is that of the others.
         because: why it was chosen, where `auto` did.
@@ -44,7 +44,7 @@ class Target:
 
     def encoded_again(self, scheme: Scheme | None) -> list[str]:
         """Whose integers do not stay, in words with what they become; empty where all do or there are none."""
-        if self.format == COMPRESSED_TENSORS or scheme is None:
+        if self.format in FOLDERS or scheme is None:
             return []
         found = []
         for part, embeds, specs in _parts(scheme):
@@ -154,10 +154,10 @@ def _parts(scheme: Scheme) -> list[tuple[str, bool, list[WeightSpec]]]:
     """What a scheme quantises: name, whether it is embedding and head, and the specs that its layers have."""
     bits = {bits for _, bits in scheme.layer_bits}
     if scheme.budget is not None and scheme.awaits_layer_bits:
-        bits |= set(scheme.budget.candidates)
+        bits |= set(scheme.candidate_bits)
     parts = (("linears", False, scheme.weight), ("embedding and head", True, scheme.embedding))
     return [
-        (name, embeds, [spec, *(replace(spec, bits=width) for width in sorted(bits - {spec.bits}))])
+        (name, embeds, [spec, *(spec.with_bits(width) for width in sorted(bits - {spec.bits}))])
         for name, embeds, spec in parts
         if spec is not None
     ]

@@ -11,14 +11,15 @@ from torch.nn import functional
 
 from edgequant import models
 from edgequant.errors import UserError
+from edgequant.export.onnx.library import GENAI_CONFIG
 
 
 def export_parity(model: Any, tokenizer: Any, file: Path, text: str, length: int = 512) -> dict[str, float]:
-    """Read the file back into transformers and compare its predictions with the model's on the start of a text.
+    """Read the file back and compare its predictions with the model's on the start of a text.
 
     Args:
         model: what was exported, in floating point or quantised.
-        file: the GGUF file, or the compressed-tensors folder.
+        file: the GGUF file, or the folder; an onnx folder is run by ONNX Runtime.
         text: any text; its first `length` tokens are read once by both.
 
     Returns:
@@ -28,13 +29,22 @@ def export_parity(model: Any, tokenizer: Any, file: Path, text: str, length: int
     Raises:
         UserError: the file cannot be read back, or its tokenizer reads the text differently.
     """
-    read_back = models.load(str(file), dtype="float32", device="cpu")
+    read_back = _read_back(file)
     text = text[: 32 * length]  # more characters than tokens take, and not a whole corpus to tokenise
     ids = tokenizer(text)["input_ids"][:length]
     if read_back.tokenizer(text)["input_ids"][:length] != ids:
         raise UserError(f"{file}: its tokenizer, read back, splits the text differently; parity was not measured")
     tokens = torch.tensor([ids])
     return _compare(_log_probabilities(model, tokens), _log_probabilities(read_back.model, tokens), tokens[0])
+
+
+def _read_back(file: Path) -> Any:
+    """Something with a model, called with `input_ids`, and a tokenizer."""
+    if not (file / GENAI_CONFIG).is_file():
+        return models.load(str(file), dtype="float32", device="cpu")
+    from edgequant.export.onnx.reader import read_onnx
+
+    return read_onnx(file)
 
 
 @torch.no_grad()

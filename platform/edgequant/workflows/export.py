@@ -2,6 +2,7 @@
 
 mlflow run . -e export
 edgequant export --model models:/edgequant-smollm2-135m@champion      # in the format that keeps its integers
+edgequant export --model CHECKPOINT --format onnx --output FOLDER              # for onnxruntime-genai
 edgequant export --model CHECKPOINT --format compressed-tensors --output FOLDER
 edgequant export --model tiny                              # seconds
 """
@@ -11,29 +12,36 @@ from __future__ import annotations
 import math
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgequant.errors import UserError
 from edgequant.export.choice import AUTO, Target, choose_target
 from edgequant.export.formats import (
     COMPRESSED_TENSORS,
+    FOLDERS,
     FORMATS,
+    ONNX,
     check_expressible,
     check_format,
     file_name,
     needs_checkpoint,
 )
+from edgequant.export.onnx.expressible import check_configuration as check_graph
+from edgequant.export.onnx.expressible import check_scheme
+from edgequant.export.onnx.library import GENAI_CONFIG, check_installed
 from edgequant.folders import check_own_file, share_folder
 from edgequant.models.devices import check_device
 from edgequant.outputs import check_output, check_own_folder
-from edgequant.quantization.scheme import Scheme
 from edgequant.workflows.settings import WorkflowResult
+from edgequant.workflows.shipping import deploy_file, plan_timing, stated_scheme
+from edgequant.workflows.steps.register import default_model
 from edgequant.workflows.validate import places_read
 
 if TYPE_CHECKING:
     from edgequant.export.formats import Exported
     from edgequant.models.loading import LoadedModel
     from edgequant.models.sources import ModelSource
+    from edgequant.workflows.shipping import Deployed, TimingPlan
 
 GB = 1e9
 GGUF = "gguf"  # kind of the folder that exported files share
@@ -46,23 +54,29 @@ def export(
     embedding_format: str | None = None,
     output: str | None = None,
     check: bool = True,
+    device_profile: str | None = None,
+    threads: int | None = None,
     upload_limit_mb: float = 500.0,
     device: str = "cpu",
     experiment: str = "edgequant",
 ) -> WorkflowResult:
-    """Write a GGUF file or a compressed-tensors folder; log its size, SHA-256 and distance from the model.
+    """Write a GGUF file, or a folder for ONNX Runtime or vLLM; log its size, SHA-256 and distance from the model.
 
     Args:
         model: short name, hub id, folder (plain, LoRA adapter or quantised checkpoint), .gguf file or MLflow URI;
             by default the newest registered champion, else the newest registered version, else smollm2-135m.
         format: auto, the one that keeps a checkpoint's integers (q8_0 for a model in floating point); q8_0, q5_1,
-            q5_0, q4_1, q4_0, f16, bf16 or f32 for a GGUF file; compressed-tensors writes a quantised checkpoint as a
-            folder for transformers and vLLM.
+            q5_0, q4_1, q4_0, f16, bf16 or f32 for a GGUF file; onnx and compressed-tensors write a quantised checkpoint
+            as a folder, for onnxruntime-genai or for transformers and vLLM.
         embedding_format: GGUF format of the embedding and output matrix (default: the one that holds a checkpoint's
             own integers there, else as `format`, but at least q8_0).
-        output: folder that receives the file, beside those of earlier exports, or that a compressed-tensors folder
+        output: folder that receives the file, beside those of earlier exports, or that such a folder
             becomes; new, empty or of earlier exports (default: outputs/export/<run id>).
-        check: read back what was written and compare its predictions with the model's on held-out text.
+        check: read back what was written, compare its predictions with the model's on held-out text, and time a GGUF
+            file in llama.cpp.
+        device_profile: device that the file is to fit: raspberry-pi-5, phone-4gb, edge-2c-1g or a YAML file with
+            threads, memory_gb and disk_gb; null: time it without limits.
+        threads: CPU threads with which the file is timed; null takes the physical cores, or the profile's.
         upload_limit_mb: log the file or folder as an artifact up to this size in MB (10^6 bytes); 0 never.
         device: where the model is loaded: auto, cpu, cuda or cuda:N.
         experiment: MLflow experiment, unless `mlflow run` names one.
@@ -70,13 +84,14 @@ def export(
     config = dict(locals())
     check_configuration(format, embedding_format, upload_limit_mb)
     check_device(device)
+    timing = plan_timing(device_profile, threads, wanted=check)
 
     from edgequant import models, tracking
     from edgequant.export.shipped import others_integers, scheme_of
     from edgequant.workflows.steps.summary import print_summary
 
     source = model or default_model()
-    resolved = models.fetched(models.check_available(source))
+    resolved = models.check_available(source)
     aim = target_of(resolved, format, embedding_format)
     folder = check_folder(output, aim.format, resolved)
     with tracking.workflow_run("export", config | {"model": source}, experiment=experiment) as run:
@@ -87,12 +102,16 @@ def export(
         written = write(loaded, folder or tracking.run_folder("export", run.id), aim)
         notes = list(written.notes)
         metrics = size_metrics(written) | (parity_metrics(loaded, written, notes) if check else {})
+        ships = deployed(written, aim.format, timing)
+        metrics |= ships.metrics
         name = scheme.name if scheme is not None else "none"
         record(written, metrics, notes, loaded, {"scheme": name, "format": aim.format}, upload_limit_mb)
+        tracking.set_tags(ships.tags)
         row = {"model": loaded.source.name, "scheme": name, "format": aim.format, **metrics}
         row |= {"file": str(written.path), "sha256": written.sha256, "note": "; ".join(notes)}
         title = f"export: {loaded.source.name} as {aim.format}"
-        print_summary(title, [row], run, next_command(written.path), lead=[said])
+        lead = [said, *ships.lead]
+        print_summary(title, [row], run, next_command(written.path), lead=lead, notes=ships.notes)
     return WorkflowResult(run.id, metrics, str(written.path), [row])
 
 
@@ -103,8 +122,8 @@ def target_of(source: ModelSource, format: str, embedding_format: str | None) ->
         source: resolved, and fetched where it lies in the registry.
 
     Raises:
-        UserError: a configuration that llama.cpp would compute otherwise, no quantised checkpoint, or a scheme that
-            compressed-tensors cannot hold.
+        UserError: a configuration that the runtime would compute otherwise, no quantised checkpoint, or a scheme that
+            the format cannot hold.
     """
     if format != AUTO:
         check_source(source, format)
@@ -117,21 +136,12 @@ def target_of(source: ModelSource, format: str, embedding_format: str | None) ->
     return choose_target(stated_scheme(source), embedding_format, refused=refused)
 
 
-def stated_scheme(source: ModelSource) -> Scheme | None:
-    """The scheme of one of our checkpoints, as its configuration says it, on this machine or on the hub."""
-    from edgequant import models
-
-    config = models.folder_config(Path(source.location)) if source.kind == "folder" else {}
-    if source.kind == "hub":
-        from transformers import PretrainedConfig
-
-        config = PretrainedConfig.get_config_dict(source.location)[0]
-    stated = (config.get("quantization_config") or {}).get("scheme")
-    return None if stated is None else Scheme.from_dict(stated)
-
-
 def write(loaded: LoadedModel, folder: Path, aim: Target) -> Exported:
     """Write the model into a folder as one file, or as the folder itself."""
+    if aim.format == ONNX:
+        from edgequant.export.onnx.write import write_onnx
+
+        return write_onnx(loaded, folder)
     if aim.format == COMPRESSED_TENSORS:
         from edgequant.export.compressed_tensors.write import write_compressed_tensors
 
@@ -154,8 +164,8 @@ def check_folder(output: str | None, format: str, source: ModelSource) -> Path |
     if output is None:
         check_own_folder("export")
         return None
-    if format == COMPRESSED_TENSORS:
-        return check_output(output, COMPRESSED_TENSORS, reads=places_read(source))
+    if format in FOLDERS:
+        return check_output(output, format, reads=places_read(source))
     folder = check_output(output, GGUF, reads=places_read(source), shared=True)
     check_own_file(folder / file_name(source.name, format), GGUF, given=output)
     return folder
@@ -165,65 +175,47 @@ def check_configuration(format: str, embedding_format: str | None, upload_limit_
     """Refuse what cannot work before anything is loaded.
 
     Raises:
-        UserError: unknown format, a negative limit, or settings that a compressed-tensors folder cannot follow.
+        UserError: unknown format, a negative limit, packages that are absent, or settings that a folder cannot follow.
     """
-    check_format(format, known=(AUTO, *FORMATS, COMPRESSED_TENSORS))
+    check_format(format, known=(AUTO, *FORMATS, *FOLDERS))
     if embedding_format is not None:
         check_format(embedding_format, "embedding_format")
     if not 0 <= upload_limit_mb < math.inf:
         raise UserError(f"upload_limit_mb must be 0 (never upload) or more, got {upload_limit_mb}")
-    if format != COMPRESSED_TENSORS:
-        return
-    if embedding_format is not None:
+    if format == ONNX:
+        check_installed()
+    if format in FOLDERS and embedding_format is not None:
         raise UserError(
-            f"embedding_format {embedding_format!r} is for GGUF files; in format {COMPRESSED_TENSORS} the embedding is "
+            f"embedding_format {embedding_format!r} is for GGUF files; in format {format} the embedding is "
             "what the checkpoint's scheme made it: leave it out, or quantise with a scheme such as w4-g32+emb4"
         )
 
 
 def check_source(source: ModelSource, format: str) -> None:
-    """Refuse what a GGUF file or a compressed-tensors folder cannot be made of, as far as can be told before loading.
+    """Refuse what a GGUF file or another format's folder cannot be made of, as far as can be told before loading.
 
     Raises:
-        UserError: a configuration that llama.cpp would compute otherwise, no quantised checkpoint, or a scheme that
-            compressed-tensors cannot hold.
+        UserError: a configuration that the runtime would compute otherwise, no quantised checkpoint, or a scheme that
+            the format cannot hold.
     """
     location = Path(source.location)
     is_plain_folder = source.kind == "folder" and (location / "config.json").is_file()
-    if format != COMPRESSED_TENSORS and (source.kind == "gguf" or is_plain_folder):
-        from edgequant.export.gguf import expressible
+    if format not in FOLDERS:
+        if source.kind == "gguf" or is_plain_folder:
+            from edgequant.export.gguf import expressible
 
-        expressible.check_source(source.kind, location)
-    if format != COMPRESSED_TENSORS or source.kind == "hub":
+            expressible.check_source(source.kind, location)
+        return
+    if source.kind == "hub":
         return
     scheme = stated_scheme(source)
     if scheme is None:
-        raise needs_checkpoint(source.name, source.location)
-    check_expressible(scheme)
+        raise needs_checkpoint(format, source.name, source.location)
+    (check_scheme if format == ONNX else check_expressible)(scheme)
+    if format == ONNX and is_plain_folder:
+        from transformers import AutoConfig
 
-
-def default_model() -> str:
-    """The newest registered champion, else the newest registered version, else the embedded model; says which."""
-    from edgequant import tracking
-
-    registered = tracking.client().search_registered_models("name LIKE 'edgequant-%'")
-    champions = [(entry, entry.aliases["champion"]) for entry in registered if "champion" in entry.aliases]
-    newest = sorted(champions or _latest(registered), key=lambda pair: pair[0].last_updated_timestamp or 0)
-    chosen = f"models:/{newest[-1][0].name}/{newest[-1][1]}" if newest else "smollm2-135m"
-    why = "newest champion" if champions else "newest registered version" if newest else "nothing is registered yet"
-    print(f"model: {chosen} ({why}; choose another with --model)")
-    return chosen
-
-
-def _latest(registered: Any) -> list[tuple[Any, str]]:
-    from edgequant import tracking
-
-    latest = []
-    for entry in registered:
-        versions = tracking.client().search_model_versions(f"name = '{entry.name}'")
-        if versions:
-            latest.append((entry, max(versions, key=lambda version: int(version.version)).version))
-    return latest
+        check_graph(AutoConfig.from_pretrained(source.location))
 
 
 def size_metrics(written: Exported) -> dict[str, float]:
@@ -234,6 +226,13 @@ def size_metrics(written: Exported) -> dict[str, float]:
         "size/reduction_vs_fp16": 100 * (1 - written.size_bytes / (2 * written.parameters)),
         "size/reduction_vs_fp32": 100 * (1 - written.size_bytes / (4 * written.parameters)),
     }
+
+
+def deployed(written: Exported, format: str, timing: TimingPlan) -> Deployed:
+    """The file or the whole folder as it ships, a file in its runtime."""
+    size = sum(file.stat().st_size for file in [written.path, *written.path.rglob("*")] if file.is_file())
+    sizes = {"deploy/size_gb": size / GB, "deploy/reduction_vs_fp16": 100 * (1 - size / (2 * written.parameters))}
+    return deploy_file(written.path, format, sizes, timing.of(format, runs=written.path.is_file()))
 
 
 def parity_metrics(loaded: LoadedModel, written: Exported, notes: list[str]) -> dict[str, float]:
@@ -264,7 +263,7 @@ def record(
 
     tracking.log_metrics(metrics)
     tags = {"model": loaded.source.name, **names, "phase": "export"}
-    kind = "gguf" if written.path.is_file() else "compressed_tensors"
+    kind = GGUF if written.path.is_file() else names["format"].replace("-", "_")
     tags |= {f"{kind}_sha256": written.sha256, f"{kind}_path": str(written.path)}
     tracking.set_tags({f"edgequant.{key}": value for key, value in tags.items()})
     megabytes = written.size_bytes / 1e6
@@ -283,5 +282,6 @@ def next_command(written: Path) -> str:
     """The command that talks to a file with llama.cpp, or that measures a folder."""
     path = shlex.quote(str(written))
     if written.is_dir():
-        return f"edgequant evaluate --model {path}"
+        runtime = " --runtime onnx" if (written / GENAI_CONFIG).is_file() else ""
+        return f"edgequant evaluate --model {path}{runtime}"
     return f"llama-cli -m {path} -p {shlex.quote('The flood warning for tonight says that')} -n 64"

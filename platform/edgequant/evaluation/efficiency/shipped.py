@@ -10,6 +10,7 @@ from edgequant.evaluation.backends.footprint import GB
 from edgequant.evaluation.backends.language_model import DecodeTiming
 from edgequant.evaluation.backends.llama_cpp.cores import physical_cores
 from edgequant.evaluation.backends.llama_cpp.timed_alone import repacking_works, time_alone
+from edgequant.evaluation.backends.memory_limit import MemoryLimit
 from edgequant.evaluation.efficiency.latency import median_metrics, timed_values
 
 
@@ -21,6 +22,7 @@ def shipped_metrics(
     new_tokens: int = 32,
     repetitions: int = 5,
     prefix: str = "deploy",
+    memory: MemoryLimit | None = None,
 ) -> dict[str, float]:
     """Size and peak memory in GB; medians over fresh processes in ms: load, first token, prefill and decode per token.
 
@@ -29,22 +31,23 @@ def shipped_metrics(
 
     Args:
         threads: CPU threads; None takes the physical cores that this process may use.
+        memory: a limit in which the counted repetitions run; not where the first one, which runs outside, took more.
 
     Raises:
-        UserError: xllamacpp is absent, or llama.cpp cannot read the file.
+        UserError: xllamacpp is absent, llama.cpp cannot read the file, or was ended within `memory`.
 
     Example:
         shipped_metrics(Path("model.gguf"), threads=1)["deploy/decode_ms_per_token"]
     """
     chosen, repack = threads or physical_cores(), repacking_works(file)
-    alone = [
-        time_alone(file, threads=chosen, prompt_length=prompt_length, new_tokens=new_tokens, seed=seed, repack=repack)
-        for seed in range(1 + repetitions)
-    ][1:]
+    shape = {"threads": chosen, "prompt_length": prompt_length, "new_tokens": new_tokens, "repack": repack}
+    first = time_alone(file, **shape, seed=0)
+    within = memory.within if memory is not None and first.peak_rss <= memory.limit else ()
+    alone = [time_alone(file, **shape, seed=1 + repetition, within=within) for repetition in range(repetitions)]
     timed = [DecodeTiming(each.first_token, each.total, each.new_tokens, each.load) for each in alone]
     values = timed_values(timed, prompt_length) | {"load_ms": np.array([1000 * each.load for each in alone])}
     metrics = {f"{prefix}/size_gb": file.stat().st_size / GB, f"{prefix}/threads": float(chosen)}
-    metrics[f"{prefix}/peak_rss_gb"] = max(each.peak_rss for each in alone) / GB
+    metrics[f"{prefix}/peak_rss_gb"] = max(each.peak_rss for each in [first, *alone]) / GB
     for name, measured in values.items():
         metrics |= median_metrics(f"{prefix}/{name}", measured, 0.95)
     return metrics

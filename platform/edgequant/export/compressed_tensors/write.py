@@ -20,7 +20,7 @@ from edgequant.export.compressed_tensors.layout import (
     quantization_config,
     storage_of,
 )
-from edgequant.export.formats import COMPRESSED_TENSORS, Exported, check_expressible, needs_checkpoint
+from edgequant.export.formats import COMPRESSED_TENSORS, Exported, check_expressible, checkpoint_scheme
 from edgequant.files import sha256_of, write_atomically
 from edgequant.folders import atomic_folder
 from edgequant.models.loading import LoadedModel
@@ -43,7 +43,7 @@ def write_compressed_tensors(loaded: LoadedModel, folder: str | Path) -> Exporte
     Raises:
         UserError: the model is not a quantised checkpoint, or its scheme has no place in compressed-tensors.
     """
-    scheme = checkpoint_scheme(loaded)
+    scheme = checkpoint_scheme(loaded, COMPRESSED_TENSORS)
     check_expressible(scheme)
     model: Any = loaded.model
     layers = layers_of(model)
@@ -57,18 +57,6 @@ def write_compressed_tensors(loaded: LoadedModel, folder: str | Path) -> Exporte
     written = Path(folder) / WEIGHTS
     parameters = int(model.config.num_parameters_unquantized)
     return Exported(Path(folder), written.stat().st_size, sha256_of(written), parameters, _notes(model, layers))
-
-
-def checkpoint_scheme(loaded: LoadedModel) -> Scheme:
-    """The scheme of one of our checkpoints.
-
-    Raises:
-        UserError: the model is in floating point, or quantised by something else.
-    """
-    scheme = getattr(getattr(loaded.model.config, "quantization_config", None), "scheme", None)
-    if not isinstance(scheme, Scheme):
-        raise needs_checkpoint(loaded.source.name, loaded.source.location)
-    return scheme
 
 
 def _config(model: Any, scheme: Scheme, quantization: dict[str, Any]) -> dict[str, Any]:

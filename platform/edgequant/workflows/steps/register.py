@@ -1,4 +1,4 @@
-"""`register_version`: the only way a checkpoint becomes a version of a registered model, whichever workflow made it."""
+"""`register_version`: the only way a checkpoint becomes a version of a registered model; and the newest of them."""
 
 from __future__ import annotations
 
@@ -78,3 +78,27 @@ def promote_command(uri: str) -> str:
     """The command that puts a registered version through the gates."""
     _, name, version = uri.split("/")
     return f"edgequant promote --model {name} --version {version}"
+
+
+def default_model() -> str:
+    """The newest registered champion, else the newest registered version, else the embedded model; says which."""
+    from edgequant import tracking
+
+    registered = tracking.client().search_registered_models("name LIKE 'edgequant-%'")
+    champions = [(entry, entry.aliases["champion"]) for entry in registered if "champion" in entry.aliases]
+    newest = sorted(champions or _latest(registered), key=lambda pair: pair[0].last_updated_timestamp or 0)
+    chosen = f"models:/{newest[-1][0].name}/{newest[-1][1]}" if newest else "smollm2-135m"
+    why = "newest champion" if champions else "newest registered version" if newest else "nothing is registered yet"
+    print(f"model: {chosen} ({why}; choose another with --model)")
+    return chosen
+
+
+def _latest(registered: Any) -> list[tuple[Any, str]]:
+    from edgequant import tracking
+
+    latest = []
+    for entry in registered:
+        versions = tracking.client().search_model_versions(f"name = '{entry.name}'")
+        if versions:
+            latest.append((entry, max(versions, key=lambda version: int(version.version)).version))
+    return latest

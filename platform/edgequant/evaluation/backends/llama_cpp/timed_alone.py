@@ -15,6 +15,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,24 +48,28 @@ def time_alone(
     seed: int = 0,
     repack: bool = True,
     gpu_layers: int = 0,
+    within: Sequence[str] = (),
 ) -> Alone:
     """One repetition of greedy decoding behind a random prompt, in a process of its own.
+
+    Args:
+        within: what goes in front of the process's command, see `MemoryLimit.within`.
 
     Raises:
         UserError: the process found no figures; its last line says why.
     """
     asked = {"path": str(path), "threads": threads, "prompt_length": prompt_length, "new_tokens": new_tokens}
-    done = _run_alone(asked | {"seed": seed, "repack": repack, "gpu_layers": gpu_layers})
+    done = _run_alone(asked | {"seed": seed, "repack": repack, "gpu_layers": gpu_layers}, within)
     if done.returncode:
         told = (done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"])[-1]
         raise UserError(f"{Path(path).name} could not be timed in llama.cpp: {told}")
     return Alone(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def _run_alone(asked: dict[str, Any]) -> subprocess.CompletedProcess[str]:
+def _run_alone(asked: dict[str, Any], within: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
     paths = os.pathsep.join(entry for entry in sys.path if entry)
     environment = as_llama_cpp_comes() | {"PYTHONPATH": paths}
-    command = [sys.executable, "-m", __name__, json.dumps(asked)]
+    command = [*within, sys.executable, "-m", __name__, json.dumps(asked)]
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
