@@ -1,7 +1,7 @@
 """llama.cpp's own quantiser, `llama_model_quantize`, in an environment that has cyllama and need have nothing else.
 
-    python -m venv V && V/bin/pip install cyllama==0.2.18       # x86-64; xllamacpp's library has no such function
-    V/bin/python benchmarks/peers/llama_cpp_quantizer.py model-f16.gguf model-q4_0.gguf Q4_0 [--imatrix model.imatrix]
+python -m venv V && V/bin/pip install cyllama==0.2.18       # x86-64; xllamacpp's library has no such function
+V/bin/python benchmarks/peers/llama_cpp_quantizer.py model-f16.gguf model-q4_0.gguf Q4_0 [--imatrix model.imatrix]
 """
 
 from __future__ import annotations
