@@ -36,7 +36,7 @@ def choose_automatically(model: nn.Module, scheme: Scheme, calibration: list[Ten
     sequences = [row for batch in calibration for row in batch.split(1)]
     limit = affordable_tokens(parameters, device.type)
     seen = sequences if limit is None else _within(sequences, limit) or sequences[:1]
-    if len(sequences) < 2 or not _can_be_judged(scheme, method):
+    if len(sequences) < 2 or not can_be_judged(scheme, method):
         return Automatic(method, seen, [])
     if len(seen) == len(sequences):
         seen = sequences[: -max(1, len(sequences) // HELD_OUT_SHARE)]
@@ -49,7 +49,7 @@ def _within(sequences: list[Tensor], tokens: int) -> list[Tensor]:
     return [row for row, length in zip(sequences, lengths, strict=True) if length <= tokens]
 
 
-def _can_be_judged(scheme: Scheme, method: str) -> bool:
+def can_be_judged(scheme: Scheme, method: str) -> bool:
     """Whether rounding to nearest would be something else, and what a method does leaves weights as they came."""
     static = scheme.activation is not None and scheme.activation.mode == "static"
     return scheme.weight is not None and scheme.weight.bits < 8 and not static and parse_method(method).scale is None
