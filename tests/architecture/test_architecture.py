@@ -85,7 +85,7 @@ WITHIN = {
         "formats": set(),
         "choice": {"formats"},
         "onnx": {"formats"},
-        "parity": {"onnx"},
+        "parity": {"onnx"},  # to run what it wrote
         "gguf": {"choice", "formats"},
         "compressed_tensors": {"formats"},
         "shipped": {"choice", "formats", "gguf", "compressed_tensors"},

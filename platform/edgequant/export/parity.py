@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from edgequant import models
 from edgequant.errors import UserError
-from edgequant.export.onnx.library import GENAI_CONFIG
+from edgequant.models.onnx.folder import is_onnx_folder
 
 
 def export_parity(model: Any, tokenizer: Any, file: Path, text: str, length: int = 512) -> dict[str, float]:
@@ -40,7 +40,7 @@ def export_parity(model: Any, tokenizer: Any, file: Path, text: str, length: int
 
 def _read_back(file: Path) -> Any:
     """Something with a model, called with `input_ids`, and a tokenizer."""
-    if not (file / GENAI_CONFIG).is_file():
+    if not is_onnx_folder(file):
         return models.load(str(file), dtype="float32", device="cpu")
     from edgequant.export.onnx.reader import read_onnx
 

@@ -28,9 +28,10 @@ from edgequant.export.formats import (
 )
 from edgequant.export.onnx.expressible import check_configuration as check_graph
 from edgequant.export.onnx.expressible import check_scheme
-from edgequant.export.onnx.library import GENAI_CONFIG, check_installed
 from edgequant.folders import check_own_file, share_folder
 from edgequant.models.devices import check_device
+from edgequant.models.onnx.folder import is_onnx_folder
+from edgequant.models.onnx.library import check_installed
 from edgequant.outputs import check_output, check_own_folder
 from edgequant.quantization.scheme import Scheme
 from edgequant.workflows.settings import WorkflowResult
@@ -276,6 +277,6 @@ def next_command(written: Path) -> str:
     """The command that talks to a file with llama.cpp, or that measures a folder."""
     path = shlex.quote(str(written))
     if written.is_dir():
-        runtime = " --runtime onnx" if (written / GENAI_CONFIG).is_file() else ""
+        runtime = " --runtime onnx" if is_onnx_folder(written) else ""
         return f"edgequant evaluate --model {path}{runtime}"
     return f"llama-cli -m {path} -p {shlex.quote('The flood warning for tonight says that')} -n 64"
