@@ -24,20 +24,29 @@ class Reference:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """A gate's answer. `limit` is the bound as a value of the metric; None where no value could be compared."""
+    """A gate's answer. `limit` is the bound as a value of the metric; None where no value could be compared.
+
+    `measured` is false where the version or its reference lacks the metric: an optional gate then passes, and says so.
+    """
 
     gate: Gate
     passed: bool
     value: float | None
     limit: float | None
     reason: str
+    measured: bool = True
+
+    @property
+    def word(self) -> str:
+        """For people."""
+        return "FAILED" if not self.passed else "passed" if self.measured else "not measured"
 
     def to_row(self) -> dict[str, Any]:
         """For tables and JSON."""
         kind, bound = self.gate.bound
         against = f" of {self.gate.against}" if self.gate.against else ""
         return {
-            "verdict": "passed" if self.passed else "FAILED",
+            "verdict": self.word,
             "metric": self.gate.metric,
             "value": _rounded(self.value),
             "gate": f"{kind} {bound:g}{against}",
@@ -104,11 +113,8 @@ def _unusable(gate: Gate, reason: str) -> Verdict:
 
 
 def _missing(gate: Gate, reason: str, value: float | None = None) -> Verdict:
-    if gate.optional:
-        return Verdict(gate=gate, passed=True, value=value, limit=None, reason=f"not compared: {reason} (optional)")
-    return Verdict(
-        gate=gate, passed=False, value=value, limit=None, reason=f"{reason}; measure it, or say `optional: true`"
-    )
+    said = f"not compared: {reason} (optional)" if gate.optional else f"{reason}; measure it, or say `optional: true`"
+    return Verdict(gate=gate, passed=gate.optional, value=value, limit=None, reason=said, measured=False)
 
 
 def _no_reference(gate: Gate, value: Estimate, reference: Reference) -> Verdict:

@@ -139,10 +139,18 @@ def _report(
 
     failed = sum(not verdict.passed for verdict in verdicts)
     outcome = _outcome(not failed, dry_run)
-    why = f"{failed} of {len(verdicts)} gates failed" if failed else f"all {len(verdicts)} gates passed"
+    missing = [verdict.gate.metric for verdict in verdicts if verdict.word == "not measured"]
+    why = f"{failed} of {len(verdicts)} gates failed" if failed else _passed(len(verdicts), len(missing))
     before = f"; {alias} is version {champion.version}" if champion and (failed or dry_run) else ""
     title = f"promote: {candidate.label} {outcome} to {alias} under policy {policy.name}: {why}{before}"
-    print_summary(title, [verdict.to_row() for verdict in verdicts], run, _next(candidate, alias, failed, dry_run))
+    shipped = [name for name in missing if name.startswith("deploy/")]
+    notes = [f"not measured, and so not judged: {', '.join(dict.fromkeys(shipped))}"] if shipped else []
+    rows, following = [verdict.to_row() for verdict in verdicts], _next(candidate, alias, failed, dry_run)
+    print_summary(title, rows, run, following, notes=notes)
+
+
+def _passed(gates: int, missing: int) -> str:
+    return f"{gates - missing} gates passed, {missing} not measured" if missing else f"all {gates} gates passed"
 
 
 def _next(candidate: Registered, alias: str, failed: int, dry_run: bool) -> str:

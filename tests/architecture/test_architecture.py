@@ -61,6 +61,7 @@ WITHIN = {
         "progress": set(),
         "backends": set(),
         "statistics": {"scoring_settings"},
+        "devices": set(),
         "efficiency": {"backends", "statistics"},
         "tasks": {"scoring_settings", "progress", "backends", "statistics", "efficiency"},
         "settings": {"scoring_settings", "tasks"},
@@ -92,7 +93,13 @@ WITHIN = {
     },
 }
 # steps that several workflows take, and the checks of doctor, know none of the workflows
-WORKFLOW_PARTS = {"steps": {"settings"}, "checks": set(), "settings": set(), "validate": {"settings", "steps"}}
+WORKFLOW_PARTS = {
+    "steps": {"settings"},
+    "checks": set(),
+    "settings": set(),
+    "shipping": set(),
+    "validate": {"settings", "steps"},
+}
 
 
 def reaches(names: set[str], allowed: set[str], within: str) -> set[str]:

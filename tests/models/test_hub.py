@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import time
 from collections.abc import Iterator
 
 import pytest
 from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
 
 from edgequant import models
 from edgequant.errors import UserError
@@ -97,18 +99,41 @@ def test_one_address_that_leads_nowhere_does_not_hide_another(server, monkeypatc
     assert time.perf_counter() - started < 1
 
 
-def test_a_model_that_cannot_be_had_is_refused_and_one_in_the_cache_is_not(closed, tmp_path, monkeypatch):
+@pytest.fixture
+def cached(tmp_path, monkeypatch):
+    """Puts a folder into the hub's cache under a repository's name, with a hub that cannot be reached."""
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(hub, "is_reachable", lambda: False)
+
+    def put(folder, repository):
+        home = tmp_path / "hub" / f"models--{repository.replace('/', '--')}"
+        shutil.copytree(folder, home / "snapshots" / ("0" * 40))
+        (home / "refs").mkdir()
+        (home / "refs" / "main").write_text("0" * 40)
+        return home / "snapshots" / ("0" * 40)
+
+    return put
+
+
+def test_a_model_that_cannot_be_had_is_refused(closed, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", f"http://{closed}")
     with pytest.raises(UserError, match=r"'phi-1\.5' could not be loaded: tried microsoft/phi-1_5 on http.*FOLDER"):
         models.check_available("phi-1.5")
     assert models.check_available("tiny").kind == "tiny"
-    for repository, file in (("owner/whole", "config.json"), ("owner/adapter", "adapter_config.json")):
-        home = tmp_path / "hub" / f"models--{repository.replace('/', '--')}"
-        (home / "snapshots" / ("0" * 40)).mkdir(parents=True)
-        (home / "snapshots" / ("0" * 40) / file).write_text("{}")
-        (home / "refs").mkdir()
-        (home / "refs" / "main").write_text("0" * 40)
-        assert models.check_available(repository).location == repository
+
+
+def test_what_is_in_the_cache_is_looked_at_before_it_is_loaded(cached, tiny, tmp_path):
+    tiny.model.save_pretrained(tmp_path / "whole")
+    tiny.tokenizer.save_pretrained(tmp_path / "whole")
+    cached(tmp_path / "whole", "owner/whole")
+    assert models.check_available("owner/whole").location == "owner/whole"
+    assert models.context_length("owner/whole") == tiny.model.config.max_position_embeddings
+    weights = load_file(tmp_path / "whole" / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, tmp_path / "whole" / "model.safetensors", metadata={"format": "pt"})
+    cached(tmp_path / "whole", "owner/part")
+    with pytest.raises(UserError, match=r"model\.layers\.1\.mlp\.up_proj\.weight"):
+        models.check_available("owner/part")
 
 
 def test_evaluate_says_so_within_seconds_and_starts_no_run(edgequant, closed, tmp_path):

@@ -162,13 +162,19 @@ def test_a_checkpoint_goes_by_the_model_it_was_made_from_and_loads_as_it_was_mea
     assert models.load(str(saved), dtype="float32", device="cpu").model.dtype == torch.float32
 
 
-def test_registered_models_and_run_artifacts_load_by_uri(saved, tiny, store):
+def test_registered_models_and_run_artifacts_load_by_uri(saved, tiny, store, tmp_path):
     with tracking.workflow_run("qat", {}) as run:
         version = tracking.register_checkpoint(saved, "edgequant-tiny", metrics={}, tags={})
     store.set_registered_model_alias("edgequant-tiny", "champion", version)
     for uri in (f"runs:/{run.id}/checkpoint", f"models:/edgequant-tiny/{version}", "models:/edgequant-tiny@champion"):
         assert torch.equal(logits(models.load(uri, device="cpu").model), logits(tiny.model))
         assert models.load_tokenizer(uri)("é").input_ids == tiny.tokenizer("é").input_ids
+        source = models.check_available(uri)
+        assert (source.kind, source.name) == ("folder", models.resolve(uri).name)
+    kept = next(Path(store.get_run(run.id).info.artifact_uri.removeprefix("file://")).rglob("model.safetensors"))
+    kept.write_bytes(kept.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"model\.safetensors"):
+        models.check_available(f"models:/edgequant-tiny/{version}")
 
 
 def test_an_uri_that_leads_nowhere_is_refused_with_the_store(store):

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -28,6 +29,8 @@ NAMED_SCHEMES = {
     "q8_0": (8, 32, "none", None),
     "q4_0": (4, 32, "none", None),
     "q4_1": (4, 32, "real", None),
+    "q4_k": (4, 32, "real", None),
+    "q6_k": (6, 16, "none", None),
 }
 
 
@@ -43,16 +46,35 @@ def test_every_named_scheme_means_what_the_architecture_says(name, suffix):
 
 
 def test_the_named_schemes_are_all_known():
-    own = {"q8_0+embq8_0", "q4_0+embq4_0", "q4_1+embq4_1"}
+    own = {"q8_0+embq8_0", "q4_0+embq4_0", "q4_1+embq4_1", "q4_k+embq4_k", "q4_k+embq6_k", "q6_k+embq6_k"}
     assert set(SCHEMES) == {*NAMED_SCHEMES, *own, "bnb-int8", "bnb-nf4", "bnb-fp4"}
 
 
-@pytest.mark.parametrize("embedding", ["q8_0", "q4_0", "q4_1"])
-@pytest.mark.parametrize("linears", ["q8_0", "q4_0", "q4_1"])
+GGML = ["q8_0", "q4_0", "q4_1", "q4_k", "q6_k"]
+
+
+@pytest.mark.parametrize("embedding", GGML)
+@pytest.mark.parametrize("linears", GGML)
 def test_embedding_and_head_can_be_in_a_layout_of_llama_cpp_too(linears, embedding):
     scheme = parse_scheme(f"{linears}+emb{embedding}")
     assert (scheme.weight, scheme.embedding) == (parse_scheme(linears).weight, parse_scheme(embedding).weight)
-    assert not scheme.can_mix_bits and scheme.group_sizes == {32}
+    assert scheme.group_sizes == {32}
+    assert scheme.can_mix_bits == (linears.endswith("k") and embedding.endswith("k"))
+
+
+def test_layers_of_a_k_quants_scheme_are_k_quants_or_q8_0_where_their_width_allows():
+    scheme = parse_scheme("q4_k+embq6_k@5bpp")
+    assert scheme.candidate_bits == (4, 6, 8) and scheme.awaits_layer_bits
+    assert parse_scheme("q4_k+emb4@5bpp").candidate_bits == (4, 6, 8)
+    assert parse_scheme("w4-g32@5bpp").candidate_bits == (3, 4, 5, 6, 8)
+    chosen = replace(scheme, layer_bits=(("a", 4), ("b", 6), ("c", 8), ("embedding", 4)))
+    assert Scheme.from_dict(yaml.safe_load(yaml.safe_dump(chosen.to_dict()))) == chosen
+    found = {width: [chosen.spec_of(layer, width).layout for layer in "abcd"] for width in (2048, 576)}
+    assert found == {2048: ["q4_k", "q6_k", "q8_0", "q4_k"], 576: ["q4_1", "q8_0", "q8_0", "q4_1"]}
+    assert chosen.spec_of("embedding", 2048, embedding=True).layout == "q4_k"
+    assert chosen.spec_of("head", 2048, embedding=True).layout == "q6_k"
+    with pytest.raises(UserError, match=r"scheme q4_k\+embq6_k@5bpp: bits of a must be one of \(4, 6, 8\), got 5"):
+        replace(scheme, layer_bits=(("a", 5),))
 
 
 @pytest.mark.parametrize("name", ["w4-g32-sym", "w4a8-g32-sym", "w2-g64-sym", "w8a8-sym", "w1.58-g64"])
@@ -118,6 +140,11 @@ def test_a_scheme_survives_yaml(name):
         "w4-symm",
         "q4_0-sym",
         "q4_0+embq5_0",
+        "q4_K",
+        "Q4_K_M",
+        "q5_k",
+        "q4_k-g32",
+        "w4-g32+embq4_k",
         "q4_0+embq4",
         "w4-g32+embq4_0",
         "q4_0+embq4_0+emb8",
@@ -135,6 +162,9 @@ def test_a_name_outside_the_grammar_is_refused_with_the_known_ones(name):
 def test_a_misspelt_name_is_answered_with_the_nearest():
     with pytest.raises(UserError, match=r"Did you mean w8a8-static\?"):
         parse_scheme("w8a8-statik")
+    for name in ("Q4_K", "q4_k_m", "Q4_K_S"):  # llama.cpp's names of files
+        with pytest.raises(UserError, match=r"Did you mean q4_k\?"):
+            parse_scheme(name)
 
 
 def test_a_group_that_does_not_divide_names_the_layer_its_features_and_sizes_that_do():
@@ -155,6 +185,8 @@ def test_a_group_that_does_not_divide_names_the_layer_its_features_and_sizes_tha
         ("w1.58-g64", 896, 8 / 5 + 16 / 64),  # five codes in a byte
         ("q8_0", 896, 8.5),
         ("q4_1", 896, 5.0),
+        ("q4_k", 2048, 144 * 8 / 256),  # ggml-common.h, block_q4_K
+        ("q6_k", 2048, 210 * 8 / 256),
     ],
 )
 def test_bits_per_weight_count_scales_and_zero_points(name, features, bits):

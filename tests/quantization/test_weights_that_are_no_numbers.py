@@ -55,7 +55,7 @@ def test_an_embeddings_row_that_no_text_reaches_is_looked_at_too(tiny):
 def test_a_weight_whose_scale_float16_cannot_hold_is_refused(tiny, scheme, beyond, within):
     """A scale of w4 is the range over 15, of q8_0 the largest over 127, of q4_0 over 8; q4_1 stores the minimum."""
     parsed = parse_scheme(scheme)
-    if parsed.spec_of(LAYER).scale_dtype == "float16":
+    if parsed.spec_of(LAYER, 128).scale_dtype == "float16":
         with pytest.raises(UserError, match=rf"scales within float16, got .* in {LAYER}"):
             prepare(spoil(copy.deepcopy(tiny), beyond), parsed)
     model = spoil(tiny, within)

@@ -12,6 +12,12 @@ from edgequant.errors import UserError
 from edgequant.evaluation.tasks.registry import owner_of
 from edgequant.evaluation.tasks.task import Evaluation, Task
 
+# Sizes, times and memory of what ships, which no task owns: all but reductions, headrooms and `deploy/fits`.
+_SHIPPED_POSITIVE = tuple(
+    f"deploy/{name}"
+    for name in ("size_gb", "load_ms", "time_to_first_token_ms", "prefill_ms", "decode_ms", "peak_rss_gb", "threads")
+)
+
 
 def checked(task: Task, measured: Evaluation) -> Evaluation:
     """What a task measured, with remarks on what shows little; other metrics than the headline are left out with one.
@@ -83,7 +89,7 @@ def _owner(name: str) -> Task | None:
 def _is_positive(name: str) -> bool:
     owner = _owner(name)
     displayed = owner is not None and owner.kind == "efficiency" and name in owner.display
-    return displayed or name.endswith("perplexity")
+    return displayed or name.endswith("perplexity") or name.startswith(_SHIPPED_POSITIVE)
 
 
 def _refusal(name: str, value: float) -> str:

@@ -10,7 +10,7 @@ from edgequant.export.formats import BLOCK, COMPRESSED_TENSORS, FOLDERS, FORMATS
 from edgequant.quantization.scheme import Scheme, WeightSpec
 
 AUTO = "auto"
-OWN = ("q4_0", "q4_1", "q8_0")  # formats that hold integers of ours, the smallest first
+OWN = ("q4_0", "q4_k", "q4_1", "q6_k", "q8_0")  # formats that hold integers of ours, the smallest first
 FLOATING = "q8_0"  # of a model without integers, and of integers that no format holds
 LEAST_EMBEDDING = "q8_0"  # llama.cpp, too, spends at least so many bits on an embedding that it rounds itself
 
@@ -154,10 +154,10 @@ def _parts(scheme: Scheme) -> list[tuple[str, bool, list[WeightSpec]]]:
     """What a scheme quantises: name, whether it is embedding and head, and the specs that its layers have."""
     bits = {bits for _, bits in scheme.layer_bits}
     if scheme.budget is not None and scheme.awaits_layer_bits:
-        bits |= set(scheme.budget.candidates)
+        bits |= set(scheme.candidate_bits)
     parts = (("linears", False, scheme.weight), ("embedding and head", True, scheme.embedding))
     return [
-        (name, embeds, [spec, *(replace(spec, bits=width) for width in sorted(bits - {spec.bits}))])
+        (name, embeds, [spec, *(spec.with_bits(width) for width in sorted(bits - {spec.bits}))])
         for name, embeds, spec in parts
         if spec is not None
     ]

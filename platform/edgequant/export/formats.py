@@ -9,10 +9,15 @@ from typing import Any
 
 from edgequant.errors import UserError
 from edgequant.quantization.scheme import Scheme
+from edgequant.quantization.weight_spec import IN_PLACE_OF, ggml_spec
 
-# Name -> bits per weight with scales. All are formats of llama.cpp that the gguf package writes bit for bit.
-FORMATS = {"q8_0": 8.5, "q5_1": 6.0, "q5_0": 5.5, "q4_1": 5.0, "q4_0": 4.5, "f16": 16.0, "bf16": 16.0, "f32": 32.0}
-BLOCK = 32  # values that share a scale in every quantised format above
+# Name -> bits per weight with scales. All are formats of llama.cpp; but for the K-quants q6_k and q4_k, whose scales
+# and minima are our own search's, they are written as the gguf package does, bit for bit.
+FORMATS = {
+    **{"q8_0": 8.5, "q6_k": 6.5625, "q5_1": 6.0, "q5_0": 5.5, "q4_1": 5.0, "q4_k": 4.5, "q4_0": 4.5},
+    **{"f16": 16.0, "bf16": 16.0, "f32": 32.0},
+}
+BLOCK = 32  # values that share a scale in every quantised format but the K-quants, which need 256
 COMPRESSED_TENSORS = "compressed-tensors"  # a folder for transformers and vLLM, not a GGUF file
 ONNX = "onnx"  # a folder for onnxruntime-genai
 FOLDERS = (COMPRESSED_TENSORS, ONNX)  # that hold a checkpoint's integers, and nothing else
@@ -34,6 +39,18 @@ class Exported:
     sha256: str
     parameters: int
     notes: list[str] = field(default_factory=list)
+
+
+def fitting_format(name: str, width: int) -> str:
+    """The format of a matrix whose rows have so many values: the one asked for, or what takes its place.
+
+    A K-quant holds multiples of 256, as its scheme does (`weight_spec.IN_PLACE_OF`), every other one multiples of 32;
+    f16 holds the rest.
+    """
+    if FORMATS[name] >= 16:
+        return name
+    fitting = ggml_spec(name).fitting(width).layout if name in IN_PLACE_OF else name
+    return fitting if width % BLOCK == 0 else "f16"
 
 
 def file_name(model: str, format: str) -> str:
@@ -79,7 +96,9 @@ def check_expressible(scheme: Scheme) -> None:
         UserError: names what it lacks and the schemes that it holds.
     """
     specs = [spec for spec in (scheme.weight, scheme.embedding) if spec is not None]
-    if any(spec.zero_point == "real" for spec in specs):
+    if any(spec.is_k_quant for spec in specs):
+        lacking = "scales of scales"
+    elif any(spec.zero_point == "real" for spec in specs):
         lacking = "a real minimum for each group, only integer zero points"
     elif any(spec.granularity == "tensor" for spec in specs):
         lacking = "packed zero points of whole tensors"
@@ -89,5 +108,6 @@ def check_expressible(scheme: Scheme) -> None:
         return
     raise UserError(
         f"scheme {scheme.name} cannot be written as compressed-tensors, which has no place for {lacking}; use w8, "
-        "w4-g32, w4-g64, w4-g128, w8a8, w8a8-static, w4a8-g32, q8_0 or q4_0, or write q4_1 with --format q4_1"
+        "w4-g32, w4-g64, w4-g128, w8a8, w8a8-static, w4a8-g32, q8_0 or q4_0, or write llama.cpp's own formats with "
+        "--format auto"
     )

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from edgequant import models
 from edgequant.errors import UserError
 from edgequant.export.choice import Target, choose_target
 from edgequant.export.formats import COMPRESSED_TENSORS, file_name
 from edgequant.models.loading import LoadedModel
 from edgequant.models.manifest import list_file
-from edgequant.quantization.scheme import Scheme
+from edgequant.quantization.scheme import Scheme, told_replacements
 
 GB = 1e9
 NOTHING = "none"
@@ -27,12 +27,15 @@ class Shipped:
         `none`.
     notes: what is not as one might expect.
     sha256: of the file that was written; empty where none was.
+    path: the GGUF file, beside the checkpoint's weights or in the folder that was given for it; None where none was
+        written.
     """
 
     format: str
     metrics: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     sha256: str = ""
+    path: Path | None = None
 
     @property
     def tags(self) -> dict[str, str]:
@@ -40,7 +43,7 @@ class Shipped:
         return {"edgequant.deploy_format": self.format, "edgequant.gguf_sha256": self.sha256}
 
 
-def ship(loaded: LoadedModel, checkpoint: Path, export: str | None = None) -> Shipped:
+def ship(loaded: LoadedModel, checkpoint: Path, export: str | None = None, *, scratch: Path | None = None) -> Shipped:
     """Say how large the form that ships is; with `export` gguf, put that file into the checkpoint's folder.
 
     A GGUF file's size is computed; a compressed-tensors folder is written for it, and removed again.
@@ -48,10 +51,28 @@ def ship(loaded: LoadedModel, checkpoint: Path, export: str | None = None) -> Sh
     Args:
         loaded: the checkpoint as it was loaded.
         checkpoint: its folder, whose manifest then lists the file.
+        scratch: an empty folder that receives a GGUF file where `export` asks for none, to be looked at.
 
     Raises:
         UserError: `export` asks for a file, and the model can be none.
     """
+    form = _shipped(loaded, checkpoint, export, scratch)
+    replaced = _replacements(loaded)
+    return replace(form, notes=(replaced, *form.notes)) if replaced else form
+
+
+def _replacements(loaded: LoadedModel) -> str:
+    from edgequant.quantization.layers.integer import integer_layers
+
+    scheme = scheme_of(loaded)
+    layers = {name: layer for name, layer in integer_layers(loaded.model).items() if not layer.is_tied}
+    ends = (loaded.model.get_input_embeddings(), loaded.model.get_output_embeddings())
+    embeddings = [name for name, layer in layers.items() if any(layer is end for end in ends)]
+    widths = {name: layer.packed.features for name, layer in layers.items()}
+    return "" if scheme is None else told_replacements(scheme, widths, embeddings)
+
+
+def _shipped(loaded: LoadedModel, checkpoint: Path, export: str | None, scratch: Path | None) -> Shipped:
     scheme = scheme_of(loaded)
     try:
         target = choose_target(scheme, refused=gguf_refusal(loaded.model.config, loaded.tokenizer))
@@ -65,11 +86,16 @@ def ship(loaded: LoadedModel, checkpoint: Path, export: str | None = None) -> Sh
         return Shipped(NOTHING, notes=(why,))
     if target.format == COMPRESSED_TENSORS:
         return Shipped(target.format, _metrics(*_folder_size(loaded, checkpoint)))
-    if export is None:
+    if export is None and scratch is None:
         from edgequant.export.gguf.write import gguf_size
 
         return Shipped(target.format, _metrics(*gguf_size(loaded, target)))
-    return _written(loaded, checkpoint, target)
+    if export is None:
+        return _written(loaded, scratch or checkpoint, target)
+    shipped = _written(loaded, checkpoint, target)
+    assert shipped.path is not None
+    list_file(checkpoint, shipped.path.name, shipped.sha256)
+    return replace(shipped, notes=(f"file  {shipped.path}", *shipped.notes))
 
 
 def check_can_ship(config: Any, tokenizer: Any, export: str | None) -> None:
@@ -116,28 +142,27 @@ def gguf_refusal(config: Any, tokenizer: Any) -> UserError | None:
     return None
 
 
-def _written(loaded: LoadedModel, checkpoint: Path, target: Target) -> Shipped:
+def _written(loaded: LoadedModel, folder: Path, target: Target) -> Shipped:
     from edgequant.export.gguf.write import write_gguf
 
-    written = write_gguf(loaded, checkpoint / file_name(loaded.source.name, target.format), target)
-    list_file(checkpoint, written.path.name, written.sha256)
-    notes = (f"file  {written.path}", *written.notes)
-    return Shipped(target.format, _metrics(written.size_bytes, written.parameters), notes, written.sha256)
+    written = write_gguf(loaded, folder / file_name(loaded.source.name, target.format), target)
+    metrics = _metrics(written.size_bytes, written.parameters)
+    return Shipped(target.format, metrics, tuple(written.notes), written.sha256, written.path)
 
 
 def _folder_size(loaded: LoadedModel, checkpoint: Path) -> tuple[int, int]:
     from edgequant.export.compressed_tensors.write import write_compressed_tensors
 
-    with tempfile.TemporaryDirectory(dir=checkpoint.parent, prefix=".shipped-") as folder:
+    with tempfile.TemporaryDirectory(dir=place_beside(checkpoint), prefix=".shipped-") as folder:
         written = write_compressed_tensors(loaded, Path(folder, "folder"))
         size = sum(file.stat().st_size for file in written.path.rglob("*") if file.is_file())
     return size, written.parameters
 
 
+def place_beside(checkpoint: Path) -> Path | None:
+    """Where a file of a checkpoint's size may stand for a moment; None: the system's own place, of one read-only."""
+    return checkpoint.parent if os.access(checkpoint.parent, os.W_OK) else None
+
+
 def _metrics(size: int, parameters: int) -> dict[str, float]:
     return {"deploy/size_gb": size / GB, "deploy/reduction_vs_fp16": 100 * (1 - size / (2 * parameters))}
-
-
-def ship_folder(checkpoint: Path, export: str | None = None) -> Shipped:
-    """`ship` of a checkpoint that is not loaded."""
-    return ship(models.load(str(checkpoint), dtype="auto", device="cpu"), checkpoint, export)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edgequant.models.configs import folder_config, is_checkpoint
 from edgequant.models.devices import DTYPES, cast, check_device, check_dtype, computes_bfloat16, pick_device, pick_dtype
-from edgequant.models.loading import LoadedModel, check_available, fetched, load, load_tokenizer, weights_digest
+from edgequant.models.loading import LoadedModel, check_available, load, load_tokenizer, weights_digest
 from edgequant.models.sources import (
     HUB_MODELS,
     SHORT_NAMES,
@@ -32,7 +32,6 @@ __all__ = [
     "check_floating",
     "computes_bfloat16",
     "context_length",
-    "fetched",
     "folder_config",
     "is_checkpoint",
     "layer_inputs",

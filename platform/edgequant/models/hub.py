@@ -7,11 +7,13 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from edgequant.errors import UserError, first_line
+from edgequant.models.configs import CONFIG, read_object
 
 CONNECT_TIMEOUT_S = 4.0
 PORTS = {"https": 443, "http": 80, "socks5": 1080, "socks5h": 1080}
@@ -41,6 +43,30 @@ def fetched(name: str, repository: str, attempt: Callable[[], Any]) -> Any:
             return attempt()
     except OSError as error:
         raise _unavailable(name, repository, f"{type(error).__name__}: {first_line(error)}") from error
+
+
+def stated_config(name: str, repository: str) -> dict[str, Any]:
+    """A repository's config.json, empty where it has none, as one of an adapter.
+
+    Raises:
+        UserError: it cannot be fetched, or is no JSON object.
+    """
+    from transformers.utils import cached_file
+
+    fetched(name, repository, lambda: cached_file(repository, CONFIG, _raise_exceptions_for_missing_entries=False))
+    return cached_config(repository)
+
+
+def cached_config(repository: str) -> dict[str, Any]:
+    """A repository's config.json where the local cache has it, else empty.
+
+    Raises:
+        UserError: it is no JSON object.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repository, CONFIG)
+    return read_object(Path(found)) if isinstance(found, str) else {}
 
 
 def _unavailable(name: str, repository: str, why: str) -> UserError:

@@ -111,8 +111,12 @@ def _load_tokenizer_of(resolved: ModelSource) -> PreTrainedTokenizerBase:
 def check_available(source: str | ModelSource) -> ModelSource:
     """`resolve`, and a look whether the model can be had and loaded, so that nobody waits for an error.
 
-    A model of the hub must be within reach. A folder's files are verified and its weights compared with its config.json
-    by names and shapes, adapters and their base alike, without reading the weights; so is what a GGUF file says.
+    What lies on the hub, in the registry or in a run is fetched. Files are verified and the weights compared with
+    config.json by names and shapes, adapters and their base alike, without reading the weights; so is what a GGUF file
+    says.
+
+    Returns:
+        Where the model comes from; of the registry or a run: the folder that it was fetched to, under its name.
 
     Raises:
         UserError: as `resolve` and `load`, or neither in the hub's local cache nor within reach.
@@ -122,6 +126,8 @@ def check_available(source: str | ModelSource) -> ModelSource:
     resolved = resolve(source)
     if resolved.kind == ONNX:
         raise not_for_torch(resolved.location)
+    if resolved.kind == "mlflow":
+        return replace(check_available(str(_fetched_folder(resolved))), name=resolved.name)
     if resolved.kind == "hub":
         hub.check_available(resolved.name, resolved.location)
     if resolved.kind == "gguf":
@@ -136,14 +142,15 @@ def check_available(source: str | ModelSource) -> ModelSource:
 
 
 def _can_be_rehearsed(resolved: ModelSource) -> bool:
-    """Whether it can be loaded without its weights: nothing to fetch or make, no quantiser that asks for values."""
+    """Whether it can be loaded without its weights: nothing to make, and no quantiser that asks for values."""
     folder = Path(resolved.location)
-    if resolved.kind != "folder":
+    if resolved.kind not in ("folder", "hub"):
         return False
-    if is_adapter(folder):
+    if resolved.kind == "folder" and is_adapter(folder):
         base = adapter_base(folder)
         return base.kind == "tiny" or _can_be_rehearsed(base)
-    method = stated_quantization(folder_config(folder))
+    config = folder_config(folder) if resolved.kind == "folder" else hub.stated_config(resolved.name, resolved.location)
+    method = stated_quantization(config)
     return method in (None, OUR_METHOD) or not _has_quantizer(method)
 
 
@@ -177,17 +184,6 @@ def _load_pair(resolved: ModelSource, options: dict[str, Any], *, as_checkpoint_
             return _load_pair(fetched, options, as_checkpoint_says=as_checkpoint_says)
         case _:
             return hub.fetched(resolved.name, resolved.location, lambda: _load_hub(resolved.location, options))
-
-
-def fetched(source: ModelSource) -> ModelSource:
-    """A model of the registry or of a run, as the folder that it was fetched to, under its name; others as they are.
-
-    Raises:
-        UserError: nothing is there, or nothing that can be loaded.
-    """
-    if source.kind != "mlflow":
-        return source
-    return replace(check_available(str(_fetched_folder(source))), name=source.name)
 
 
 def _fetched_folder(resolved: ModelSource) -> Path:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgequant.errors import UserError
+from edgequant.models import hub
 from edgequant.models.configs import (
     ADAPTER_CONFIG,
     CONFIG,
@@ -190,4 +191,4 @@ def _config_of(resolved: ModelSource) -> dict[str, Any]:
     if resolved.kind == "folder":
         folder = Path(resolved.location)
         return _config_of(adapter_base(folder)) if is_adapter(folder) else folder_config(folder)
-    return {}
+    return hub.cached_config(resolved.location) if resolved.kind == "hub" else {}

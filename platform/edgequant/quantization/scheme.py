@@ -3,85 +3,29 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from typing import Any, Literal
 
 from edgequant.errors import UserError
 from edgequant.quantization.size_budget import SizeBudget, budget_of_suffix
-
-Granularity = Literal["tensor", "channel", "group"]
-ZeroPoint = Literal["none", "integer", "real"]
+from edgequant.quantization.weight_spec import K_QUANT_OF_BITS, WeightSpec, ZeroPoint, ggml_spec
 
 # edgequant's named schemes; any other combination that the grammar below admits works as well.
 SCHEMES = (
     *("w8a8-static", "w8a8", "w8", "w4-g32", "w4-g64", "w4-g128", "w3-g64", "w2-g64", "w4a8-g32"),
     *("w8a8-sym", "w4-g32-sym", "w4a8-g32-sym", "w2-g64-sym", "w1.58-g64"),
-    *("q8_0", "q4_0", "q4_1", "q8_0+embq8_0", "q4_0+embq4_0", "q4_1+embq4_1", "bnb-int8", "bnb-nf4", "bnb-fp4"),
+    *("q8_0", "q4_0", "q4_1", "q8_0+embq8_0", "q4_0+embq4_0", "q4_1+embq4_1"),
+    *("q4_k", "q6_k", "q4_k+embq4_k", "q4_k+embq6_k", "q6_k+embq6_k", "bnb-int8", "bnb-nf4", "bnb-fp4"),
 )
 _INPUTS, _GROUP, _EMBEDDING = r"(?P<a8>a8(?P<static>-static)?)?", r"(-g(?P<group>\d+))?", r"(\+emb(?P<emb>[2-8]))?"
 GRAMMAR = re.compile(rf"w(?P<bits>[2-8]){_INPUTS}{_GROUP}(?P<sym>-sym)?{_EMBEDDING}")
 TERNARY = re.compile(rf"w1\.58{_INPUTS}{_GROUP}{_EMBEDDING}")
-GGML = re.compile(r"(?P<ggml>q8_0|q4_0|q4_1)(\+emb((?P<emb>[2-8])|(?P<own>q8_0|q4_0|q4_1)))?")
+_GGML = "q8_0|q4_0|q4_1|q4_k|q6_k"
+GGML = re.compile(rf"(?P<ggml>{_GGML})(\+emb((?P<emb>[2-8])|(?P<own>{_GGML})))?")
 DEFAULT_EMBEDDING_GROUP = 32
-
-
-@dataclass(frozen=True, kw_only=True)
-class WeightSpec:
-    """How one weight matrix [out, in] becomes integers.
-
-    Attributes:
-        bits: width of an integer, 2 to 8.
-        zero_point: `none` (symmetric: real 0 is integer 0, but see `has_half_levels`), `integer` (affine with an
-            integer zero point, Jacob et al. 2017, equation 1) or `real` (affine with a real minimum, as llama.cpp's
-            q4_1).
-        granularity: one scale for the tensor, for an output channel, or for `group_size` inputs of an output channel.
-        group_size: inputs that share a scale; with granularity `group` only.
-        scale_dtype: how a scale is stored; its size counts.
-        layout: `affine`, or the llama.cpp format whose rounding is followed bit for bit.
-        levels: 3 for ternary weights -S, 0, S, which lie five to a byte; None: all integers of `bits`.
-    """
-
-    bits: int
-    zero_point: ZeroPoint = "integer"
-    granularity: Granularity = "channel"
-    group_size: int | None = None
-    scale_dtype: Literal["float32", "float16"] = "float32"
-    layout: Literal["affine", "q8_0", "q4_0", "q4_1"] = "affine"
-    levels: Literal[3] | None = None
-
-    @property
-    def integer_range(self) -> tuple[int, int]:
-        """Lowest and highest integer, e.g. (-8, 7); symmetric 8-bit and ternary specs leave the lowest unused.
-
-        That is what runtimes hold: -127 to 127 in TensorFlow Lite, XNNPACK and q8_0; -8 to 7 in torchao's and
-        ExecuTorch's 8da4w, GPTQ's symmetric files, compressed-tensors and q4_0.
-        """
-        low, high = -(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1
-        narrow = self.zero_point == "none" and (self.bits == 8 or self.levels == 3)
-        return (low + 1, high) if narrow else (low, high)
-
-    @property
-    def has_half_levels(self) -> bool:
-        """Whether integer q stands for S (q + 1/2): symmetric specs of 2 bits, -3/2 S, -1/2 S, 1/2 S, 3/2 S.
-
-        The levels of ParetoQ's stretched elastic quantisation (Liu et al. 2025, arXiv 2502.02631, section 4.2): of
-        -2 S, -S, 0, S one would lie far out on one side only.
-        """
-        return self.zero_point == "none" and self.bits == 2 and self.levels is None
-
-    @property
-    def has_few_levels(self) -> bool:
-        """Whether three or four symmetric levels stand for a group, too few to reach its extremes."""
-        return self.zero_point == "none" and self.bits == 2
-
-    def bits_per_weight(self, in_features: int) -> float:
-        """Stored bits per weight for rows of `in_features`, scales and zero points included."""
-        per_scale = {"group": self.group_size or in_features, "channel": in_features}.get(self.granularity, 1 << 30)
-        scale = 16 if self.scale_dtype == "float16" else 32
-        offset = {"none": 0, "integer": self.bits, "real": scale}[self.zero_point]
-        return (8 / 5 if self.levels == 3 else self.bits) + (scale + offset) / per_scale
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,28 +56,45 @@ class Scheme:
     def __post_init__(self) -> None:
         if (self.budget or self.layer_bits) and not self.can_mix_bits:
             raise UserError(
-                f"scheme {self.name} has fixed bits, so no size budget applies; use one such as w4a8-g32+emb4"
+                f"scheme {self.name} has fixed bits, so no size budget applies; use one such as w4a8-g32+emb4 or "
+                "q4_k+embq6_k"
             )
         object.__setattr__(self, "layer_bits", tuple(sorted(self.layer_bits)))  # one order: YAML keeps none
         for layer, bits in self.layer_bits:
-            if bits not in range(2, 9):
-                raise UserError(f"scheme {self.name}: bits of {layer} must be from 2 to 8, got {bits}")
+            if bits not in self.possible_bits:
+                expected = "from 2 to 8" if len(self.possible_bits) == 7 else f"one of {self.possible_bits}"
+                raise UserError(f"scheme {self.name}: bits of {layer} must be {expected}, got {bits}")
 
     @property
     def can_mix_bits(self) -> bool:
-        """Whether layers may have different bits: not in ternary, llama.cpp's and bitsandbytes' formats."""
-        return self.weight is not None and self.weight.layout == "affine" and self.weight.levels is None
+        """Whether layers may have different bits: not in ternary, llama.cpp's older and bitsandbytes' formats."""
+        specs = [spec for spec in (self.weight, self.embedding) if spec is not None]
+        return bool(specs) and all(spec.can_change_bits for spec in specs)
+
+    @property
+    def possible_bits(self) -> tuple[int, ...]:
+        """Bits that a layer may have where they are not fixed, ascending."""
+        is_k_quant = any(spec is not None and spec.is_k_quant for spec in (self.weight, self.embedding))
+        return tuple(K_QUANT_OF_BITS) if is_k_quant else tuple(range(2, 9))
+
+    @property
+    def candidate_bits(self) -> tuple[int, ...]:
+        """Those that the size budget chooses among."""
+        return (
+            () if self.budget is None else tuple(bits for bits in self.budget.candidates if bits in self.possible_bits)
+        )
 
     @property
     def awaits_layer_bits(self) -> bool:
         """Whether there is a size budget for which the bits of each layer are still to be chosen."""
         return self.budget is not None and not self.layer_bits
 
-    def spec_of(self, layer: str, *, embedding: bool = False) -> WeightSpec:
+    def spec_of(self, layer: str, in_features: int, *, embedding: bool = False) -> WeightSpec:
         """How the weight of a layer becomes integers.
 
         Args:
             layer: its name in the model.
+            in_features: of its weight, which a K-quant may not fit.
             embedding: it is the embedding or the output head, which `+emb` quantises.
 
         Raises:
@@ -146,8 +107,7 @@ class Scheme:
             )
         spec = self.embedding if embedding else self.weight
         assert spec is not None
-        bits = dict(self.layer_bits).get(layer, spec.bits)
-        return spec if bits == spec.bits else replace(spec, bits=bits)
+        return spec.with_bits(dict(self.layer_bits).get(layer, spec.bits)).fitting(in_features)
 
     def with_budget(self, budget: SizeBudget) -> Scheme:
         """The same scheme under a size budget, its name telling it, the bits of its layers yet to be chosen.
@@ -182,7 +142,7 @@ class Scheme:
     def group_sizes(self) -> set[int]:
         """Every group size that has to divide the input features."""
         specs = [spec for spec in (self.weight, self.embedding) if spec is not None]
-        return {spec.group_size for spec in specs if spec.group_size is not None}
+        return {spec.divisor for spec in specs if spec.divisor is not None}
 
 
 def parse_scheme(name: str) -> Scheme:
@@ -191,10 +151,10 @@ def parse_scheme(name: str) -> Scheme:
     `w<bits>` weights, `a8` 8-bit inputs per token (`a8-static`: with fixed ranges), `-g<N>` groups of N inputs
     (without: one scale per output channel), `-sym` symmetric weights without zero points, `+emb<bits>` embedding and
     output head too, symmetric where the weights are by `-sym`. `w1.58` are ternary weights, affine in the embedding.
-    `q8_0`, `q4_0`, `q4_1` are llama.cpp's formats, `+embq8_0`, `+embq4_0`, `+embq4_1` behind one of them put embedding
-    and head into one too, e.g. `q4_0+embq4_0`, whose integers a GGUF file holds throughout; `bnb-int8`, `bnb-nf4`,
-    `bnb-fp4` belong to bitsandbytes. Behind a name whose bits are not fixed, `@4.5bpp` or `@80MB` is a size budget
-    (bits per parameter, megabytes): bits are then chosen layer by layer.
+    `q8_0`, `q4_0`, `q4_1` and the K-quants `q4_k`, `q6_k` are llama.cpp's formats, `+embq8_0`, `+embq4_0`... behind one
+    of them put embedding and head into one too, e.g. `q4_0+embq4_0`, whose integers a GGUF file holds throughout;
+    `bnb-int8`, `bnb-nf4`, `bnb-fp4` belong to bitsandbytes. Behind a name whose bits are not fixed, `@4.5bpp` or
+    `@80MB` is a size budget (bits per parameter, megabytes): bits are then chosen layer by layer.
 
     Raises:
         UserError: the name does not follow the grammar (names the nearest known scheme), or the budget cannot be meant.
@@ -207,18 +167,18 @@ def parse_scheme(name: str) -> Scheme:
     if name in ("bnb-int8", "bnb-nf4", "bnb-fp4"):
         return Scheme(name=name, backend="bitsandbytes")
     if match := GGML.fullmatch(name):
-        embedding = _ggml_spec(match["own"]) if match["own"] else _embedding_spec(match["emb"], 32)
-        return Scheme(name=name, weight=_ggml_spec(match["ggml"]), embedding=embedding)
+        embedding = ggml_spec(match["own"]) if match["own"] else _embedding_spec(match["emb"], 32)
+        return Scheme(name=name, weight=ggml_spec(match["ggml"]), embedding=embedding)
     match = GRAMMAR.fullmatch(name) or TERNARY.fullmatch(name)
     if match and match["group"] != "0":
         return _in_general(name, match.groupdict())
-    near = get_close_matches(name, SCHEMES, n=1, cutoff=0.5)
+    near = get_close_matches(name.lower(), SCHEMES, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]}?" if near else ""
     raise UserError(
         f"scheme {name!r} is unknown.{hint} Known: {', '.join(SCHEMES)}; in general "
         "w<2-8>[a8[-static]][-g<group size>][-sym][+emb<2-8>][@<n>bpp or @<n>MB], ternary "
-        "w1.58[a8[-static]][-g<group size>][+emb<2-8>], and +emb4, +emb8, +embq8_0, +embq4_0 or "
-        "+embq4_1 behind q8_0, q4_0, q4_1"
+        "w1.58[a8[-static]][-g<group size>][+emb<2-8>], and +emb4, +emb8, +embq8_0, +embq4_0, +embq4_1, +embq4_k or "
+        "+embq6_k behind q8_0, q4_0, q4_1, q4_k, q6_k"
     )
 
 
@@ -247,12 +207,26 @@ def _embedding_spec(bits: str | None, group: int | None, zero_point: ZeroPoint =
     return _weight_spec(int(bits), None if int(bits) == 8 else group or DEFAULT_EMBEDDING_GROUP, zero_point)
 
 
-def _ggml_spec(layout: Any) -> WeightSpec:
-    zero_point: ZeroPoint = "real" if layout == "q4_1" else "none"
-    bits = 8 if layout == "q8_0" else 4
-    return WeightSpec(
-        bits=bits, zero_point=zero_point, granularity="group", group_size=32, scale_dtype="float16", layout=layout
-    )
+def told_replacements(scheme: Scheme, input_features: Mapping[str, int], embeddings: Collection[str]) -> str:
+    """Which matrices become something else than the scheme's K-quant, whose width they do not have; "" where none do.
+
+    Args:
+        input_features: of each matrix that the scheme quantises, by its layer's name.
+        embeddings: the embedding and the output head among them.
+    """
+    found: Counter[tuple[str, str]] = Counter()
+    widths = set()
+    for layer, features in input_features.items():
+        base, bits = scheme.embedding if layer in embeddings else scheme.weight, dict(scheme.layer_bits).get(layer)
+        wanted = None if base is None else base.with_bits(bits or base.bits)
+        if wanted is not None and wanted != (taken := wanted.fitting(features)):
+            found[wanted.layout, taken.layout] += 1
+            widths.add(str(features))
+    if not found:
+        return ""
+    total, rows = len(input_features), ", ".join(sorted(widths, key=int))
+    counts = ", ".join(f"{count} of {total} become {taken} for {wanted}" for (wanted, taken), count in found.items())
+    return f"K-quants need rows that 256 divides; of matrices with rows of {rows}, {counts}"
 
 
 def check_group_sizes(scheme: Scheme, input_features: Mapping[str, int]) -> None:

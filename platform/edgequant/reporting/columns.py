@@ -46,6 +46,25 @@ _DEPLOY = {
     "deploy/format": Metric("shipped as", prominence="summary"),
     "deploy/size_gb": Metric("shipped size", "GB", "lower", prominence="summary"),
     "deploy/reduction_vs_fp16": Metric("shipped reduction vs fp16", "%", "higher", prominence="summary"),
+    "deploy/fits": Metric("fits the device (1: yes)", "", "higher", prominence="summary"),
+    "deploy/decode_ms_per_token": Metric("shipped decode ms/token", "", "lower", prominence="summary"),
+    "deploy/time_to_first_token_ms": Metric("shipped first token", "ms", "lower", prominence="table"),
+    "deploy/prefill_ms_per_token": Metric("shipped prefill ms/token", "", "lower", prominence="table"),
+    "deploy/load_ms": Metric("shipped load", "ms", "lower", prominence="table"),
+    "deploy/peak_rss_gb": Metric("shipped peak RSS", "GB", "lower", prominence="table"),
+    "deploy/tokens_per_second": Metric("shipped tokens/s", "", "higher", prominence="table"),
+    "deploy/headroom_gb": Metric("memory left on the device", "GB", "higher", prominence="table"),
+    "deploy/disk_headroom_gb": Metric("disk left on the device", "GB", "higher", prominence="detail"),
+    "deploy/threads": Metric("shipped threads", prominence="table"),
+    **{
+        f"deploy/{name}_p90": Metric(f"shipped {shown} p90", unit, "lower", prominence="detail")
+        for name, shown, unit in (
+            ("decode_ms_per_token", "decode ms/token", ""),
+            ("time_to_first_token_ms", "first token", "ms"),
+            ("prefill_ms_per_token", "prefill ms/token", ""),
+            ("load_ms", "load", "ms"),
+        )
+    },
 }
 _CONVERSION_AND_TRAINING = {
     "qat/recovered_fraction": Metric("PTQ loss recovered", "%", "higher", scale=100.0, prominence="summary"),

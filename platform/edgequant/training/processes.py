@@ -44,11 +44,12 @@ def from_main_process(compute: Callable[[], Value]) -> Value:
     return values[0]  # type: ignore[return-value]
 
 
-@atexit.register
-def leave_the_others() -> None:
-    """End the process group before the interpreter does: gloo threads that are still alive then would abort it."""
+def _leave_the_others() -> None:
     if distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
+
+
+atexit.register(_leave_the_others)  # threads of gloo that outlive the interpreter abort the process
 
 
 def pass_of_each_process(settings: TrainingSettings, processes: int) -> tuple[int, int]:

@@ -21,6 +21,7 @@ from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.models.devices import check_device
 from edgequant.models.onnx.folder import is_onnx_folder
 from edgequant.workflows.settings import RunSettings, WorkflowResult, configuration
+from edgequant.workflows.shipping import NOTHING_SHIPS, deploy_source, plan_timing, source_that_ships
 from edgequant.workflows.validate import check_threads, check_window, chosen_runtime, onnx_source
 from edgequant.yaml_files import check_regular
 
@@ -37,6 +38,7 @@ def evaluate(
     limit: int | None = None,
     runtime: Literal["torch", "llama.cpp", "onnx", "auto"] = "torch",
     threads: int | None = None,
+    device_profile: str | None = None,
     cache: bool = True,
     run: RunSettings = RunSettings(),
 ) -> WorkflowResult:
@@ -51,6 +53,9 @@ def evaluate(
         runtime: torch; llama.cpp or onnx to run a .gguf file or an ONNX folder in its own arithmetic; auto takes what
             the model is for.
         threads: CPU threads of runtimes llama.cpp and onnx; none takes the physical cores. Torch reads OMP_NUM_THREADS.
+        device_profile: device that a .gguf file, an ONNX folder, or what ships of a checkpoint, is to fit:
+            raspberry-pi-5, phone-4gb, edge-2c-1g or a YAML file with threads, memory_gb and disk_gb; null: a file or
+            folder is timed without limits.
         cache: keep every score, so that an interrupted evaluation goes on where it stopped.
         run: data, device, resuming and experiment; a seed other than 0 wins over evaluation.seed.
     """
@@ -59,25 +64,32 @@ def evaluate(
     check_device(run.device)
     chosen = chosen_runtime(model, runtime)
     check_threads(threads, chosen)
+    timing = plan_timing(device_profile, threads, evaluation=settings)
     if chosen == "llama.cpp":
         wait_without_spinning()
-    source = check_source(model, chosen, squad_predictions)
+    source = check_source(model, chosen, squad_predictions, device_profile)
     if source is not None:
         check_window(source, settings)
+        source = source_that_ships(source, device_profile)
 
     from edgequant import tracking
     from edgequant.workflows.steps.summary import print_summary
 
     notes = check_evaluated(settings, run, squad_predictions)
     with tracking.workflow_run("evaluate", config, experiment=run.experiment, resume=run.resume) as tracked:
-        if squad_predictions is not None:
+        ships = NOTHING_SHIPS
+        if squad_predictions is not None or source is None:
             title, following = f"evaluate: {squad_predictions}", None
-            row = score_predictions(squad_predictions, settings, run.data_dir)
+            row = score_predictions(str(squad_predictions), settings, run.data_dir)
         else:
-            row = measure_model(source or model, settings, run, runtime=chosen, threads=threads)
+            asked = threads if device_profile is None or chosen == "torch" else timing.threads_used
+            row = measure_model(source, settings, run, runtime=chosen, threads=asked)
+            ships = deploy_source(source, row, timing)
+            row |= ships.cells
             title, following = f"evaluate: {row['model']}", next_command(str(model), row["scheme"])
         tracking.log_metrics(metrics_of(row))
-        print_summary(title, [row], tracked, following, notes=notes)
+        tracking.set_tags(ships.tags)
+        print_summary(title, [row], tracked, following, lead=ships.lead, notes=[*notes, *ships.notes])
     return WorkflowResult(tracked.id, metrics_of(row), None, [row])
 
 
@@ -116,7 +128,9 @@ def resolved_settings(
     return replace(evaluation, **changes)
 
 
-def check_source(model: str, runtime: str, squad_predictions: str | None = None) -> ModelSource | None:
+def check_source(
+    model: str, runtime: str, squad_predictions: str | None = None, device_profile: str | None = None
+) -> ModelSource | None:
     """Refuse a model or file that is not there, before anything heavy is imported.
 
     Returns:
@@ -128,6 +142,8 @@ def check_source(model: str, runtime: str, squad_predictions: str | None = None)
     from edgequant import models
 
     if squad_predictions is not None:
+        if device_profile is not None:
+            raise UserError(f"device_profile must be left out with squad_predictions, got {device_profile!r}")
         named = f"squad_predictions must be a JSON file of question id to answer; {squad_predictions!r}"
         check_regular(Path(squad_predictions).expanduser(), named)
         return None
@@ -234,7 +250,7 @@ def _checkpoint_of(source: Any, model: Any) -> Path | None:
     if source.kind == "gguf":
         return Path(source.location)
     folder = Path(str(getattr(model, "name_or_path", "")))
-    is_own_folder = source.kind in ("folder", "mlflow") and (folder / "config.json").is_file()
+    is_own_folder = source.kind == "folder" and (folder / "config.json").is_file()
     return folder if is_own_folder and not hasattr(model, "peft_config") else None
 
 
@@ -257,7 +273,7 @@ def log_draws(data: EvaluationData, settings: EvaluationSettings) -> None:
 
 def metrics_of(row: dict[str, Any]) -> dict[str, float]:
     """A row's numbers without its names."""
-    return {key: value for key, value in row.items() if "/" in key}
+    return {key: value for key, value in row.items() if "/" in key and not isinstance(value, str)}
 
 
 def score_predictions(path: str, settings: EvaluationSettings, data_dir: str | None) -> dict[str, Any]:

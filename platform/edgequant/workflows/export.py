@@ -33,8 +33,8 @@ from edgequant.models.devices import check_device
 from edgequant.models.onnx.folder import is_onnx_folder
 from edgequant.models.onnx.library import check_installed
 from edgequant.outputs import check_output, check_own_folder
-from edgequant.quantization.scheme import Scheme
 from edgequant.workflows.settings import WorkflowResult
+from edgequant.workflows.shipping import deploy_file, plan_timing, stated_scheme
 from edgequant.workflows.steps.register import default_model
 from edgequant.workflows.validate import places_read
 
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from edgequant.export.formats import Exported
     from edgequant.models.loading import LoadedModel
     from edgequant.models.sources import ModelSource
+    from edgequant.workflows.shipping import Deployed, TimingPlan
 
 GB = 1e9
 GGUF = "gguf"  # kind of the folder that exported files share
@@ -54,6 +55,8 @@ def export(
     embedding_format: str | None = None,
     output: str | None = None,
     check: bool = True,
+    device_profile: str | None = None,
+    threads: int | None = None,
     upload_limit_mb: float = 500.0,
     device: str = "cpu",
     experiment: str = "edgequant",
@@ -70,7 +73,11 @@ def export(
             own integers there, else as `format`, but at least q8_0).
         output: folder that receives the file, beside those of earlier exports, or that such a folder
             becomes; new, empty or of earlier exports (default: outputs/export/<run id>).
-        check: read back what was written and compare its predictions with the model's on held-out text.
+        check: read back what was written, compare its predictions with the model's on held-out text, and time a GGUF
+            file in llama.cpp.
+        device_profile: device that the file is to fit: raspberry-pi-5, phone-4gb, edge-2c-1g or a YAML file with
+            threads, memory_gb and disk_gb; null: time it without limits.
+        threads: CPU threads with which the file is timed; null takes the physical cores, or the profile's.
         upload_limit_mb: log the file or folder as an artifact up to this size in MB (10^6 bytes); 0 never.
         device: where the model is loaded: auto, cpu, cuda or cuda:N.
         experiment: MLflow experiment, unless `mlflow run` names one.
@@ -78,13 +85,14 @@ def export(
     config = dict(locals())
     check_configuration(format, embedding_format, upload_limit_mb)
     check_device(device)
+    timing = plan_timing(device_profile, threads, wanted=check)
 
     from edgequant import models, tracking
     from edgequant.export.shipped import others_integers, scheme_of
     from edgequant.workflows.steps.summary import print_summary
 
     source = model or default_model()
-    resolved = models.fetched(models.check_available(source))
+    resolved = models.check_available(source)
     aim = target_of(resolved, format, embedding_format)
     folder = check_folder(output, aim.format, resolved)
     with tracking.workflow_run("export", config | {"model": source}, experiment=experiment) as run:
@@ -95,12 +103,16 @@ def export(
         written = write(loaded, folder or tracking.run_folder("export", run.id), aim)
         notes = list(written.notes)
         metrics = size_metrics(written) | (parity_metrics(loaded, written, notes) if check else {})
+        ships = deployed(written, aim.format, timing)
+        metrics |= ships.metrics
         name = scheme.name if scheme is not None else "none"
         record(written, metrics, notes, loaded, {"scheme": name, "format": aim.format}, upload_limit_mb)
+        tracking.set_tags(ships.tags)
         row = {"model": loaded.source.name, "scheme": name, "format": aim.format, **metrics}
         row |= {"file": str(written.path), "sha256": written.sha256, "note": "; ".join(notes)}
         title = f"export: {loaded.source.name} as {aim.format}"
-        print_summary(title, [row], run, next_command(written.path), lead=[said])
+        lead = [said, *ships.lead]
+        print_summary(title, [row], run, next_command(written.path), lead=lead, notes=ships.notes)
     return WorkflowResult(run.id, metrics, str(written.path), [row])
 
 
@@ -123,19 +135,6 @@ def target_of(source: ModelSource, format: str, embedding_format: str | None) ->
     except UserError as refusal:
         refused = refusal
     return choose_target(stated_scheme(source), embedding_format, refused=refused)
-
-
-def stated_scheme(source: ModelSource) -> Scheme | None:
-    """The scheme of one of our checkpoints, as its configuration says it, on this machine or on the hub."""
-    from edgequant import models
-
-    config = models.folder_config(Path(source.location)) if source.kind == "folder" else {}
-    if source.kind == "hub":
-        from transformers import PretrainedConfig
-
-        config = PretrainedConfig.get_config_dict(source.location)[0]
-    stated = (config.get("quantization_config") or {}).get("scheme")
-    return None if stated is None else Scheme.from_dict(stated)
 
 
 def write(loaded: LoadedModel, folder: Path, aim: Target) -> Exported:
@@ -228,6 +227,13 @@ def size_metrics(written: Exported) -> dict[str, float]:
         "size/reduction_vs_fp16": 100 * (1 - written.size_bytes / (2 * written.parameters)),
         "size/reduction_vs_fp32": 100 * (1 - written.size_bytes / (4 * written.parameters)),
     }
+
+
+def deployed(written: Exported, format: str, timing: TimingPlan) -> Deployed:
+    """The file or the whole folder as it ships, a file in its runtime."""
+    size = sum(file.stat().st_size for file in [written.path, *written.path.rglob("*")] if file.is_file())
+    sizes = {"deploy/size_gb": size / GB, "deploy/reduction_vs_fp16": 100 * (1 - size / (2 * written.parameters))}
+    return deploy_file(written.path, format, sizes, timing.of(format, runs=written.path.is_file() or format == ONNX))
 
 
 def parity_metrics(loaded: LoadedModel, written: Exported, notes: list[str]) -> dict[str, float]:

@@ -18,6 +18,7 @@ from edgequant.outputs import Place, check_output, places
 from edgequant.quantization.qat.settings import QatSettings
 from edgequant.training.settings import TrainingSettings
 from edgequant.workflows.settings import RunSettings, WorkflowResult, configuration
+from edgequant.workflows.shipping import plan_timing
 from edgequant.workflows.steps.measure import COMPARISON
 from edgequant.workflows.validate import places_read, validate
 
@@ -38,6 +39,7 @@ def pipeline(
     training: TrainingSettings = TrainingSettings(distillation_weight=1.0),
     evaluation: EvaluationSettings = COMPARISON,
     output: str = "outputs/pipeline",
+    device_profile: str | None = None,
     register: bool = True,
     run: RunSettings = RunSettings(),
 ) -> WorkflowResult:
@@ -51,11 +53,14 @@ def pipeline(
         training: of QAT; fine-tuning takes its steps, batch and sequence length.
         evaluation: what every phase measures and how.
         output: folder that receives corpus/, ptq/, qat/, finetune/ and report/, new, empty or of an earlier pipeline.
+        device_profile: device that the shipped files of PTQ and QAT are to fit: raspberry-pi-5, phone-4gb, edge-2c-1g
+            or a YAML file with threads, memory_gb and disk_gb; null: they are timed without limits.
         register: register the QAT checkpoint as edgequant-<model> in the MLflow registry.
         run: data, device, seed and experiment of every phase; resume goes on with the phase that was interrupted.
     """
     config = configuration(locals())
     check_phases(phases)
+    plan_timing(device_profile, evaluation=evaluation)
     checked = validate(
         model,
         "disaster",
@@ -79,7 +84,7 @@ def pipeline(
     evaluation = resolved_settings(evaluation, limit=None, cache=True)
     with tracking.workflow_run("pipeline", config, experiment=run.experiment, resume=run.resume) as tracked:
         share_folder(folder, PIPELINE)
-        plan = Plan(model, scheme, source, training, evaluation, folder, register, run, tracked.id)
+        plan = Plan(model, scheme, source, training, evaluation, folder, device_profile, register, run, tracked.id)
         rows = [_done(phase, plan, resumed=tracked.resumed) for phase in PHASES if phase in phases]
         metrics = _metrics_of_qat(tracked.id)
         tracking.log_metrics(metrics)
@@ -140,6 +145,7 @@ class Plan(NamedTuple):
     training: TrainingSettings
     evaluation: EvaluationSettings
     folder: Path
+    device_profile: str | None
     register: bool
     run: RunSettings
     parent: str
@@ -173,7 +179,7 @@ class Plan(NamedTuple):
         target = str(self.folder / "ptq")
         ptq(
             model=self.model, scheme=schemes, dataset=self.dataset, evaluation=self.evaluation, output=target,
-            run=self.run,
+            device_profile=self.device_profile, run=self.run,
         )  # fmt: skip
 
     def qat(self) -> None:
@@ -181,7 +187,8 @@ class Plan(NamedTuple):
 
         qat(
             model=self.model, scheme=self.scheme, dataset=f"{self.dataset},self-generated", training=self.training,
-            evaluation=self.evaluation, output=str(self.checkpoint), register=self.register, run=self.run,
+            evaluation=self.evaluation, output=str(self.checkpoint), device_profile=self.device_profile,
+            register=self.register, run=self.run,
         )  # fmt: skip
 
     def finetune(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import shlex
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,6 +21,7 @@ from edgequant.quantization.calibration import CalibrationSettings
 from edgequant.quantization.ptq.methods import AUTO
 from edgequant.quantization.ptq.settings import PtqSettings
 from edgequant.workflows.settings import RunSettings, WorkflowResult, configuration
+from edgequant.workflows.shipping import deploy, plan_timing
 from edgequant.workflows.steps.layer_bits import log_layer_bits, resolve_layer_bits
 from edgequant.workflows.steps.measure import COMPARISON, headline
 from edgequant.workflows.validate import places_read, validate
@@ -48,6 +49,8 @@ def ptq(
     evaluation: EvaluationSettings = COMPARISON,
     output: str | None = None,
     export: str | None = None,
+    device_profile: str | None = None,
+    threads: int | None = None,
     register: bool = False,
     run: RunSettings = RunSettings(),
 ) -> WorkflowResult:
@@ -68,6 +71,9 @@ def ptq(
             folder in it (default: outputs/ptq/<run id>).
         export: gguf puts the file that llama.cpp runs, with the same integers, beside each checkpoint's weights; null:
             none.
+        device_profile: device that the shipped file is to fit: raspberry-pi-5, phone-4gb, edge-2c-1g or a YAML file
+            with threads, memory_gb and disk_gb; null: it is timed without limits.
+        threads: CPU threads with which the shipped file is timed; null takes the physical cores, or the profile's.
         register: register each checkpoint as edgequant-<model> in the MLflow registry.
         run: data, device, seed, resuming (behind the decoder blocks that were finished) and experiment.
     """
@@ -77,10 +83,11 @@ def ptq(
         calibration=calibration, evaluation=evaluation, device=run.device,
     )  # fmt: skip
     check_export(export, schemes)
+    timing = plan_timing(device_profile, threads, evaluation=evaluation)
     target = check_folders(output, schemes, places_read(source, dataset, data_dir=run.data_dir))
 
     from edgequant import models, tracking
-    from edgequant.export.shipped import check_can_ship, ship
+    from edgequant.export.shipped import check_can_ship
     from edgequant.workflows.steps.data import check_data, evaluation_data
     from edgequant.workflows.steps.measure import log_layer_errors, measure
     from edgequant.workflows.steps.register import promote_command, register_version
@@ -115,8 +122,9 @@ def ptq(
                 log_layer_errors(errors)
                 log_layer_bits(layer_bits)
                 row = measure(reloaded.model, reloaded.tokenizer, data, evaluation, checkpoint=folder)
-                form = shipped[parsed.name] = ship(reloaded, folder, export)
+                form = shipped[parsed.name] = deploy(reloaded, folder, export, timing)
                 tracking.log_metrics(form.metrics)
+                tracking.set_tags(form.tags)
                 rows[parsed.name] = row = row | form.metrics
                 if register:
                     names: dict[str, Any] = {"model": name, "scheme": parsed.name, "variant": "ptq"}
@@ -126,11 +134,13 @@ def ptq(
         delivering = mixed[0].scheme
         delivered = delivering.name
         tracking.log_metrics(rows[delivered])
+        tracking.set_tags(shipped[delivered].tags)
         table = summary_rows(rows, name, {scheme: form.format for scheme, form in shipped.items()})
-        notes += [f"{scheme}: {note}" for scheme, form in shipped.items() for note in form.notes]
+        lead = _by_scheme({scheme: form.lead for scheme, form in shipped.items()})
+        notes += _by_scheme({scheme: form.notes for scheme, form in shipped.items()})
         following = next_command(str(model), delivering, folders[delivered])
         following = promote_command(versions[0]) if versions else following
-        print_summary(f"ptq: {name}", table, tracked, following, notes=notes)
+        print_summary(f"ptq: {name}", table, tracked, following, lead=lead, notes=notes)
     return WorkflowResult(tracked.id, rows[delivered], str(folders[delivered]), table)
 
 
@@ -149,6 +159,15 @@ def summary_rows(rows: dict[str, dict[str, float]], model: str, formats: dict[st
         | headline(row)
         for scheme, row in rows.items()
     ]
+
+
+def _by_scheme(said: Mapping[str, Sequence[str]]) -> list[str]:
+    """Lines with the scheme in front; what is said of several schemes alike stands once."""
+    schemes: dict[str, list[str]] = {}
+    for scheme, lines in said.items():
+        for line in lines:
+            schemes.setdefault(line, []).append(scheme)
+    return [f"{', '.join(named)}: {line}" for line, named in schemes.items()]
 
 
 class Rounding(NamedTuple):

@@ -18,6 +18,7 @@ from edgequant.quantization.calibration import CalibrationSettings
 from edgequant.quantization.qat.settings import QatSettings
 from edgequant.training.settings import TrainingSettings
 from edgequant.workflows.settings import RunSettings, WorkflowResult, configuration
+from edgequant.workflows.shipping import deploy_folder, plan_timing
 from edgequant.workflows.steps.measure import COMPARISON, measure_variant
 from edgequant.workflows.validate import places_read, validate
 
@@ -36,6 +37,8 @@ def qat(
     evaluation: EvaluationSettings = COMPARISON,
     output: str | None = None,
     export: str | None = None,
+    device_profile: str | None = None,
+    threads: int | None = None,
     register: bool = True,
     run: RunSettings = RunSettings(),
 ) -> WorkflowResult:
@@ -64,6 +67,9 @@ def qat(
             outputs/qat/<run id>/checkpoint).
         export: gguf puts the file that llama.cpp runs, with the same integers, beside the checkpoint's weights; null:
             none.
+        device_profile: device that the shipped file is to fit: raspberry-pi-5, phone-4gb, edge-2c-1g or a YAML file
+            with threads, memory_gb and disk_gb; null: it is timed without limits.
+        threads: CPU threads with which the shipped file is timed; null takes the physical cores, or the profile's.
         register: register the checkpoint as edgequant-<model> in the MLflow registry.
         run: data, device, seed, resuming and experiment.
     """
@@ -73,12 +79,13 @@ def qat(
         guard=guard, evaluation=evaluation, device=run.device,
     )  # fmt: skip
     check_export(export, [parsed])
+    timing = plan_timing(device_profile, threads, evaluation=evaluation)
     reads = places_read(source, dataset, guard, data_dir=run.data_dir, teacher=qat.distill_from)
     check_own_folder("qat")
     target = None if output is None else check_output(output, CHECKPOINT, reads=reads)
 
     from edgequant import tracking
-    from edgequant.export.shipped import check_can_ship, ship_folder
+    from edgequant.export.shipped import check_can_ship
     from edgequant.workflows.steps import qat_experiment, qat_variants, verdict
     from edgequant.workflows.steps.data import check_data, evaluation_data
     from edgequant.workflows.steps.layer_bits import log_layer_bits
@@ -100,9 +107,10 @@ def qat(
         }
         found = verdict.judge(rows, experiment, dataset)
         checkpoint = qat_variants.save_result(experiment, found.delivered, target)
-        shipped = ship_folder(checkpoint, export)
+        shipped = deploy_folder(checkpoint, export, timing)
         metrics = rows[found.delivered].metrics | found.metrics | shipped.metrics
         verdict.log(found, metrics)
+        tracking.set_tags(shipped.tags)
         following = "edgequant report"
         if register:
             names: dict[str, Any] = {"model": experiment.name, "scheme": parsed.name, "variant": found.delivered}
@@ -111,7 +119,8 @@ def qat(
                 checkpoint, **names, metrics=metrics, baseline=baseline, tags=found.tags | shipped.tags
             )
             following = following if found.harm else promote_command(version)
-        table = verdict.summary_rows(rows, found, experiment.name, parsed.name, shipped)
+        table = verdict.summary_rows(rows, found, experiment.name, parsed.name, shipped.cells)
         title = f"qat: {experiment.name}, {parsed.name}"
-        print_summary(title, table, tracked, following, lead=found.lines, notes=[*notes, *shipped.notes])
+        lead, notes = [*found.lines, *shipped.lead], [*notes, *shipped.notes]
+        print_summary(title, table, tracked, following, lead=lead, notes=notes)
     return WorkflowResult(tracked.id, metrics, str(checkpoint), table)

@@ -7,6 +7,7 @@ import os
 import resource
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,21 +30,21 @@ class Alone(NamedTuple):
     peak_rss: int
 
 
-def run_alone(module: str, asked: dict[str, Any]) -> subprocess.CompletedProcess[str]:
-    """Run a module with what is asked for as its one argument, in JSON."""
+def run_alone(module: str, asked: dict[str, Any], within: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+    """Run a module with what is asked for as its one argument, in JSON; `within`: a command that runs it."""
     paths = os.pathsep.join(entry for entry in sys.path if entry)
     environment = as_llama_cpp_comes() | {"PYTHONPATH": paths}
-    command = [sys.executable, "-m", module, json.dumps(asked)]
+    command = [*within, sys.executable, "-m", module, json.dumps(asked)]
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
-def figures_alone(module: str, asked: dict[str, Any], runtime: str) -> Alone:
+def figures_alone(module: str, asked: dict[str, Any], runtime: str, within: Sequence[str] = ()) -> Alone:
     """What the module printed last.
 
     Raises:
         UserError: the process found no figures; its last line says why.
     """
-    done = run_alone(module, asked)
+    done = run_alone(module, asked, within)
     if done.returncode:
         told = (done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"])[-1]
         raise UserError(f"{Path(asked['path']).name} could not be timed in {runtime}: {told}")

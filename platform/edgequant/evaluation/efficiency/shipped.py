@@ -13,6 +13,7 @@ from edgequant.evaluation.backends.footprint import GB, bytes_of
 from edgequant.evaluation.backends.language_model import DecodeTiming
 from edgequant.evaluation.backends.llama_cpp.cores import physical_cores
 from edgequant.evaluation.backends.llama_cpp.timed_alone import repacking_works, time_alone
+from edgequant.evaluation.backends.memory_limit import MemoryLimit
 from edgequant.evaluation.efficiency.latency import median_metrics, timed_values
 
 
@@ -24,6 +25,7 @@ def shipped_metrics(
     new_tokens: int = 32,
     repetitions: int = 5,
     prefix: str = "deploy",
+    memory: MemoryLimit | None = None,
 ) -> dict[str, float]:
     """Size and peak memory in GB; medians over fresh processes in ms: load, first token, prefill and decode per token.
 
@@ -33,20 +35,23 @@ def shipped_metrics(
     Args:
         file: a .gguf file, which llama.cpp runs, or an ONNX folder, which onnxruntime-genai runs.
         threads: CPU threads; None takes the physical cores that this process may use.
+        memory: a limit in which the counted repetitions run; not where the first one, which runs outside, took more.
 
     Raises:
-        UserError: the runtime's package is absent, or it cannot read the file.
+        UserError: the runtime's package is absent, it cannot read the file, or was ended within `memory`.
 
     Example:
         shipped_metrics(Path("model.gguf"), threads=1)["deploy/decode_ms_per_token"]
     """
     chosen = threads or physical_cores()
     time_one = _timer(file, threads=chosen, prompt_length=prompt_length, new_tokens=new_tokens)
-    alone = [time_one(seed=seed) for seed in range(1 + repetitions)][1:]
+    first = time_one(seed=0)
+    within = memory.within if memory is not None and first.peak_rss <= memory.limit else ()
+    alone = [time_one(seed=1 + repetition, within=within) for repetition in range(repetitions)]
     timed = [DecodeTiming(each.first_token, each.total, each.new_tokens, each.load) for each in alone]
     values = timed_values(timed, prompt_length) | {"load_ms": np.array([1000 * each.load for each in alone])}
     metrics = {f"{prefix}/size_gb": bytes_of(file) / GB, f"{prefix}/threads": float(chosen)}
-    metrics[f"{prefix}/peak_rss_gb"] = max(each.peak_rss for each in alone) / GB
+    metrics[f"{prefix}/peak_rss_gb"] = max(each.peak_rss for each in [first, *alone]) / GB
     for name, measured in values.items():
         metrics |= median_metrics(f"{prefix}/{name}", measured, 0.95)
     return metrics

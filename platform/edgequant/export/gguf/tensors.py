@@ -14,13 +14,17 @@ from torch import Tensor, nn
 
 from edgequant.errors import UserError
 from edgequant.export.formats import BLOCK
+from edgequant.export.gguf.k_quants import super_blocks
+from edgequant.quantization.arithmetic.range_search import quantize_clipped
 from edgequant.quantization.layers.integer import IntegerLayer, integer_layers
 from edgequant.quantization.layers.packed_weight import PackedWeight
+from edgequant.quantization.weight_spec import IN_PLACE_OF, ggml_spec
 
 Bytes = np.ndarray[Any, Any]
 _HALF = 65504.0
 # By format: a float16 scale is the largest number over its highest level; affine formats store the lowest itself.
 LARGEST = {"f16": _HALF, "q4_1": _HALF, "q5_1": _HALF, "q4_0": 8 * _HALF, "q5_0": 16 * _HALF, "q8_0": 127 * _HALF}
+LARGEST |= {"q4_k": 63 * _HALF, "q6_k": 128 * 32 * _HALF}  # a factor of scales or minima over its highest integer
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,12 @@ def check_range(source: SourceTensor, format_name: str) -> None:
 
 
 def encode(values: Tensor, kind: GGMLQuantizationType) -> Bytes:
-    """Encode float32 values in a format, with llama.cpp's rounding; the result has the shape of `stored_shape`."""
+    """Encode float32 values in a format; the result has the shape of `stored_shape`.
+
+    With llama.cpp's rounding, but for K-quants, whose scales and minima are searched for here.
+    """
+    if (name := kind.name.lower()) in IN_PLACE_OF:
+        return _rows(super_blocks(quantize_clipped(values, ggml_spec(name)), ggml_spec(name)))
     encoded: Bytes = np.ascontiguousarray(quantize(values.contiguous().numpy(), kind))
     return encoded
 
@@ -89,6 +98,8 @@ def encode(values: Tensor, kind: GGMLQuantizationType) -> Bytes:
 def encode_packed(packed: PackedWeight, row_order: Tensor | None, format_name: str) -> Bytes:
     """Lay a checkpoint's integers out as llama.cpp's blocks, rows in the given order. See `choice.copies_integers`."""
     weight = packed.at_whole_levels().unpacked(None if row_order is None else row_order.to(packed.codes.device))
+    if packed.spec.is_k_quant:
+        return _rows(super_blocks(weight, packed.spec))
     codes = weight.codes.reshape(packed.rows, -1, BLOCK).cpu().numpy()
     blocks = codes.shape[1]
     scale = _per_block(weight.scale, blocks)

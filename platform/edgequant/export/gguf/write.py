@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from edgequant.errors import UserError
 from edgequant.export.choice import Target, copies_integers
-from edgequant.export.formats import BLOCK, FORMATS, Exported, check_format
+from edgequant.export.formats import Exported, check_format, fitting_format
 from edgequant.export.gguf.architectures import (
     Architecture,
     architecture_of,
@@ -76,8 +76,9 @@ class _Plan(NamedTuple):
 def write_gguf(loaded: LoadedModel, path: str | Path, target: str | Target = "q8_0") -> Exported:
     """Write a model and its tokenizer as a GGUF file, whole or not at all, one tensor in memory at a time.
 
-    Matrices take the format; norms and biases are f32; matrices whose rows are no multiple of 32 are f16. A quantised
-    checkpoint's integers are copied where the format can hold them, and are dequantised and encoded again where not.
+    Matrices take the format, or what fits the length of their rows (`fitting_format`); norms and biases are f32. A
+    quantised checkpoint's integers are copied where the format can hold them, and are dequantised and encoded again
+    where not.
 
     Args:
         loaded: any model that `models.load` gives: plain, quantised, or with a LoRA adapter, which is merged.
@@ -179,7 +180,7 @@ def _wanted_format(name: str, source: SourceTensor, target: Target) -> str:
     if len(source.shape) < 2:
         return "f32"
     wanted = target.of_tensor(None if source.packed is None else source.packed.spec, embeds=name in EMBEDDINGS)
-    return wanted if source.shape[-1] % BLOCK == 0 or FORMATS[wanted] >= 16 else "f16"
+    return fitting_format(wanted, source.shape[-1])
 
 
 def _writer_with_header(file: Path, content: _Content, loaded: LoadedModel) -> GGUFWriter:
@@ -208,7 +209,9 @@ def _write_metadata(writer: GGUFWriter, model: Any, loaded: LoadedModel, format_
 
 
 def _file_type(format_name: str) -> LlamaFileType:
-    return LlamaFileType.ALL_F32 if format_name == "f32" else LlamaFileType[f"MOSTLY_{format_name.upper()}"]
+    if format_name == "f32":
+        return LlamaFileType.ALL_F32
+    return LlamaFileType["MOSTLY_Q4_K_M" if format_name == "q4_k" else f"MOSTLY_{format_name.upper()}"]
 
 
 def _write_tensors(writer: GGUFWriter, content: _Content) -> None:

@@ -2,8 +2,8 @@
 
 r = S (q - Z): a real number r, an integer q, a scale S > 0 and a zero point Z. Integers are signed here:
 q in [-2^(b-1), 2^(b-1) - 1], so that 8-bit codes are int8. Symmetric specs have Z = 0, those of 2 bits Z = -1/2;
-llama.cpp's q4_1 has a real minimum instead. Weights [out, in] are seen as [rows, groups, group size], one scale per
-row and group.
+llama.cpp's q4_1 and q4_k have a real minimum instead. Weights [out, in] are seen as [rows, groups, group size], one
+scale per row and group.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def quantize_weight(weight: Tensor, spec: WeightSpec, shrink: float | Tensor = 1
 def dequantize_weight(quantized: QuantizedWeight, shape: tuple[int, ...] | torch.Size) -> Tensor:
     """The real weight [out, in], float32, that the integers stand for."""
     if quantized.minimum is not None:
-        lowest = -8  # q4_1, the one layout with a minimum
+        lowest = -8  # q4_1 and q4_k, the layouts with a minimum
         return ((quantized.codes - lowest) * quantized.scale + quantized.minimum).reshape(shape)
     return dequantize(quantized.codes, quantized.scale, quantized.zero_point).reshape(shape)
 

@@ -19,6 +19,7 @@ from edgequant.quantization.arithmetic.affine import (
     zero_point_for,
 )
 from edgequant.quantization.arithmetic.half_precision import rounded_to_float16
+from edgequant.quantization.arithmetic.super_blocks import minimum_factors, scale_factors
 from edgequant.quantization.scheme import WeightSpec
 
 
@@ -27,8 +28,8 @@ class Grid:
     """value = scale * code + offset, code an integer within the spec's range.
 
     `scale` and, where the spec has them, `zero_point` or `minimum` are [rows, groups, 1] float32, representable in
-    their storage types. A q4_0 scale may be negative. The zero point of a symmetric spec is None or, where levels lie
-    at halves, -1/2, and stays.
+    their storage types. A q4_0 or q6_k scale may be negative. The zero point of a symmetric spec is None or, where
+    levels lie at halves, -1/2, and stays.
     """
 
     spec: WeightSpec
@@ -73,11 +74,21 @@ class Grid:
 
 
 def stored(scale: Tensor, spec: WeightSpec) -> Tensor:
-    """A scale as it is stored, never 0; llama.cpp's may be negative."""
+    """A scale as it is stored, never 0; llama.cpp's may be negative. A K-quant's are stored super-block by super-block.
+
+    What is stored already stays as it is.
+    """
     if spec.layout == "affine":
         return stored_scale(scale, spec)
+    if spec.is_k_quant:
+        return scale_factors(scale, spec).values()
     half = rounded_to_float16(scale)
     return torch.where(half == 0, torch.ones_like(half), half)
+
+
+def stored_minimum(minimum: Tensor, spec: WeightSpec) -> Tensor:
+    """A minimum as it is stored; q4_k's is at most 0, and what is stored already stays as it is."""
+    return minimum_factors(minimum, spec).values() if spec.is_k_quant else rounded_to_float16(minimum)
 
 
 def grid_of_extremes(groups: Tensor, spec: WeightSpec) -> Grid:
@@ -99,7 +110,7 @@ def grid_of_range(low: Tensor, high: Tensor, spec: WeightSpec, *, flipped: bool 
         reach = torch.maximum(low.abs(), high.abs()) / 8
         return Grid(spec, stored(reach if flipped else -reach, spec))
     if spec.zero_point == "real":
-        minimum = rounded_to_float16(low)
+        minimum = stored_minimum(low, spec)
         steps = spec.integer_range[1] - spec.integer_range[0]
         return Grid(spec, stored((high - low) / steps, spec), minimum=minimum)
     if spec.zero_point == "none":

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from edgequant.quantization.arithmetic.affine import QuantizedWeight, grouped
 from edgequant.quantization.arithmetic.grids import Grid, grid_of_extremes, grid_of_range, spread_importance
+from edgequant.quantization.arithmetic.super_block_search import super_block_grid
 from edgequant.quantization.scheme import WeightSpec
 
 CLIPPING_FACTORS = torch.linspace(1.0, 0.4, 19).tolist()  # of the whole range
@@ -53,15 +54,17 @@ def least_squares_grid(groups: Tensor, spec: WeightSpec, importance: Tensor | No
 
     First both ends of the range shrink together, then each end alone; then the scale is solved for by least squares
     for the codes found, and codes are rounded anew. Never worse than round to nearest, since that is where it starts.
+    K-quants have a search of their own, `super_block_search`.
 
     Args:
         groups: [rows, groups, group size] float32.
         importance: weights of the squared errors, broadcastable to `groups`; None: all equal.
     """
+    search = super_block_grid if spec.is_k_quant else _search
     rows = max(1, CHUNK.get(groups.device.type, 1 << 20) // groups[0].numel())
     if groups.shape[0] <= rows:
-        return _search(groups, spec, importance)
-    found = [_search(part, spec, importance) for part in groups.split(rows)]  # importance is the same for all rows
+        return search(groups, spec, importance)
+    found = [search(part, spec, importance) for part in groups.split(rows)]  # importance is the same for all rows
 
     def joined(parts: list[Tensor | None]) -> Tensor | None:
         return None if parts[0] is None else torch.cat([part for part in parts if part is not None])

@@ -72,19 +72,19 @@ def prepare(
     phases: dict[str, Phase] = {}  # one a parent: compiled code sees that its linears quantise a shared input alike
     for name in targets.linears:
         linear = cast(nn.Linear, modules[name])
-        weights = WeightQuantizer(scheme.spec_of(name), linear.weight, learned=learnable_scales)
+        weights = WeightQuantizer(scheme.spec_of(name, linear.in_features), linear.weight, learned=learnable_scales)
         phase = phases.setdefault(name.rpartition(".")[0], Phase(linear.weight.device))
         inputs = make_input_quantizer(scheme.activation, observer, phase)
         replace_module(model, name, FakeQuantizedLinear(linear, weights, inputs))
     if scheme.embedding is not None and targets.embedding is not None:
         embedding = cast(nn.Embedding, modules[targets.embedding])
-        spec = scheme.spec_of(targets.embedding, embedding=True)
+        spec = scheme.spec_of(targets.embedding, embedding.embedding_dim, embedding=True)
         weights = WeightQuantizer(spec, embedding.weight, learned=learnable_scales)
         replace_module(model, targets.embedding, FakeQuantizedEmbedding(embedding, weights))
         if targets.head is not None:
             linear = cast(nn.Linear, modules[targets.head])
             if not targets.tied:
-                spec = scheme.spec_of(targets.head, embedding=True)
+                spec = scheme.spec_of(targets.head, linear.in_features, embedding=True)
                 weights = WeightQuantizer(spec, linear.weight, learned=learnable_scales)
             inputs = make_input_quantizer(scheme.activation, observer, Phase(linear.weight.device))
             replace_module(model, targets.head, FakeQuantizedLinear(linear, weights, inputs, tied=targets.tied))
@@ -102,7 +102,8 @@ def check_weights(model: nn.Module, scheme: Scheme, targets: Targets | None = No
     modules = dict(model.named_modules())
     for name in targets.weights:
         weight = cast(nn.Linear, modules[name]).weight
-        check_representable(name, weight, scheme.spec_of(name, embedding=name in (targets.embedding, targets.head)))
+        embeds = name in (targets.embedding, targets.head)
+        check_representable(name, weight, scheme.spec_of(name, weight.shape[1], embedding=embeds))
 
 
 def set_phase(model: nn.Module, *, quantize_inputs: bool, observe: bool, reuse_weights: bool = False) -> None:
@@ -219,14 +220,15 @@ def build_integer_layers(model: nn.Module, scheme: Scheme) -> Targets:
     modules = dict(model.named_modules())
     for name in targets.linears:
         linear = cast(nn.Linear, modules[name])
-        replace_module(model, name, _empty_linear(linear, scheme.spec_of(name), scheme.activation))
+        replace_module(model, name, _empty_linear(linear, scheme.spec_of(name, linear.in_features), scheme.activation))
     if scheme.embedding is not None and targets.embedding is not None:
         old = cast(nn.Embedding, modules[targets.embedding])
-        spec = scheme.spec_of(targets.embedding, embedding=True)
+        spec = scheme.spec_of(targets.embedding, old.embedding_dim, embedding=True)
         packed = PackedWeight(old.num_embeddings, old.embedding_dim, spec, old.weight.device)
         replace_module(model, targets.embedding, IntegerEmbedding(packed, old.weight.dtype, output_scale_of(old)))
         if targets.head is not None:
-            head, spec = cast(nn.Linear, modules[targets.head]), scheme.spec_of(targets.head, embedding=True)
+            head = cast(nn.Linear, modules[targets.head])
+            spec = scheme.spec_of(targets.head, head.in_features, embedding=True)
             shared = packed if targets.tied else None
             replace_module(model, targets.head, _empty_linear(head, spec, scheme.activation, shared))
     return targets

@@ -6,16 +6,10 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from edgequant.quantization.arithmetic.affine import (
-    dequantize,
-    quantize,
-    token_parameters,
-)
 from edgequant.quantization.layers import kernels
-from edgequant.quantization.layers.input_quantizers import INT8
 from edgequant.quantization.layers.packed_weight import FixedDtypeBuffers, PackedWeight
+from edgequant.quantization.layers.quantized_input import QuantizedInput, Range
 from edgequant.quantization.scheme import ActivationSpec
 
 
@@ -81,48 +75,42 @@ class IntegerLinear(IntegerLayer, FixedDtypeBuffers):
         # float32 also where transformers builds the model under another default type.
         self.register_buffer("input_scale", torch.ones(1, dtype=torch.float32, device=device) if static else None)
         self.register_buffer("input_zero_point", torch.zeros(1, dtype=torch.int8, device=device) if static else None)
-        self._column_sums: Tensor | None = None
         self._kernel_cache: dict[str, Any] = {}
 
     def forward(self, input: Tensor) -> Tensor:
         if self.activation is None:
             return self._weight_only(input)
-        scale, zero_point = self._input_parameters(input)
-        codes = quantize(input.float(), scale, zero_point, INT8)
+        quantized = QuantizedInput.of(input, self._fixed_range())
         if kernels.multiplies_int8(self.packed):
-            return self._integer(codes, scale, zero_point).to(input.dtype)
-        return self._weight_only(dequantize(codes, scale, zero_point).to(input.dtype))
+            return self._integer(quantized).view(*input.shape[:-1], self.out_features).to(input.dtype)
+        return self._weight_only(quantized.real)
 
-    def _input_parameters(self, input: Tensor) -> tuple[Tensor, Tensor]:
+    def kernel_operands(self) -> list[Tensor]:
+        """What kernels keep beside the checkpoint's tensors, for who counts memory."""
+        return kernels.tensors_of(self._kernel_cache)
+
+    def _fixed_range(self) -> Range | None:
         if self.input_scale is None or self.input_zero_point is None:
-            return token_parameters(input.float(), INT8)
-        return self.input_scale.float(), self.input_zero_point.float()
+            return None
+        return Range(self.input_scale.float(), self.input_zero_point.float())
 
     def _weight_only(self, input: Tensor) -> Tensor:
-        product = kernels.weight_only_product(input, self.packed, self._kernel_cache)
-        if product is None:
-            return functional.linear(input, self.packed.dequantized(input.dtype), self._bias(input.dtype))
-        return product if self.bias is None else product + self.bias.to(input.dtype)
+        bias = None if self.bias is None else self.bias.to(input.dtype)
+        return kernels.weight_only_linear(input, self.packed, bias, self._kernel_cache)
 
-    def _bias(self, dtype: torch.dtype) -> Tensor | None:
-        return None if self.bias is None else self.bias.to(dtype)
+    def _integer(self, input: QuantizedInput) -> Tensor:
+        """Codes times the 8-bit weight, float32 [tokens, out].
 
-    def _integer(self, codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-        """Codes [..., in] (integral floats) times the 8-bit weight, float32 [..., out]."""
-        flat = codes.reshape(-1, self.in_features).to(torch.int8)
+        With Z1 and sum q1 for each token, Z2 and sum q2 - N Z2 for each output, two products correct sum q1 q2.
+        """
         packed = self.packed
-        accumulator = kernels.int8_product(flat, packed.codes)
-        if self._column_sums is None or self._column_sums.device != flat.device:
-            self._column_sums = packed.codes.sum(1, dtype=torch.int32)
-        input_zero = zero_point.reshape(-1, 1).to(torch.int32)
-        accumulator = accumulator - input_zero * self._column_sums
-        if packed.zero_point is not None:
-            weight_zero = packed.zero_point.reshape(1, -1).to(torch.int32)
-            row_sums = flat.sum(1, dtype=torch.int32)[:, None]
-            accumulator = accumulator - weight_zero * (row_sums - self.in_features * input_zero)
-        real = accumulator.float() * (scale.reshape(-1, 1) * packed.scale.reshape(1, -1))
-        real = real if self.bias is None else real + self.bias.float()
-        return real.view(*codes.shape[:-1], self.out_features)
+        accumulator = kernels.int8_product(input.int8, packed.codes)
+        weight_zero, weight_sums = kernels.zero_points_and_sums(packed, self._kernel_cache)
+        accumulator = accumulator - input.zero_point.reshape(-1, 1).to(torch.int32) * weight_sums
+        if weight_zero is not None:
+            accumulator -= input.row_sums * weight_zero
+        real = accumulator.float() * (input.scale.reshape(-1, 1) * packed.scale.reshape(1, -1))
+        return real if self.bias is None else real + self.bias.float()
 
 
 class IntegerEmbedding(IntegerLayer):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from edgequant.quantization.layers.fused_weight import FusedWeight
 from edgequant.quantization.layers.trusted_kernels import (
     CUDA_INNER_TILES,
     INT4_WEIGHT,
@@ -19,6 +22,7 @@ from edgequant.quantization.layers.trusted_kernels import (
     int8_weight_kernel,
     is_trusted,
 )
+from edgequant.quantization.layers.unpacked_weight import StreamedWeight, UnpackedWeight
 
 if TYPE_CHECKING:
     from edgequant.quantization.layers.packed_weight import PackedWeight
@@ -62,12 +66,72 @@ def _sum_of_products(parts: tuple[Tensor, ...], right: Tensor) -> Tensor:
     return reduce(torch.add, ((part @ other.t()).to(torch.int32) for part, other in pairs))
 
 
-def weight_only_product(input: Tensor, packed: PackedWeight, cache: dict[str, Any]) -> Tensor | None:
-    """input [..., in] times the packed weight, or None where dequantising first is the way.
+def zero_points_and_sums(packed: PackedWeight, cache: dict[str, Any]) -> tuple[Tensor | None, Tensor]:
+    """For int8 products: Z2 (or None where it is 0) and sum q2 - N Z2, int32, one for each output or for all."""
+    return _kept("int8 sums", packed, cache, _zero_points_and_sums)
 
-    In bfloat16, small products use PyTorch's int4 kernel (groups of 32, 64, 128 or 256), on the CPU and on CUDA, or the
-    CPU's int8 kernel (one scale per output), which read the integers instead of a dequantised copy; each where it is
-    trusted.
+
+def _zero_points_and_sums(packed: PackedWeight) -> tuple[Tensor | None, Tensor]:
+    sums = packed.codes.sum(1, dtype=torch.int32)
+    if packed.zero_point is None:
+        return None, sums
+    zero_point = packed.zero_point.reshape(-1).to(torch.int32)
+    return zero_point, sums - packed.features * zero_point
+
+
+def weight_only_linear(input: Tensor, packed: PackedWeight, bias: Tensor | None, cache: dict[str, Any]) -> Tensor:
+    """input [..., in] times the packed weight, plus a bias [out] of the input's type.
+
+    The first of these that applies: a kernel that reads the integers; on the CPU, the weight unpacked a piece at a
+    time, for few rows multiplied as float32 whatever the input's type; the whole weight dequantised.
+    """
+    product = _kernel_product(input, packed, cache)
+    if product is not None:
+        return product if bias is None else product + bias
+    few = _rows(input) <= CPU_ROWS
+    unpacked = None if torch.compiler.is_compiling() else _unpacked(packed, cache, few=few)
+    if unpacked is None:
+        return functional.linear(input, packed.dequantized(input.dtype), bias)
+    if not few:
+        return unpacked.linear(input, bias)
+    with torch.autocast(input.device.type, enabled=False):
+        product = unpacked.product_of_few(input.float())
+        return (product if bias is None else product + bias.float()).to(input.dtype)
+
+
+def _unpacked(packed: PackedWeight, cache: dict[str, Any], *, few: bool) -> UnpackedWeight | None:
+    """The copy in FBGEMM's layout for few rows in groups, and where there is nothing else; else as it is stored.
+
+    None for K-quants, whose scales are products that neither reads.
+    """
+    if packed.spec.is_k_quant:
+        return None
+    if (few and packed.groups > 1) or packed.spec.bits not in (4, 8):
+        fused = _kept("fused", packed, cache, FusedWeight.of)
+        if fused is not None:
+            return fused
+    return _kept("streamed", packed, cache, StreamedWeight.of)
+
+
+def tensors_of(cache: dict[str, Any]) -> list[Tensor]:
+    """The tensors that a cache of kernels' operands holds."""
+    kept = [value.tensors() if isinstance(value, UnpackedWeight) else value or () for _, value in cache.values()]
+    return [part for parts in kept for part in parts if isinstance(part, Tensor)]
+
+
+def _kept(kind: str, packed: PackedWeight, cache: dict[str, Any], make: Callable[[PackedWeight], Any]) -> Any:
+    """What `make` made of a weight, made again where the weight's integers have become others."""
+    codes = packed.codes
+    state = (codes, 0 if codes.is_inference() else codes._version)
+    found = cache.get(kind)
+    if found is None or found[0][0] is not codes or found[0][1] != state[1]:
+        found = cache[kind] = (state, make(packed))
+    return found[1]
+
+
+def _kernel_product(input: Tensor, packed: PackedWeight, cache: dict[str, Any]) -> Tensor | None:
+    """The product by PyTorch's int4 kernel (groups of 32, 64, 128 or 256), on the CPU and on CUDA, or by the CPU's int8
+    kernel (one scale per output), for small products in bfloat16, each where it is trusted and, on the CPU, faster.
     """
     if input.dtype != torch.bfloat16 or not _is_faster(input, packed):
         return None
@@ -79,14 +143,17 @@ def weight_only_product(input: Tensor, packed: PackedWeight, cache: dict[str, An
 
 
 def _is_faster(input: Tensor, packed: PackedWeight) -> bool:
-    rows = input.numel() // input.shape[-1]
     if input.device.type == "cuda":
-        return rows * packed.rows * packed.features <= CUDA_MULTIPLICATIONS
-    return input.device.type == "cpu" and rows <= CPU_ROWS
+        return _rows(input) * packed.rows * packed.features <= CUDA_MULTIPLICATIONS
+    return input.device.type == "cpu" and _rows(input) <= CPU_ROWS
+
+
+def _rows(input: Tensor) -> int:
+    return input.numel() // input.shape[-1]
 
 
 def _fits_int4(packed: PackedWeight, kind: str) -> bool:
-    if packed.spec.bits != 4 or packed.spec.group_size not in (32, 64, 128, 256):
+    if packed.spec.bits not in ((4, 8) if kind == "cpu" else (4,)) or packed.spec.group_size not in (32, 64, 128, 256):
         return False
     if kind == "cpu":
         return packed.rows % 16 == 0
@@ -94,26 +161,30 @@ def _fits_int4(packed: PackedWeight, kind: str) -> bool:
 
 
 def _int4_product(input: Tensor, packed: PackedWeight, cache: dict[str, Any]) -> Tensor:
-    kind = f"int4 {input.device}"
-    if kind not in cache:
-        cache[kind] = _int4_operands(packed)
-    weight, scale_and_zero = cache[kind]
+    weight, scale_and_zero = _kept("int4", packed, cache, _int4_operands)
     flat = input.reshape(-1, packed.features)
+    flat = torch.cat((flat, flat), -1) if packed.spec.bits == 8 else flat
     product = int4_kernel(flat, weight, packed.features // packed.groups, scale_and_zero)
     return product.view(*input.shape[:-1], packed.rows)
 
 
 def _int4_operands(packed: PackedWeight) -> tuple[Tensor, Tensor]:
-    """PyTorch's layout: codes c from 0 to 15, and w = (c - 8) scale + offset in [groups, out, 2] bfloat16."""
+    """PyTorch's layout: codes c from 0 to 15, and w = (c - 8) scale + offset in [groups, out, 2] bfloat16.
+
+    8-bit integers are two 4-bit ones, q = 16 (h - 8) + l, which double the inputs: (h - 8) 16 S + (l - 8) S + 8 S - Z S.
+    """
     quantized = packed.unpacked()
-    codes = (quantized.codes.view(packed.rows, -1) + 8).to(torch.int32)
-    offset = torch.zeros_like(quantized.scale)
+    codes, scale = (quantized.codes.view(packed.rows, -1)).to(torch.int32), quantized.scale
+    offset = torch.zeros_like(scale)
     if quantized.zero_point is not None:  # w = (q - Z) S, q = c - 8
-        offset = -quantized.zero_point * quantized.scale
+        offset = -quantized.zero_point * scale
     if quantized.minimum is not None:  # w = c S + minimum
-        offset = 8 * quantized.scale + quantized.minimum
-    pair = torch.stack((quantized.scale, offset), -1).squeeze(2).transpose(0, 1).contiguous()
-    return int4_layout(codes), pair.to(torch.bfloat16)
+        offset = 8 * scale + quantized.minimum
+    if packed.spec.bits == 8:
+        codes = torch.cat((codes >> 4, (codes & 15) - 8), 1)
+        scale, offset = torch.cat((16 * scale, scale), 1), torch.cat((0 * offset, offset + 8 * scale), 1)
+    pair = torch.stack((scale, offset), -1).squeeze(2).transpose(0, 1).contiguous()
+    return int4_layout(codes + 8), pair.to(torch.bfloat16)
 
 
 def _int8_weight_product(input: Tensor, packed: PackedWeight, cache: dict[str, Any]) -> Tensor | None:
@@ -122,14 +193,17 @@ def _int8_weight_product(input: Tensor, packed: PackedWeight, cache: dict[str, A
     The kernel rounds its sum to bfloat16, so zero points far from 0, whose two sums nearly cancel, are left to
     dequantising.
     """
-    if "int8" not in cache:
-        scale = packed.scale.reshape(-1).float()
-        zero = torch.zeros_like(scale) if packed.zero_point is None else packed.zero_point.reshape(-1).float()
-        cache["int8"] = (scale.to(torch.bfloat16), scale * zero) if zero.abs().max() <= NEAR_ZERO else None
-    if cache["int8"] is None:
+    operands = _kept("int8", packed, cache, _int8_operands)
+    if operands is None:
         return None
-    scale, offset = cache["int8"]
+    scale, offset = operands
     flat = input.reshape(-1, packed.features)
     product = int8_weight_kernel(flat, packed.codes, scale)
     product = product.float() - flat.float().sum(-1, keepdim=True) * offset
     return product.to(input.dtype).view(*input.shape[:-1], packed.rows)
+
+
+def _int8_operands(packed: PackedWeight) -> tuple[Tensor, Tensor] | None:
+    scale = packed.scale.reshape(-1).float()
+    zero = torch.zeros_like(scale) if packed.zero_point is None else packed.zero_point.reshape(-1).float()
+    return (scale.to(torch.bfloat16), scale * zero) if zero.abs().max() <= NEAR_ZERO else None

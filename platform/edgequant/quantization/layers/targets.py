@@ -35,6 +35,11 @@ class Targets:
         return self.embedding if self.tied and name == self.head and self.embedding else name
 
 
+def widths_of(model: nn.Module, targets: Targets) -> dict[str, int]:
+    """Input features of every weight of a floating-point model that is quantised."""
+    return {name: int(model.get_submodule(name).weight.shape[1]) for name in targets.weights}  # type: ignore[union-attr,index]
+
+
 def find_targets(model: nn.Module, scheme: Scheme) -> Targets:
     """Find the layers that a scheme quantises: every nn.Linear but the head, and the embedding and head with `+emb`.
 

@@ -77,6 +77,30 @@ def int8_weight_kernel(input: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
     return torch._weight_int8pack_mm(input, codes, scale)
 
 
+def unpack_fused(rows: Tensor, bits: int) -> Tensor:
+    """Rows of FBGEMM's layout [n, bytes]: unsigned codes of 4 (two a byte, the lower half first) or 8 bits, then a scale
+    and an offset, float16 with 4 bits, float32 with 8. Codes times scale plus offset, [n, codes] float32.
+    """
+    unpack = (
+        torch.ops.quantized.embedding_bag_4bit_unpack if bits == 4 else torch.ops.quantized.embedding_bag_byte_unpack
+    )
+    return unpack(rows)
+
+
+def unpack_int4(codes: Tensor, first: float) -> Tensor:
+    """Codes 0 to 15, two a byte, the lower half first, [rows, columns]: c + first, [rows, 2 columns] float32."""
+    rows, columns = codes.shape
+    fused = codes.new_empty(rows, columns + 4)
+    fused[:, :columns] = codes
+    fused[:, columns:] = _scale_one(first)
+    return unpack_fused(fused, 4)
+
+
+@lru_cache(maxsize=8)
+def _scale_one(offset: float) -> Tensor:
+    return torch.tensor([1.0, offset], dtype=torch.float16, device="cpu").view(torch.uint8)
+
+
 # ------------------------------------------------------------------------------------------------------ the comparisons
 
 
@@ -134,6 +158,29 @@ def _int8_weight_agrees(device: torch.device, inputs: int, outputs: int) -> bool
     return _agrees(lambda x: int8_weight_kernel(x.to(device), *on_device), parts, draw)
 
 
+def _unpacking_is_correct(device: torch.device) -> bool:
+    sizes = (2, 32, 66, 576)
+    return all(_unpacks(bits, size, device) for bits in (4, 8) for size in sizes) and _unpacks_int4(device)
+
+
+def _unpacks(bits: int, size: int, device: torch.device) -> bool:
+    """Scales of 11 bits and offsets that are multiples of them: the result is exact, fused or not."""
+    draw = torch.Generator().manual_seed(size)
+    codes = torch.randint(0, 256, (300, size * bits // 8), generator=draw, dtype=torch.uint8, device="cpu")
+    scale = torch.randn(300, 1, generator=draw, dtype=torch.float32, device="cpu").half()
+    steps = torch.randint(-8, 9, (300, 1), generator=draw, device="cpu") * 2.0 ** (bits - 4)
+    parameters = torch.cat((scale, scale * steps.half()), 1).to(torch.float16 if bits == 4 else torch.float32)
+    found = unpack_fused(torch.cat((codes, parameters.view(torch.uint8)), 1).to(device), bits)
+    integers = codes if bits == 8 else torch.stack((codes & 0xF, codes >> 4), -1).flatten(-2)
+    return torch.equal(found.cpu().double(), integers * parameters[:, :1].double() + parameters[:, 1:].double())
+
+
+def _unpacks_int4(device: torch.device) -> bool:
+    codes = torch.arange(256, dtype=torch.int32, device="cpu").to(torch.uint8)[:, None].expand(256, 33).contiguous()
+    expected = torch.stack((codes & 0xF, codes >> 4), -1).flatten(-2).float() - 8
+    return torch.equal(unpack_int4(codes.to(device), -8.0).cpu(), expected)
+
+
 def _agrees(kernel: Callable[[Tensor], Tensor], parts: tuple[Tensor, Tensor], draw: torch.Generator) -> bool:
     """Whether kernel(x), x bfloat16, is x (a + b)^T for weight parts a and b, as far as bfloat16 tells.
 
@@ -170,7 +217,13 @@ INT4_WEIGHT = Kernel(
 INT8_WEIGHT = Kernel(
     "int8 weights (torch._weight_int8pack_mm)", "dequantised weights", ("cpu",), _int8_weight_is_correct
 )
-KERNELS = (INT8, INT4_WEIGHT, INT8_WEIGHT)
+UNPACK = Kernel(
+    "unpacking of int4 and int8 (torch quantized::embedding_bag_4bit_unpack)",
+    "integer operations, several times slower",
+    ("cpu",),
+    _unpacking_is_correct,
+)
+KERNELS = (INT8, INT4_WEIGHT, INT8_WEIGHT, UNPACK)
 
 
 @torch.compiler.assume_constant_result  # a graph that asks would break, and compare anew

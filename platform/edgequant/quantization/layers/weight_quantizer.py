@@ -21,8 +21,7 @@ from edgequant.quantization.arithmetic.affine import (
     straight_through,
     weight_parameters,
 )
-from edgequant.quantization.arithmetic.grids import Grid, stored
-from edgequant.quantization.arithmetic.half_precision import rounded_to_float16
+from edgequant.quantization.arithmetic.grids import Grid, stored, stored_minimum
 from edgequant.quantization.arithmetic.range_search import choose_grid
 from edgequant.quantization.scheme import WeightSpec
 
@@ -50,7 +49,8 @@ class WeightQuantizer(nn.Module):
     Scales and zero points follow each group's extremes as the weight moves, or, `learned`, are parameters of their own
     that start from the range with the least squared error, or from what a PTQ method chose. So it is in llama.cpp's
     layouts: any float16 scale and minimum are valid there, not those of its own rounding alone, and a learned q4_0
-    scale keeps the sign that it starts with. A tied head and embedding share one.
+    scale keeps the sign that it starts with. Of a K-quant every group's scale and minimum learn, as they are stored in
+    their super-block. A tied head and embedding share one.
     """
 
     relative_scale: nn.Parameter | None
@@ -102,10 +102,11 @@ class WeightQuantizer(nn.Module):
         """Scale, zero point and minimum as stored, with straight-through gradients."""
         assert self.relative_scale is not None
         scale = self.initial_scale * self.relative_scale
-        scale = scale + (stored(scale.detach(), self.spec) - scale).detach()
+        scale = straight_through(scale, stored(scale.detach(), self.spec))
         if self.minimum_shift is not None and self.initial_minimum is not None:
             minimum = self.initial_minimum + self.minimum_shift * self.initial_scale
-            return Grid(self.spec, scale, minimum=minimum + (rounded_to_float16(minimum.detach()) - minimum).detach())
+            minimum = straight_through(minimum, stored_minimum(minimum.detach(), self.spec))
+            return Grid(self.spec, scale, minimum=minimum)
         if self.zero_point is None:
             return Grid(self.spec, scale, fixed_zero_point(scale, self.spec))
         return Grid(self.spec, scale, rounded_straight_through(self.zero_point).clamp(*self.spec.integer_range))

@@ -66,7 +66,7 @@ def choose_layer_bits(
     assert scheme.budget is not None
     targets = find_targets(model, scheme)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    candidates, capacity = scheme.budget.candidates, scheme.budget.bytes_for(parameters)
+    candidates, capacity = scheme.candidate_bits, scheme.budget.bytes_for(parameters)
     sizes = checkpoint_sizes(model, scheme, targets, candidates, dtype)
     _check_attainable(scheme, sizes, parameters)
     fisher = fisher_diagonals(model, targets.weights, sequences, bfloat16=bfloat16)
@@ -80,10 +80,10 @@ def choose_layer_bits(
 def _losses(layer: str, model: nn.Module, scheme: Scheme, targets: Targets, fisher: Tensor) -> dict[int, float]:
     """Predicted increase of the loss by the layer's bits."""
     base = scheme.weight if layer in targets.linears else scheme.embedding
-    assert base is not None and scheme.budget is not None
+    assert base is not None
     weight = weight_of(model, layer)
-    candidates = scheme.budget.candidates
-    return {bits: loss_increase(weight, fisher, replace(base, bits=bits)) for bits in candidates}
+    specs = {bits: base.with_bits(bits).fitting(weight.shape[1]) for bits in scheme.candidate_bits}
+    return {bits: loss_increase(weight, fisher, spec) for bits, spec in specs.items()}
 
 
 def _check_attainable(scheme: Scheme, sizes: CheckpointSizes, parameters: int) -> None:
@@ -92,7 +92,7 @@ def _check_attainable(scheme: Scheme, sizes: CheckpointSizes, parameters: int) -
     if scheme.budget.bytes_for(parameters) < low:
         ends = [scheme.budget.amount_of(size, parameters) for size in (low * (1 + 1e-3), high)]
         raise UserError(
-            f"size budget of scheme {scheme.name} cannot be met: with {scheme.budget.candidates[0]} bits in every "
+            f"size budget of scheme {scheme.name} cannot be met: with {scheme.candidate_bits[0]} bits in every "
             f"layer the checkpoint is larger; for this model and scheme give {ends[0]} to {ends[1]}, larger groups, or "
             "+emb if the embedding is unquantised"
         )

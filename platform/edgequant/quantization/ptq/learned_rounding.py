@@ -13,9 +13,9 @@ from edgequant.quantization.arithmetic.affine import (
     grouped,
     quantize,
     rounded_straight_through,
+    straight_through,
 )
-from edgequant.quantization.arithmetic.grids import Grid, stored
-from edgequant.quantization.arithmetic.half_precision import rounded_to_float16
+from edgequant.quantization.arithmetic.grids import Grid, stored, stored_minimum
 from edgequant.quantization.layers.fake_quantized import FakeQuantizedLinear
 from edgequant.quantization.layers.fixed_weights import fixed_codes_of
 from edgequant.quantization.layers.weight_quantizer import WeightQuantizer
@@ -129,20 +129,20 @@ def moved_grid(grid: Grid, stretch: Tensor, shift: Tensor | None) -> Grid:
     if shift is not None and zero_point is not None:
         zero_point = rounded_straight_through(zero_point + shift).clamp(*grid.spec.integer_range)
     if shift is not None and minimum is not None:
-        minimum = shifted(minimum, shift * grid.scale)
+        minimum = shifted(minimum, shift * grid.scale, grid.spec)
     return Grid(grid.spec, stretched(grid, stretch), zero_point, minimum)
 
 
 def stretched(grid: Grid, stretch: Tensor) -> Tensor:
     """The grid's scale times 1 + `stretch` as it is stored, with a straight-through gradient."""
     scale = grid.scale * (1 + stretch)
-    return scale + (stored(scale.detach(), grid.spec) - scale).detach()
+    return straight_through(scale, stored(scale.detach(), grid.spec))
 
 
-def shifted(minimum: Tensor, distance: Tensor) -> Tensor:
+def shifted(minimum: Tensor, distance: Tensor, spec: WeightSpec) -> Tensor:
     """A minimum moved by a distance, as it is stored, with a straight-through gradient."""
     moved = minimum + distance
-    return moved + (rounded_to_float16(moved.detach()) - moved).detach()
+    return straight_through(moved, stored_minimum(moved.detach(), spec))
 
 
 @torch.no_grad()

@@ -79,6 +79,7 @@ def resolve_layer_bits(
     if not scheme.awaits_layer_bits:
         if scheme.weight is not None:  # bitsandbytes keeps to itself what it can hold
             check_weights(model, scheme)
+            _tell_replacements(model, scheme)
         return LayerBits(scheme, [])
     kept = folder / f"layer_bits-{scheme.name}.json"
     if resume and kept.is_file():
@@ -93,7 +94,17 @@ def resolve_layer_bits(
     )
     write_atomically(kept, json.dumps({"scheme": chosen.scheme.to_dict(), "rows": chosen.rows}))
     print(_description(chosen), flush=True)
+    _tell_replacements(model, chosen.scheme)
     return LayerBits(chosen.scheme, chosen.rows)
+
+
+def _tell_replacements(model: Any, scheme: Scheme) -> None:
+    from edgequant.quantization.layers.targets import find_targets, widths_of
+    from edgequant.quantization.scheme import told_replacements
+
+    targets = find_targets(model, scheme)
+    if line := told_replacements(scheme, widths_of(model, targets), {targets.embedding, targets.head} - {None}):
+        print(f"{scheme.name}: {line}", flush=True)
 
 
 def _description(chosen: Allocation) -> str:

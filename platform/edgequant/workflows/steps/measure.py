@@ -35,6 +35,7 @@ def headline(metrics: Mapping[str, float]) -> dict[str, float]:
     """The metrics on which variants of a model are compared, each with its interval's bounds where it has them, and
     with its floor where that was measured too."""
     names = [f"{name}{bound}" for name in summary_metrics() for bound in ("", "_ci_low", "_ci_high")]
+    names += [name for name in metrics if name.startswith("deploy/") and not name.endswith("_p90")]
     names += [floor for name in summary_metrics() if isinstance(floor := metric(name).floor, str)]
     return {name: metrics[name] for name in names if name in metrics}
 

@@ -14,7 +14,6 @@ from edgequant.workflows.steps.measure import Measured, headline
 from edgequant.workflows.steps.text_mix import parse_mix
 
 if TYPE_CHECKING:
-    from edgequant.export.shipped import Shipped
     from edgequant.quantization.qat.settings import QatSettings
     from edgequant.workflows.steps.qat_experiment import QatExperiment
 
@@ -205,9 +204,11 @@ def recovered_fraction(rows: Rows, dataset: str) -> tuple[float | None, str]:
     return (rounded - trained) / (rounded - control), ""
 
 
-def summary_rows(rows: Rows, verdict: Verdict, model: str, scheme: str, shipped: Shipped) -> list[dict[str, Any]]:
+def summary_rows(
+    rows: Rows, verdict: Verdict, model: str, scheme: str, ships: Mapping[str, Any]
+) -> list[dict[str, Any]]:
     """The summary table: one row per variant, with what it lost against the baseline, which one is delivered, and what
-    of that ships."""
+    of that ships: `ships`, cells named `deploy/...`."""
     table = []
     for name, row in rows.items():
         cells: dict[str, Any] = {"model": model, "variant": name}
@@ -218,6 +219,6 @@ def summary_rows(rows: Rows, verdict: Verdict, model: str, scheme: str, shipped:
             cells["verdict"] = "harmed" if harmed else "not harmed"
         cells["delivered"] = "yes" if name == verdict.delivered else "no"
         if name == verdict.delivered:
-            cells |= {"deploy/format": shipped.format, **shipped.metrics}
+            cells |= ships
         table.append(cells)
     return table

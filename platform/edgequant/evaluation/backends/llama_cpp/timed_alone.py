@@ -12,6 +12,7 @@ import json
 import random
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from edgequant.errors import UserError
@@ -28,14 +29,19 @@ def time_alone(
     seed: int = 0,
     repack: bool = True,
     gpu_layers: int = 0,
+    within: Sequence[str] = (),
 ) -> Alone:
     """One repetition of greedy decoding behind a random prompt, in a process of its own.
+
+    Args:
+        within: what goes in front of the process's command, see `MemoryLimit.within`.
 
     Raises:
         UserError: the process found no figures; its last line says why.
     """
     asked = {"path": str(path), "threads": threads, "prompt_length": prompt_length, "new_tokens": new_tokens}
-    return figures_alone(__name__, asked | {"seed": seed, "repack": repack, "gpu_layers": gpu_layers}, "llama.cpp")
+    asked |= {"seed": seed, "repack": repack, "gpu_layers": gpu_layers}
+    return figures_alone(__name__, asked, "llama.cpp", within)
 
 
 def repacking_works(path: Path) -> bool:

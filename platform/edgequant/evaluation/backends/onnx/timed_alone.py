@@ -12,6 +12,7 @@ import json
 import random
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +22,19 @@ from edgequant.evaluation.backends.alone import Alone, figures_alone, peak_rss
 from edgequant.evaluation.backends.onnx.sequence import GenaiModel
 
 
-def time_alone(folder: Path, *, threads: int, prompt_length: int, new_tokens: int, seed: int = 0) -> Alone:
+def time_alone(
+    folder: Path, *, threads: int, prompt_length: int, new_tokens: int, seed: int = 0, within: Sequence[str] = ()
+) -> Alone:
     """One repetition of greedy decoding behind a random prompt, in a process of its own.
+
+    Args:
+        within: a command that runs it, such as one that limits its memory.
 
     Raises:
         UserError: the process found no figures; its last line says why.
     """
     asked = {"path": str(folder), "threads": threads, "prompt_length": prompt_length, "new_tokens": new_tokens}
-    return figures_alone(__name__, asked | {"seed": seed}, "onnxruntime-genai")
+    return figures_alone(__name__, asked | {"seed": seed}, "onnxruntime-genai", within)
 
 
 def _timed(path: str, threads: int, prompt_length: int, new_tokens: int, seed: int) -> Alone:

@@ -1,0 +1,1 @@
+"""Device profiles: what a device grants a model, and whether a model that ships fits."""

@@ -1,0 +1,121 @@
+"""A weight back from its integers on the CPU: `PackedWeight.dequantized` to the bit, several times as fast.
+
+Two codes a byte are unpacked by FBGEMM (`quantized::embedding_bag_4bit_unpack`), 8-bit codes converted, a piece at a time
+that the caches hold. `StreamedWeight` reads what the checkpoint stores; `fused_weight.FusedWeight` keeps a second copy.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from edgequant.quantization.layers.packed_weight import PackedWeight
+from edgequant.quantization.layers.trusted_kernels import UNPACK, is_trusted, unpack_int4
+
+PIECE = 1 << 20  # weights unpacked at a time: 4 MB as float32
+
+
+class UnpackedWeight(ABC):
+    """A weight [rows, features] that becomes float32 row by row."""
+
+    rows: int
+    features: int
+
+    @abstractmethod
+    def real(self, rows: slice) -> Tensor:
+        """Some rows of the real weight, [n, features] float32, in memory of their own."""
+
+    @abstractmethod
+    def tensors(self) -> list[Tensor]:
+        """What is held, the checkpoint's own tensors among it."""
+
+    def linear(self, input: Tensor, bias: Tensor | None) -> Tensor:
+        """input [..., features] times the weight transposed, plus the bias [rows], in the input's type."""
+        return _joined(
+            functional.linear(input, self.real(rows).to(input.dtype), None if bias is None else bias[rows])
+            for rows in self._pieces()
+        )
+
+    def product_of_few(self, input: Tensor) -> Tensor:
+        """input [..., features] float32 times the weight transposed, [..., rows] float32, for few rows of input."""
+        return _joined(self._product(input, rows) for rows in self._pieces())
+
+    def _product(self, input: Tensor, rows: slice) -> Tensor:
+        return functional.linear(input, self.real(rows))
+
+    def _pieces(self) -> Iterator[slice]:
+        step = max(1, PIECE // self.features)
+        return (slice(start, start + step) for start in range(0, self.rows, step))
+
+
+@dataclass(frozen=True)
+class StreamedWeight(UnpackedWeight):
+    """W = (q + first - Z) S + minimum for unsigned 4-bit codes q, or signed 8-bit ones.
+
+    Attributes:
+        codes: [rows, features / 2] uint8, or [rows, features] int8.
+        first: what 4-bit code 0 stands for.
+        zero_point: Z [rows, groups] int8, or None.
+        scale, minimum: [rows, groups], as stored; no minimum is None.
+    """
+
+    rows: int
+    features: int
+    codes: Tensor
+    first: float
+    zero_point: Tensor | None
+    scale: Tensor
+    minimum: Tensor | None
+
+    @staticmethod
+    def of(packed: PackedWeight) -> StreamedWeight | None:
+        """None where there is no fast way: not on the CPU, other widths than 4 and 8 bits, one scale for all rows, odd
+        rows of 4 bits, an unpacking that is not trusted.
+        """
+        device, bits = packed.codes.device, packed.spec.bits
+        if device.type != "cpu" or bits not in (4, 8) or packed.scale_rows != packed.rows:
+            return None
+        if bits == 4 and (packed.features % 2 or not is_trusted(UNPACK, device)):
+            return None
+        with torch.inference_mode(False), torch.no_grad():  # kept, so it may serve a pass with gradients later
+            zero_point = packed.zero_points()
+        first = 0.0 if packed.minimum is not None else -8.0
+        return StreamedWeight(
+            packed.rows, packed.features, packed.codes, first, zero_point, packed.scale, packed.minimum
+        )
+
+    def tensors(self) -> list[Tensor]:
+        return [part for part in (self.codes, self.zero_point, self.scale, self.minimum) if part is not None]
+
+    def real(self, rows: slice) -> Tensor:
+        real = self._integers(rows)
+        groups = real.view(real.shape[0], self.scale.shape[1], -1)
+        if self.zero_point is not None:
+            groups -= self.zero_point[rows, :, None].float()
+        groups *= self.scale[rows, :, None].float()
+        if self.minimum is not None:
+            groups += self.minimum[rows, :, None].float()
+        return real
+
+    def _product(self, input: Tensor, rows: slice) -> Tensor:
+        """A row's only scale multiplies its product: S (sum x q - Z sum x), since the weight is what is large."""
+        if self.scale.shape[1] > 1 or self.minimum is not None:
+            return super()._product(input, rows)
+        product = functional.linear(input, self._integers(rows))
+        if self.zero_point is not None:
+            product = product - input.sum(-1, keepdim=True) * self.zero_point[rows].view(-1).float()
+        return product * self.scale[rows].view(-1).float()
+
+    def _integers(self, rows: slice) -> Tensor:
+        codes = self.codes[rows]
+        return codes.float() if codes.dtype == torch.int8 else unpack_int4(codes, self.first)
+
+
+def _joined(parts: Iterator[Tensor]) -> Tensor:
+    first, *others = parts
+    return torch.cat([first, *others], dim=-1) if others else first
