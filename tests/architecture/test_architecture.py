@@ -86,7 +86,8 @@ WITHIN = {
         "formats": set(),
         "choice": {"formats"},
         "onnx": {"formats"},
-        "parity": {"onnx"},  # to run what it wrote
+        "gptq": {"formats"},
+        "parity": {"formats", "onnx", "gptq"},  # to run what it wrote
         "gguf": {"choice", "formats"},
         "compressed_tensors": {"formats"},
         "shipped": {"choice", "formats", "gguf", "compressed_tensors"},

@@ -20,12 +20,15 @@ from edgequant.export.formats import (
     COMPRESSED_TENSORS,
     FOLDERS,
     FORMATS,
+    GPTQ,
     ONNX,
+    QUANTIZE_CONFIG,
     check_expressible,
     check_format,
     file_name,
     needs_checkpoint,
 )
+from edgequant.export.gptq import expressible as gptq
 from edgequant.export.onnx.expressible import check_configuration as check_graph
 from edgequant.export.onnx.expressible import check_scheme
 from edgequant.folders import check_own_file, share_folder
@@ -67,8 +70,8 @@ def export(
         model: short name, hub id, folder (plain, LoRA adapter or quantised checkpoint), .gguf file or MLflow URI;
             by default the newest registered champion, else the newest registered version, else smollm2-135m.
         format: auto, the one that keeps a checkpoint's integers (q8_0 for a model in floating point); q8_0, q5_1,
-            q5_0, q4_1, q4_0, f16, bf16 or f32 for a GGUF file; onnx and compressed-tensors write a quantised checkpoint
-            as a folder, for onnxruntime-genai or for transformers and vLLM.
+            q5_0, q4_1, q4_0, f16, bf16 or f32 for a GGUF file; onnx, gptq and compressed-tensors write a quantised
+            checkpoint as a folder, for onnxruntime-genai or for transformers and vLLM.
         embedding_format: GGUF format of the embedding and output matrix (default: the one that holds a checkpoint's
             own integers there, else as `format`, but at least q8_0).
         output: folder that receives the file, beside those of earlier exports, or that such a folder
@@ -96,7 +99,8 @@ def export(
     aim = target_of(resolved, format, embedding_format)
     folder = check_folder(output, aim.format, resolved)
     with tracking.workflow_run("export", config | {"model": source}, experiment=experiment) as run:
-        loaded = models.load(resolved, dtype="auto" if aim.format == COMPRESSED_TENSORS else "float32", device=device)
+        kept = aim.format in (COMPRESSED_TENSORS, GPTQ)  # what is in floating point there keeps its type
+        loaded = models.load(resolved, dtype="auto" if kept else "float32", device=device)
         scheme = scheme_of(loaded)
         said = aim.line(scheme, others_integers(loaded))
         print(said, flush=True)
@@ -143,6 +147,10 @@ def write(loaded: LoadedModel, folder: Path, aim: Target) -> Exported:
         from edgequant.export.onnx.write import write_onnx
 
         return write_onnx(loaded, folder)
+    if aim.format == GPTQ:
+        from edgequant.export.gptq.write import write_gptq
+
+        return write_gptq(loaded, folder)
     if aim.format == COMPRESSED_TENSORS:
         from edgequant.export.compressed_tensors.write import write_compressed_tensors
 
@@ -212,7 +220,7 @@ def check_source(source: ModelSource, format: str) -> None:
     scheme = stated_scheme(source)
     if scheme is None:
         raise needs_checkpoint(format, source.name, source.location)
-    (check_scheme if format == ONNX else check_expressible)(scheme)
+    {ONNX: check_scheme, GPTQ: gptq.check_scheme}.get(format, check_expressible)(scheme)
     if format == ONNX and is_plain_folder:
         from transformers import AutoConfig
 
@@ -283,6 +291,7 @@ def next_command(written: Path) -> str:
     """The command that talks to a file with llama.cpp, or that measures a folder."""
     path = shlex.quote(str(written))
     if written.is_dir():
-        runtime = " --runtime onnx" if is_onnx_folder(written) else ""
-        return f"edgequant evaluate --model {path}{runtime}"
+        if (written / QUANTIZE_CONFIG).is_file():
+            return f"vllm serve {path}"
+        return f"edgequant evaluate --model {path}{' --runtime onnx' if is_onnx_folder(written) else ''}"
     return f"llama-cli -m {path} -p {shlex.quote('The flood warning for tonight says that')} -n 64"

@@ -266,8 +266,8 @@ def source_that_ships(source: ModelSource, device_profile: str | None) -> ModelS
         return found
     raise UserError(
         f"device_profile {device_profile!r} needs a model that ships as a file: a .gguf, an ONNX folder or a "
-        f"checkpoint of `edgequant ptq` or `qat`, got {source.name}; run `edgequant export --model {source.location}` and evaluate "
-        "what it writes"
+        f"checkpoint of `edgequant ptq` or `qat`, got {source.name}; run `edgequant export --model "
+        f"{source.location}` and evaluate what it writes"
     )
 
 
