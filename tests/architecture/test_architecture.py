@@ -89,7 +89,8 @@ WITHIN = {
         "formats": set(),
         "choice": {"formats"},
         "onnx": {"formats"},
-        "parity": {"onnx"},
+        "gptq": {"formats"},
+        "parity": {"formats", "onnx", "gptq"},  # to run what it wrote
         "gguf": {"choice", "formats"},
         "compressed_tensors": {"formats"},
         "shipped": {"choice", "formats", "gguf", "compressed_tensors"},

@@ -20,6 +20,8 @@ from edgequant.models.configs import (
     stated_quantization,
     whole_number,
 )
+from edgequant.models.onnx.folder import KIND as ONNX
+from edgequant.models.onnx.folder import is_onnx_folder
 from edgequant.models.tiny import TINY_SIZES
 
 # The four models of the methodology, by the names that the papers use.
@@ -51,7 +53,7 @@ SMOLLM2_CONFIG = {
 class ModelSource:
     """Where a model comes from. `name` is short and fit for a tag or a registered model's name."""
 
-    kind: str  # hub, folder, gguf, embedded, tiny, mlflow
+    kind: str  # hub, folder, gguf, onnx, embedded, tiny, mlflow
     name: str
     location: str
 
@@ -134,6 +136,8 @@ def resolve(source: str | ModelSource) -> ModelSource:
 def _folder_source(path: Path) -> ModelSource:
     if (path / CONFIG).is_file() or is_adapter(path):
         return ModelSource("folder", _folder_name(path), str(path.resolve()))
+    if is_onnx_folder(path):
+        return ModelSource(ONNX, _folder_name(path), str(path.resolve()))
     files = sorted(path.glob("*.gguf"))
     if len(files) == 1:
         return ModelSource("gguf", _tag_name(files[0].stem), str(files[0].resolve()))

@@ -56,6 +56,12 @@ def checkpoint_bytes(checkpoint: Path) -> int:
     return sum(path.stat().st_size for path in best)
 
 
+def bytes_of(file: Path) -> int:
+    """Of a file, or of all files of a folder."""
+    parts = [file] if file.is_file() else file.rglob("*")
+    return sum(part.stat().st_size for part in parts if part.is_file())
+
+
 def resident_bytes(model: Any) -> int:
     """Bytes of all parameters and buffers, tensors that share storage once."""
     return _storage_bytes([*model.parameters(), *model.buffers()])
