@@ -94,9 +94,12 @@ def weight_only_linear(input: Tensor, packed: PackedWeight, bias: Tensor | None,
         return functional.linear(input, packed.dequantized(input.dtype), bias)
     if not few:
         return unpacked.linear(input, bias)
-    with torch.autocast(input.device.type, enabled=False):
+    if torch.is_autocast_enabled("cpu"):
+        with torch.autocast("cpu", enabled=False):
+            product = unpacked.product_of_few(input.float())
+    else:  # entering a context takes as long as a small product
         product = unpacked.product_of_few(input.float())
-        return (product if bias is None else product + bias.float()).to(input.dtype)
+    return (product if bias is None else product + bias.float()).to(input.dtype)
 
 
 def _unpacked(packed: PackedWeight, cache: dict[str, Any], *, few: bool) -> UnpackedWeight | None:

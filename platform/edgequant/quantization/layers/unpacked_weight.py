@@ -36,19 +36,20 @@ class UnpackedWeight(ABC):
 
     def linear(self, input: Tensor, bias: Tensor | None) -> Tensor:
         """input [..., features] times the weight transposed, plus the bias [rows], in the input's type."""
-        return _joined(
+        return joined(
             functional.linear(input, self.real(rows).to(input.dtype), None if bias is None else bias[rows])
-            for rows in self._pieces()
+            for rows in self.pieces()
         )
 
     def product_of_few(self, input: Tensor) -> Tensor:
         """input [..., features] float32 times the weight transposed, [..., rows] float32, for few rows of input."""
-        return _joined(self._product(input, rows) for rows in self._pieces())
+        return joined(self._product(input, rows) for rows in self.pieces())
 
     def _product(self, input: Tensor, rows: slice) -> Tensor:
         return functional.linear(input, self.real(rows))
 
-    def _pieces(self) -> Iterator[slice]:
+    def pieces(self) -> Iterator[slice]:
+        """Slices of rows to be unpacked at a time."""
         step = max(1, PIECE // self.features)
         return (slice(start, start + step) for start in range(0, self.rows, step))
 
@@ -116,6 +117,7 @@ class StreamedWeight(UnpackedWeight):
         return codes.float() if codes.dtype == torch.int8 else unpack_int4(codes, self.first)
 
 
-def _joined(parts: Iterator[Tensor]) -> Tensor:
+def joined(parts: Iterator[Tensor]) -> Tensor:
+    """Products [..., rows] of pieces, side by side."""
     first, *others = parts
     return torch.cat([first, *others], dim=-1) if others else first
