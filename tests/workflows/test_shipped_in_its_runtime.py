@@ -215,7 +215,5 @@ def test_export_and_evaluate_through_llama_cpp_of_tiny_take_less_than_half_a_min
     (file,) = (tmp_path / "out").glob("*.gguf")
     assert main(["evaluate", "--model", str(file), "--runtime", "llama.cpp", "--threads", "1", "--limit", "20"]) == 0
     ended = seconds()
-    with capsys.disabled():
-        print(f"export {exported - begun:.1f} s, evaluate {ended - exported:.1f} s")
     assert exported - begun < WITHIN and ended - exported < WITHIN
     assert "shipped first token" in capsys.readouterr().out and models.resolve(str(file)).kind == "gguf"
