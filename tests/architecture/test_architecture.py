@@ -12,11 +12,13 @@ from source_trees import ROOT, all_sources, import_graph, modules, top
 IMPORTS = import_graph(all_sources())
 PLATFORM = sorted(name for name in IMPORTS if name.startswith("edgequant."))
 
-BASE = {"errors", "files", "folders", "outputs", "extensions", "settings_checks", "yaml_files"}
+BASE = {"commands", "errors", "progress", "files", "folders", "outputs", "extensions", "settings_checks", "yaml_files"}
 BELOW = BASE | {"models", "tracking"}
 PACKAGES = {"corpora", "quantization", "training", "evaluation", "export", "reporting"}
 # package or module of edgequant: what it may import of edgequant, beside itself
 ALLOWED = {
+    "commands": set(),
+    "progress": set(),
     "errors": set(),
     "extensions": {"errors"},
     "files": set(),
@@ -60,12 +62,11 @@ WITHIN = {
     },
     "evaluation": {
         "scoring_settings": set(),
-        "progress": set(),
         "backends": set(),
         "statistics": {"scoring_settings"},
         "devices": set(),
         "efficiency": {"backends", "statistics"},
-        "tasks": {"scoring_settings", "progress", "backends", "statistics", "efficiency"},
+        "tasks": {"scoring_settings", "backends", "statistics", "efficiency"},
         "settings": {"scoring_settings", "tasks"},
         "harm": {"statistics", "tasks"},
         "evidence": {"tasks"},
@@ -88,7 +89,8 @@ WITHIN = {
         "formats": set(),
         "choice": {"formats"},
         "onnx": {"formats"},
-        "parity": {"onnx"},
+        "gptq": {"formats"},
+        "parity": {"formats", "onnx", "gptq"},  # to run what it wrote
         "gguf": {"choice", "formats"},
         "compressed_tensors": {"formats"},
         "shipped": {"choice", "formats", "gguf", "compressed_tensors"},

@@ -44,7 +44,7 @@ def check_scheme(scheme: Scheme) -> None:
     if not specs:
         lacking = "bitsandbytes' data types"
     elif any(spec.is_k_quant for spec in specs):
-        lacking = "scales of scales"
+        lacking = "llama.cpp's blocks of 256 with scales of scales"
     elif any(spec.zero_point == "real" for spec in specs):
         lacking = "a real minimum for each group, only integer zero points"
     elif scheme.activation is not None and scheme.activation.mode == "static":

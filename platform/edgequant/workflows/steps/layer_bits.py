@@ -121,7 +121,8 @@ def log_layer_bits(rows: list[dict[str, Any]]) -> None:
     if not rows:
         return
     from edgequant import tracking
+    from edgequant.reporting.figure_files import log_figure
     from edgequant.reporting.layer_bits import layer_bits_figure
 
     tracking.log_table(rows, "layer_bits.json")
-    tracking.log_figure(layer_bits_figure(rows), "layer_bits.html")
+    log_figure(layer_bits_figure(rows), "layer_bits.html")
