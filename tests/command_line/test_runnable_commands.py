@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from edgequant.commands import CHANGE_PATH, runnable
+from edgequant import commands
+from edgequant.commands import runnable
 
 
 @pytest.fixture
@@ -24,8 +25,7 @@ def environment(tmp_path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "executable", str(folder / "python"))
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
-    for name in CHANGE_PATH:
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(commands, "STARTED_BY", [])
     return folder
 
 
@@ -44,11 +44,20 @@ def test_in_an_activated_environment_the_name_is_enough(environment, monkeypatch
     assert said_by_a_shell(runnable("edgequant report")) == "this is edgequant report"
 
 
-@pytest.mark.parametrize("variable", CHANGE_PATH)
-def test_a_path_that_make_or_mlflow_changed_is_not_trusted(environment, monkeypatch, variable):
+@pytest.mark.parametrize("variable", ["MAKELEVEL", "MLFLOW_RUN_ID"])
+def test_a_path_that_make_or_mlflow_changed_is_not_trusted(root, variable):
     """`make qat` puts .venv/bin on the PATH of its commands, which the shell that shows the line has not."""
+    program = (
+        "import os, edgequant.__main__; os.environ.clear(); from edgequant import commands; print(commands.STARTED_BY)"
+    )
+    environment = {"PYTHONPATH": str(root / "platform"), variable: "1"}
+    said = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == f"['{variable}']"
+
+
+def test_then_the_place_of_the_program_is_told(environment, monkeypatch):
     monkeypatch.setenv("PATH", f"{environment}:/usr/bin:/bin")
-    monkeypatch.setenv(variable, "1")
+    monkeypatch.setattr(commands, "STARTED_BY", ["MAKELEVEL"])
     assert runnable("edgequant report") == ".venv/bin/edgequant report"
 
 

@@ -15,6 +15,7 @@ from of_gguf import SITUATIONS as GGUF
 from of_models import SITUATIONS as MODELS
 from of_outputs import SITUATIONS as OUTPUTS
 from of_paths import SITUATIONS as PATHS
+from of_runs import SITUATIONS as RUNS
 from of_settings import SITUATIONS as SETTINGS
 from of_ties import SITUATIONS as TIES
 from situation import Situation
@@ -31,6 +32,7 @@ KINDS: dict[str, list[Situation]] = {
     "One tensor with two roles": TIES,
     "GGUF files": GGUF,
     "Numbers that are no evidence": EVIDENCE,
+    "Runs in MLflow": RUNS,
 }
 
 
