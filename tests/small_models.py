@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,8 +20,12 @@ from transformers import (
     Qwen2Config,
 )
 
+from edgequant import models as loading
 from edgequant.models.loading import LoadedModel
 from edgequant.models.sources import ModelSource
+from edgequant.quantization import checkpoint
+from edgequant.quantization.layers.convert import calibrate, convert, has_static_ranges, prepare
+from edgequant.quantization.scheme import Scheme, parse_scheme
 
 TEXT = [
     "The river rose 42 cm in 3 hours; boats reached the school at 16:30.",
@@ -29,6 +35,7 @@ TEXT = [
 QWEN2_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+IDS = torch.randint(0, 256, (2, 96), generator=torch.Generator().manual_seed(1))
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "max_position_embeddings": 256}
 
 
@@ -106,6 +113,19 @@ def small(name: str, tied: bool = False, **config: Any) -> LoadedModel:
         for parameter in model.parameters():  # norms and biases too: a missing +1 or a lost bias must show
             parameter.normal_(0.0, 0.1 if parameter.dim() > 1 else 0.3)
     return LoadedModel(model, tokenizer, ModelSource("folder", "small", "small"))
+
+
+def checkpoint_of(loaded: LoadedModel, scheme: str | Scheme, folder: Path, dtype: str = "float32") -> LoadedModel:
+    """Quantise a copy, save it, and load it as a workflow does."""
+    model, parsed = copy.deepcopy(loaded.model), parse_scheme(scheme) if isinstance(scheme, str) else scheme
+    prepare(model, parsed)
+    if has_static_ranges(model):
+        calibrate(model, [IDS])
+    convert(model)
+    loading.cast(model, dtype)
+    parameters = loaded.model.num_parameters()
+    checkpoint.save(model, loaded.tokenizer, folder, parsed, parameters=parameters, made_from="tiny")
+    return loading.load(str(folder), device="cpu")
 
 
 LARGE_HEADS = {"head_dim": 256, "query_pre_attn_scalar": 256}  # transformers' own GGUF reader takes them for granted

@@ -19,7 +19,13 @@ from edgequant.folders import CHECKPOINT, CORPUS, check_replaceable, check_share
 
 RUNS = "outputs"  # folder in the working directory where runs keep their files
 WITH_RUN_FOLDERS = ("ptq", "qat", "finetune")
-READ_WHOLE = (CHECKPOINT, CORPUS, "compressed-tensors", "onnx")  # results that nothing else may lie in: they are loaded
+READ_WHOLE = (
+    CHECKPOINT,
+    CORPUS,
+    "compressed-tensors",
+    "onnx",
+    "gptq",
+)  # results that nothing else may lie in: they are loaded
 STORES = ("mlruns", "mlartifacts")  # where MLflow keeps artifacts, in the working directory
 TELLTALES = ("mlflow.db", "mlruns", "mlartifacts", ".git")
 

@@ -10,15 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from exported_folders import checkpoint_of
-from small_models import small
+from small_models import checkpoint_of, small
 
 from edgequant import models
 from edgequant.errors import UserError
-from edgequant.export.onnx import library
 from edgequant.export.onnx.expressible import check_configuration, check_scheme
 from edgequant.folders import MARKER
 from edgequant.models.loading import LoadedModel
+from edgequant.models.onnx import library
 from edgequant.quantization.layers.integer import IntegerLinear, integer_layers
 from edgequant.quantization.scheme import parse_scheme
 

@@ -20,7 +20,9 @@ FORMATS = {
 BLOCK = 32  # values that share a scale in every quantised format but the K-quants, which need 256
 COMPRESSED_TENSORS = "compressed-tensors"  # a folder for transformers and vLLM, not a GGUF file
 ONNX = "onnx"  # a folder for onnxruntime-genai
-FOLDERS = (COMPRESSED_TENSORS, ONNX)  # that hold a checkpoint's integers, and nothing else
+GPTQ = "gptq"  # a folder for vLLM, transformers with gptqmodel, and onnxruntime-genai's builder
+QUANTIZE_CONFIG = "quantize_config.json"  # by which such a folder is known
+FOLDERS = (COMPRESSED_TENSORS, ONNX, GPTQ)  # that hold a checkpoint's integers, and nothing else
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class Exported:
 
     Attributes:
         path: the GGUF file, or the folder.
-        size_bytes: of the file, of a compressed-tensors folder's safetensors, of all files of an onnx folder.
+        size_bytes: of the file, of the safetensors of a compressed-tensors or gptq folder, of all files of an onnx
+            folder.
         sha256: of the file, or of the folder's weights; its marker has those of all its files.
         parameters: of the model, tied weights once.
     """

@@ -11,7 +11,8 @@ from torch.nn import functional
 
 from edgequant import models
 from edgequant.errors import UserError
-from edgequant.export.onnx.library import GENAI_CONFIG
+from edgequant.export.formats import QUANTIZE_CONFIG
+from edgequant.models.onnx.folder import is_onnx_folder
 
 
 def export_parity(model: Any, tokenizer: Any, file: Path, text: str, length: int = 512) -> dict[str, float]:
@@ -40,11 +41,15 @@ def export_parity(model: Any, tokenizer: Any, file: Path, text: str, length: int
 
 def _read_back(file: Path) -> Any:
     """Something with a model, called with `input_ids`, and a tokenizer."""
-    if not (file / GENAI_CONFIG).is_file():
-        return models.load(str(file), dtype="float32", device="cpu")
-    from edgequant.export.onnx.reader import read_onnx
+    if is_onnx_folder(file):
+        from edgequant.export.onnx.reader import read_onnx
 
-    return read_onnx(file)
+        return read_onnx(file)
+    if (file / QUANTIZE_CONFIG).is_file():
+        from edgequant.export.gptq.reader import read_gptq
+
+        return read_gptq(file)
+    return models.load(str(file), dtype="float32", device="cpu")
 
 
 @torch.no_grad()

@@ -56,7 +56,7 @@ def ship(loaded: LoadedModel, checkpoint: Path, export: str | None = None, *, sc
     Raises:
         UserError: `export` asks for a file, and the model can be none.
     """
-    form = _shipped(loaded, checkpoint, export)
+    form = _shipped(loaded, checkpoint, export, scratch)
     replaced = _replacements(loaded)
     return replace(form, notes=(replaced, *form.notes)) if replaced else form
 
@@ -72,7 +72,7 @@ def _replacements(loaded: LoadedModel) -> str:
     return "" if scheme is None else told_replacements(scheme, widths, embeddings)
 
 
-def _shipped(loaded: LoadedModel, checkpoint: Path, export: str | None) -> Shipped:
+def _shipped(loaded: LoadedModel, checkpoint: Path, export: str | None, scratch: Path | None) -> Shipped:
     scheme = scheme_of(loaded)
     try:
         target = choose_target(scheme, refused=gguf_refusal(loaded.model.config, loaded.tokenizer))

@@ -22,6 +22,8 @@ from edgequant.models.configs import (
 from edgequant.models.devices import check_dtype, check_finite, pick_device, pick_dtype
 from edgequant.models.load_errors import told_in_one_line
 from edgequant.models.manifest import verify_if_ours
+from edgequant.models.onnx.folder import KIND as ONNX
+from edgequant.models.onnx.folder import not_for_torch
 from edgequant.models.sources import ModelSource, adapter_base, resolve
 from edgequant.models.stored_weights import check_weight_files
 from edgequant.models.tokenizers import check_rows, has_tokenizer, load_tokenizer_of
@@ -62,6 +64,8 @@ def load(
     """
     check_dtype(dtype)
     resolved = resolve(source)
+    if resolved.kind == ONNX:
+        raise not_for_torch(resolved.location)
     placed = pick_device(device)
     options: dict[str, Any] = {"dtype": pick_dtype(dtype, placed), **(load_options or {})}
     if "quantization_config" in options:
@@ -120,6 +124,8 @@ def check_available(source: str | ModelSource) -> ModelSource:
     from edgequant.models.gguf.load import check_gguf
 
     resolved = resolve(source)
+    if resolved.kind == ONNX:
+        raise not_for_torch(resolved.location)
     if resolved.kind == "mlflow":
         return replace(check_available(str(_fetched_folder(resolved))), name=resolved.name)
     if resolved.kind == "hub":

@@ -3,6 +3,7 @@
 mlflow run . -e evaluate
 edgequant evaluate --model smollm2-135m --limit 200 --data_dir DATA
 edgequant evaluate --model model.gguf --runtime llama.cpp
+edgequant evaluate --model ONNX_FOLDER --runtime onnx
 edgequant evaluate --squad_predictions predictions.json --data_dir DATA
 """
 
@@ -18,9 +19,10 @@ from edgequant.errors import UserError
 from edgequant.evaluation.backends.llama_cpp.cores import wait_without_spinning
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.models.devices import check_device
+from edgequant.models.onnx.folder import is_onnx_folder
 from edgequant.workflows.settings import RunSettings, WorkflowResult, configuration
 from edgequant.workflows.shipping import NOTHING_SHIPS, deploy_source, plan_timing, source_that_ships
-from edgequant.workflows.validate import check_window
+from edgequant.workflows.validate import check_threads, check_window, chosen_runtime, onnx_source
 from edgequant.yaml_files import check_regular
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ def evaluate(
     squad_predictions: str | None = None,
     evaluation: EvaluationSettings = EvaluationSettings(),
     limit: int | None = None,
-    runtime: Literal["torch", "llama.cpp"] = "torch",
+    runtime: Literal["torch", "llama.cpp", "onnx", "auto"] = "torch",
     threads: int | None = None,
     device_profile: str | None = None,
     cache: bool = True,
@@ -43,25 +45,29 @@ def evaluate(
     """Measure a model: perplexity, BoolQ, SQuAD, domain questions, latency and size, with confidence intervals.
 
     Args:
-        model: short name, hub id, folder (plain model, PEFT adapter, edgequant checkpoint), .gguf file or MLflow URI.
+        model: short name, hub id, folder (plain model, PEFT adapter, edgequant checkpoint, ONNX folder), .gguf file or
+            MLflow URI.
         squad_predictions: official SQuAD prediction file (JSON of id to answer) to score instead of a model.
         evaluation: what is measured and how.
         limit: draw this many questions of each set and limit/20 windows; wins over evaluation.limit.
-        runtime: torch, or llama.cpp to run a .gguf file in its own integer arithmetic.
-        threads: CPU threads of runtime llama.cpp; none takes the physical cores. Torch reads OMP_NUM_THREADS.
-        device_profile: device that a .gguf file, or what ships of a checkpoint, is to fit: raspberry-pi-5, phone-4gb,
-            edge-2c-1g or a YAML file with threads, memory_gb and disk_gb; null: a .gguf file is timed without limits.
+        runtime: torch; llama.cpp or onnx to run a .gguf file or an ONNX folder in its own arithmetic; auto takes what
+            the model is for.
+        threads: CPU threads of runtimes llama.cpp and onnx; none takes the physical cores. Torch reads OMP_NUM_THREADS.
+        device_profile: device that a .gguf file, an ONNX folder, or what ships of a checkpoint, is to fit:
+            raspberry-pi-5, phone-4gb, edge-2c-1g or a YAML file with threads, memory_gb and disk_gb; null: a file or
+            folder is timed without limits.
         cache: keep every score, so that an interrupted evaluation goes on where it stopped.
         run: data, device, resuming and experiment; a seed other than 0 wins over evaluation.seed.
     """
     config = configuration(locals())
     settings = resolved_settings(evaluation, limit=limit, seed=run.seed, cache=cache)
     check_device(run.device)
-    check_threads(threads, runtime)
+    chosen = chosen_runtime(model, runtime)
+    check_threads(threads, chosen)
     timing = plan_timing(device_profile, threads, evaluation=settings)
-    if runtime == "llama.cpp":
+    if chosen == "llama.cpp":
         wait_without_spinning()
-    source = check_source(model, runtime, squad_predictions, device_profile)
+    source = check_source(model, chosen, squad_predictions, device_profile)
     if source is not None:
         check_window(source, settings)
         source = source_that_ships(source, device_profile)
@@ -76,8 +82,8 @@ def evaluate(
             title, following = f"evaluate: {squad_predictions}", None
             row = score_predictions(str(squad_predictions), settings, run.data_dir)
         else:
-            asked = threads if device_profile is None or runtime == "torch" else timing.threads_used
-            row = measure_model(source, settings, run, runtime=runtime, threads=asked)
+            asked = threads if device_profile is None or chosen == "torch" else timing.threads_used
+            row = measure_model(source, settings, run, runtime=chosen, threads=asked)
             ships = deploy_source(source, row, timing)
             row |= ships.cells
             title, following = f"evaluate: {row['model']}", next_command(str(model), row["scheme"])
@@ -141,6 +147,8 @@ def check_source(
         named = f"squad_predictions must be a JSON file of question id to answer; {squad_predictions!r}"
         check_regular(Path(squad_predictions).expanduser(), named)
         return None
+    if runtime == "onnx":
+        return onnx_source(models.resolve(model), model)
     # what transformers cannot hold may run in llama.cpp, which says itself what it cannot read
     source = models.resolve(model) if runtime == "llama.cpp" else models.check_available(model)
     if runtime == "llama.cpp" and source.kind != "gguf":
@@ -148,18 +156,6 @@ def check_source(
             f"model for runtime llama.cpp must be a .gguf file, got {model!r}; export it first or use runtime torch"
         )
     return source
-
-
-def check_threads(threads: int | None, runtime: str) -> None:
-    """Refuse a number of threads that is none, or that the runtime does not take from here.
-
-    Raises:
-        UserError: names the value and what was expected.
-    """
-    if threads is not None and runtime != "llama.cpp":
-        raise UserError(f"threads must be left out with runtime {runtime}, got {threads}; torch takes OMP_NUM_THREADS")
-    if threads is not None and threads < 1:
-        raise UserError(f"threads must be 1 or more, got {threads}; leave it out for the physical cores")
 
 
 class Target(NamedTuple):
@@ -176,7 +172,8 @@ def next_command(model: str, scheme: str) -> str | None:
     """Quantise what is not; an edgequant checkpoint goes on to llama.cpp or vLLM."""
     if scheme == "none":
         return f"edgequant ptq --model {shlex.quote(model)}"
-    is_ours = not scheme.startswith("bnb") and Path(model).expanduser().is_dir()
+    folder = Path(model).expanduser()
+    is_ours = not scheme.startswith("bnb") and folder.is_dir() and not is_onnx_folder(folder)
     return f"edgequant export --model {shlex.quote(model)}" if is_ours else None
 
 
@@ -196,7 +193,8 @@ def measure_model(
 
     target = load_target(model, runtime=runtime, device=run.device, dtype=run.dtype, threads=threads)
     variant = "baseline" if target.scheme == "none" else "quantized"
-    with tracking.variant_run(variant, model=target.name, scheme=target.scheme, phase=phase):
+    names: dict[str, Any] = {"model": target.name, "scheme": target.scheme, "phase": phase}
+    with tracking.variant_run(variant, **names, parameters={"runtime": runtime}):
         data = evaluation_data(settings.tasks, run.data_dir)
         log_draws(data, settings)
         metrics = measure(target.model, target.tokenizer, data, settings, checkpoint=target.checkpoint)
@@ -209,7 +207,7 @@ def load_target(
     """Load a model of any source for measuring; a .gguf file either de-quantised in torch or as it is in llama.cpp.
 
     Raises:
-        UserError: the source cannot be loaded, or xllamacpp is absent.
+        UserError: the source cannot be loaded, or the runtime's package is absent.
     """
     from edgequant import models
 
@@ -220,6 +218,11 @@ def load_target(
         layers = -1 if models.pick_device(device).startswith("cuda") else 0
         gguf = LlamaCppModel(source.location, gpu_layers=layers, threads=threads)
         return Target(gguf, None, source.name, gguf.file_type, Path(source.location))
+    if runtime == "onnx":
+        from edgequant.evaluation.backends.onnx_model import OnnxModel
+
+        folder = OnnxModel(source.location, threads=threads)
+        return Target(folder, None, source.name, folder.scheme, Path(source.location))
     loaded = models.load(source, dtype=dtype, device=device)
     return Target(
         loaded.model,

@@ -20,17 +20,21 @@ from edgequant.export.formats import (
     COMPRESSED_TENSORS,
     FOLDERS,
     FORMATS,
+    GPTQ,
     ONNX,
+    QUANTIZE_CONFIG,
     check_expressible,
     check_format,
     file_name,
     needs_checkpoint,
 )
+from edgequant.export.gptq import expressible as gptq
 from edgequant.export.onnx.expressible import check_configuration as check_graph
 from edgequant.export.onnx.expressible import check_scheme
-from edgequant.export.onnx.library import GENAI_CONFIG, check_installed
 from edgequant.folders import check_own_file, share_folder
 from edgequant.models.devices import check_device
+from edgequant.models.onnx.folder import is_onnx_folder
+from edgequant.models.onnx.library import check_installed
 from edgequant.outputs import check_output, check_own_folder
 from edgequant.workflows.settings import WorkflowResult
 from edgequant.workflows.shipping import deploy_file, plan_timing, stated_scheme
@@ -65,9 +69,9 @@ def export(
     Args:
         model: short name, hub id, folder (plain, LoRA adapter or quantised checkpoint), .gguf file or MLflow URI;
             by default the newest registered champion, else the newest registered version, else smollm2-135m.
-        format: auto, the one that keeps a checkpoint's integers (q8_0 for a model in floating point); q8_0, q5_1,
-            q5_0, q4_1, q4_0, f16, bf16 or f32 for a GGUF file; onnx and compressed-tensors write a quantised checkpoint
-            as a folder, for onnxruntime-genai or for transformers and vLLM.
+        format: auto, the one that keeps a checkpoint's integers (q8_0 for a model in floating point); q8_0, q6_k,
+            q5_1, q5_0, q4_1, q4_k, q4_0, f16, bf16 or f32 for a GGUF file; onnx, gptq and compressed-tensors write a
+            quantised checkpoint as a folder, for onnxruntime-genai or for transformers and vLLM.
         embedding_format: GGUF format of the embedding and output matrix (default: the one that holds a checkpoint's
             own integers there, else as `format`, but at least q8_0).
         output: folder that receives the file, beside those of earlier exports, or that such a folder
@@ -95,7 +99,8 @@ def export(
     aim = target_of(resolved, format, embedding_format)
     folder = check_folder(output, aim.format, resolved)
     with tracking.workflow_run("export", config | {"model": source}, experiment=experiment) as run:
-        loaded = models.load(resolved, dtype="auto" if aim.format == COMPRESSED_TENSORS else "float32", device=device)
+        kept = aim.format in (COMPRESSED_TENSORS, GPTQ)  # what is in floating point there keeps its type
+        loaded = models.load(resolved, dtype="auto" if kept else "float32", device=device)
         scheme = scheme_of(loaded)
         said = aim.line(scheme, others_integers(loaded))
         print(said, flush=True)
@@ -142,6 +147,10 @@ def write(loaded: LoadedModel, folder: Path, aim: Target) -> Exported:
         from edgequant.export.onnx.write import write_onnx
 
         return write_onnx(loaded, folder)
+    if aim.format == GPTQ:
+        from edgequant.export.gptq.write import write_gptq
+
+        return write_gptq(loaded, folder)
     if aim.format == COMPRESSED_TENSORS:
         from edgequant.export.compressed_tensors.write import write_compressed_tensors
 
@@ -211,7 +220,7 @@ def check_source(source: ModelSource, format: str) -> None:
     scheme = stated_scheme(source)
     if scheme is None:
         raise needs_checkpoint(format, source.name, source.location)
-    (check_scheme if format == ONNX else check_expressible)(scheme)
+    {ONNX: check_scheme, GPTQ: gptq.check_scheme}.get(format, check_expressible)(scheme)
     if format == ONNX and is_plain_folder:
         from transformers import AutoConfig
 
@@ -232,7 +241,7 @@ def deployed(written: Exported, format: str, timing: TimingPlan) -> Deployed:
     """The file or the whole folder as it ships, a file in its runtime."""
     size = sum(file.stat().st_size for file in [written.path, *written.path.rglob("*")] if file.is_file())
     sizes = {"deploy/size_gb": size / GB, "deploy/reduction_vs_fp16": 100 * (1 - size / (2 * written.parameters))}
-    return deploy_file(written.path, format, sizes, timing.of(format, runs=written.path.is_file()))
+    return deploy_file(written.path, format, sizes, timing.of(format, runs=written.path.is_file() or format == ONNX))
 
 
 def parity_metrics(loaded: LoadedModel, written: Exported, notes: list[str]) -> dict[str, float]:
@@ -282,6 +291,7 @@ def next_command(written: Path) -> str:
     """The command that talks to a file with llama.cpp, or that measures a folder."""
     path = shlex.quote(str(written))
     if written.is_dir():
-        runtime = " --runtime onnx" if (written / GENAI_CONFIG).is_file() else ""
-        return f"edgequant evaluate --model {path}{runtime}"
+        if (written / QUANTIZE_CONFIG).is_file():
+            return f"vllm serve {path}"
+        return f"edgequant evaluate --model {path}{' --runtime onnx' if is_onnx_folder(written) else ''}"
     return f"llama-cli -m {path} -p {shlex.quote('The flood warning for tonight says that')} -n 64"

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgequant.errors import UserError
+from edgequant.errors import UserError, first_line
 from edgequant.evaluation.backends.llama_cpp.cores import physical_cores
 from edgequant.evaluation.backends.llama_cpp.library import INSTALL, version
 from edgequant.evaluation.backends.memory_limit import memory_limit
@@ -21,6 +21,7 @@ from edgequant.evaluation.devices.fit import EMULATES_NEITHER, fit
 from edgequant.evaluation.devices.profile import DeviceProfile, read_profile
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.evaluation.tasks.latency import LATENCY
+from edgequant.models.onnx.library import PACKAGES
 from edgequant.quantization.scheme import Scheme
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from edgequant.models.loading import LoadedModel
     from edgequant.models.sources import ModelSource
 
+RUN_AS_THEY_ARE = ("gguf", "onnx")  # kinds of a model source that a runtime of devices takes
 PROMPT, NEW_TOKENS = 128, 32  # tokens, where the settings leave them open
 MOST_THREADS = 4096
 _ABSENT = f"xllamacpp is not installed ({INSTALL})"
@@ -121,9 +123,13 @@ def plan_timing(
     plan = TimingPlan(profile=profile, threads=threads, left_out=left_out)
     if evaluation is None:
         return plan
-    lengths, new_tokens = evaluation.latency_prompt_lengths, evaluation.latency_new_tokens
-    shape = {"prompt_length": lengths[0] if lengths else PROMPT, "new_tokens": new_tokens or NEW_TOKENS}
-    return replace(plan, **shape, repetitions=evaluation.latency_repetitions)
+    lengths = evaluation.latency_prompt_lengths
+    return replace(
+        plan,
+        prompt_length=lengths[0] if lengths else PROMPT,
+        new_tokens=evaluation.latency_new_tokens or NEW_TOKENS,
+        repetitions=evaluation.latency_repetitions,
+    )
 
 
 def _check_threads(threads: int | None, profile: DeviceProfile | None) -> None:
@@ -167,18 +173,18 @@ def deploy_folder(checkpoint: Path, export: str | None, plan: TimingPlan) -> Dep
 
 
 def deploy_source(source: ModelSource, measured: Mapping[str, Any], plan: TimingPlan) -> Deployed:
-    """What ships of a model that was evaluated: a .gguf file as it is; of a checkpoint, where a profile was named.
+    """What ships of an evaluated model: a .gguf file or an ONNX folder as it is; of a checkpoint with a profile.
 
     Args:
-        measured: of the model; its `size/...` are a GGUF file's own.
+        measured: of the model; its `size/...` are a file's or a folder's own.
 
     Returns:
         NOTHING_SHIPS of floating-point models, and of checkpoints without a profile.
     """
-    if source.kind == "gguf":
+    if source.kind in RUN_AS_THEY_ARE:
         names = {"size/checkpoint_gb": "deploy/size_gb", "size/reduction_vs_fp16": "deploy/reduction_vs_fp16"}
         sizes = {name: measured[key] for key, name in names.items() if key in measured}
-        return deploy_file(Path(source.location), "gguf", sizes, plan)
+        return deploy_file(Path(source.location), source.kind, sizes, plan)
     return NOTHING_SHIPS if plan.profile is None else deploy_folder(Path(source.location), None, plan)
 
 
@@ -188,18 +194,19 @@ def _shipped(loaded: LoadedModel, checkpoint: Path, export: str | None, scratch:
 
     try:
         return ship(loaded, checkpoint, export, scratch=scratch)
-    except UserError as refusal:
+    except (UserError, OSError) as refusal:
         if export is not None or scratch is None:
             raise
         shipped = ship(loaded, checkpoint)
-        return replace(shipped, notes=(*shipped.notes, f"the shipped file was not written: {refusal}"))
+        return replace(shipped, notes=(*shipped.notes, f"the shipped file was not written: {first_line(refusal)}"))
 
 
 def deploy_file(file: Path | None, format: str, sizes: Mapping[str, float], plan: TimingPlan) -> Deployed:
     """What a shipped file takes in its runtime, and whether it fits the profile's device.
 
     Args:
-        file: a GGUF file; None: there is none that a runtime here could run, and the plan leaves the times out.
+        file: a GGUF file or an ONNX folder; None: there is none that a runtime here could run, and the plan leaves
+            the times out.
         sizes: its `deploy/size_gb` and `deploy/reduction_vs_fp16`.
     """
     if plan.left_out:
@@ -209,7 +216,7 @@ def deploy_file(file: Path | None, format: str, sizes: Mapping[str, float], plan
     with nullcontext() if plan.profile is None else memory_limit(plan.profile.memory_gb) as memory:
         from edgequant.evaluation.efficiency.shipped import shipped_metrics
 
-        how = {"edgequant.deploy_runtime": f"xllamacpp {version()}"}
+        how = {"edgequant.deploy_runtime": _runtime_of(file)}
         how |= {} if memory is None else {"edgequant.memory_limit": memory.how}
         try:
             metrics = shipped_metrics(
@@ -222,6 +229,10 @@ def deploy_file(file: Path | None, format: str, sizes: Mapping[str, float], plan
             notes = (f"deploy/decode_ms_per_token and its like were left out: {error}",)
     taken = Deployed(format=format, metrics=metrics | dict(sizes), tags=how, notes=notes)
     return _judged(taken, plan, killed=killed)
+
+
+def _runtime_of(file: Path) -> str:
+    return f"onnxruntime-genai {PACKAGES['onnxruntime-genai']}" if file.is_dir() else f"xllamacpp {version()}"
 
 
 def _judged(taken: Deployed, plan: TimingPlan, *, killed: bool = False) -> Deployed:
@@ -245,22 +256,17 @@ def _judged(taken: Deployed, plan: TimingPlan, *, killed: bool = False) -> Deplo
 
 
 def source_that_ships(source: ModelSource, device_profile: str | None) -> ModelSource:
-    """The source, fetched where it lies in the registry; refuses to try on a device what is no file for one.
+    """The source; refuses to try on a device what is no file for one.
 
     Raises:
         UserError: names it, and how to make one.
     """
-    from edgequant import models
-
-    if device_profile is None:
+    if device_profile is None or source.kind in RUN_AS_THEY_ARE or stated_scheme(source) is not None:
         return source
-    found = models.fetched(source)
-    if found.kind == "gguf" or stated_scheme(found) is not None:
-        return found
     raise UserError(
-        f"device_profile {device_profile!r} needs a model that ships as a file: a .gguf or a checkpoint of `edgequant "
-        f"ptq` or `qat`, got {source.name}; run `edgequant export --model {source.location}` and evaluate "
-        "what it writes"
+        f"device_profile {device_profile!r} needs a model that ships as a file: a .gguf, an ONNX folder or a "
+        f"checkpoint of `edgequant ptq` or `qat`, got {source.name}; run `edgequant export --model "
+        f"{source.location}` and evaluate what it writes"
     )
 
 

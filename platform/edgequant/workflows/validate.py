@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -152,3 +153,42 @@ def _base_of(source: ModelSource) -> str | None:
 
     folder = Path(source.location)
     return adapter_base(folder).location if source.kind == "folder" and is_adapter(folder) else None
+
+
+def onnx_source(source: ModelSource, given: str) -> ModelSource:
+    """A folder that onnxruntime-genai runs, whatever else may lie in it.
+
+    Raises:
+        UserError: there is none, onnxruntime-genai is absent, or a file was changed since it was written.
+    """
+    from edgequant.evaluation.backends.onnx.sequence import check_folder
+    from edgequant.models.onnx.folder import KIND, is_onnx_folder
+
+    if not is_onnx_folder(Path(source.location)):
+        raise UserError(
+            "model for runtime onnx must be a folder with genai_config.json, which `edgequant export --format onnx` "
+            f"writes, got {given!r}; export it first or use runtime torch"
+        )
+    check_folder(Path(source.location))
+    return replace(source, kind=KIND)
+
+
+def chosen_runtime(model: str, runtime: str) -> str:
+    """What `auto` stands for: onnx for an ONNX folder, llama.cpp for a .gguf file, torch for everything else."""
+    if runtime != "auto":
+        return runtime
+    from edgequant import models
+
+    return {"gguf": "llama.cpp", "onnx": "onnx"}.get(models.resolve(model).kind, "torch")
+
+
+def check_threads(threads: int | None, runtime: str) -> None:
+    """Refuse a number of threads that is none, or that the runtime does not take from here.
+
+    Raises:
+        UserError: names the value and what was expected.
+    """
+    if threads is not None and runtime == "torch":
+        raise UserError(f"threads must be left out with runtime {runtime}, got {threads}; torch takes OMP_NUM_THREADS")
+    if threads is not None and threads < 1:
+        raise UserError(f"threads must be 1 or more, got {threads}; leave it out for the physical cores")

@@ -17,7 +17,7 @@ from typing import Any
 from edgequant.evaluation.backends.language_model import Choice, Generated, LanguageModel, Window
 from edgequant.files import source_digest
 
-_ARITHMETIC = ("model", "dtype", "device", "torch", "transformers", "llama_cpp")
+_ARITHMETIC = ("model", "dtype", "device", "torch", "transformers", "llama_cpp", "onnxruntime")
 
 
 class CachedModel:

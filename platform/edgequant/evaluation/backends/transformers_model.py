@@ -19,6 +19,7 @@ from edgequant.evaluation.backends.footprint import footprint_metrics
 from edgequant.evaluation.backends.language_model import Choice, DecodeTiming, Generated, Window
 from edgequant.evaluation.backends.prefix_sharing import Group, batches_of_groups, groups_by_prefix, worth_sharing
 from edgequant.evaluation.backends.token_losses import LMHead, logit_losses, token_losses
+from edgequant.evaluation.backends.tokenized import WithTokenizer, bos_token
 
 # A decorator that keeps cuDNN's attention out: it plans anew for every shape, and each batch and each step has its own.
 with_shape_agnostic_attention = sdpa_kernel(
@@ -26,7 +27,7 @@ with_shape_agnostic_attention = sdpa_kernel(
 )
 
 
-class TransformersModel:
+class TransformersModel(WithTokenizer):
     """Scores and generates with a transformers model on the device it is on.
 
     Args:
@@ -47,7 +48,7 @@ class TransformersModel:
         self.on_gpu = self.device.type == "cuda"
         self.context_length = int(getattr(self.config, "max_position_embeddings", None) or 2048)
         self.vocabulary = int(self.config.vocab_size)
-        self.bos = _bos_token(tokenizer, self.config, bos)
+        self.bos = bos_token(tokenizer, str(getattr(self.config, "model_type", "")), bos)
         self.start_token = next(
             t for t in (self.bos, tokenizer.bos_token_id, tokenizer.eos_token_id, 0) if t is not None
         )
@@ -69,31 +70,6 @@ class TransformersModel:
     @property
     def decode_methods(self) -> tuple[str, ...]:
         return decoding.methods(self.model)
-
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        if not texts:
-            return []
-        prefix = [] if self.bos is None else [self.bos]
-        ids = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-        # A chat template writes BOS itself.
-        return [list(row) if row[:1] == prefix else prefix + list(row) for row in ids]
-
-    def encode_choices(self, contexts: Sequence[str], continuations: Sequence[str]) -> list[Choice]:
-        # Trailing white space belongs to the continuation, or the split falls inside a token.
-        bare = [context.rstrip() for context in contexts]
-        wholes = [context + continuation for context in contexts for continuation in continuations]
-        encoded = self.encode(bare + wholes)
-        starts, ends = encoded[: len(bare)], iter(encoded[len(bare) :])
-        return [Choice(tuple(start), tuple(tuple(next(ends)[len(start) :]) for _ in continuations)) for start in starts]
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        return self.tokenizer.decode(list(tokens), skip_special_tokens=True)
-
-    def render_chat(self, question: str) -> str:
-        if not getattr(self.tokenizer, "chat_template", None):
-            raise UserError("the tokenizer has no chat template; leave chat_template off for a base model")
-        turn = [{"role": "user", "content": question}]
-        return self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
 
     def losses(self, windows: Sequence[Window]) -> Iterator[tuple[int, float]]:
         def score(indices: list[int]) -> list[float]:
@@ -231,15 +207,3 @@ def _scored_positions(
 def _device_of(model: Any) -> torch.device:
     tensors = (*model.parameters(), *model.buffers())  # a quantised model may hold buffers only
     return next((tensor.device for tensor in tensors if tensor.device.type != "meta"), torch.device("cpu"))
-
-
-def _bos_token(tokenizer: Any, config: Any, bos: str) -> int | None:
-    token = tokenizer.bos_token_id
-    if bos == "never":
-        return None
-    if bos == "always" and token is None:
-        raise UserError("bos=always, but the tokenizer has no BOS token; use bos=auto or bos=never")
-    if token is None or bos == "always":
-        return token
-    adds_it = tokenizer("a")["input_ids"][:1] == [token]
-    return token if adds_it or str(getattr(config, "model_type", "")).startswith("gemma") else None

@@ -1,12 +1,15 @@
-"""What a .gguf file takes in llama.cpp: its size, and times and memory of processes that hold nothing else."""
+"""What a shipped file or folder takes in its runtime: size, and times and memory of processes that hold only it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from edgequant.evaluation.backends.footprint import GB
+from edgequant.evaluation.backends.alone import Alone
+from edgequant.evaluation.backends.footprint import GB, bytes_of
 from edgequant.evaluation.backends.language_model import DecodeTiming
 from edgequant.evaluation.backends.llama_cpp.cores import physical_cores
 from edgequant.evaluation.backends.llama_cpp.timed_alone import repacking_works, time_alone
@@ -30,24 +33,35 @@ def shipped_metrics(
     90th percentiles as `latency_metrics`.
 
     Args:
+        file: a .gguf file, which llama.cpp runs, or an ONNX folder, which onnxruntime-genai runs.
         threads: CPU threads; None takes the physical cores that this process may use.
         memory: a limit in which the counted repetitions run; not where the first one, which runs outside, took more.
 
     Raises:
-        UserError: xllamacpp is absent, llama.cpp cannot read the file, or was ended within `memory`.
+        UserError: the runtime's package is absent, it cannot read the file, or was ended within `memory`.
 
     Example:
         shipped_metrics(Path("model.gguf"), threads=1)["deploy/decode_ms_per_token"]
     """
-    chosen, repack = threads or physical_cores(), repacking_works(file)
-    shape = {"threads": chosen, "prompt_length": prompt_length, "new_tokens": new_tokens, "repack": repack}
-    first = time_alone(file, **shape, seed=0)
+    chosen = threads or physical_cores()
+    time_one = _timer(file, threads=chosen, prompt_length=prompt_length, new_tokens=new_tokens)
+    first = time_one(seed=0)
     within = memory.within if memory is not None and first.peak_rss <= memory.limit else ()
-    alone = [time_alone(file, **shape, seed=1 + repetition, within=within) for repetition in range(repetitions)]
+    alone = [time_one(seed=1 + repetition, within=within) for repetition in range(repetitions)]
     timed = [DecodeTiming(each.first_token, each.total, each.new_tokens, each.load) for each in alone]
     values = timed_values(timed, prompt_length) | {"load_ms": np.array([1000 * each.load for each in alone])}
-    metrics = {f"{prefix}/size_gb": file.stat().st_size / GB, f"{prefix}/threads": float(chosen)}
+    metrics = {f"{prefix}/size_gb": bytes_of(file) / GB, f"{prefix}/threads": float(chosen)}
     metrics[f"{prefix}/peak_rss_gb"] = max(each.peak_rss for each in [first, *alone]) / GB
     for name, measured in values.items():
         metrics |= median_metrics(f"{prefix}/{name}", measured, 0.95)
     return metrics
+
+
+def _timer(file: Path, **asked: int) -> Callable[..., Alone]:
+    """One repetition of a seed in the runtime of the file."""
+    if file.is_dir():
+        from edgequant.evaluation.backends.onnx import sequence, timed_alone
+
+        sequence.check_folder(file)
+        return partial(timed_alone.time_alone, file, **asked)
+    return partial(time_alone, file, repack=repacking_works(file), **asked)

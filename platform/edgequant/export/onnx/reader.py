@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -12,9 +11,9 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from edgequant.export.onnx.library import GENAI_CONFIG
 from edgequant.export.onnx.write import GRAPH
 from edgequant.models import load_tokenizer
+from edgequant.models.onnx.folder import read_genai_config
 
 
 class ReadBack(NamedTuple):
@@ -27,7 +26,7 @@ class ReadBack(NamedTuple):
 def read_onnx(folder: Path) -> ReadBack:
     """Open a folder that `write_onnx` wrote."""
     session = onnxruntime.InferenceSession(str(folder / GRAPH), providers=["CPUExecutionProvider"])
-    features = json.loads((folder / GENAI_CONFIG).read_text())["model"]["decoder"]["head_size"]
+    features = read_genai_config(folder)["decoder"]["head_size"]
     return ReadBack(_Graph(session, features), load_tokenizer(str(folder)))
 
 

@@ -14,11 +14,12 @@ from edgequant.errors import UserError
 from edgequant.export.formats import ONNX, Exported, checkpoint_scheme
 from edgequant.export.onnx.expressible import check_configuration, check_scheme, container_of
 from edgequant.export.onnx.graph import build
-from edgequant.export.onnx.library import check_installed
 from edgequant.export.onnx.matrices import INT8_PRODUCTS
 from edgequant.files import sha256_of, write_atomically
 from edgequant.folders import atomic_folder
 from edgequant.models.loading import LoadedModel
+from edgequant.models.onnx.folder import PARAMETERS, SCHEME
+from edgequant.models.onnx.library import check_installed
 from edgequant.quantization.layers.integer import integer_layers
 from edgequant.quantization.scheme import Scheme
 
@@ -81,7 +82,7 @@ def _write_graph(model: Any, scheme: Scheme, folder: Path, accuracy_level: int |
         built = build(model, folder, INT8_PRODUCTS if accuracy_level is None else accuracy_level)
         built.make_genai_config(built.configuration, {}, str(folder))
     graph = built.model
-    graph.metadata_props["edgequant.scheme"] = scheme.name
+    graph.metadata_props.update({SCHEME: scheme.name, PARAMETERS: str(model.config.num_parameters_unquantized)})
     built.stamp_build_metadata(graph)
     graph.graph.sort()
     ir.save(graph, folder / GRAPH, external_data=WEIGHTS)

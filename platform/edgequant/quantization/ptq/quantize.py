@@ -11,11 +11,11 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from edgequant import models
 from edgequant.errors import UserError
 from edgequant.models.same_function.comparison import PROBE_TOKENS
+from edgequant.progress import Progress
 from edgequant.quantization.calibration import CalibrationSettings
 from edgequant.quantization.layers.convert import (
     calibrate,
@@ -202,8 +202,8 @@ class _Calibrated:
         errors = [_round(name, layer, self.steps.round) for name, layer in self._outside().items()]
         errors += self._shared_embedding(floating)
         hidden = self.stream.first_inputs()  # behind a quantised embedding
-        progress = tqdm(self.stream.blocks, desc=self.method, unit="block", disable=None)
-        for index, name in enumerate(progress):
+        shown = Progress(len(self.stream.blocks), self.method, "block")
+        for index, name in enumerate(self.stream.blocks):
             targets = [self._forward(index, batch, states) for batch, states in enumerate(floating)]
             for states in targets:
                 check_activations(f"the output of {name}", states)
@@ -217,8 +217,10 @@ class _Calibrated:
                 rows = block.errors(hidden)
                 self.states.save(index, block.module, rows)
             errors += rows
-            progress.set_postfix(error=f"{rows[-1]['output_error']:.4f}")
+            shown.say(f"error {rows[-1]['output_error']:.4f}")
+            shown.update()
             floating = targets
+        shown.close()
         errors += self._head(hidden)
         return errors if self.steps.tune is None else self._tuned(errors, floating)
 

@@ -9,7 +9,6 @@ from edgequant.errors import UserError
 
 # The builder's methods are overridden as they are in this version.
 PACKAGES = {"onnxruntime-genai": "0.18.0", "onnxruntime": "1.32.0", "onnx": "1.23.2", "onnx-ir": "1.1.0"}
-GENAI_CONFIG = "genai_config.json"  # by which a folder of onnxruntime-genai is known
 INSTALL = "pip install " + " ".join(f"{name}=={version}" for name, version in PACKAGES.items())
 
 
@@ -23,7 +22,7 @@ def missing() -> str | None:
     return None
 
 
-def check_installed() -> None:
+def check_installed(what: str = "format onnx") -> None:
     """Refuse to begin without them.
 
     Raises:
@@ -31,6 +30,5 @@ def check_installed() -> None:
     """
     if (lacking := missing()) is not None:
         raise UserError(
-            f"format onnx needs onnxruntime-genai and what it builds with, but {lacking}: {INSTALL} "
-            "(make setup installs it)"
+            f"{what} needs onnxruntime-genai and what it builds with, but {lacking}: {INSTALL} (make setup installs it)"
         )

@@ -1,0 +1,1 @@
+"""ONNX folders in onnxruntime-genai: one sequence in its memory, and a process that times it."""
