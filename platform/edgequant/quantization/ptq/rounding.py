@@ -18,6 +18,8 @@ from edgequant.quantization.ptq.gptq import quantize_sharing_input, shrunk
 from edgequant.quantization.ptq.settings import PtqSettings
 from edgequant.quantization.scheme import WeightSpec
 
+Layers = Mapping[str, FakeQuantizedLayer]
+
 
 class Rounding:
     """A step that chooses integers; a method of stage `round` gives at least one of `quantized` and `apply`.
@@ -37,7 +39,7 @@ class Rounding:
         for layer in block.layers.values():
             fix_codes(layer, self.quantized(layer.weight.detach(), layer.spec))
 
-    def quantize_layers(self, layers: Mapping[str, FakeQuantizedLayer], hessian: Tensor, tokens: int) -> dict[str, Tensor]:
+    def quantize_layers(self, layers: Layers, hessian: Tensor, tokens: int) -> dict[str, Tensor]:
         """Choose the integers of layers of equal bits that share an input.
 
         Args:
@@ -78,7 +80,7 @@ class Clipping(Rounding):
             fix_codes(layer, quantize_clipped(layer.weight, layer.spec, squares.get(name)))
 
     @torch.no_grad()
-    def quantize_layers(self, layers: Mapping[str, FakeQuantizedLayer], hessian: Tensor, tokens: int) -> dict[str, Tensor]:
+    def quantize_layers(self, layers: Layers, hessian: Tensor, tokens: int) -> dict[str, Tensor]:
         for layer in layers.values():
             fix_codes(layer, quantize_clipped(layer.weight, layer.spec, hessian.diagonal()))
         return {}
@@ -103,7 +105,7 @@ class HessianRounding(Rounding):
                 block.rounded_from |= self.quantize_layers(alike, hessian, tokens)
 
     @abstractmethod
-    def quantize_layers(self, layers: Mapping[str, FakeQuantizedLayer], hessian: Tensor, tokens: int) -> dict[str, Tensor]: ...
+    def quantize_layers(self, layers: Layers, hessian: Tensor, tokens: int) -> dict[str, Tensor]: ...
 
 
 class Gptq(HessianRounding):
@@ -113,7 +115,7 @@ class Gptq(HessianRounding):
         self.settings = settings
 
     @torch.no_grad()
-    def quantize_layers(self, layers: Mapping[str, FakeQuantizedLayer], hessian: Tensor, tokens: int) -> dict[str, Tensor]:
+    def quantize_layers(self, layers: Layers, hessian: Tensor, tokens: int) -> dict[str, Tensor]:
         settings = self.settings
         importance = hessian.diagonal() if settings.activation_weighted else None
         weights = [layer.weight.float() for layer in layers.values()]
