@@ -119,12 +119,16 @@ def tensors_of(cache: dict[str, Any]) -> list[Tensor]:
 
 def _kept(kind: str, packed: PackedWeight, cache: dict[str, Any], make: Callable[[PackedWeight], Any]) -> Any:
     """What `make` made of a weight, made again where the weight's integers have become others."""
-    codes = packed.codes
-    state = (codes, 0 if codes.is_inference() else codes._version)
-    found = cache.get(kind)
-    if found is None or found[0][0] is not codes or found[0][1] != state[1]:
+    found, compiling = cache.get(kind), torch.compiler.is_compiling()
+    state = (packed.codes, None if compiling else _version(packed.codes))
+    if found is None or not (compiling or (found[0][0] is state[0] and found[0][1] == state[1])):
         found = cache[kind] = (state, make(packed))
     return found[1]
+
+
+def _version(tensor: Tensor) -> int:
+    """Counts changes in place; tensors made in inference mode count none."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _kernel_product(input: Tensor, packed: PackedWeight, cache: dict[str, Any]) -> Tensor | None:
