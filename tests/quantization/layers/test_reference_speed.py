@@ -3,7 +3,7 @@
 CPU time of one thread, the least of passes taken in turns, so that what else the machine does strikes both. The weights
 exceed the caches of most machines, as a model's do; where they do not, unquantised ones have an advantage that no model
 gives them. On an AMD EPYC the ratios lie at 0.4 to 0.95, and lay at up to 4 when weights were dequantised. The bound is
-1, but for 4-bit weights with 8-bit inputs in float32 (1.1, before 3), whose inputs cost as much as unpacking saves.
+1, but for 4-bit weights with 8-bit inputs in float32 (1.1 here), whose inputs cost as much as unpacking saves.
 Nothing is said of CPUs without VNNI, AVX2 or FBGEMM: what replaces a kernel that they lack is right, not fast.
 """
 
