@@ -13,6 +13,7 @@ from of_data import SITUATIONS as DATA
 from of_evidence import SITUATIONS as EVIDENCE
 from of_gguf import SITUATIONS as GGUF
 from of_models import SITUATIONS as MODELS
+from of_onnx import SITUATIONS as ONNX
 from of_outputs import SITUATIONS as OUTPUTS
 from of_paths import SITUATIONS as PATHS
 from of_settings import SITUATIONS as SETTINGS
@@ -30,6 +31,7 @@ KINDS: dict[str, list[Situation]] = {
     "Settings and machines": SETTINGS,
     "One tensor with two roles": TIES,
     "GGUF files": GGUF,
+    "ONNX and GPTQ folders": ONNX,
     "Numbers that are no evidence": EVIDENCE,
 }
 
