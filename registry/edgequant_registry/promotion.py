@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from edgequant import tracking
 from edgequant.errors import UserError
+from edgequant.workflows.steps.register import MADE
 from edgequant_registry.gates import Verdict
 from edgequant_registry.packaging import make_servable
 from edgequant_registry.policy import Policy
@@ -73,11 +74,12 @@ def record(candidate: Registered, policy: Policy, verdicts: Sequence[Verdict], r
 def _describe(candidate: Registered, alias: str, policy: Policy, verdicts: Sequence[Verdict]) -> None:
     registry = tracking.client()
     written = registry.get_model_version(candidate.name, candidate.version).description or ""
-    if written and not written.startswith(MARK):
+    if written and not written.startswith((MARK, MADE)):
         return
     lines = [f"{MARK}{alias} under policy {policy.name} ({policy.digest}):", ""]
     lines += [f"- {verdict.gate.metric}: {verdict.reason}" for verdict in verdicts]
-    registry.update_model_version(candidate.name, candidate.version, description="\n".join(lines))
+    made = written[written.find(MADE) :] if MADE in written else ""
+    registry.update_model_version(candidate.name, candidate.version, description="\n".join([*lines, "", made]).rstrip())
 
 
 def roll_back(name: str, alias: str, run_id: str) -> tuple[Registered, Registered]:

@@ -66,6 +66,7 @@ def promote(
     if version is None and not rollback:
         _check_not_rolled_back(candidate)
     with tracking.workflow_run("promote", config, experiment=experiment) as run:
+        tracking.name_run(f"{'roll back' if rollback else 'promote'} {candidate.name} v{candidate.version}")
         tracking.set_tags(_tags(candidate))
         if rollback:
             restored, lost = promotion.roll_back(candidate.name, alias, run.id)

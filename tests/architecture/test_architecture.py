@@ -12,11 +12,13 @@ from source_trees import ROOT, all_sources, import_graph, modules, top
 IMPORTS = import_graph(all_sources())
 PLATFORM = sorted(name for name in IMPORTS if name.startswith("edgequant."))
 
-BASE = {"errors", "files", "folders", "outputs", "extensions", "settings_checks", "yaml_files"}
+BASE = {"commands", "errors", "progress", "files", "folders", "outputs", "extensions", "settings_checks", "yaml_files"}
 BELOW = BASE | {"models", "tracking"}
 PACKAGES = {"corpora", "quantization", "training", "evaluation", "export", "reporting"}
 # package or module of edgequant: what it may import of edgequant, beside itself
 ALLOWED = {
+    "commands": set(),
+    "progress": set(),
     "errors": set(),
     "extensions": {"errors"},
     "files": set(),
@@ -30,7 +32,8 @@ ALLOWED = {
     "quantization": BASE | {"models"},  # knows torch and nothing of MLflow
     "training": BELOW,
     "evaluation": BELOW,
-    "export": BELOW | {"quantization.scheme", "quantization.layers"},  # whose packed weights it writes
+    # whose packed weights it writes
+    "export": BELOW | {"quantization.scheme", "quantization.weight_spec", "quantization.layers"},
     # how a task's metrics are shown, and what they are evidence of
     "reporting": BELOW | {"evaluation.tasks.task", "evaluation.tasks.registry", "evaluation.evidence"},
     "workflows": BELOW | PACKAGES,
@@ -40,15 +43,16 @@ ALLOWED = {
     "__main__": BASE | {"workflows", "command_line"},
 }
 
-SCHEME = {"scheme", "calibration"}
+SCHEME = {"scheme", "weight_spec", "calibration"}
 CORPUS = {"documents", "text"}
 # package: its subpackages and modules, each with what it may import of that package, beside itself
 WITHIN = {
     "quantization": {
         "calibration": set(),
         "size_budget": set(),
-        "scheme": {"size_budget"},
-        "arithmetic": {"scheme"},
+        "weight_spec": set(),
+        "scheme": {"size_budget", "weight_spec"},
+        "arithmetic": {"scheme", "weight_spec"},
         "layers": SCHEME | {"arithmetic"},
         "ptq": SCHEME | {"arithmetic", "layers"},
         "qat": SCHEME | {"arithmetic", "layers", "ptq"},
@@ -58,12 +62,11 @@ WITHIN = {
     },
     "evaluation": {
         "scoring_settings": set(),
-        "progress": set(),
         "backends": set(),
         "statistics": {"scoring_settings"},
         "devices": set(),
         "efficiency": {"backends", "statistics"},
-        "tasks": {"scoring_settings", "progress", "backends", "statistics", "efficiency"},
+        "tasks": {"scoring_settings", "backends", "statistics", "efficiency"},
         "settings": {"scoring_settings", "tasks"},
         "harm": {"statistics", "tasks"},
         "evidence": {"tasks"},

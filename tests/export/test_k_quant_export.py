@@ -8,8 +8,8 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from k_quants_of_llama_cpp import KINDS, decoded, needs_llama_cpp
-from llama_cpp_reader import read_by_llama_cpp
+from k_quants_of_llama_cpp import KINDS
+from llama_cpp_reader import needs_llama_cpp, read_by_llama_cpp
 from small_models import LARGE_HEADS, TEXT, small
 from test_llama_cpp_layouts import in_llama_cpps_order, written_name
 
@@ -17,12 +17,10 @@ from edgequant import models
 from edgequant.errors import UserError
 from edgequant.export.choice import Target, choose_target, copies_integers
 from edgequant.export.formats import check_expressible, fitting_format
-from edgequant.export.gguf.tensors import encode, encode_packed
 from edgequant.export.gguf.write import gguf_size, write_gguf
-from edgequant.quantization.arithmetic.range_search import quantize_clipped
+from edgequant.export.onnx.expressible import check_scheme
 from edgequant.quantization.layers.convert import convert, prepare
 from edgequant.quantization.layers.integer import integer_layers
-from edgequant.quantization.layers.packed_weight import PackedWeight
 from edgequant.quantization.ptq.quantize import quantize
 from edgequant.quantization.scheme import parse_scheme
 
@@ -145,22 +143,6 @@ def test_a_model_in_floating_point_is_rounded_as_the_scheme_would_round_it(layou
 
 
 @needs_llama_cpp
-@pytest.mark.parametrize("layout", KINDS)
-def test_llama_cpps_own_decoder_reads_what_the_checkpoint_says(layout) -> None:
-    generator = torch.Generator().manual_seed(0)
-    normal = torch.randn(6, 768, generator=generator)
-    weight = normal * torch.tensor([[1e-7], [1e-3], [0.05], [1.0], [300.0], [0.0]])
-    weight[2, 400], weight[3, :256] = 70.0, 0.0
-    spec = parse_scheme(layout).weight
-    assert spec is not None
-    packed = PackedWeight.of(quantize_clipped(weight, spec), 6, 768, spec)
-    order = torch.tensor([5, 3, 1, 0, 2, 4])
-    stored = encode_packed(packed, order, layout)
-    assert np.array_equal(decoded(stored, layout), packed.dequantized()[order].numpy())
-    assert np.array_equal(encode(weight, KINDS[layout]), encode_packed(packed, None, layout))
-
-
-@needs_llama_cpp
 @pytest.mark.parametrize("scheme", ["q4_k+embq6_k", "q6_k+embq6_k"])
 @pytest.mark.parametrize("architecture", ["qwen2", "llama"])
 def test_llama_cpp_computes_the_checkpoints_logits_but_for_its_own_activations(architecture, scheme, tmp_path) -> None:
@@ -182,6 +164,9 @@ def test_no_other_folder_or_format_takes_them() -> None:
         check_expressible(parse_scheme("q4_k"))
     with pytest.raises(UserError, match="scheme q6_k cannot be written as compressed-tensors"):
         check_expressible(parse_scheme("q6_k"))
+    for scheme in ("q4_k", "q6_k", "q8_0+embq6_k"):
+        with pytest.raises(UserError, match=r"cannot be written as onnx.* scales of scales"):
+            check_scheme(parse_scheme(scheme))
     for spec in (parse_scheme("q4_k").weight, parse_scheme("q6_k").weight):
         assert spec is not None
         assert [name for name in ("q4_0", "q4_1", "q8_0", "q4_k", "q6_k") if copies_integers(spec, name)] == [

@@ -204,6 +204,18 @@ def test_gradients_pass_straight_through_and_reach_scales_as_the_formula_says(sc
         torch.testing.assert_close(quantizer.minimum_shift.grad, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 40])
+@pytest.mark.parametrize("scheme", ["q4_k", "q6_k"])
+def test_integer_layers_multiply_by_what_is_stored(wide, scheme, rows, dtype):
+    quantize(wide.model, parse_scheme(scheme), method="mse_clip")
+    layer = integer_layers(wide.model.to(dtype))["model.layers.0.mlp.down_proj"]
+    inputs = torch.randn(rows, 512, generator=torch.Generator().manual_seed(0)).to(dtype)
+    expected = inputs.double() @ layer.packed.dequantized().double().t()
+    error = (layer(inputs).double() - expected).abs().max() / expected.abs().max()
+    assert error < (1e-5 if dtype == torch.float32 else 1e-2)
+
+
 def test_rows_that_256_does_not_divide_take_a_format_of_as_many_bits_or_more(tiny, tokens):
     """`tiny` has rows of 128 but for its down projections' 512."""
     scheme = parse_scheme("q4_k+embq6_k")

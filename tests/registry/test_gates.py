@@ -2,8 +2,8 @@ import math
 
 import pytest
 
-from edgequant_registry.gates import Reference, judge_gate
-from edgequant_registry.policy import Gate
+from edgequant_registry.gates import Reference, judge, judge_gate
+from edgequant_registry.policy import Gate, read_policy
 
 
 def champion(**metrics):
@@ -20,6 +20,30 @@ def verdict(gate, value, reference=None, **interval):
 )
 def test_an_absolute_bound_includes_its_own_value_and_excludes_what_is_missing_or_not_a_number(value, passed):
     assert verdict({"metric": "size/reduction_vs_fp16", "min": 70}, value).passed is passed
+
+
+@pytest.mark.parametrize(
+    ("metrics", "verdicts"),
+    [
+        ({}, ["not measured", "not measured"]),
+        ({"deploy/fits": 1.0, "deploy/size_gb": 0.125}, ["passed", "passed"]),
+        ({"deploy/fits": 0.0, "deploy/size_gb": 0.1251}, ["FAILED", "FAILED"]),
+        ({"deploy/fits": 0.5, "deploy/size_gb": 0.0}, ["FAILED", "FAILED"]),  # no file has no bytes
+    ],
+)
+def test_what_does_not_fit_a_device_fails_and_what_was_not_measured_is_told_as_such(metrics, verdicts):
+    gates = [gate for gate in read_policy("default").gates if gate.metric in ("deploy/fits", "deploy/size_gb")]
+    references = {"champion": Reference(name="version 1", metrics={"deploy/size_gb": 0.1})}
+    found = {verdict.gate.metric: verdict.to_row() for verdict in judge(gates, metrics, references)}
+    assert [found[name]["verdict"] for name in ("deploy/fits", "deploy/size_gb")] == verdicts
+    if not metrics:
+        assert "the version has no such metric (optional)" in found["deploy/fits"]["reason"]
+
+
+@pytest.mark.parametrize(("value", "passed"), [(71.0, True), (67.8, True), (46.0, False), (math.nan, False)])
+def test_the_reduction_of_the_file_that_ships_is_gated(value, passed):
+    (gate,) = [gate for gate in read_policy("default").gates if gate.metric == "deploy/reduction_vs_fp16"]
+    assert judge_gate(gate, {"deploy/reduction_vs_fp16": value}, None).passed is passed
 
 
 def test_at_most_works_the_other_way_round():

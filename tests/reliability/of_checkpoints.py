@@ -70,12 +70,18 @@ def adapter_with_tokens(place: Place) -> str:
 
 
 def checkpoint(place: Place) -> Path:
+    return checkpoint_of(place, "w8")
+
+
+def checkpoint_of(place: Place, name: str, model: str | None = None) -> Path:
+    """`tiny`, or a folder in the place, rounded by a scheme."""
     from edgequant import models
     from edgequant.quantization import checkpoint
     from edgequant.quantization.ptq.quantize import quantize
     from edgequant.quantization.scheme import parse_scheme
 
-    loaded, scheme = models.load(str(place.tiny_folder), dtype="float32", device="cpu"), parse_scheme("w8")
+    source = place.tiny_folder if model is None else place.folder / model
+    loaded, scheme = models.load(str(source), dtype="float32", device="cpu"), parse_scheme(name)
     quantize(loaded.model, scheme)
     made = {"parameters": 525_000, "made_from": "tiny"}
     return checkpoint.save(loaded.model, loaded.tokenizer, place.folder / "checkpoint", scheme, **made).folder

@@ -10,8 +10,10 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # what situations are
 from of_checkpoints import SITUATIONS as CHECKPOINTS
 from of_copies import SITUATIONS as COPIES
 from of_data import SITUATIONS as DATA
+from of_devices import SITUATIONS as DEVICES
 from of_evidence import SITUATIONS as EVIDENCE
 from of_gguf import SITUATIONS as GGUF
+from of_k_quants import SITUATIONS as K_QUANTS
 from of_models import SITUATIONS as MODELS
 from of_onnx import SITUATIONS as ONNX
 from of_outputs import SITUATIONS as OUTPUTS
@@ -32,6 +34,8 @@ KINDS: dict[str, list[Situation]] = {
     "One tensor with two roles": TIES,
     "GGUF files": GGUF,
     "ONNX and GPTQ folders": ONNX,
+    "K-quants": K_QUANTS,
+    "Devices": DEVICES,
     "Numbers that are no evidence": EVIDENCE,
 }
 

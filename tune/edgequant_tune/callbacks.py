@@ -19,6 +19,7 @@ from ray.tune.experiment import Trial
 from ray.tune.logger import LoggerCallback
 
 from edgequant import tracking
+from edgequant.tracking.details import split
 from edgequant_tune.objectives import Objective
 from edgequant_tune.search_spec import SearchSpec
 from edgequant_tune.trial import TRACEBACK
@@ -84,14 +85,16 @@ class MlflowTrials(LoggerCallback):
         scheme = str(trial.config.get("scheme", self.spec.scheme))
         tags = {PARENT_TAG: self.parent_id, TRIAL_TAG: trial.trial_id, "edgequant.scheme": scheme} | self.tags
         run = self.client.create_run(self.experiment_id, tags=tags, run_name=f"trial {number}")
-        params = [Param(name, str(value)) for name, value in trial.config.items()]
+        named = {"model": self.tags.get("edgequant.model", ""), "scheme": scheme, "variant": "trial"}
+        params = [Param(name, str(value)) for name, value in (named | trial.config).items()]
         self.client.log_batch(run.info.run_id, params=params)
         return str(run.info.run_id)
 
     def on_trial_result(self, iteration: int, trials: list[Trial], trial: Trial, result: dict, **info: Any) -> None:
         now = int(time.time() * 1000)
         step = int(result.get("step", 0))
-        metrics = [Metric(name, value, now, step) for name, value in numbers(result.get("metrics", {})).items()]
+        headline, _ = split(numbers(result.get("metrics", {})))  # trials.json has every one
+        metrics = [Metric(name, value, now, step) for name, value in headline.items()]
         self.client.log_batch(self._runs[trial.trial_id], metrics=metrics)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:

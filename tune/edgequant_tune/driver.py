@@ -33,7 +33,7 @@ from edgequant_tune.trial_records import TrialRecord, read_records
 STATE = "ray"  # folder of Ray Tune's own state, beside trials/ and trials.json
 # Ray's state pickles names of our modules and classes: a version that changes them raises the number, so that a search
 # begun before is refused by name. Searches older than the file have none.
-FORMAT, FORMAT_FILE = 2, "format.json"
+FORMAT, FORMAT_FILE = 3, "format.json"
 PACKAGES = ("edgequant", "edgequant_tune")
 # Ray Tune reads these when the search runs: state on disk ten times a second, so that a crash costs no finished trial
 # and a begun one goes on in its own run; no other loggers; reports need not hold every objective; Ctrl-C reaches us.
@@ -91,7 +91,9 @@ def _tune_config(spec: SearchSpec) -> tune.TuneConfig:
         num_samples=spec.trials,
         time_budget_s=None if spec.time_budget_minutes is None else 60 * spec.time_budget_minutes,
         max_concurrent_trials=spec.concurrent_trials,
-        search_alg=OptunaTpe(spec.space, spec.objectives, spec.trial.run.seed, spec.recipe),
+        search_alg=OptunaTpe(
+            spec.space, spec.objectives, spec.trial.run.seed, spec.recipe, bool(spec.trial.constraints)
+        ),
         scheduler=_scheduler(spec),
         reuse_actors=True,
         trial_dirname_creator=lambda trial: trial.trial_id,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,6 +12,8 @@ from edgequant.errors import UserError
 from edgequant.evaluation.evidence import is_evidence
 
 HELD_OUT = "validation/loss"  # reported at the rungs; what successive halving compares
+VIOLATION = "constraints/violation"  # of a finished trial; absent in a search without constraints
+UNMEASURED = 1e6  # a constraint's excess where its metric is absent: worse than any that was measured
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,55 @@ class Objective:
         if not isinstance(value, int | float) or not is_evidence(self.metric, value):
             return math.inf
         return float(value) if self.mode == "min" else -float(value)
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """A bound on a metric that the best trial has to keep, as `deploy/size_gb<=0.1` is written."""
+
+    metric: str
+    sign: Literal["<=", ">="]
+    bound: float
+
+    def excess(self, metrics: Mapping[str, Any]) -> float:
+        """How far the metric is beyond its bound, as a share of it; 0: it keeps it; UNMEASURED: there is none."""
+        value = metrics.get(self.metric)
+        if not isinstance(value, int | float) or not is_evidence(self.metric, value):
+            return UNMEASURED
+        over = value - self.bound if self.sign == "<=" else self.bound - value
+        return max(0.0, over) / (abs(self.bound) or 1.0)
+
+    def __str__(self) -> str:
+        return f"{self.metric}{self.sign}{self.bound:g}"
+
+
+def violation(constraints: Sequence[Constraint], metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The metric VIOLATION, 0 where all constraints are kept; nothing where there are none."""
+    return {VIOLATION: sum(one.excess(metrics) for one in constraints)} if constraints else {}
+
+
+def read_constraints(lines: Sequence[str]) -> tuple[Constraint, ...]:
+    """Constraints as they are written, `METRIC<=NUMBER` or `METRIC>=NUMBER`.
+
+    Raises:
+        UserError: one is not written so, its number is not finite, or it stands twice.
+    """
+    constraints = tuple(_constraint(line) for line in lines)
+    twice = [one for one in constraints if [(o.metric, o.sign) for o in constraints].count((one.metric, one.sign)) > 1]
+    if twice:
+        raise UserError(f"constraints must each bound another metric, got {' and '.join(map(str, twice))}; keep one")
+    return constraints
+
+
+def _constraint(line: str) -> Constraint:
+    found = re.fullmatch(r"\s*([\w./-]+)\s*(<=|>=)\s*(\S+)\s*", line)
+    try:
+        bound = float(found[3]) if found else math.nan
+    except ValueError:
+        bound = math.nan
+    if found is None or not math.isfinite(bound):
+        raise UserError(f"constraint must be METRIC<=NUMBER or METRIC>=NUMBER, as deploy/size_gb<=0.1, got {line!r}")
+    return Constraint(found[1], "<=" if found[2] == "<=" else ">=", bound)
 
 
 def read_objectives(names: Sequence[str]) -> tuple[Objective, ...]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from edgequant import models, tracking
 from edgequant.reporting.console import print_table, summary_console
+from edgequant.reporting.figure_files import log_figure
+from edgequant.workflows.shipping import NOTHING_SHIPS, Deployed, deploy_folder
 from edgequant.workflows.steps.data import evaluation_data
 from edgequant.workflows.steps.measure import measure
 from edgequant.workflows.steps.register import numbers, promote_command, register_version
@@ -40,7 +42,7 @@ def log_search(spec: SearchSpec, records: Sequence[TrialRecord]) -> TrialRecord:
             f"none of {len(records)} trials finished with {spec.objectives[0].metric}; first error: {reasons[0]}"
         )
     for name, figure in figures.figures(records, spec.space, spec.objectives).items():
-        tracking.log_figure(figure, name)
+        log_figure(figure, name)
     tracking.log_params({f"best.{name}": value for name, value in best[0].values.items()})
     tracking.log_metrics(
         {f"best_trial/{o.metric.replace('/', '_')}": best[0].metrics[o.metric] for o in spec.objectives}
@@ -53,8 +55,12 @@ def scheme_of(spec: SearchSpec, record: TrialRecord) -> str:
     return str(record.values.get("scheme", spec.trial.scheme))
 
 
-def measure_best(spec: SearchSpec, best: TrialRecord) -> Rows:
-    """Measure the winner and the model it came from as `qat` would; the winner's metrics go on the parent too."""
+def measure_best(spec: SearchSpec, best: TrialRecord) -> tuple[Rows, Deployed]:
+    """Measure the winner and the model it came from as `qat` would; the winner's metrics go on the parent too.
+
+    Returns:
+        Rows for the table, and what ships of the winner.
+    """
     data = evaluation_data(spec.evaluation.tasks, spec.trial.run.data_dir)
     assert best.checkpoint is not None
     sources = {"baseline": (spec.trial.model, None), BEST: (best.checkpoint, Path(best.checkpoint))}
@@ -65,18 +71,23 @@ def measure_best(spec: SearchSpec, best: TrialRecord) -> Rows:
             loaded = models.load(source, dtype=spec.trial.run.dtype, device=spec.trial.run.device)
             metrics = measure(loaded.model, loaded.tokenizer, data, spec.evaluation, checkpoint=checkpoint)
         rows[variant] = {"variant": variant, "model": spec.model_name, "scheme": scheme, **metrics}
+    ships = deploy_folder(Path(best.checkpoint), None, spec.trial.timing) if spec.method == "qat" else NOTHING_SHIPS
+    rows[BEST] |= ships.cells
     tracking.log_metrics(numbers(rows[BEST]))
-    return rows
+    tracking.set_tags(ships.tags)
+    return rows, ships
 
 
-def file_checkpoint(spec: SearchSpec, best: TrialRecord, rows: Rows, run: tracking.Run, *, register: bool) -> str:
+def file_checkpoint(
+    spec: SearchSpec, best: TrialRecord, rows: Rows, run: tracking.Run, tags: Mapping[str, str], *, register: bool
+) -> str:
     """File the winner's checkpoint with the run, and register it as `edgequant-<model>`; returns its MLflow URI."""
     folder = Path(best.checkpoint or "")
     if not register:
         tracking.log_folder(folder, "checkpoint")
         return f"runs:/{run.id}/checkpoint"
     names: dict[str, Any] = {"model": spec.model_name, "scheme": scheme_of(spec, best), "variant": BEST}
-    return register_version(folder, **names, metrics=rows[BEST], baseline=rows["baseline"])
+    return register_version(folder, **names, metrics=rows[BEST], baseline=rows["baseline"], tags=tags)
 
 
 def full_table(spec: SearchSpec, records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
@@ -91,7 +102,8 @@ def full_table(spec: SearchSpec, records: Sequence[TrialRecord]) -> list[dict[st
 
 def table(spec: SearchSpec, records: Sequence[TrialRecord]) -> list[dict[str, Any]]:
     """The trials that the summary table shows."""
-    return trial_records.table(records, spec.objectives, model=spec.model_name, scheme=spec.trial.scheme)
+    names = {"model": spec.model_name, "scheme": spec.trial.scheme}
+    return trial_records.table(records, spec.objectives, **names, constraints=spec.trial.constraints)
 
 
 def print_results(
@@ -101,12 +113,25 @@ def print_results(
     rows: Rows,
     run: tracking.Run,
     checkpoint: str,
+    ships: Deployed = NOTHING_SHIPS,
     notes: Sequence[str] = (),
 ) -> None:
     """The trials, then the best one measured in full beside its baseline, and what to do next; notes below."""
     print_table(f"{len(records)} trials, scored on validation data", table(spec, records), summary_console())
     title = f"tune: {spec.model_name}, {best.name} measured in full"
-    print_summary(title, list(rows.values()), run, next_command(checkpoint, spec.method), notes=notes)
+    lead, notes = [*_constraints(spec, best), *ships.lead], [*notes, *ships.notes]
+    print_summary(title, list(rows.values()), run, next_command(checkpoint, spec.method), lead=lead, notes=notes)
+
+
+def _constraints(spec: SearchSpec, best: TrialRecord) -> list[str]:
+    """Whether the best trial keeps the constraints, as it was measured as a trial."""
+    if not (constraints := spec.trial.constraints):
+        return []
+    missed = [str(one) for one in constraints if one.excess(best.metrics)]
+    said = ", ".join(map(str, constraints))
+    if not missed:
+        return [f"constraints: {best.name} keeps {said}"]
+    return [f"constraints: no trial keeps {said}; {best.name} breaks {', '.join(missed)} least and is not registered"]
 
 
 def next_command(checkpoint: str, method: str) -> str:

@@ -16,8 +16,8 @@ from edgequant.quantization.qat.settings import QatSettings
 from edgequant.settings_checks import check_type
 from edgequant.training.settings import LoraSettings, TrainingSettings
 from edgequant.workflows.settings import RunSettings
-from edgequant_tune.objective_tasks import check_objectives, trial_evaluation
-from edgequant_tune.objectives import Objective, read_objectives
+from edgequant_tune.objective_tasks import goals_of, trial_evaluation, trial_timing
+from edgequant_tune.objectives import Objective
 from edgequant_tune.search_space import SCHEME, Space, read_space, searchable, with_values
 from edgequant_tune.train_candidate import finetune_candidate, qat_candidate
 from edgequant_tune.trial_spec import SEARCHED, TrialSpec
@@ -102,6 +102,8 @@ class SearchSpec:
         evaluation: EvaluationSettings,
         output: str,
         run: RunSettings,
+        constraints: Sequence[str] = (),
+        device_profile: str | None = None,
     ) -> SearchSpec:
         """The search that the options of `tune` describe; nothing is loaded, everything that can be is checked.
 
@@ -110,8 +112,7 @@ class SearchSpec:
         """
         own = (QatSettings, CalibrationSettings) if method == "qat" else (LoraSettings,)
         searched = read_space(space or method, (TrainingSettings, *own), with_scheme=method == "qat")
-        goals = read_objectives(objectives)
-        check_objectives(goals)
+        goals, bounds = goals_of(objectives, constraints, method, device_profile)
         halving = _halving(scheduler, searched, goals, trials)
         source = models.resolve(model)  # whether a hub's is within reach is asked once, with everything else
         spec = cls(
@@ -124,10 +125,12 @@ class SearchSpec:
                 qat=qat,
                 calibration=calibration,
                 lora=lora,
-                evaluation=trial_evaluation(evaluation, goals),
+                evaluation=trial_evaluation(evaluation, (*goals, *bounds)),
                 run=replace(run, data_dir=_absolute_data_dir(run.data_dir)),
                 folder=_absolute(output),
                 rungs=_rungs(_longest(searched, training)) if halving else (),
+                constraints=bounds,
+                timing=trial_timing((*goals, *bounds), device_profile, cpus_per_trial),
             ),
             model_name=source.name,
             method=method,

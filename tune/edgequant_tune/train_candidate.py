@@ -33,7 +33,7 @@ class Candidate(NamedTuple):
 
 
 def qat_candidate(trial: TrialSpec, work_dir: Path, on_report: OnReport) -> Candidate:
-    """Quantisation-aware training: train, convert, save, reload, measure.
+    """Quantisation-aware training: train, convert, save, reload, measure, and measure what ships.
 
     Args:
         trial: with this trial's hyperparameters; after the steps in `rungs`, `validation/loss` is measured, so that a
@@ -45,6 +45,7 @@ def qat_candidate(trial: TrialSpec, work_dir: Path, on_report: OnReport) -> Cand
         UserError: hyperparameters that do not go together.
     """
     from edgequant.evaluation.suite import evaluate_model
+    from edgequant.workflows.shipping import deploy_folder
     from edgequant.workflows.steps import qat_experiment, qat_variants
     from edgequant.workflows.steps.data import evaluation_data
     from edgequant.workflows.validate import validate
@@ -60,7 +61,9 @@ def qat_candidate(trial: TrialSpec, work_dir: Path, on_report: OnReport) -> Cand
     experiment = replace(experiment, on_step=reporter.on_step, on_look=lambda *_: None)
     made = qat_variants.quantized(experiment)
     measured = evaluate_model(made.model, made.tokenizer, experiment.data, trial.evaluation, checkpoint=made.checkpoint)
-    return Candidate(measured.metrics | dict(made.metrics), qat_variants.save_result(experiment, "qat", None))
+    checkpoint = qat_variants.save_result(experiment, "qat", None)
+    ships = deploy_folder(checkpoint, None, trial.timing)
+    return Candidate(measured.metrics | dict(made.metrics) | ships.metrics, checkpoint)
 
 
 def finetune_candidate(trial: TrialSpec, work_dir: Path, on_report: OnReport) -> Candidate:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from edgequant.files import write_atomically
+from edgequant_tune.objectives import violation
 from edgequant_tune.trial_spec import TrialSpec
 
 TRACEBACK = "traceback.txt"
@@ -49,7 +50,12 @@ def run_trial(
     finally:
         _release_memory()
     report(
-        {"step": candidate.training.steps, "complete": True, "metrics": dict(metrics), "checkpoint": str(checkpoint)}
+        {
+            "step": candidate.training.steps,
+            "complete": True,
+            "metrics": dict(metrics) | violation(spec.constraints, metrics),
+            "checkpoint": str(checkpoint),
+        }
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgequant.files import write_atomically
-from edgequant_tune.objectives import Objective, dominates
+from edgequant_tune.objectives import VIOLATION, Constraint, Objective, dominates
 
 Status = Literal["finished", "stopped", "failed", "unfinished"]
 RECORDS_FILE = "trials.json"
@@ -52,14 +52,26 @@ def read_records(folder: Path) -> list[TrialRecord]:
 
 
 def ranked(records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> list[TrialRecord]:
-    """Finished trials with usable objectives, best first; the first objective decides, the others break ties."""
+    """Finished trials with usable objectives, best first; the first objective decides, the others break ties.
+
+    Those that break a constraint come behind all that keep them, the least broken first.
+    """
     usable = [record for record in records if _is_usable(record, objectives)]
-    return sorted(usable, key=lambda record: [objective.cost(record.metrics) for objective in objectives])
+    return sorted(
+        usable, key=lambda record: [broken(record), *(objective.cost(record.metrics) for objective in objectives)]
+    )
+
+
+def broken(record: TrialRecord) -> float:
+    """How far a trial is beyond the search's constraints; 0: it keeps them, or there are none."""
+    return record.metrics.get(VIOLATION, 0.0)
 
 
 def pareto_front(records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> list[TrialRecord]:
-    """Finished trials that no other one dominates, best in the first objective first."""
+    """Finished trials that no other one dominates, best in the first objective first; of those that keep the
+    constraints or, where none does, that break them least."""
     usable = ranked(records, objectives)
+    usable = [record for record in usable if broken(record) == broken(usable[0])]
     return [one for one in usable if not any(dominates(other.metrics, one.metrics, objectives) for other in usable)]
 
 
@@ -76,22 +88,31 @@ def prune_dominated(trials_folder: Path, records: Sequence[TrialRecord], objecti
 
 
 def table(
-    records: Sequence[TrialRecord], objectives: Sequence[Objective], *, model: str, scheme: str
+    records: Sequence[TrialRecord],
+    objectives: Sequence[Objective],
+    *,
+    model: str,
+    scheme: str,
+    constraints: Sequence[Constraint] = (),
 ) -> list[dict[str, Any]]:
     """Rows for the summary table: the best trials, then those stopped early, then failures with their errors."""
+    names = [*(objective.metric for objective in objectives), *(constraint.metric for constraint in constraints)]
+    metrics = list(dict.fromkeys(names))
     best = ranked(records, objectives)
     failed = [record for record in records if record.status == "failed"]
     others = [record for record in records if record not in best and record not in failed]
     others.sort(key=lambda record: [objective.cost(record.metrics) for objective in objectives])
     shown = [*[*best, *others][:SHOWN_BEST], *failed[:SHOWN_FAILED]]
-    return [_row(record, objectives, model, scheme) for record in shown]
+    return [_row(record, metrics, model, scheme) for record in shown]
 
 
-def _row(record: TrialRecord, objectives: Sequence[Objective], model: str, scheme: str) -> dict[str, Any]:
+def _row(record: TrialRecord, metrics: Sequence[str], model: str, scheme: str) -> dict[str, Any]:
     values: Mapping[str, Any] = {"scheme": scheme} | record.values
     row: dict[str, Any] = {"variant": record.name, "model": model, "scheme": values["scheme"]}
-    for objective in objectives:
-        row |= {key: value for key, value in record.metrics.items() if _belongs(key, objective.metric)}
+    for metric in metrics:
+        row |= {key: value for key, value in record.metrics.items() if _belongs(key, metric)}
+    if VIOLATION in record.metrics:
+        row["constraints"] = "broken" if broken(record) else "kept"
     row |= {name: _rounded(value) for name, value in values.items() if name != "scheme"}
     row |= {"status": record.status, "step": record.step}
     return row | ({"error": record.error} if record.error else {})

@@ -12,9 +12,13 @@ from edgequant.quantization.calibration import CalibrationSettings
 from edgequant.quantization.qat.settings import QatSettings
 from edgequant.training.settings import LoraSettings, TrainingSettings
 from edgequant.workflows.settings import RunSettings
+from edgequant.workflows.shipping import TimingPlan
+from edgequant_tune.objectives import Constraint
 from edgequant_tune.search_space import SCHEME, with_values
 
 SEARCHED = ("calibration", "training", "qat", "lora")  # settings whose fields may be searched
+
+UNTIMED = TimingPlan(left_out="no objective or constraint asks for it")
 
 OnReport = Callable[[int, dict[str, float]], None]
 # (a trial's spec, its folder, what to call with steps done and metrics) to metrics and a checkpoint's folder; see
@@ -32,6 +36,8 @@ class TrialSpec:
         evaluation: what a trial is measured on.
         run: data, by its absolute path; device; compute type while measuring; and seed.
         folder: the option `output`; of a search that runs (`SearchSpec.on`), its own folder therein.
+        constraints: what a trial has to keep to win.
+        timing: how what ships of a qat trial is timed, if it is; its size is always told.
         rungs: steps at which trials are compared in training; none: no trial is stopped.
     """
 
@@ -47,6 +53,8 @@ class TrialSpec:
     run: RunSettings
     folder: Path
     rungs: tuple[int, ...]
+    constraints: tuple[Constraint, ...] = ()
+    timing: TimingPlan = UNTIMED
 
     @property
     def trials_folder(self) -> Path:

@@ -33,6 +33,8 @@ def tune(
     dataset: str = "disaster",
     space: str | dict[str, Any] | None = None,
     objectives: tuple[str, ...] = ("domain/perplexity",),
+    constraints: tuple[str, ...] = (),
+    device_profile: str | None = None,
     trials: int = 5,
     time_budget_minutes: float | None = None,
     scheduler: Literal["auto", "asha", "none"] = "auto",
@@ -59,6 +61,10 @@ def tune(
             the bundled one of the method.
         objectives: metrics to optimise. The first decides which trial is best; several are searched for trade-offs.
             min: or max: in front says the direction of a metric that edgequant does not know.
+        constraints: bounds that the best trial has to keep, such as [deploy/size_gb<=0.1]: METRIC<=NUMBER or
+            METRIC>=NUMBER. The search turns to trials that keep them; a best one that breaks them is not registered.
+        device_profile: device that what ships of a qat trial has to fit: raspberry-pi-5, phone-4gb, edge-2c-1g or a
+            YAML file with threads, memory_gb and disk_gb; deploy/fits>=1 is a constraint then.
         trials: number of trials; the first takes the settings below as they are.
         time_budget_minutes: end the search after this time and stop the trials that still run; None for no limit.
         scheduler: asha stops trials that lag behind others at equal steps; none stops nothing; auto is asha for 8 or
@@ -88,6 +94,7 @@ def tune(
 
     spec = SearchSpec.from_options(
         model=model, method=method, scheme=scheme, dataset=dataset, space=space, objectives=objectives, trials=trials,
+        constraints=constraints, device_profile=device_profile,
         time_budget_minutes=time_budget_minutes, scheduler=scheduler, concurrent_trials=concurrent_trials,
         cpus_per_trial=cpus_per_trial, gpus_per_trial=gpus_per_trial, training=training, qat=qat,
         calibration=calibration, lora=lora, evaluation=evaluation, output=output, run=run,
@@ -98,7 +105,7 @@ def tune(
     from edgequant import tracking
     from edgequant.workflows.steps.data import check_data
     from edgequant.workflows.steps.register import numbers
-    from edgequant_tune import results
+    from edgequant_tune import results, trial_records
     from edgequant_tune.driver import ray_cluster, run_search
 
     data_dir, needed = spec.trial.run.data_dir, spec.trial.evaluation.tasks
@@ -109,9 +116,10 @@ def tune(
             spec = spec.on(resources, tracked.id)
             records = run_search(spec, tracked)
         best = results.log_search(spec, records)
-        rows = results.measure_best(spec, best)
-        checkpoint = results.file_checkpoint(spec, best, rows, tracked, register=register and method == "qat")
-        results.print_results(spec, records, best, rows, tracked, checkpoint, notes)
+        rows, ships = results.measure_best(spec, best)
+        registered = register and method == "qat" and not trial_records.broken(best)
+        checkpoint = results.file_checkpoint(spec, best, rows, tracked, ships.tags, register=registered)
+        results.print_results(spec, records, best, rows, tracked, checkpoint, ships, notes)
     return WorkflowResult(tracked.id, numbers(rows[results.BEST]), checkpoint, list(rows.values()))
 
 

@@ -69,6 +69,14 @@ def cached_config(repository: str) -> dict[str, Any]:
     return read_object(Path(found)) if isinstance(found, str) else {}
 
 
+def cached_card(repository: str) -> Path | None:
+    """A repository's README.md where the local cache has it."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repository, "README.md")
+    return Path(found) if isinstance(found, str) else None
+
+
 def _unavailable(name: str, repository: str, why: str) -> UserError:
     return UserError(
         f"model {name!r} could not be loaded: tried {repository} on {_endpoint()} and in the local hub cache ({why}). "

@@ -110,7 +110,8 @@ def _identity(run: FinishedRun) -> tuple[str, ...]:
 
 
 def _row(run: FinishedRun, owner: FinishedRun) -> dict[str, Any]:
-    metrics = {name: value for name, value in run.metrics.items() if "/" in name and not name.startswith("system/")}
+    measured = tracking.details_of(run.id) | run.metrics
+    metrics = {name: value for name, value in measured.items() if "/" in name and not name.startswith("system/")}
     return {
         "model": run.tags.get("edgequant.model") or run.params.get("cfg.model", ""),
         "variant": run.tags.get("edgequant.variant") or run.workflow,

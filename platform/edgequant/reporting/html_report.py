@@ -96,10 +96,10 @@ def summary(comparison: Comparison) -> str:
     rows = comparison.rows
     models = list(dict.fromkeys(str(row["model"]) for row in rows))
     counted = f"{len(rows)} measurement{'s' if len(rows) != 1 else ''} of {', '.join(models)}."
-    return " ".join([counted, *_finding(rows)])
+    return " ".join([counted, *finding(rows)])
 
 
-def _finding(rows: Sequence[Row]) -> list[str]:
+def finding(rows: Sequence[Row]) -> list[str]:
     """How the best quantised model stands against the baseline that it was made of, if both are there."""
     quality = next((name for name in _quality() if sum(is_finite(row.get(name)) for row in rows) > 1), None)
     candidates = [row for row in rows if not str(row.get("variant")).startswith(("baseline", "control"))]

@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
+from edgequant.tracking.details import all_metrics, details_of
 from edgequant.tracking.environment import PACKAGES, environment
+from edgequant.tracking.experiments import VIEW
 from edgequant.tracking.logging import (
+    describe_run,
     flatten,
     log_artifact,
     log_dataset,
-    log_figure,
     log_folder,
     log_metrics,
     log_params,
     log_summary,
     log_table,
     log_text,
+    name_run,
     set_tags,
 )
-from edgequant.tracking.registry import download, register_checkpoint
+from edgequant.tracking.names import short_name
+from edgequant.tracking.pages import compare_url, run_url, runs_url, ui_command, version_url
+from edgequant.tracking.registry import asked_model, download, register_checkpoint
 from edgequant.tracking.runs import (
     EXPERIMENT,
     PARENT_TAG,
     Run,
     client,
     run_folder,
-    run_url,
     tracking_uri,
-    ui_command,
     variant_run,
     workflow_run,
 )
@@ -36,29 +39,38 @@ __all__ = [
     "EXPERIMENT",
     "PACKAGES",
     "PARENT_TAG",
+    "VIEW",
     "FinishedRun",
     "Run",
+    "all_metrics",
     "answers",
+    "asked_model",
     "client",
+    "compare_url",
+    "describe_run",
+    "details_of",
     "download",
     "environment",
     "find_runs",
     "flatten",
     "log_artifact",
     "log_dataset",
-    "log_figure",
     "log_folder",
     "log_metrics",
     "log_params",
     "log_summary",
     "log_table",
     "log_text",
+    "name_run",
     "register_checkpoint",
     "run_folder",
     "run_url",
+    "runs_url",
     "set_tags",
+    "short_name",
     "tracking_uri",
     "ui_command",
     "variant_run",
+    "version_url",
     "workflow_run",
 ]

@@ -10,14 +10,26 @@ from pathlib import Path
 import mlflow
 
 from edgequant.errors import UserError
-from edgequant.tracking.runs import client
+from edgequant.tracking.runs import PARENT_TAG, client
 
 
-def register_checkpoint(folder: Path, name: str, *, metrics: Mapping[str, float], tags: Mapping[str, str]) -> str:
+def register_checkpoint(
+    folder: Path,
+    name: str,
+    *,
+    metrics: Mapping[str, float],
+    tags: Mapping[str, str],
+    about: Mapping[str, str] | None = None,
+    description: str = "",
+) -> str:
     """File a checkpoint folder with the active run and register it as a new version of the model `name`.
 
     The metrics are version tags as well (open-source model versions carry no metrics), so that gates and people can
     read them without the run.
+
+    Args:
+        about: of the registered model: `description`, and any tag; what a person has written there stays.
+        description: of the version, Markdown.
 
     Returns:
         The version, e.g. "3".
@@ -27,11 +39,36 @@ def register_checkpoint(folder: Path, name: str, *, metrics: Mapping[str, float]
         raise RuntimeError("register_checkpoint needs an active run")
     mlflow.log_artifacts(str(folder), "checkpoint")
     registry = client()
-    if not registry.search_registered_models(f"name = '{name}'"):
-        registry.create_registered_model(name)
+    _describe_model(name, dict(about or {}))
     filed = {key: f"{value:.10g}" for key, value in metrics.items()} | dict(tags)
     source = f"runs:/{run.info.run_id}/checkpoint"
-    return str(registry.create_model_version(name, source, run.info.run_id, tags=filed).version)
+    version = registry.create_model_version(name, source, run.info.run_id, tags=filed, description=description or None)
+    return str(version.version)
+
+
+def _describe_model(name: str, about: dict[str, str]) -> None:
+    registry, description = client(), about.pop("description", "")
+    found = registry.search_registered_models(f"name = '{name}'")
+    if not found:
+        registry.create_registered_model(name, tags=about, description=description or None)
+        return
+    if description and not found[0].description:
+        registry.update_registered_model(name, description)
+    for key, value in about.items():
+        if key not in found[0].tags:
+            registry.set_registered_model_tag(name, key, value)
+
+
+def asked_model() -> str | None:
+    """The model that the active run, or the workflow around it, was asked to work on, as it was named; None outside."""
+    run = mlflow.active_run()
+    run_id = run.info.run_id if run is not None else None
+    while run_id is not None:
+        data = client().get_run(run_id).data
+        if "cfg.model" in data.params:
+            return str(data.params["cfg.model"])
+        run_id = data.tags.get(PARENT_TAG)
+    return None
 
 
 @functools.cache

@@ -25,21 +25,28 @@ from mlflow.entities import Run as MlflowRun
 from mlflow.entities import RunStatus, ViewType
 
 from edgequant.files import sha256_of_bytes
+from edgequant.progress import heartbeat
 from edgequant.tracking.environment import git_tags, log_environment
-from edgequant.tracking.logging import log_config
+from edgequant.tracking.experiments import prepare_experiment
+from edgequant.tracking.logging import describe_run, inherit, log_config, log_params, name_run
+from edgequant.tracking.names import asked_for, headline_parameters, is_generated, run_name
+from edgequant.tracking.pages import run_url
 from edgequant.tracking.store import check_experiment, check_store, store_errors_told
 
 EXPERIMENT = "edgequant"
 PARENT_TAG = "mlflow.parentRunId"
+SHOWN_UNDER_ITS_PARENT = {"mlflow.runType": "evaluation"}  # MLflow's table unfolds a run that has such children
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run that is being written. `resumed` is True when it continues an interrupted one."""
+    """A run that is being written. `resumed` is True when it continues an interrupted one; `asked` is what it was asked
+    to do, in Markdown."""
 
     id: str
     experiment_id: str
     resumed: bool = False
+    asked: str = ""
 
     @property
     def url(self) -> str:
@@ -61,19 +68,6 @@ def tracking_uri() -> str:
     return str(mlflow.get_tracking_uri())
 
 
-def run_url(experiment_id: str, run_id: str) -> str:
-    """Where the MLflow UI shows the run: the tracking server, or `mlflow ui` on its default port."""
-    uri = mlflow.get_tracking_uri()
-    base = uri.rstrip("/") if uri.startswith(("http://", "https://")) else "http://127.0.0.1:5000"
-    return f"{base}/#/experiments/{experiment_id}/runs/{run_id}"
-
-
-def ui_command() -> str | None:
-    """The command that serves the store in a browser; None when a tracking server does already."""
-    uri = mlflow.get_tracking_uri()
-    return None if uri.startswith(("http://", "https://")) else f"mlflow ui --backend-store-uri {uri}"
-
-
 def run_folder(workflow: str, run_id: str) -> Path:
     """Where a run keeps its files: outputs/<workflow>/<run id> in the working directory."""
     return Path("outputs").resolve() / workflow / run_id
@@ -86,9 +80,9 @@ def workflow_run(
     """One workflow, one run: logs the resolved configuration, the commit, the environment and system metrics.
 
     Args:
-        workflow: name of the entry point; becomes the tag `edgequant.workflow` and the run's name.
+        workflow: name of the entry point; becomes the tag `edgequant.workflow` and begins the run's name.
         config: the resolved configuration (nested mappings and settings dataclasses allowed); filed as `cfg.*`
-            parameters and config.yaml.
+            parameters and config.yaml; model and scheme go into the run's name.
         experiment: MLflow experiment, unless `mlflow run` has chosen one already.
         resume: continue the newest interrupted run of the same workflow and configuration, if there is one.
 
@@ -99,20 +93,31 @@ def workflow_run(
     config = {key: asdict(value) if is_dataclass(value) else value for key, value in config.items()}  # type: ignore[arg-type]
     digest = _config_digest(workflow, config)
     nested = mlflow.active_run() is not None
-    run, interrupted = _begin(workflow, digest, experiment, nested=nested, resume=resume)
-    with _ended_with_its_status(nested):
+    name = run_name(workflow, config)
+    run, interrupted = _begin(workflow, name, digest, experiment, nested=nested, resume=resume)
+    with _ended_with_its_status(nested), heartbeat(name):
+        if is_generated(run.info.run_name or ""):
+            name_run(name)
         mlflow.set_tags(_workflow_tags(workflow, digest))
         if interrupted is None:
             log_config(config)
+        log_params(headline_parameters(config))
+        asked = asked_for(workflow, config)
+        describe_run(asked)
         log_environment()
-        yield Run(run.info.run_id, run.info.experiment_id, resumed=interrupted is not None)
+        yield Run(run.info.run_id, run.info.experiment_id, resumed=interrupted is not None, asked=asked)
 
 
 @contextmanager
-def variant_run(variant: str, *, model: str, scheme: str, phase: str) -> Iterator[Run]:
+def variant_run(
+    variant: str, *, model: str, scheme: str, phase: str, parameters: Mapping[str, Any] | None = None
+) -> Iterator[Run]:
     """A nested run for one measured model (`baseline`, `ptq`, `control`, `qat`, `finetuned`, ...).
 
     When the parent is being resumed, the child that it had begun for this variant and model is continued.
+
+    Args:
+        parameters: what tells it from the others beside model, scheme and variant: MLflow compares runs by parameters.
     """
     parent = mlflow.active_run()
     if parent is None:
@@ -121,12 +126,15 @@ def variant_run(variant: str, *, model: str, scheme: str, phase: str) -> Iterato
     run = mlflow.start_run(run_id=begun, nested=True, run_name=None if begun else f"{variant} {model} {scheme}".strip())
     with _ended_with_its_status(nested=True):
         keys = {"variant": variant, "model": model, "scheme": scheme, "phase": phase}
-        mlflow.set_tags({f"edgequant.{key}": value for key, value in keys.items()} | {"edgequant.process": _process()})
+        told = {f"edgequant.{key}": value for key, value in keys.items()}
+        mlflow.set_tags(told | {"edgequant.process": _process()} | SHOWN_UNDER_ITS_PARENT)
+        inherit(parent.info.run_id)
+        log_params({"model": model, "scheme": scheme, "variant": variant, **(parameters or {})})
         yield Run(run.info.run_id, run.info.experiment_id, resumed=begun is not None)
 
 
 def _begin(
-    workflow: str, digest: str, experiment: str, *, nested: bool, resume: bool
+    workflow: str, name: str, digest: str, experiment: str, *, nested: bool, resume: bool
 ) -> tuple[mlflow.ActiveRun, str | None]:
     """The run, and the id of the interrupted one that it continues."""
     check_store()
@@ -137,13 +145,15 @@ def _begin(
             if "MLFLOW_RUN_ID" not in os.environ or interrupted:
                 check_experiment(experiment)
                 mlflow.set_experiment(experiment)
-        return _start(workflow, interrupted, nested), interrupted
+        run = _start(name, interrupted, nested)
+        prepare_experiment(run.info.experiment_id)
+        return run, interrupted
 
 
-def _start(workflow: str, interrupted: str | None, nested: bool) -> mlflow.ActiveRun:
+def _start(name: str, interrupted: str | None, nested: bool) -> mlflow.ActiveRun:
     if interrupted is None:
         return mlflow.start_run(
-            run_name=None if _is_project_run(nested) else workflow, nested=nested, log_system_metrics=not nested
+            run_name=None if _is_project_run(nested) else name, nested=nested, log_system_metrics=not nested
         )
     launched = os.environ.pop("MLFLOW_RUN_ID", None)  # `mlflow run` made a run of its own for this process
     if launched and launched != interrupted:

@@ -8,7 +8,8 @@ import mlflow
 from mlflow.entities import Run as MlflowRun
 
 from edgequant.errors import UserError
-from edgequant.tracking.runs import PARENT_TAG, client, run_url, search_runs
+from edgequant.tracking.pages import run_url
+from edgequant.tracking.runs import PARENT_TAG, client, search_runs
 
 
 @dataclass(frozen=True)

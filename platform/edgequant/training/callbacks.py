@@ -10,6 +10,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from edgequant.errors import UserError
+from edgequant.progress import Progress
 from edgequant.training.settings import TrainingSettings
 from edgequant.training.watch import Watching
 
@@ -17,7 +18,7 @@ OnStep = Callable[[int, int], None]  # (steps done, steps in all), before a step
 OnLog = Callable[[int, dict[str, float]], None]  # (step, metrics)
 
 
-class Progress(TrainerCallback):
+class Stepping(TrainerCallback):
     """One bar with rate and loss; hands steps and losses on."""
 
     def __init__(
@@ -39,8 +40,6 @@ class Progress(TrainerCallback):
         self.seconds = 0.0
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        from tqdm import tqdm
-
         epochs = self.settings.epochs_over(self.rows)
         if epochs >= 2 and state.is_world_process_zero:
             print(
@@ -50,9 +49,9 @@ class Progress(TrainerCallback):
                 flush=True,
             )
         layout = "{desc} {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
-        self.bar = tqdm(
-            total=state.max_steps, initial=state.global_step, desc=self.title, bar_format=layout, mininterval=1,
-            disable=not state.is_world_process_zero,
+        self.bar = Progress(
+            state.max_steps, self.title, "step", initial=state.global_step, quiet=not state.is_world_process_zero,
+            bar_format=layout, mininterval=1, leave=True,
         )  # fmt: skip
         self.first, self.started = state.global_step, time.perf_counter()
 
@@ -62,7 +61,7 @@ class Progress(TrainerCallback):
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.seconds = time.perf_counter() - self.started
-        self.bar.update(1)
+        self.bar.update()
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any) -> None:
         if not logs or "loss" not in logs:
@@ -73,9 +72,7 @@ class Progress(TrainerCallback):
             return
         rate = self.tokens_per_second(state.global_step)
         epochs = state.global_step * self.settings.sequences_per_step / self.rows
-        self.bar.set_postfix_str(
-            refresh=False, s=f"epoch {epochs:.2f}, loss {self.losses[-1]:.3f}, {rate:,.0f} tokens/s"
-        )
+        self.bar.say(f"epoch {epochs:.2f}, loss {self.losses[-1]:.3f}, {rate:,.0f} tokens/s")
         if self.after_log is not None and state.is_world_process_zero:
             learning_rate = float(logs.get("learning_rate", 0.0))
             values = {
@@ -103,7 +100,7 @@ class Progress(TrainerCallback):
 class Looking(TrainerCallback):
     """Looks at held-out text before the first step, at intervals and after the last one; ends what no longer gains."""
 
-    def __init__(self, watching: Watching, interval: int, progress: Progress, on_look: OnLog | None) -> None:
+    def __init__(self, watching: Watching, interval: int, progress: Stepping, on_look: OnLog | None) -> None:
         self.watching, self.interval, self.progress, self.on_look = watching, interval, progress, on_look
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:

@@ -15,7 +15,7 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
 from edgequant.errors import UserError
 from edgequant.models.devices import pick_dtype
-from edgequant.training.callbacks import Looking, OnLog, OnStep, Progress
+from edgequant.training.callbacks import Looking, OnLog, OnStep, Stepping
 from edgequant.training.checkpointing import checkpointed_blocks
 from edgequant.training.compilation import compiled_blocks, should_compile
 from edgequant.training.distillation import divergence, next_token_loss
@@ -184,7 +184,7 @@ def train(
     if teacher is not None and settings.distillation_weight and settings.teacher_top_k:
         taught_by = cached_teacher(teacher, tokens, settings, seed=seed)
     device = next(model.parameters()).device
-    progress = Progress(settings, title, on_step, on_log, rows=len(tokens), keeps_best=watch is not None)
+    progress = Stepping(settings, title, on_step, on_log, rows=len(tokens), keeps_best=watch is not None)
     callbacks: list[TrainerCallback] = [progress]
     watching = None
     if watch is not None:

@@ -11,6 +11,8 @@ from edgequant.settings_checks import check_types
 
 Precision = Literal["auto", "bfloat16", "float32"]
 STEPS_WORTH_SAVING = 20  # fewer are sooner done again than a large model is written four times
+# parameters of a run whose model was not trained: absent ones would keep it out of MLflow's parallel coordinates
+UNTRAINED: dict[str, object] = {"steps": 0, "learning_rate": 0, "distillation": 0}
 CPU_TOKENS = 12_288  # what `max_tokens: auto` allows on a CPU: minutes for a model of 135 million parameters
 
 
@@ -140,6 +142,12 @@ class TrainingSettings:
     def epochs_over(self, rows: int) -> float:
         """How often the steps go through a text of so many sequences."""
         return self.sequences / rows
+
+    @property
+    def parameters(self) -> dict[str, object]:
+        """What trainings are compared by, as parameters of an MLflow run."""
+        rate = self.learning_rate if self.learning_rate == "auto" else float(f"{self.learning_rate:.4g}")
+        return {"steps": self.steps, "learning_rate": rate, "distillation": self.distillation_weight}
 
     @property
     def known_steps(self) -> int:

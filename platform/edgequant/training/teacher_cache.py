@@ -15,12 +15,12 @@ import torch
 from accelerate.data_loader import SeedableRandomSampler
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from edgequant.errors import UserError
 from edgequant.files import atomic_path, cache_dir
 from edgequant.models.devices import pick_dtype
 from edgequant.models.loading import weights_digest
+from edgequant.progress import Progress
 from edgequant.training.distillation import CHUNK, top_k_divergence
 from edgequant.training.settings import TrainingSettings
 
@@ -120,7 +120,7 @@ def _predictions(teacher: nn.Module, tokens: Tensor, settings: TrainingSettings,
     k, device = settings.teacher_top_k, next(teacher.parameters()).device
     log_probabilities = torch.empty(count, length, k + 1, dtype=torch.float16)
     indices = torch.empty(count, length, k, dtype=torch.int32)
-    with tqdm(total=count, desc="teacher", unit="sequence", disable=None) as bar:
+    with Progress(count, "teacher", "sequence") as bar:
         for start in range(0, count, settings.batch_size):
             batch = tokens[start : start + settings.batch_size].to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):

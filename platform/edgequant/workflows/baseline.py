@@ -85,16 +85,16 @@ def model_sources(models: str) -> dict[str, ModelSource]:
 
 def log_plots(rows: list[dict[str, Any]]) -> None:
     """Bars per metric and one metric against another, with the intervals as error bars; of what was measured."""
-    from edgequant import tracking
     from edgequant.reporting import plots
     from edgequant.reporting.columns import figure_metrics
+    from edgequant.reporting.figure_files import log_figure
 
     for metric in dict.fromkeys([*figure_metrics(), *SQUAD.display]):
         if any(metric in row for row in rows):
-            tracking.log_figure(plots.bars(rows, metric), f"plots/{_file(metric)}.html")
+            log_figure(plots.bars(rows, metric), f"plots/{_file(metric)}.html")
     for x, y in SCATTERS:
         if any(x in row and y in row for row in rows):
-            tracking.log_figure(plots.scatter(rows, x, y), f"plots/{_file(y)}_against_{_file(x)}.html")
+            log_figure(plots.scatter(rows, x, y), f"plots/{_file(y)}_against_{_file(x)}.html")
 
 
 def _conclude(rows: list[dict[str, Any]], failures: dict[str, str]) -> None:

@@ -103,13 +103,13 @@ def log_corpus(built: Corpus, folder: Path) -> None:
 
 
 def progress_bar(files: int) -> Any:
-    """A function (done, all) that moves a bar with the rate of files; on a pipe nothing is drawn."""
-    from tqdm.auto import tqdm
+    """A function (done, all) that moves a bar with the rate of files, or prints a line a minute."""
+    from edgequant.progress import Progress
 
-    bar = tqdm(total=files, desc="corpus", unit="file", disable=None)
+    bar = Progress(files, "corpus", "file")
 
     def move(done: int, _: int) -> None:
-        bar.update(done - bar.n)
+        bar.update(done - bar.done)
         if done >= files:
             bar.close()
 

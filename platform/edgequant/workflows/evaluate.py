@@ -193,7 +193,8 @@ def measure_model(
 
     target = load_target(model, runtime=runtime, device=run.device, dtype=run.dtype, threads=threads)
     variant = "baseline" if target.scheme == "none" else "quantized"
-    with tracking.variant_run(variant, model=target.name, scheme=target.scheme, phase=phase):
+    names: dict[str, Any] = {"model": target.name, "scheme": target.scheme, "phase": phase}
+    with tracking.variant_run(variant, **names, parameters={"runtime": runtime}):
         data = evaluation_data(settings.tasks, run.data_dir)
         log_draws(data, settings)
         metrics = measure(target.model, target.tokenizer, data, settings, checkpoint=target.checkpoint)

@@ -69,9 +69,9 @@ def export(
     Args:
         model: short name, hub id, folder (plain, LoRA adapter or quantised checkpoint), .gguf file or MLflow URI;
             by default the newest registered champion, else the newest registered version, else smollm2-135m.
-        format: auto, the one that keeps a checkpoint's integers (q8_0 for a model in floating point); q8_0, q5_1,
-            q5_0, q4_1, q4_0, f16, bf16 or f32 for a GGUF file; onnx, gptq and compressed-tensors write a quantised
-            checkpoint as a folder, for onnxruntime-genai or for transformers and vLLM.
+        format: auto, the one that keeps a checkpoint's integers (q8_0 for a model in floating point); q8_0, q6_k,
+            q5_1, q5_0, q4_1, q4_k, q4_0, f16, bf16 or f32 for a GGUF file; onnx, gptq and compressed-tensors write a
+            quantised checkpoint as a folder, for onnxruntime-genai or for transformers and vLLM.
         embedding_format: GGUF format of the embedding and output matrix (default: the one that holds a checkpoint's
             own integers there, else as `format`, but at least q8_0).
         output: folder that receives the file, beside those of earlier exports, or that such a folder

@@ -17,7 +17,7 @@ from edgequant.errors import UserError
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.folders import CHECKPOINT, atomic_folder, refusal, share_folder
 from edgequant.outputs import Place, check_output, check_own_folder
-from edgequant.training.settings import LoraSettings, TrainingSettings
+from edgequant.training.settings import UNTRAINED, LoraSettings, TrainingSettings
 from edgequant.workflows.settings import RunSettings, WorkflowResult, configuration
 from edgequant.workflows.steps.measure import COMPARISON, headline
 from edgequant.workflows.validate import places_read, validate
@@ -80,10 +80,12 @@ def finetune(
         data = evaluation_data(evaluation.tasks, run.data_dir)
         sequences = training_sequences(dataset, tokenizer, training.sequence_length, data, run.data_dir, seed=run.seed)
         training = training.for_text(len(sequences), str(loaded.model.device).partition(":")[0])
-        with tracking.variant_run("baseline", model=name, scheme=scheme, phase="finetune"):
+        names: dict[str, Any] = {"model": name, "scheme": scheme}
+        with tracking.variant_run("baseline", **names, phase="finetune", parameters=UNTRAINED):
             before = models.load(source, dtype=run.dtype, device=run.device) if base == "float" else loaded
             rows = {"baseline": measure(before.model, tokenizer, data, evaluation)}
-        with tracking.variant_run("finetuned", model=name, scheme=scheme, phase="finetune"):
+        made = training.parameters | {"lora_rank": lora.rank}
+        with tracking.variant_run("finetuned", **names, phase="finetune", parameters=made):
             adapted = adapt(loaded.model, model, sequences, training, lora, work, seed=run.seed, resume=tracked.resumed)
             after = save_result(adapted, tokenizer, folder, base, dtype=run.dtype, device=run.device)
             shutil.rmtree(work, ignore_errors=True)
@@ -93,8 +95,8 @@ def finetune(
         tracking.log_folder(folder / "adapter", "adapter")
         following = next_command(folder, base)
         if register and merged:
-            names = {"model": name, "scheme": scheme, "variant": "finetuned"}
-            version = register_version(merged, **names, metrics=rows["finetuned"], baseline=rows["baseline"])
+            names |= {"variant": "finetuned", "baseline": rows["baseline"]}
+            version = register_version(merged, **names, metrics=rows["finetuned"])
             following = promote_command(version)
         table = [{"model": name, "variant": v, "scheme": scheme, **headline(row)} for v, row in rows.items()]
         print_summary(f"finetune: {name}, LoRA rank {lora.rank}", table, tracked, following, notes=notes)

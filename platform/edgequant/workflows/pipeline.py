@@ -238,4 +238,4 @@ def _metrics_of_qat(parent: str) -> dict[str, float]:
     from edgequant import tracking
 
     found = tracking.find_runs(workflow="qat", parent=parent)
-    return found[0].metrics if found else {}
+    return tracking.details_of(found[0].id) | found[0].metrics if found else {}

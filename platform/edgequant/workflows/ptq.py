@@ -20,6 +20,7 @@ from edgequant.outputs import Place, check_output, check_own_folder
 from edgequant.quantization.calibration import CalibrationSettings
 from edgequant.quantization.ptq.methods import AUTO
 from edgequant.quantization.ptq.settings import PtqSettings
+from edgequant.training.settings import UNTRAINED
 from edgequant.workflows.settings import RunSettings, WorkflowResult, configuration
 from edgequant.workflows.shipping import deploy, plan_timing
 from edgequant.workflows.steps.layer_bits import log_layer_bits, resolve_layer_bits
@@ -111,12 +112,13 @@ def ptq(
             resolve_layer_bits(each, loaded.model, sequences, work, dtype=dtype, resume=tracked.resumed)
             for each in schemes
         ]
-        with tracking.variant_run("baseline", model=name, scheme="none", phase="ptq"):
+        with tracking.variant_run("baseline", model=name, scheme="none", phase="ptq", parameters=UNTRAINED):
             floating = models.cast(copy.deepcopy(loaded.model), dtype)
             rows = {"none": measure(floating, loaded.tokenizer, data, evaluation)}
         folders, shipped, versions = {}, {}, []
         for parsed, layer_bits in mixed:
-            with tracking.variant_run("ptq", model=name, scheme=parsed.name, phase="ptq"):
+            made = UNTRAINED | {"method": method}
+            with tracking.variant_run("ptq", model=name, scheme=parsed.name, phase="ptq", parameters=made):
                 folder = folders[parsed.name] = _folder(target, parsed, schemes, work)
                 errors, reloaded = write_quantized(loaded, parsed, rounding, folder, dtype=dtype)
                 log_layer_errors(errors)

@@ -105,8 +105,8 @@ def model_cards(compared: Comparison) -> dict[str, str]:
 
 def log_figures(compared: Comparison) -> None:
     """Each plot on its own as well, where the MLflow UI shows it."""
-    from edgequant import tracking
+    from edgequant.reporting.figure_files import log_figure
     from edgequant.reporting.html_report import figures
 
     for name, figure in figures(compared.rows).items():
-        tracking.log_figure(figure, f"plots/{name}.html")
+        log_figure(figure, f"plots/{name}.html")

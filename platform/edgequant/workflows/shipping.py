@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgequant.errors import UserError
+from edgequant.errors import UserError, first_line
 from edgequant.evaluation.backends.llama_cpp.cores import physical_cores
 from edgequant.evaluation.backends.llama_cpp.library import INSTALL, version
 from edgequant.evaluation.backends.memory_limit import memory_limit
@@ -123,9 +123,13 @@ def plan_timing(
     plan = TimingPlan(profile=profile, threads=threads, left_out=left_out)
     if evaluation is None:
         return plan
-    lengths, new_tokens = evaluation.latency_prompt_lengths, evaluation.latency_new_tokens
-    shape = {"prompt_length": lengths[0] if lengths else PROMPT, "new_tokens": new_tokens or NEW_TOKENS}
-    return replace(plan, **shape, repetitions=evaluation.latency_repetitions)
+    lengths = evaluation.latency_prompt_lengths
+    return replace(
+        plan,
+        prompt_length=lengths[0] if lengths else PROMPT,
+        new_tokens=evaluation.latency_new_tokens or NEW_TOKENS,
+        repetitions=evaluation.latency_repetitions,
+    )
 
 
 def _check_threads(threads: int | None, profile: DeviceProfile | None) -> None:
@@ -190,11 +194,11 @@ def _shipped(loaded: LoadedModel, checkpoint: Path, export: str | None, scratch:
 
     try:
         return ship(loaded, checkpoint, export, scratch=scratch)
-    except UserError as refusal:
+    except (UserError, OSError) as refusal:
         if export is not None or scratch is None:
             raise
         shipped = ship(loaded, checkpoint)
-        return replace(shipped, notes=(*shipped.notes, f"the shipped file was not written: {refusal}"))
+        return replace(shipped, notes=(*shipped.notes, f"the shipped file was not written: {first_line(refusal)}"))
 
 
 def deploy_file(file: Path | None, format: str, sizes: Mapping[str, float], plan: TimingPlan) -> Deployed:
@@ -252,18 +256,13 @@ def _judged(taken: Deployed, plan: TimingPlan, *, killed: bool = False) -> Deplo
 
 
 def source_that_ships(source: ModelSource, device_profile: str | None) -> ModelSource:
-    """The source, fetched where it lies in the registry; refuses to try on a device what is no file for one.
+    """The source; refuses to try on a device what is no file for one.
 
     Raises:
         UserError: names it, and how to make one.
     """
-    from edgequant import models
-
-    if device_profile is None:
+    if device_profile is None or source.kind in RUN_AS_THEY_ARE or stated_scheme(source) is not None:
         return source
-    found = models.fetched(source)
-    if found.kind in RUN_AS_THEY_ARE or stated_scheme(found) is not None:
-        return found
     raise UserError(
         f"device_profile {device_profile!r} needs a model that ships as a file: a .gguf, an ONNX folder or a "
         f"checkpoint of `edgequant ptq` or `qat`, got {source.name}; run `edgequant export --model "

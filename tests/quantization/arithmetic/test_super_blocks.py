@@ -1,4 +1,4 @@
-"""K-quants' scales of scales: what is stored stays, odd weights come through, the search errs less than llama.cpp's."""
+"""K-quants' scales of scales: what is stored stays, odd weights come through, the search errs less than rounding."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from k_quants_of_llama_cpp import needs_llama_cpp, rounded
 
 from edgequant.quantization.arithmetic.affine import QuantizedWeight, dequantize_weight, grouped, quantize_weight
 from edgequant.quantization.arithmetic.grids import stored, stored_minimum
@@ -114,30 +113,6 @@ def test_the_search_errs_no_more_than_rounding_to_nearest_in_any_super_block(lay
     assert (searched <= nearest * (1 + 1e-4) + 1e-12 * weight.double().square().mean()).all()
     if kind == "normal":
         assert searched.sum() < 0.9 * nearest.sum()
-
-
-@needs_llama_cpp
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("kind", ["normal", "heavy", "uniform", "sparse", "small"])
-def test_the_search_errs_less_than_llama_cpps_own(layout, kind, weighted):
-    """Its `ggml_quantize_chunk`, by squared errors weighted by an importance matrix where there is one."""
-    generator = torch.Generator().manual_seed(1)
-    normal = torch.randn(32, 1024, generator=generator)
-    heavy = normal / torch.randn(32, 1024, generator=generator).square().add(0.2)
-    weight = {
-        "normal": normal * 0.02, "heavy": heavy * 0.02, "uniform": torch.rand(32, 1024, generator=generator) - 0.3,
-        "sparse": normal * (torch.rand(32, 1024, generator=generator) < 0.1), "small": normal * 1e-5,
-    }[kind]  # fmt: skip
-    importance = (3 * torch.rand(1024, generator=generator)).exp() if weighted else None
-
-    def error(values: torch.Tensor) -> float:
-        squares = (values - weight).double().square()
-        return float((squares if importance is None else squares * importance).sum())
-
-    theirs = rounded(weight.numpy(), layout, None if importance is None else importance.numpy())
-    ours = dequantize_weight(quantize_clipped(weight, spec_of(layout), importance), weight.shape)
-    assert error(ours) < error(torch.from_numpy(theirs))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

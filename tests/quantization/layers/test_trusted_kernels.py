@@ -171,10 +171,10 @@ def test_a_lying_weight_only_kernel_leaves_the_work_to_dequantizing(scheme, kern
     for module in (trusted_kernels, kernels):
         monkeypatch.setattr(module, function, lie)
     with torch.no_grad():
-        expected = torch.nn.functional.linear(values, layer.dequantized_weight().to(torch.bfloat16), layer.bias)
+        expected = torch.nn.functional.linear(values.float(), layer.dequantized_weight(), layer.bias.float())
         trusted_kernels._verdict.cache_clear()
         assert not is_trusted(kernel, CPU)
-        assert torch.equal(layer(values), expected)
+        torch.testing.assert_close(layer(values).float(), expected, rtol=2**-8, atol=1e-4)
     trusted_kernels._verdict.cache_clear()
 
 

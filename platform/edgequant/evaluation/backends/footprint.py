@@ -21,7 +21,7 @@ def footprint_metrics(model: Any, checkpoint: Path | None = None) -> dict[str, f
     `size/checkpoint_gb`: the checkpoint's weight files with scales and zero points; without a checkpoint, the bytes
     that the parameters take in their dtype, tied weights once. `size/bits_per_parameter`: those bytes over the
     parameters of the unquantised architecture. `size/reduction_vs_fp16` and `_fp32`: per cent saved against 2 and 4
-    bytes per parameter. `size/resident_gb`: parameters and buffers in memory now.
+    bytes per parameter. `size/resident_gb`: parameters, buffers and what kernels keep of them, in memory now.
     """
     resident, parameters = resident_bytes(model), unquantized_parameters(model)
     on_disk = checkpoint_bytes(checkpoint) if checkpoint is not None else resident_parameter_bytes(model)
@@ -63,8 +63,12 @@ def bytes_of(file: Path) -> int:
 
 
 def resident_bytes(model: Any) -> int:
-    """Bytes of all parameters and buffers, tensors that share storage once."""
-    return _storage_bytes([*model.parameters(), *model.buffers()])
+    """Bytes of all parameters, buffers and modules' `kernel_operands()`, tensors that share storage once.
+
+    Operands are there as soon as a token was decoded.
+    """
+    operands = [part for module in model.modules() for part in getattr(module, "kernel_operands", list)()]
+    return _storage_bytes([*model.parameters(), *model.buffers(), *operands])
 
 
 def resident_parameter_bytes(model: Any) -> int:

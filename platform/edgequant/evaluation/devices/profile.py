@@ -90,7 +90,7 @@ def _checked(found: Mapping[str, Any], source: str) -> DeviceProfile:
     for key, value in found.items():
         check_type(f"{OPTION} {source!r}: {key}", value, hints[key])
         _check_range(source, key, value)
-    return DeviceProfile(**{"name": Path(source).stem} | found)
+    return DeviceProfile(**{"name": Path(source).stem, **found})
 
 
 def _check_range(source: str, key: str, value: Any) -> None:

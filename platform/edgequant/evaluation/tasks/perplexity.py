@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from edgequant.errors import UserError
 from edgequant.evaluation.backends.language_model import LanguageModel, Window
-from edgequant.evaluation.progress import progress
 from edgequant.evaluation.scoring_settings import ScoringSettings
 from edgequant.evaluation.statistics.sampling import draw
 from edgequant.evaluation.tasks.task import DataSet, Evaluation, Metric, Paired, Rows, Task
 from edgequant.evaluation.tasks.wikitext import detokenize, join_rows, wikitext_pages
+from edgequant.progress import progress
 
 if TYPE_CHECKING:
     import numpy as np

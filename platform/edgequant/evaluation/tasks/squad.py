@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from edgequant.errors import UserError
 from edgequant.evaluation.backends.language_model import LanguageModel
-from edgequant.evaluation.progress import progress
 from edgequant.evaluation.scoring_settings import ScoringSettings
 from edgequant.evaluation.statistics.sampling import draw_questions
 from edgequant.evaluation.tasks.squad_scoring import score_predictions
 from edgequant.evaluation.tasks.task import DataSet, Evaluation, Metric, Paired, Rows, Task
+from edgequant.progress import progress
 
 if TYPE_CHECKING:
     from edgequant.evaluation.statistics.intervals import Bootstrap

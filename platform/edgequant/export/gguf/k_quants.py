@@ -7,29 +7,27 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from edgequant.quantization.arithmetic.affine import QuantizedWeight
-from edgequant.quantization.arithmetic.super_blocks import Factors, minimum_factors, scale_factors
-from edgequant.quantization.weight_spec import SUPER_BLOCK, WeightSpec
+from edgequant.quantization.layers.packed_weight import PackedWeight
+from edgequant.quantization.weight_spec import SUPER_BLOCK
 
 Bytes = np.ndarray[Any, Any]
 
 
-def super_blocks(weight: QuantizedWeight, spec: WeightSpec) -> Bytes:
-    """The super-blocks of a weight's rows, [rows, super-blocks, bytes of one] uint8."""
-    rows, scale = len(weight.codes), scale_factors(weight.scale, spec)
-    levels = weight.codes.reshape(rows, -1, SUPER_BLOCK).cpu().numpy() - np.int8(spec.integer_range[0])
-    if weight.minimum is None:
-        parts = [*_six_bits(levels.view(np.uint8)), _integers(scale, np.int8).view(np.uint8), _half(scale.factor)]
+def super_blocks(packed: PackedWeight, row_order: Tensor | None = None) -> Bytes:
+    """The super-blocks of a weight's rows, in the given order: [rows, super-blocks, bytes of one] uint8."""
+    codes = packed.unpacked(row_order).codes.reshape(packed.rows, -1, SUPER_BLOCK)
+    levels = codes.cpu().numpy() - np.int8(packed.spec.integer_range[0])
+    scale, depth = packed.factors(row_order)
+    if depth is None:
+        parts = [*_six_bits(levels.view(np.uint8)), _bytes(scale.integers, np.int8), _half(scale.factor)]
     else:
-        depth = minimum_factors(weight.minimum, spec)
-        scales = _six_bit_scales(_integers(scale, np.uint8), _integers(depth, np.uint8))
+        scales = _six_bit_scales(_bytes(scale.integers, np.uint8), _bytes(depth.integers, np.uint8))
         parts = [_half(scale.factor), _half(-depth.factor), scales, _four_bits(levels.view(np.uint8))]
     return np.concatenate(parts, axis=-1)
 
 
-def _integers(factors: Factors, kind: type) -> Bytes:
-    found: Bytes = factors.integers.cpu().numpy().astype(kind)
-    return found
+def _bytes(integers: Tensor, kind: type) -> Bytes:
+    return integers.cpu().numpy().astype(kind).view(np.uint8)
 
 
 def _half(factor: Tensor) -> Bytes:

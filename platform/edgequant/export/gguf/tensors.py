@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from edgequant.errors import UserError
 from edgequant.export.formats import BLOCK
 from edgequant.export.gguf.k_quants import super_blocks
-from edgequant.quantization.arithmetic.range_search import quantize_clipped
 from edgequant.quantization.layers.integer import IntegerLayer, integer_layers
 from edgequant.quantization.layers.packed_weight import PackedWeight
 from edgequant.quantization.weight_spec import IN_PLACE_OF, ggml_spec
@@ -90,16 +89,17 @@ def encode(values: Tensor, kind: GGMLQuantizationType) -> Bytes:
     With llama.cpp's rounding, but for K-quants, whose scales and minima are searched for here.
     """
     if (name := kind.name.lower()) in IN_PLACE_OF:
-        return _rows(super_blocks(quantize_clipped(values, ggml_spec(name)), ggml_spec(name)))
+        return _rows(super_blocks(PackedWeight.nearest(values, ggml_spec(name))))
     encoded: Bytes = np.ascontiguousarray(quantize(values.contiguous().numpy(), kind))
     return encoded
 
 
 def encode_packed(packed: PackedWeight, row_order: Tensor | None, format_name: str) -> Bytes:
     """Lay a checkpoint's integers out as llama.cpp's blocks, rows in the given order. See `choice.copies_integers`."""
-    weight = packed.at_whole_levels().unpacked(None if row_order is None else row_order.to(packed.codes.device))
+    order = None if row_order is None else row_order.to(packed.codes.device)
     if packed.spec.is_k_quant:
-        return _rows(super_blocks(weight, packed.spec))
+        return _rows(super_blocks(packed, order))
+    weight = packed.at_whole_levels().unpacked(order)
     codes = weight.codes.reshape(packed.rows, -1, BLOCK).cpu().numpy()
     blocks = codes.shape[1]
     scale = _per_block(weight.scale, blocks)

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from gguf import MODEL_ARCH, GGMLQuantizationType, GGUFWriter, LlamaFileType, TensorNameMap, get_tensor_name_map
 from gguf.constants import GGML_QUANT_VERSION, MODEL_ARCH_NAMES
-from tqdm import tqdm
 
 from edgequant.errors import UserError
 from edgequant.export.choice import Target, copies_integers
@@ -37,6 +36,7 @@ from edgequant.models.gguf.load import check_gguf
 from edgequant.models.loading import LoadedModel
 from edgequant.models.same_function.integers_of_bitsandbytes import dequantized, holds_integers
 from edgequant.models.same_function.merging import merge_adapters
+from edgequant.progress import progress
 
 EMBEDDINGS = ("token_embd.weight", "output.weight")
 ELEMENT: dict[str, Any] = {"f32": np.float32, "f16": np.float16}  # every other format is written as bytes
@@ -217,7 +217,7 @@ def _file_type(format_name: str) -> LlamaFileType:
 def _write_tensors(writer: GGUFWriter, content: _Content) -> None:
     for values in content.extra.values():
         writer.write_tensor_data(values)
-    for plan in tqdm(content.plans, desc="export", unit="tensor", leave=False):
+    for plan in progress(content.plans, len(content.plans), "export", "tensor"):
         writer.write_tensor_data(_encoded(plan))
     writer.close()
 

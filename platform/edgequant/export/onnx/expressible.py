@@ -43,7 +43,7 @@ def check_scheme(scheme: Scheme) -> None:
     specs = [spec for spec in (scheme.weight, scheme.embedding) if spec is not None]
     if not specs:
         lacking = "bitsandbytes' data types"
-    elif any(spec.layout.endswith("_k") for spec in specs):
+    elif any(spec.is_k_quant for spec in specs):
         lacking = "llama.cpp's blocks of 256 with scales of scales"
     elif any(spec.zero_point == "real" for spec in specs):
         lacking = "a real minimum for each group, only integer zero points"

@@ -85,7 +85,7 @@ def fixed_zero_point(scale: Tensor, spec: WeightSpec) -> Tensor | None:
 
 def _positive(scale: Tensor) -> Tensor:
     """An all-zero group gets a scale of 1: every code is then 0 and nothing is divided by 0."""
-    return torch.where(scale > 0, scale, torch.ones_like(scale))
+    return torch.where(scale > 0, scale, 1.0)
 
 
 def stored_scale(scale: Tensor, spec: WeightSpec) -> Tensor:
@@ -279,7 +279,7 @@ def best_clipping_factor(groups: Tensor, spec: WeightSpec, candidates: int = 20)
 
 def token_parameters(tokens: Tensor, integer_range: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Scale and zero point for each token: tokens [..., features] float32 to two [..., 1]."""
-    return affine_parameters(tokens.amin(-1, keepdim=True), tokens.amax(-1, keepdim=True), integer_range)
+    return affine_parameters(*tokens.aminmax(dim=-1, keepdim=True), integer_range)
 
 
 def fake_quantize_tokens(tokens: Tensor, integer_range: tuple[int, int]) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -11,25 +11,31 @@ from torch.nn import functional
 from edgequant.quantization.arithmetic.packing import pack
 from edgequant.quantization.layers.packed_weight import PackedWeight
 from edgequant.quantization.layers.trusted_kernels import UNPACK, is_trusted, unpack_fused
-from edgequant.quantization.layers.unpacked_weight import UnpackedWeight
+from edgequant.quantization.layers.unpacked_weight import UnpackedWeight, joined
 
 
 @dataclass(frozen=True)
 class FusedWeight(UnpackedWeight):
     """W = q S + B + residue for unsigned codes q of 4 or 8 bits in groups of N, each followed by its S and B.
 
-    A second copy of 4 + 32/N or 8 + 64/N bits a weight, and 16/N for a residue.
+    A second copy of 4 + 32/N or 8 + 64/N bits a weight, and 32/N for a residue.
 
     Attributes:
         fused: [rows, groups, bytes] uint8: a group's codes, then S and B, float16 with 4-bit codes, float32 with 8-bit.
-        residue: what B loses in float16, [rows, groups] float16; None where it loses nothing.
+        residue: what B loses in float16, [groups, rows] float32; None where it loses nothing.
     """
 
     rows: int
     features: int
+    groups: int
+    bits: int
     fused: Tensor
     residue: Tensor | None
-    bits: int
+    _parts: tuple[Tensor, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        parts = tuple(self.fused[rows].flatten(0, 1) for rows in self.pieces())
+        object.__setattr__(self, "_parts", parts)  # taken apart once: it takes as long as a small product
 
     @staticmethod
     def of(packed: PackedWeight) -> FusedWeight | None:
@@ -48,24 +54,19 @@ class FusedWeight(UnpackedWeight):
         return [self.fused] if self.residue is None else [self.fused, self.residue]
 
     def real(self, rows: slice) -> Tensor:
-        real = self._without_residue(rows)
+        real = unpack_fused(self.fused[rows].flatten(0, 1), self.bits).view(-1, self.features)
         if self.residue is not None:
-            real.view(real.shape[0], self.residue.shape[1], -1).add_(self.residue[rows, :, None].float())
+            real.view(real.shape[0], self.groups, -1).add_(self.residue.t()[rows, :, None])
         return real
 
     def product_of_few(self, input: Tensor) -> Tensor:
         """The residue multiplies sums over groups of inputs, since the weight is what is large."""
-        product = super().product_of_few(input)
+        weights = (unpack_fused(part, self.bits).view(-1, self.features) for part in self._parts)
+        product = joined(functional.linear(input, weight) for weight in weights)
         if self.residue is None:
             return product
-        sums = input.unflatten(-1, (self.residue.shape[1], -1)).sum(-1)
-        return product + functional.linear(sums, self.residue.float())
-
-    def _product(self, input: Tensor, rows: slice) -> Tensor:
-        return functional.linear(input, self._without_residue(rows))
-
-    def _without_residue(self, rows: slice) -> Tensor:
-        return unpack_fused(self.fused[rows].flatten(0, 1), self.bits).view(-1, self.features)
+        sums = input.view(-1, self.groups, self.features // self.groups).sum(-1)
+        return torch.addmm(product.view(-1, self.rows), sums, self.residue).view(product.shape)
 
 
 def _of_nibbles(packed: PackedWeight) -> FusedWeight | None:
@@ -77,11 +78,11 @@ def _of_nibbles(packed: PackedWeight) -> FusedWeight | None:
     else:
         offset = scale * (-8 if weight.zero_point is None else -8 - weight.zero_point.squeeze(-1))
     rounded = offset.half()
-    residue = (offset - rounded.float()).half()
-    if not torch.equal(rounded.float() + residue.float(), offset):
+    residue = offset - rounded.float()
+    if not torch.equal(rounded.float() + residue, offset):  # beyond float16
         return None
     codes = packed.codes if packed.spec.bits == 4 else pack(weight.codes.reshape(packed.rows, packed.features), 4)
-    return _fused(packed, codes, (scale.half(), rounded), residue if residue.any() else None, bits=4)
+    return _fused(packed, codes, (scale.half(), rounded), residue.t().contiguous() if residue.any() else None, bits=4)
 
 
 def _of_bytes(packed: PackedWeight) -> FusedWeight:
@@ -97,4 +98,4 @@ def _fused(
 ) -> FusedWeight:
     ending = torch.stack(parameters, -1).contiguous().view(torch.uint8)
     fused = torch.cat((codes.view(packed.rows, packed.groups, -1), ending), -1)
-    return FusedWeight(packed.rows, packed.features, fused, residue, bits)
+    return FusedWeight(packed.rows, packed.features, packed.groups, bits, fused, residue)

@@ -95,7 +95,8 @@ class IntegerLinear(IntegerLayer, FixedDtypeBuffers):
         return Range(self.input_scale.float(), self.input_zero_point.float())
 
     def _weight_only(self, input: Tensor) -> Tensor:
-        bias = None if self.bias is None else self.bias.to(input.dtype)
+        bias = self.bias
+        bias = None if bias is None else bias.to(input.dtype)
         return kernels.weight_only_linear(input, self.packed, bias, self._kernel_cache)
 
     def _integer(self, input: QuantizedInput) -> Tensor:

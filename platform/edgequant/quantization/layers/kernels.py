@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from edgequant.quantization.layers.fused_weight import FusedWeight
+from edgequant.quantization.layers.kernel_speed import reads_integers_fast
 from edgequant.quantization.layers.trusted_kernels import (
     CUDA_INNER_TILES,
     INT4_WEIGHT,
@@ -94,9 +95,12 @@ def weight_only_linear(input: Tensor, packed: PackedWeight, bias: Tensor | None,
         return functional.linear(input, packed.dequantized(input.dtype), bias)
     if not few:
         return unpacked.linear(input, bias)
-    with torch.autocast(input.device.type, enabled=False):
+    if torch.is_autocast_enabled("cpu"):
+        with torch.autocast("cpu", enabled=False):
+            product = unpacked.product_of_few(input.float())
+    else:  # entering a context takes as long as a small product
         product = unpacked.product_of_few(input.float())
-        return (product if bias is None else product + bias.float()).to(input.dtype)
+    return (product if bias is None else product + bias.float()).to(input.dtype)
 
 
 def _unpacked(packed: PackedWeight, cache: dict[str, Any], *, few: bool) -> UnpackedWeight | None:
@@ -145,7 +149,7 @@ def _kernel_product(input: Tensor, packed: PackedWeight, cache: dict[str, Any]) 
 def _is_faster(input: Tensor, packed: PackedWeight) -> bool:
     if input.device.type == "cuda":
         return _rows(input) * packed.rows * packed.features <= CUDA_MULTIPLICATIONS
-    return input.device.type == "cpu" and _rows(input) <= CPU_ROWS
+    return input.device.type == "cpu" and _rows(input) <= CPU_ROWS and reads_integers_fast(input.device)
 
 
 def _rows(input: Tensor) -> int:
@@ -171,7 +175,7 @@ def _int4_product(input: Tensor, packed: PackedWeight, cache: dict[str, Any]) ->
 def _int4_operands(packed: PackedWeight) -> tuple[Tensor, Tensor]:
     """PyTorch's layout: codes c from 0 to 15, and w = (c - 8) scale + offset in [groups, out, 2] bfloat16.
 
-    8-bit integers are two 4-bit ones, q = 16 (h - 8) + l, which double the inputs: (h - 8) 16 S + (l - 8) S + 8 S - Z S.
+    8-bit integers are two of 4 bits, q = 16 (h - 8) + l, for inputs twice: (h - 8) 16 S + (l - 8) S + 8 S - Z S.
     """
     quantized = packed.unpacked()
     codes, scale = (quantized.codes.view(packed.rows, -1)).to(torch.int32), quantized.scale

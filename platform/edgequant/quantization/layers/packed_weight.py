@@ -22,6 +22,7 @@ from edgequant.quantization.arithmetic.packing import (
     unpack,
     unpack_ternary,
 )
+from edgequant.quantization.arithmetic.range_search import quantize_clipped
 from edgequant.quantization.arithmetic.super_blocks import Factors, minimum_factors, scale_factors
 from edgequant.quantization.weight_spec import SUPER_BLOCK, WeightSpec
 
@@ -96,6 +97,17 @@ class PackedWeight(FixedDtypeBuffers):
         if packed.minimum is not None and quantized.minimum is not None:
             packed.minimum = quantized.minimum.reshape(packed.scale.shape).to(packed.minimum.dtype)
         return packed
+
+    @staticmethod
+    def nearest(weight: Tensor, spec: WeightSpec) -> PackedWeight:
+        """A real weight [rows, features] on the grid with the least squared error."""
+        return PackedWeight.of(quantize_clipped(weight, spec), *weight.shape, spec)
+
+    def factors(self, rows: Tensor | None = None) -> tuple[Factors, Factors | None]:
+        """What a K-quant's scales and, where it has them, minima are stored as, of all rows or those of an index."""
+        weight = self.unpacked(rows)
+        minimum = None if weight.minimum is None else minimum_factors(weight.minimum, self.spec)
+        return scale_factors(weight.scale, self.spec), minimum
 
     def _take_factors(self, quantized: QuantizedWeight) -> None:
         scale = scale_factors(quantized.scale, self.spec)

@@ -78,7 +78,7 @@ def int8_weight_kernel(input: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
 
 
 def unpack_fused(rows: Tensor, bits: int) -> Tensor:
-    """Rows of FBGEMM's layout [n, bytes]: unsigned codes of 4 (two a byte, the lower half first) or 8 bits, then a scale
+    """Rows of FBGEMM's layout [n, bytes]: unsigned codes of 4 bits (two a byte, lower half first) or 8, then a scale
     and an offset, float16 with 4 bits, float32 with 8. Codes times scale plus offset, [n, codes] float32.
     """
     unpack = (
@@ -233,9 +233,14 @@ def is_trusted(kernel: Kernel, device: torch.device) -> bool:
     Remembered for this device, these functions of PyTorch and what chooses among a CPU's kernels: `SETTINGS`, whether
     oneDNN is on, threads.
     """
+    return _verdict(kernel, device, circumstances())
+
+
+def circumstances() -> tuple[object, ...]:
+    """What decides which code of PyTorch and oneDNN runs on the CPU, and how fast."""
     functions = (torch._int_mm, torch._weight_int8pack_mm)
     cpu = (torch.backends.cpu.get_cpu_capability(), torch.backends.mkldnn.enabled, torch.get_num_threads())
-    return _verdict(kernel, device, functions, cpu, tuple(map(os.environ.get, SETTINGS)))
+    return functions, cpu, tuple(map(os.environ.get, SETTINGS))
 
 
 @lru_cache(maxsize=64)

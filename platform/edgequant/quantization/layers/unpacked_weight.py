@@ -1,7 +1,7 @@
 """A weight back from its integers on the CPU: `PackedWeight.dequantized` to the bit, several times as fast.
 
-Two codes a byte are unpacked by FBGEMM (`quantized::embedding_bag_4bit_unpack`), 8-bit codes converted, a piece at a time
-that the caches hold. `StreamedWeight` reads what the checkpoint stores; `fused_weight.FusedWeight` keeps a second copy.
+Two codes a byte are unpacked by FBGEMM (`quantized::embedding_bag_4bit_unpack`), 8-bit codes converted, a piece at a
+time that the caches hold. `StreamedWeight` reads what the checkpoint stores, `FusedWeight` keeps a second copy.
 """
 
 from __future__ import annotations
@@ -36,19 +36,20 @@ class UnpackedWeight(ABC):
 
     def linear(self, input: Tensor, bias: Tensor | None) -> Tensor:
         """input [..., features] times the weight transposed, plus the bias [rows], in the input's type."""
-        return _joined(
+        return joined(
             functional.linear(input, self.real(rows).to(input.dtype), None if bias is None else bias[rows])
-            for rows in self._pieces()
+            for rows in self.pieces()
         )
 
     def product_of_few(self, input: Tensor) -> Tensor:
         """input [..., features] float32 times the weight transposed, [..., rows] float32, for few rows of input."""
-        return _joined(self._product(input, rows) for rows in self._pieces())
+        return joined(self._product(input, rows) for rows in self.pieces())
 
     def _product(self, input: Tensor, rows: slice) -> Tensor:
         return functional.linear(input, self.real(rows))
 
-    def _pieces(self) -> Iterator[slice]:
+    def pieces(self) -> Iterator[slice]:
+        """Slices of rows to be unpacked at a time."""
         step = max(1, PIECE // self.features)
         return (slice(start, start + step) for start in range(0, self.rows, step))
 
@@ -62,6 +63,7 @@ class StreamedWeight(UnpackedWeight):
         first: what 4-bit code 0 stands for.
         zero_point: Z [rows, groups] int8, or None.
         scale, minimum: [rows, groups], as stored; no minimum is None.
+        row_scale: [rows] float32, S where a row has only one, and 0 in rows of zeros; else None.
     """
 
     rows: int
@@ -71,6 +73,7 @@ class StreamedWeight(UnpackedWeight):
     zero_point: Tensor | None
     scale: Tensor
     minimum: Tensor | None
+    row_scale: Tensor | None
 
     @staticmethod
     def of(packed: PackedWeight) -> StreamedWeight | None:
@@ -83,14 +86,16 @@ class StreamedWeight(UnpackedWeight):
         if bits == 4 and (packed.features % 2 or not is_trusted(UNPACK, device)):
             return None
         with torch.inference_mode(False), torch.no_grad():  # kept, so it may serve a pass with gradients later
+            row_scale = _row_scale(packed)
             zero_point = packed.zero_points()
         first = 0.0 if packed.minimum is not None else -8.0
         return StreamedWeight(
-            packed.rows, packed.features, packed.codes, first, zero_point, packed.scale, packed.minimum
+            packed.rows, packed.features, packed.codes, first, zero_point, packed.scale, packed.minimum, row_scale
         )
 
     def tensors(self) -> list[Tensor]:
-        return [part for part in (self.codes, self.zero_point, self.scale, self.minimum) if part is not None]
+        held = (self.codes, self.zero_point, self.scale, self.minimum, self.row_scale)
+        return [part for part in held if part is not None]
 
     def real(self, rows: slice) -> Tensor:
         real = self._integers(rows)
@@ -104,18 +109,28 @@ class StreamedWeight(UnpackedWeight):
 
     def _product(self, input: Tensor, rows: slice) -> Tensor:
         """A row's only scale multiplies its product: S (sum x q - Z sum x), since the weight is what is large."""
-        if self.scale.shape[1] > 1 or self.minimum is not None:
+        if self.row_scale is None:
             return super()._product(input, rows)
         product = functional.linear(input, self._integers(rows))
         if self.zero_point is not None:
             product = product - input.sum(-1, keepdim=True) * self.zero_point[rows].view(-1).float()
-        return product * self.scale[rows].view(-1).float()
+        return product * self.row_scale[rows]
 
     def _integers(self, rows: slice) -> Tensor:
         codes = self.codes[rows]
         return codes.float() if codes.dtype == torch.int8 else unpack_int4(codes, self.first)
 
 
-def _joined(parts: Iterator[Tensor]) -> Tensor:
+def _row_scale(packed: PackedWeight) -> Tensor | None:
+    """A row of zeros has scale 1, by which the difference of its two sums must not be multiplied."""
+    if packed.groups > 1 or packed.minimum is not None:
+        return None
+    weight = packed.unpacked()
+    is_zero = (weight.codes == (0 if weight.zero_point is None else weight.zero_point)).all(-1)
+    return weight.scale.squeeze(-1).masked_fill(is_zero, 0.0).view(-1)
+
+
+def joined(parts: Iterator[Tensor]) -> Tensor:
+    """Products [..., rows] of pieces, side by side."""
     first, *others = parts
     return torch.cat([first, *others], dim=-1) if others else first

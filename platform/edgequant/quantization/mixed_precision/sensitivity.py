@@ -16,8 +16,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from tqdm import tqdm
 
+from edgequant.progress import progress
 from edgequant.quantization.arithmetic.affine import dequantize_weight, quantize_weight
 from edgequant.quantization.scheme import WeightSpec
 
@@ -48,9 +48,8 @@ def fisher_diagonals(
     sums = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
     device = next(iter(sums.values())).device
     generator = torch.Generator(device).manual_seed(SEED)
-    progress = tqdm(sequences, desc="sensitivity", unit="sequence", disable=None)
     with _squares_added(model, weights, sums), torch.enable_grad():
-        for sequence in progress:
+        for sequence in progress(sequences, len(sequences), "sensitivity", "sequence"):
             tokens = sequence.reshape(1, -1).to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
                 logits = model(input_ids=tokens, use_cache=False).logits[0, :-1]

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from edgequant.progress import Progress
 from edgequant.quantization.layers.fake_quantized import FakeQuantizedLayer, fake_quantized_layers
 from edgequant.quantization.layers.fixed_weights import IdentityQuantizer, fix_codes, fixed_codes_of
 from edgequant.quantization.layers.input_quantizers import DynamicInputQuantizer
@@ -81,13 +81,16 @@ class EndToEnd:
         parameters = [*(p for grid in tuned for p in grid.parameters()), *norms]
         optimizer, before = _Optimizer(self.settings, tuned, norms), self._divergence(quantized, held_out)
         best, every = BestState(parameters, before), max(1, self.settings.tune_steps // CHECKS)
-        progress = tqdm(range(self.settings.tune_steps), desc="e2e_qp", unit="step", disable=None)
+        steps = range(self.settings.tune_steps)
         drawn = _drawn(training, quantized.stream.batches[0].shape[0])
-        for step, parts in zip(progress, drawn, strict=False):
+        shown = Progress(len(steps), "e2e_qp", "step")
+        for step, parts in zip(steps, drawn, strict=False):
             optimizer.step(parameters, self._gradients(quantized, parts, parameters), step, best.share)
             if (step + 1) % every == 0 or step + 1 == self.settings.tune_steps:
                 best.offer(self._divergence(quantized, held_out))
-                progress.set_postfix(divergence=f"{best.least:.5f}")
+                shown.say(f"divergence {best.least:.5f}")
+            shown.update()
+        shown.close()
         best.load()
         return before, best.least
 

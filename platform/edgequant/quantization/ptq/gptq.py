@@ -17,6 +17,7 @@ from edgequant.quantization.arithmetic.grids import Grid
 COLUMNS = 128  # per block: errors reach the columns behind it once, as one matrix product (section 3.3, step 2)
 DAMPENING_MULTIPLES = (1, 10, 100)  # multiples of it tried until the Hessian factorises
 REFITS = 2
+ROWS = 1 << 16  # rounded at once: rows do not depend on each other, and a vocabulary has many
 REFIT_CHUNK = 1 << 26  # numbers held at once while scales are refitted
 
 
@@ -179,5 +180,7 @@ def _round_stacked(weights: list[Tensor], hessian: Tensor, grids: list[Grid], **
         return torch.cat([part.expand(count, -1) for part, count in zip(spread, rows, strict=True)])
 
     scale, offset = stacked([grid.scale for grid in grids]), stacked([grid.offset for grid in grids])
-    found = round_columns(torch.cat(weights), hessian, scale, offset, grids[0].spec.integer_range, **options)
-    return [Rounded(*pair) for pair in zip(found.codes.split(rows), found.compensated.split(rows), strict=True)]
+    parts = zip(*(values.split(ROWS) for values in (torch.cat(weights), scale, offset)), strict=True)
+    found = [round_columns(w, hessian, s, o, grids[0].spec.integer_range, **options) for w, s, o in parts]
+    codes, compensated = torch.cat([part.codes for part in found]), torch.cat([part.compensated for part in found])
+    return [Rounded(*pair) for pair in zip(codes.split(rows), compensated.split(rows), strict=True)]

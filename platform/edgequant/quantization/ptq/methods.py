@@ -37,7 +37,7 @@ Stage = Literal["scale", "round", "learn", "tune"]
 STAGES: tuple[Stage, ...] = get_args(Stage)  # in the order in which they change a model
 AUTO = "auto"
 MOST_TUNED = 3_000_000_000  # parameters of a model whose scales are trained end to end on a GPU
-MOST_BY_GPTQ_ON_CPU = 100_000_000
+MOST_BY_GPTQ_ON_CPU = 200_000_000
 TOKENS_ON_CPU = 600_000_000_000  # calibration tokens times parameters that two cores go through in a minute
 RENAMED = {"mse": "mse_clip", "block": "signround"}
 

@@ -6,17 +6,16 @@ errors = quantize(model, scheme, calibration=batches, method="awq+gptq")
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from edgequant import models
 from edgequant.errors import UserError
 from edgequant.models.same_function.comparison import PROBE_TOKENS
+from edgequant.progress import Progress
 from edgequant.quantization.calibration import CalibrationSettings
 from edgequant.quantization.layers.convert import (
     calibrate,
@@ -33,17 +32,19 @@ from edgequant.quantization.layers.fake_quantized import (
 )
 from edgequant.quantization.layers.fixed_weights import IdentityQuantizer, fix_codes
 from edgequant.quantization.layers.targets import Targets
+from edgequant.quantization.ptq.automatic import Guard, choose_automatically
 from edgequant.quantization.ptq.block_checkpoints import BlockCheckpoints, fingerprint
 from edgequant.quantization.ptq.block_stream import BlockStream
 from edgequant.quantization.ptq.calibrated_block import CalibratedBlock, Step, relative_error
 from edgequant.quantization.ptq.end_to_end import QuantizedModel, tie_heads
 from edgequant.quantization.ptq.equivalent_scaling import keeps_output
-from edgequant.quantization.ptq.methods import AUTO, Combination, affordable_tokens, best_method, parse_method
-from edgequant.quantization.ptq.rounding import HessianRounding, Rounding
+from edgequant.quantization.ptq.methods import AUTO, Combination, parse_method
+from edgequant.quantization.ptq.rounding import Rounding
 from edgequant.quantization.ptq.settings import PtqSettings
 from edgequant.quantization.scheme import Scheme
 
 ErrorRow = dict[str, Any]
+EVEN_SHARE = 0.1  # of the mean square: what every feature of a tied embedding counts, whose rows are inputs as well
 
 
 def quantize(
@@ -65,7 +66,8 @@ def quantize(
             (`PtqMethod.needs_calibration`), as do static activation ranges.
         method: one of `ptq.methods.METHODS` or of an installed package's, or a combination such as
             `awq+gptq+signround`; see `ptq.methods.parse_method`. `auto`: `ptq.methods.best_method`, on a CPU with as
-            much of the calibration text as takes about a minute.
+            much of the calibration text as takes about a minute; `rtn` where a part of the text that the method did
+            not see is predicted better so.
         settings: of the methods.
         calibration_settings: batches, precision and observer; how many samples there are is up to `calibration`.
         work_folder: finished decoder blocks are kept here, and an interrupted call with the same model, scheme, method,
@@ -95,8 +97,9 @@ def choose_integers(
     work_folder: Path | None = None,
 ) -> list[ErrorRow]:
     """`quantize` up to its last step: layers are fake-quantised, each with a `FixedCodesQuantizer` for `convert`."""
+    held_out: list[Tensor] = []
     if method == AUTO:
-        method, calibration = _automatic(model, scheme, calibration)
+        method, calibration, held_out = choose_automatically(model, scheme, calibration)
     chosen, batches = parse_method(method), _batches(calibration, calibration_settings.batch_size)
     if chosen.needs_calibration and not batches:
         raise UserError(f"PTQ method {method} decides by activations; give calibration text")
@@ -106,6 +109,7 @@ def choose_integers(
     if has_static_ranges(model) and not batches:
         raise UserError(f"scheme {scheme.name} has static activation ranges; give calibration text")
     steps = _steps(chosen, settings)
+    guard = Guard(model, held_out, calibration_settings.precision) if held_out else None
     if chosen.needs_calibration or (batches and steps.round.uses_inputs):
         states = BlockCheckpoints(work_folder, run, with_weights=chosen.scale is not None)
         errors = _Calibrated(model, targets, chosen.name, steps, batches, calibration_settings, states).quantize()
@@ -114,19 +118,7 @@ def choose_integers(
         if has_static_ranges(model):
             calibrate(model, batches)
     tie_heads(model)
-    return errors
-
-
-def _automatic(model: nn.Module, scheme: Scheme, calibration: list[Tensor]) -> tuple[str, list[Tensor]]:
-    """The method that fits the machine's time, and as many calibration sequences as fit it, at least one."""
-    parameters, device = sum(parameter.numel() for parameter in model.parameters()), next(model.parameters()).device
-    method = best_method(scheme, parameters, device.type, has_text=bool(calibration))
-    limit = affordable_tokens(parameters, device.type)
-    sequences = [row for batch in calibration for row in batch.split(1)]
-    if limit is None or not sequences:
-        return method, calibration
-    lengths = itertools.accumulate(row.shape[1] for row in sequences)
-    return method, [row for row, length in zip(sequences, lengths, strict=True) if length <= limit] or sequences[:1]
+    return weight_errors(model) if guard is not None and guard.overrules(method) else errors
 
 
 def _batches(calibration: list[Tensor], size: int) -> list[Tensor]:
@@ -208,9 +200,10 @@ class _Calibrated:
         """Choose every layer's integers; returns the error table."""
         floating = self.stream.first_inputs()
         errors = [_round(name, layer, self.steps.round) for name, layer in self._outside().items()]
+        errors += self._shared_embedding(floating)
         hidden = self.stream.first_inputs()  # behind a quantised embedding
-        progress = tqdm(self.stream.blocks, desc=self.method, unit="block", disable=None)
-        for index, name in enumerate(progress):
+        shown = Progress(len(self.stream.blocks), self.method, "block")
+        for index, name in enumerate(self.stream.blocks):
             targets = [self._forward(index, batch, states) for batch, states in enumerate(floating)]
             for states in targets:
                 check_activations(f"the output of {name}", states)
@@ -224,8 +217,10 @@ class _Calibrated:
                 rows = block.errors(hidden)
                 self.states.save(index, block.module, rows)
             errors += rows
-            progress.set_postfix(error=f"{rows[-1]['output_error']:.4f}")
+            shown.say(f"error {rows[-1]['output_error']:.4f}")
+            shown.update()
             floating = targets
+        shown.close()
         errors += self._head(hidden)
         return errors if self.steps.tune is None else self._tuned(errors, floating)
 
@@ -261,27 +256,40 @@ class _Calibrated:
                     f"{name} lies outside the decoder blocks, so method {self.method} cannot observe its static "
                     "activation range; use method rtn or mse_clip, or a scheme without a8-static"
                 )
-        return {name: layer for name, layer in outside.items() if self._by_hessian(name) is None}
+        by_inputs = (self.targets.head, self.targets.embedding) if self.targets.tied else (self.targets.head,)
+        left = () if self.steps.round.uses_inputs else by_inputs
+        return {name: layer for name, layer in outside.items() if name not in by_inputs or name in left}
 
-    def _by_hessian(self, name: str) -> HessianRounding | None:
-        """What rounds a layer outside the blocks by its inputs: a head that is not tied, where the method can."""
-        own_head = name == self.targets.head and not self.targets.tied
-        return self.steps.round if own_head and isinstance(self.steps.round, HessianRounding) else None
+    def _shared_embedding(self, floating: list[Tensor]) -> list[ErrorRow]:
+        """Integers of an embedding that is the head too, by what the head is given in the floating-point model."""
+        if not (self.targets.tied and self.targets.embedding and self.targets.head and self.steps.round.uses_inputs):
+            return []
+        hidden = floating
+        for index in range(len(self.stream.blocks)):
+            hidden = [self._forward(index, batch, states) for batch, states in enumerate(hidden)]
+        hessian = self._mean_square(hidden, fake_quantized_linears(self.model)[self.targets.head])
+        hessian.diagonal().add_(EVEN_SHARE * hessian.diagonal().mean())
+        layer = fake_quantized_layers(self.model)[self.targets.embedding]
+        self.steps.round.quantize_layers({self.targets.embedding: layer}, hessian)
+        return [_weight_error(self.targets.embedding, layer)]
 
     def _head(self, hidden: list[Tensor]) -> list[ErrorRow]:
         """The output head: its integers, where its inputs decide on them, and its static input range."""
         if self.targets.head is None:
             return []
         head = fake_quantized_linears(self.model)[self.targets.head]
-        hessian, tokens, rounding = None, 0, self._by_hessian(self.targets.head)
-        for inputs in self.stream.head_inputs(hidden, head):
-            if head.input_quantizer is not None:
+        if head.input_quantizer is not None:
+            for inputs in self.stream.head_inputs(hidden, head):
                 head.input_quantizer.observe(inputs)
-            if rounding is not None:
-                flat = inputs.reshape(-1, inputs.shape[-1]).float()
-                product, tokens = flat.t() @ flat, tokens + len(flat)
-                hessian = product if hessian is None else hessian + product
-        if rounding is None or hessian is None:
+        if self.targets.tied or not self.steps.round.uses_inputs:
             return []
-        rounding.quantize_layers({self.targets.head: head}, hessian / tokens)
+        self.steps.round.quantize_layers({self.targets.head: head}, self._mean_square(hidden, head))
         return [_weight_error(self.targets.head, head)]
+
+    def _mean_square(self, hidden: list[Tensor], head: FakeQuantizedLayer) -> Tensor:
+        """The mean x x^T [in, in] of what the head is given behind a last block's outputs."""
+        total, tokens = torch.zeros((), device=head.weight.device), 0
+        for inputs in self.stream.head_inputs(hidden, head):
+            flat = inputs.reshape(-1, inputs.shape[-1]).float()
+            total, tokens = total + flat.t() @ flat, tokens + len(flat)
+        return total / tokens

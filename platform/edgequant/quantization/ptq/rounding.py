@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from edgequant.errors import UserError
 from edgequant.quantization.arithmetic.affine import QuantizedWeight, quantize_weight
 from edgequant.quantization.arithmetic.range_search import choose_grid, quantize_clipped
-from edgequant.quantization.layers.fake_quantized import FakeQuantizedLinear
+from edgequant.quantization.layers.fake_quantized import FakeQuantizedLayer
 from edgequant.quantization.layers.fixed_weights import fix_codes
 from edgequant.quantization.ptq.calibrated_block import CalibratedBlock
 from edgequant.quantization.ptq.gptq import quantize_sharing_input
@@ -35,6 +36,16 @@ class Rounding:
         """Choose the integers of all layers of a block, by `fix_codes(layer, QuantizedWeight)`."""
         for layer in block.layers.values():
             fix_codes(layer, self.quantized(layer.weight.detach(), layer.spec))
+
+    def quantize_layers(self, layers: Mapping[str, FakeQuantizedLayer], hessian: Tensor) -> dict[str, Tensor]:
+        """Choose the integers of layers of equal bits that share an input, whose mean x x^T is `hessian` [in, in].
+
+        Returns:
+            By layer, the weights [out, in] that the integers were rounded from, where these are not its own.
+        """
+        for layer in layers.values():
+            fix_codes(layer, self.quantized(layer.weight.detach(), layer.spec))
+        return {}
 
 
 class RoundToNearest(Rounding):
@@ -63,6 +74,12 @@ class Clipping(Rounding):
         for name, layer in block.layers.items():
             fix_codes(layer, quantize_clipped(layer.weight, layer.spec, squares.get(name)))
 
+    @torch.no_grad()
+    def quantize_layers(self, layers: Mapping[str, FakeQuantizedLayer], hessian: Tensor) -> dict[str, Tensor]:
+        for layer in layers.values():
+            fix_codes(layer, quantize_clipped(layer.weight, layer.spec, hessian.diagonal()))
+        return {}
+
 
 class HessianRounding(Rounding):
     """Chooses integers by the mean x x^T of a layer's inputs, in the blocks and in an output head of its own.
@@ -82,12 +99,7 @@ class HessianRounding(Rounding):
                 block.rounded_from |= self.quantize_layers(alike, hessian)
 
     @abstractmethod
-    def quantize_layers(self, layers: dict[str, FakeQuantizedLinear], hessian: Tensor) -> dict[str, Tensor]:
-        """Choose the integers of layers of equal bits that share an input, whose mean x x^T is `hessian` [in, in].
-
-        Returns:
-            By layer, the weights [out, in] that the integers were rounded from, where these are not its own.
-        """
+    def quantize_layers(self, layers: Mapping[str, FakeQuantizedLayer], hessian: Tensor) -> dict[str, Tensor]: ...
 
 
 class Gptq(HessianRounding):
@@ -97,7 +109,7 @@ class Gptq(HessianRounding):
         self.settings = settings
 
     @torch.no_grad()
-    def quantize_layers(self, layers: dict[str, FakeQuantizedLinear], hessian: Tensor) -> dict[str, Tensor]:
+    def quantize_layers(self, layers: Mapping[str, FakeQuantizedLayer], hessian: Tensor) -> dict[str, Tensor]:
         settings = self.settings
         importance = hessian.diagonal() if settings.activation_weighted else None
         weights = [layer.weight.float() for layer in layers.values()]

@@ -34,9 +34,9 @@ def generated_sequences(model: Any, tokenizer: Any, count: int, length: int, *, 
     """
     import torch
     from safetensors.torch import load_file, save_file
-    from tqdm import tqdm
 
     from edgequant import models
+    from edgequant.progress import Progress
 
     count = min(count, MAX_SEQUENCES)
     begin, first = _beginning(tokenizer), _first_tokens(tokenizer, model)
@@ -49,7 +49,7 @@ def generated_sequences(model: Any, tokenizer: Any, count: int, length: int, *, 
         return load_file(path)["tokens"].long()
     rows = torch.empty(count, length, dtype=torch.int32)
     writer = models.cast(copy.deepcopy(model), dtype)
-    with tqdm(total=count, desc="generated text", unit="sequence", disable=None) as bar:
+    with Progress(count, "generated text", "sequence") as bar:
         for start in range(0, count, batch):
             size = min(batch, count - start)
             rows[start : start + size] = _rows(writer, begin, first, size, length, seed=seed * MAX_SEQUENCES + start)

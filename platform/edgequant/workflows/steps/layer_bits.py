@@ -103,7 +103,9 @@ def _tell_replacements(model: Any, scheme: Scheme) -> None:
     from edgequant.quantization.scheme import told_replacements
 
     targets = find_targets(model, scheme)
-    if line := told_replacements(scheme, widths_of(model, targets), {targets.embedding, targets.head} - {None}):
+    if line := told_replacements(
+        scheme, widths_of(model, targets), [name for name in (targets.embedding, targets.head) if name]
+    ):
         print(f"{scheme.name}: {line}", flush=True)
 
 
@@ -119,7 +121,8 @@ def log_layer_bits(rows: list[dict[str, Any]]) -> None:
     if not rows:
         return
     from edgequant import tracking
+    from edgequant.reporting.figure_files import log_figure
     from edgequant.reporting.layer_bits import layer_bits_figure
 
     tracking.log_table(rows, "layer_bits.json")
-    tracking.log_figure(layer_bits_figure(rows), "layer_bits.html")
+    log_figure(layer_bits_figure(rows), "layer_bits.html")

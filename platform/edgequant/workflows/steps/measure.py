@@ -14,6 +14,7 @@ from edgequant.evaluation.tasks.guard import GUARD
 from edgequant.evaluation.tasks.registry import COMPARISON_TASKS, find_task, paired_metrics
 from edgequant.files import write_atomically
 from edgequant.reporting.columns import metric, summary_metrics
+from edgequant.training.settings import UNTRAINED
 
 if TYPE_CHECKING:
     from edgequant.evaluation.tasks.task import Evaluation, EvaluationData
@@ -66,14 +67,14 @@ def measure_items(
 
     evaluation = evaluate_model(model, tokenizer, data, settings, checkpoint=checkpoint)
     tracking.log_metrics(evaluation.metrics)
-    if floors := [name for name in evaluation.metrics if floor_of(name, evaluation.metrics)]:
-        tracking.set_tags({"edgequant.at_the_floor": ", ".join(floors)})
+    floors = [name for name in evaluation.metrics if floor_of(name, evaluation.metrics)]
+    said = [f"not told from a model that knows nothing: {', '.join(floors)}"] if floors else []
     for name, rows in evaluation.items.items():
         tracking.log_table(rows, f"items/{name}.json")
     for file, text in evaluation.files.items():
         tracking.log_text(text, file)
-    if evaluation.notes:
-        tracking.log_text("\n".join(evaluation.notes) + "\n", "notes.txt")
+    if notes := [*evaluation.notes, *said]:
+        tracking.log_text("\n".join(notes) + "\n", "notes.txt")
     return evaluation
 
 
@@ -82,10 +83,11 @@ def log_layer_errors(errors: Sequence[Mapping[str, Any]]) -> None:
     if not errors:
         return
     from edgequant import tracking
+    from edgequant.reporting.figure_files import log_figure
     from edgequant.reporting.layer_errors import layer_error_figure
 
     tracking.log_table(errors, "layer_errors.json")
-    tracking.log_figure(layer_error_figure(errors), "layer_errors.html")
+    log_figure(layer_error_figure(errors), "layer_errors.html")
 
 
 def quality_only(settings: EvaluationSettings) -> EvaluationSettings:
@@ -116,6 +118,7 @@ class Variant(NamedTuple):
         metrics: what making it told already; `layer_errors`, layer by layer.
         settings: of its evaluation, where it is not measured on everything.
         notes: what making it told in words, by name.
+        parameters: by what its run is compared with those of other variants.
     """
 
     model: Any
@@ -125,6 +128,7 @@ class Variant(NamedTuple):
     settings: EvaluationSettings | None = None
     layer_errors: Sequence[Mapping[str, Any]] = ()
     notes: Mapping[str, str] = {}
+    parameters: Mapping[str, object] = UNTRAINED
 
 
 class Measured(NamedTuple):
@@ -156,7 +160,9 @@ def measure_variant(variant: str, make: Callable[[QatExperiment], Variant], expe
         settings = with_guard(made.settings or experiment.evaluation)
         found = measure_items(made.model, made.tokenizer, experiment.data, settings, checkpoint=made.checkpoint)
         tracking.log_metrics(made.metrics)
-        tracking.set_tags({f"edgequant.training.{name}": note for name, note in made.notes.items() if note})
+        tracking.log_params(made.parameters)
+        if any(made.notes.values()):
+            tracking.log_text(json.dumps(made.notes, indent=2) + "\n", "training.json")
         log_layer_errors(made.layer_errors)
     measured = Measured(found.metrics | dict(made.metrics), _compared(found.items), dict(made.notes))
     log_variant(variant, measured.metrics)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from edgequant.quantization.calibration import CalibrationSettings
 from edgequant.quantization.layers.convert import set_phase
+from edgequant.quantization.ptq.automatic import can_be_judged
 from edgequant.quantization.ptq.methods import best_method, parse_method
 from edgequant.quantization.ptq.quantize import choose_integers
 from edgequant.quantization.scheme import Scheme
@@ -17,7 +18,10 @@ from edgequant.workflows.steps.held_out import HeldOut
 
 
 def candidates(scheme: Scheme, parameters: int, device: str) -> list[str]:
-    """PTQ methods to choose from: the best that fits the time; on a GPU the simpler ones that it is made of too.
+    """PTQ methods to choose from: the best that fits the time, and rounding to nearest, which it has to beat.
+
+    On a GPU also the simpler ones that the best is made of; at 8 bits and with static ranges rounding to nearest is no
+    rival.
 
     Args:
         parameters: of the model.
@@ -25,10 +29,10 @@ def candidates(scheme: Scheme, parameters: int, device: str) -> list[str]:
     """
     kind = device.partition(":")[0]
     best = best_method(scheme, parameters, kind, has_text=True)
-    if kind == "cpu":
-        return [best]
     scaling = "smoothquant+" if parse_method(best).scale is not None else ""
-    return list(dict.fromkeys([best, f"{scaling}{parse_method(best).round.name}", f"{scaling}mse_clip"]))
+    simpler = [] if kind == "cpu" else [f"{scaling}{parse_method(best).round.name}", f"{scaling}mse_clip"]
+    nearest = ["rtn"] if can_be_judged(scheme, best) else []
+    return list(dict.fromkeys([best, *simpler, *nearest]))
 
 
 def choose_method(

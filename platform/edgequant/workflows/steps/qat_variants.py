@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 import shutil
 from collections.abc import Callable
@@ -25,6 +26,8 @@ from edgequant.quantization.qat import low_rank, pruning
 from edgequant.quantization.qat.frozen_weights import freeze_weights
 from edgequant.quantization.qat.ptq_initialization import learn_from_integers, prepare_from_ptq
 from edgequant.training.distillation import next_token_loss
+from edgequant.training.rate_test import RateTest
+from edgequant.training.settings import UNTRAINED, TrainingSettings
 from edgequant.workflows.steps.measure import Variant, quality_only
 from edgequant.workflows.steps.qat_experiment import START_BLOCKS, Metrics, QatExperiment
 
@@ -50,7 +53,8 @@ def control(experiment: QatExperiment) -> Variant:
     settings, model = quality_only(experiment.evaluation), _cast(experiment.trained_control, experiment)
     result = experiment.control_result
     metrics, notes = result["metrics"] | _held_out(experiment, model), result["notes"]
-    return Variant(model, experiment.tokenizer, settings=settings, metrics=metrics, notes=notes)
+    parameters = _trained(experiment, "control", replace(experiment.training, distillation_weight=0.0))
+    return Variant(model, experiment.tokenizer, settings=settings, metrics=metrics, notes=notes, parameters=parameters)
 
 
 def rounded_control(experiment: QatExperiment) -> Variant:
@@ -73,7 +77,7 @@ def quantized(experiment: QatExperiment) -> Variant:
     convert(model, probe_tokens(model, experiment.tokenizer))
     metrics = _parity(experiment, simulated, _logits(experiment, model)) | result.metrics
     made = _saved_and_reloaded(experiment, model, "qat", metrics)
-    return made._replace(layer_errors=errors, notes=result.notes)
+    return made._replace(layer_errors=errors, notes=result.notes, parameters=_trained(experiment, "qat", settings))
 
 
 def variants(*, adapt: bool) -> dict[str, Callable[[QatExperiment], Variant]]:
@@ -156,7 +160,9 @@ def _rounded(experiment: QatExperiment, floating: Any, name: str, settings: Eval
     if name == experiment.started_by:
         experiment.chosen[name] = copy.deepcopy(model)
     convert(model, probe_tokens(model, experiment.tokenizer))
-    return _saved_and_reloaded(experiment, model, name, {})._replace(settings=settings, layer_errors=errors)
+    return _saved_and_reloaded(experiment, model, name, {})._replace(
+        settings=settings, layer_errors=errors, parameters={**UNTRAINED, "method": experiment.ptq_method}
+    )
 
 
 def _saved_and_reloaded(experiment: QatExperiment, model: Any, folder: str, metrics: Metrics) -> Variant:
@@ -177,6 +183,13 @@ def _saved_and_reloaded(experiment: QatExperiment, model: Any, folder: str, metr
     )
     metrics |= _held_out(experiment, reloaded.model)
     return Variant(reloaded.model, reloaded.tokenizer, saved.folder, metrics)
+
+
+def _trained(experiment: QatExperiment, variant: str, settings: TrainingSettings) -> dict[str, object]:
+    """By what a trained variant's run is compared, with the rate and the steps that were found for it."""
+    kept = experiment.folder / f"{variant}-learning-rate.json"
+    test = RateTest(**json.loads(kept.read_text())) if kept.is_file() else RateTest()
+    return test.applied_to(settings).parameters
 
 
 def _held_out(experiment: QatExperiment, model: Any) -> Metrics:

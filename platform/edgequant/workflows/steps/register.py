@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgequant.errors import UserError
 from edgequant.evaluation.evidence import is_evidence
 
+if TYPE_CHECKING:
+    from edgequant.models.sources import Origin
+
 PREFIX = "edgequant-"
+MADE = "Made by edgequant:"  # how descriptions of versions begin, until somebody writes one
 BASELINE_TAG = "edgequant.baseline"
 
 
@@ -45,7 +49,9 @@ def register_version(
         UserError: no metrics of the checkpoint or of the baseline, or one that is not finite.
     """
     from edgequant import tracking
+    from edgequant.models.sources import origin
     from edgequant.quantization.checkpoint import ensure_manifest
+    from edgequant.reporting.description import description_table
 
     measured, reference = numbers(metrics), numbers(baseline)
     if not measured or not reference:
@@ -65,8 +71,23 @@ def register_version(
         "edgequant.variant": variant,
         BASELINE_TAG: json.dumps(reference),
     }
-    name = f"{PREFIX}{model}"
-    return f"models:/{name}/{tracking.register_checkpoint(checkpoint, name, metrics=measured, tags=filed)}"
+    name, made_from = f"{PREFIX}{model}", origin(tracking.asked_model() or model)
+    rows = [{"variant": "baseline", "scheme": "none", **baseline}, {"variant": variant, "scheme": scheme, **metrics}]
+    version = tracking.register_checkpoint(
+        checkpoint, name, metrics=measured, tags=filed, about=_about(model, made_from),
+        description=f"{MADE} `{variant}` of {_terms(made_from)}.\n\n{description_table(rows)}",
+    )  # fmt: skip
+    return f"models:/{name}/{version}"
+
+
+def _about(model: str, made_from: Origin) -> dict[str, str]:
+    """Of the registered model: what it holds, of whose model, on which terms."""
+    text = f"{model} made small by edgequant, a version for each checkpoint: {_terms(made_from)}."
+    return {"description": text, "base_model": made_from.base_model, "license": made_from.license}
+
+
+def _terms(made_from: Origin) -> str:
+    return f"base model `{made_from.base_model}`, licence `{made_from.license}`"
 
 
 def numbers(row: Mapping[str, Any]) -> dict[str, float]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from edgequant.commands import runnable
 from edgequant.reporting.console import print_table, summary_console
+
+MOST_COMPARED = 12  # columns of a page
 
 if TYPE_CHECKING:
     from edgequant.tracking.runs import Run
@@ -20,7 +23,7 @@ def print_summary(
     lead: Sequence[str] = (),
     notes: Sequence[str] = (),
 ) -> None:
-    """Print the summary table and what to do next, and file the rows as the run's `summary.json`.
+    """Print the summary table and what to do next; file the rows as `summary.json`, and all of it as the run's text.
 
     Args:
         title: what was compared, e.g. "qat: smollm2-135m, w4a8-g32+emb4".
@@ -32,8 +35,19 @@ def print_summary(
         notes: lines below the table: what it does not show, and why.
     """
     from edgequant import tracking
+    from edgequant.reporting.description import description
+    from edgequant.reporting.html_report import finding
 
     tracking.log_summary(rows)
+    compare = comparison_page(run)
+    following = next_command and runnable(next_command)
+    told: dict[str, Any] = {
+        "verdict": lead or finding(rows),
+        "notes": notes,
+        "following": following,
+        "compare": compare,
+    }
+    tracking.describe_run(description(run.asked, rows, **told))
     console = summary_console()
     for line in ("", *lead) if lead else ():
         console.print(line, soft_wrap=True, markup=False, highlight=False)
@@ -41,6 +55,19 @@ def print_summary(
     for line in notes:
         console.print(line, soft_wrap=True, markup=False, highlight=False)
     console.print(f"run   {run.url}", soft_wrap=True, markup=False, highlight=False)
+    table = tracking.runs_url(run.experiment_id, tracking.VIEW)
+    for label, page in (("table", table), ("compare", compare)):
+        if page:
+            console.print(f"{label} {page}", soft_wrap=True, markup=False, highlight=False)
     for label, command in (("show", tracking.ui_command()), ("next", next_command)):
         if command:
-            console.print(f"{label}  {command}", soft_wrap=True, markup=False, highlight=False)
+            console.print(f"{label}  {runnable(command)}", soft_wrap=True, markup=False, highlight=False)
+
+
+def comparison_page(run: Run) -> str | None:
+    """Where MLflow puts the models that a run measured side by side; None where they are fewer than two, or many."""
+    from edgequant import tracking
+
+    children = tracking.find_runs(parent=run.id)
+    measured = [child.id for child in reversed(children) if child.tags.get("edgequant.variant") not in (None, "trial")]
+    return tracking.compare_url(run.experiment_id, measured) if 2 <= len(measured) <= MOST_COMPARED else None

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from edgequant.workflows.steps.qat_experiment import QatExperiment
 
 PREFIX = "held_out/"
+RUN_TAGS = ("edgequant.delivered", "edgequant.verdict", "edgequant.harm")  # of five; the rest is in verdict.json
 HARMED = "against_baseline/harmed"
 Rows = Mapping[str, Measured]
 
@@ -72,11 +73,14 @@ class Verdict:
 
 
 def log(found: Verdict, metrics: Mapping[str, float]) -> None:
-    """The delivered variant's metrics, the verdict's tags and the losses of all variants on the active run."""
+    """On the active run the delivered variant's metrics, the verdict in tags and whole in verdict.json, and the losses
+    of all variants."""
     from edgequant import tracking
 
     tracking.log_metrics(metrics)
-    tracking.set_tags({name: value for name, value in found.tags.items() if value})
+    told = {name: value for name, value in found.tags.items() if value}
+    tracking.set_tags({name: value for name, value in told.items() if name in RUN_TAGS})
+    tracking.log_text(json.dumps(told, indent=2) + "\n", "verdict.json")
     table = [{"variant": name, **asdict(loss)} for name, each in found.losses.items() for loss in each]
     if table:
         tracking.log_table(table, "against_baseline.json")

@@ -1,0 +1,41 @@
+"""What is measured of a file, in llama.cpp: its size, what it predicts and answers, times and memory."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+from peers.ptq_rows import Row
+
+from edge_rows.files import Key
+from edgequant.evaluation.backends.llama_cpp_model import LlamaCppModel
+from edgequant.evaluation.efficiency.shipped import shipped_metrics
+from edgequant.evaluation.settings import EvaluationSettings
+from edgequant.evaluation.suite import evaluate_model
+from edgequant.workflows.steps.data import evaluation_data
+
+QUESTIONS = ("boolq", "squad")
+TEXTS = ("perplexity", "domain_perplexity")
+WINDOWS_PER_LIMIT = 20  # `EvaluationSettings.limit` draws a twentieth of it of windows
+
+
+def measured_row(key: Key, file: Path, options: argparse.Namespace) -> Row:
+    """Measure a file; prints what it found."""
+    start = time.perf_counter()
+    metrics = shipped_metrics(file, threads=options.threads, repetitions=options.repetitions)
+    model = LlamaCppModel(file, threads=options.threads)
+    windows = options.windows and options.windows * WINDOWS_PER_LIMIT
+    metrics |= _scores(model, TEXTS, options, windows)
+    metrics |= _scores(model, QUESTIONS, options, options.limit or None)
+    row = Row(key.system, f"seed {key.seed}", 0.0, metrics=metrics)
+    row.seconds, row.perplexity = time.perf_counter() - start, metrics["wikitext2/perplexity"]
+    print(f"{key.system:14} {key.seed} {file.stat().st_size / 1e6:7.1f} MB {row.perplexity:8.3f} {row.seconds:6.0f} s")
+    return row
+
+
+def _scores(model: Any, tasks: tuple[str, ...], options: argparse.Namespace, limit: int | None) -> dict[str, float]:
+    data = evaluation_data(tasks, options.data_dir)
+    settings = EvaluationSettings(tasks=tasks, limit=limit, window=options.window)
+    return dict(evaluate_model(model, None, data, settings).metrics)
