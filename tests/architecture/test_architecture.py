@@ -87,13 +87,13 @@ WITHIN = {
     },
     "export": {
         "formats": set(),
-        "choice": {"formats"},
+        "choice": {"formats", "onnx"},
         "onnx": {"formats"},
         "gptq": {"formats"},
         "parity": {"formats", "onnx", "gptq"},  # to run what it wrote
         "gguf": {"choice", "formats"},
         "compressed_tensors": {"formats"},
-        "shipped": {"choice", "formats", "gguf", "compressed_tensors"},
+        "shipped": {"choice", "formats", "gguf", "onnx", "compressed_tensors"},
     },
 }
 # steps that several workflows take, and the checks of doctor, know none of the workflows
@@ -101,7 +101,7 @@ WORKFLOW_PARTS = {
     "steps": {"settings"},
     "checks": set(),
     "settings": set(),
-    "shipping": set(),
+    "shipping": {"validate"},
     "validate": {"settings", "steps"},
 }
 

@@ -15,6 +15,7 @@ from of_evidence import SITUATIONS as EVIDENCE
 from of_gguf import SITUATIONS as GGUF
 from of_k_quants import SITUATIONS as K_QUANTS
 from of_models import SITUATIONS as MODELS
+from of_onnx import SITUATIONS as ONNX
 from of_outputs import SITUATIONS as OUTPUTS
 from of_paths import SITUATIONS as PATHS
 from of_runs import SITUATIONS as RUNS
@@ -33,6 +34,7 @@ KINDS: dict[str, list[Situation]] = {
     "Settings and machines": SETTINGS,
     "One tensor with two roles": TIES,
     "GGUF files": GGUF,
+    "ONNX and GPTQ folders": ONNX,
     "K-quants": K_QUANTS,
     "Devices": DEVICES,
     "Numbers that are no evidence": EVIDENCE,

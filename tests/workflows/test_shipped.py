@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from edgequant import models, tracking
 from edgequant.errors import UserError
 from edgequant.export.choice import choose_target
 from edgequant.models.manifest import verify
+from edgequant.models.onnx import library
 from edgequant.quantization import checkpoint
 from edgequant.quantization.calibration import CalibrationSettings
 from edgequant.quantization.ptq.quantize import quantize
@@ -23,7 +25,9 @@ from edgequant.workflows.ptq import ptq
 from edgequant.workflows.qat import qat
 from edgequant.workflows.settings import RunSettings
 
+FOLDER = "compressed-tensors" if library.missing() else "onnx"  # where no GGUF file holds the integers
 SMALL = CalibrationSettings(num_calibration_samples=4, sequence_length=32)
+needs_onnx = pytest.mark.skipif(library.missing() is not None, reason="onnxruntime-genai is not installed as pinned")
 CPU = RunSettings(device="cpu", dtype="float32")
 
 
@@ -114,9 +118,16 @@ def test_a_registered_version_is_exported_as_its_scheme_says(saved, tmp_path, ca
         tracking.register_checkpoint(saved("w8a8"), "edgequant-tiny", metrics={}, tags={})
     export(check=False)
     (run,) = tracking.find_runs(workflow="export")
-    assert (
-        run.tags["edgequant.format"] == "compressed-tensors" and "models:/edgequant-tiny/1" in capsys.readouterr().out
-    )
+    assert run.tags["edgequant.format"] == FOLDER and "models:/edgequant-tiny/1" in capsys.readouterr().out
+
+
+def test_what_no_gguf_file_holds_becomes_an_onnx_folder_where_one_can_be_written() -> None:
+    for scheme in ("w8a8", "w3-g64", "w4-g32+emb8", "w4-g32+emb4@4.5bpp"):
+        assert choose_target(parse_scheme(scheme), runs_in_onnx=True).format == "onnx"
+    for scheme, format in (("w8a8-static", "compressed-tensors"), ("q4_0", "q4_0"), ("q4_1+emb8", "q4_1")):
+        assert choose_target(parse_scheme(scheme), runs_in_onnx=True).format == format
+    refused = UserError("sliding windows are none of llama.cpp's qwen2")
+    assert choose_target(parse_scheme("q4_0"), refused=refused, runs_in_onnx=True).format == "onnx"
 
 
 def test_ptq_says_what_ships_writes_it_and_registers_it(quick, tmp_path, capsys) -> None:
@@ -151,7 +162,7 @@ def test_sizes_are_those_of_what_export_writes_and_none_where_nothing_keeps_the_
     options: dict[str, Any] = {"calibration": SMALL, "evaluation": quick, "run": CPU}
     result = ptq(model="tiny", scheme=",".join(schemes), output=str(tmp_path / "made"), **options)
     rows = {row["scheme"]: row for row in result.rows}
-    assert [rows[scheme].get("deploy/format") for scheme in schemes] == ["q4_1", "compressed-tensors", "none"]
+    assert [rows[scheme].get("deploy/format") for scheme in schemes] == ["q4_1", FOLDER, "none"]
     assert "q4_1+emb8: no shipped size: no format keeps the integers" in capsys.readouterr().out
     assert "deploy/size_gb" not in rows["q4_1+emb8"] and "deploy/size_gb" not in rows["none"]
     for scheme in schemes[:2]:
@@ -161,6 +172,30 @@ def test_sizes_are_those_of_what_export_writes_and_none_where_nothing_keeps_the_
         size = sum(file.stat().st_size for file in ([written] if written.is_file() else written.rglob("*")))
         assert rows[scheme]["deploy/size_gb"] == size / 1e9
     assert not list(tmp_path.glob("**/.shipped-*"))
+
+
+@needs_onnx
+@pytest.mark.parametrize("export_as", ["onnx", "gguf,onnx"])
+def test_ptq_puts_an_onnx_folder_beside_the_checkpoint(export_as, quick, tmp_path, capsys) -> None:
+    made = tmp_path / "made"
+    options: dict[str, Any] = {"calibration": SMALL, "evaluation": quick, "run": CPU, "output": str(made)}
+    for _ in range(2):  # the second takes the first one's place, folder and all
+        result = ptq(model="tiny", scheme="w4-g32+emb4", export=export_as, register=True, **options)
+    folder, listed = made / "onnx", verify(made)["sha256"]
+    assert str(folder) in capsys.readouterr().out and (folder / "genai_config.json").is_file()
+    assert {f"onnx/{path.name}" for path in folder.iterdir()} == {name for name in listed if name.startswith("onnx/")}
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    format = "q4_1" if export_as != "onnx" else "onnx"
+    assert result.rows[1]["deploy/format"] == format and len(list(made.glob("*.gguf"))) == (format != "onnx")
+    assert (result.metrics["deploy/size_gb"] == size / 1e9) == (format == "onnx")
+    carried = tracking.download("models:/edgequant-tiny/2")
+    version = tracking.client().get_model_version("edgequant-tiny", "2")
+    assert listed["onnx/model.onnx.data"] == version.tags["edgequant.onnx_sha256"]
+    (carried / "onnx" / "model.onnx").write_bytes(b"another")
+    with pytest.raises(UserError, match=r"onnx/model\.onnx is damaged"):
+        verify(carried)
+    shutil.rmtree(folder)
+    verify(made)  # somebody took the folder elsewhere
 
 
 def test_qat_delivers_the_file_beside_the_checkpoint(quick, short, tmp_path) -> None:
@@ -184,7 +219,10 @@ def test_qat_delivers_the_file_beside_the_checkpoint(quick, short, tmp_path) -> 
         ("w8a8", "gguf", "export gguf needs a scheme .* got w8a8"),
         ("q4_0,bnb-nf4", "gguf", "got bnb-nf4"),
         ("w4-g32+emb4@4.5bpp", "gguf", "got w4-g32"),
-        ("q4_0", "onnx", "export must be gguf, or null for no file, got 'onnx'"),
+        ("q4_0", "onxx", "export must be gguf, onnx or gguf,onnx, or null for neither, got 'onxx'"),
+        ("q4_0", "gguf,gguf", "export must be gguf, onnx or gguf,onnx, or null for neither, got 'gguf,gguf'"),
+        ("q4_0", "", "export must be gguf, onnx or gguf,onnx, or null for neither, got ''"),
+        pytest.param("q4_1", "gguf,onnx", "scheme q4_1 cannot be written as onnx", marks=needs_onnx),
     ],
 )
 def test_a_file_that_cannot_be_is_refused_before_a_run_begins(scheme, export_as, message) -> None:

@@ -1,1 +1,1 @@
-"""Checkpoints for other runtimes: GGUF for llama.cpp, compressed-tensors for transformers and vLLM."""
+"""Checkpoints for other runtimes: GGUF for llama.cpp, ONNX for onnxruntime-genai, folders for transformers and vLLM."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from edgequant.errors import UserError
-from edgequant.export.formats import BLOCK, COMPRESSED_TENSORS, FOLDERS, FORMATS, check_expressible
+from edgequant.export.formats import BLOCK, COMPRESSED_TENSORS, FOLDERS, FORMATS, ONNX, check_expressible
+from edgequant.export.onnx.expressible import check_scheme as check_graph
+from edgequant.models.onnx.library import check_installed
 from edgequant.quantization.scheme import Scheme, WeightSpec
 
 AUTO = "auto"
+GGUF = "gguf"
+EXPORTS = (GGUF, ONNX)  # what may lie beside a checkpoint
 OWN = ("q4_0", "q4_k", "q4_1", "q6_k", "q8_0")  # formats that hold integers of ours, the smallest first
 FLOATING = "q8_0"  # of a model without integers, and of integers that no format holds
 LEAST_EMBEDDING = "q8_0"  # llama.cpp, too, spends at least so many bits on an embedding that it rounds itself
@@ -87,7 +91,11 @@ def copies_integers(spec: WeightSpec, format_name: str) -> bool:
 
 
 def choose_target(
-    scheme: Scheme | None, embedding_format: str | None = None, *, refused: UserError | None = None
+    scheme: Scheme | None,
+    embedding_format: str | None = None,
+    *,
+    refused: UserError | None = None,
+    runs_in_onnx: bool = False,
 ) -> Target:
     """What `auto` stands for: the format that keeps the integers, else the one that keeps most of them.
 
@@ -95,9 +103,10 @@ def choose_target(
         scheme: of one of our checkpoints; None: there are no integers of ours.
         embedding_format: asked for by the user, which only a GGUF file follows.
         refused: why the model cannot be a GGUF file, where that is known.
+        runs_in_onnx: whether a graph of ONNX Runtime can be written here of such a model, whatever its scheme.
 
     Raises:
-        UserError: it can be no GGUF file, and no compressed-tensors folder either.
+        UserError: it can be no GGUF file, and no folder either.
     """
     specs = [] if scheme is None else [spec for _, _, specs in _parts(scheme) for spec in specs]
     if not specs:
@@ -110,32 +119,58 @@ def choose_target(
     gguf = Target(main, embedding_format, keeps=True, because="llama.cpp's format with the same integers")
     if refused is None and (exact or embedding_format is not None):
         return gguf
-    try:
-        check_expressible(scheme)
-    except UserError:
-        if refused is not None:
-            raise refused from None
-        return replace(gguf, because=f"no format holds all integers of {scheme.name}")
     why = (
         f"llama.cpp cannot run it: {refused}" if refused is not None else "no format of llama.cpp holds these integers"
     )
-    return Target(COMPRESSED_TENSORS, because=why)
+    if runs_in_onnx and _holds(check_graph, scheme):
+        return Target(ONNX, because=why)
+    if _holds(check_expressible, scheme):
+        return Target(COMPRESSED_TENSORS, because=why)
+    if refused is not None:
+        raise refused
+    return replace(gguf, because=f"no format holds all integers of {scheme.name}")
+
+
+def _holds(check: Callable[[Scheme], None], scheme: Scheme) -> bool:
+    try:
+        check(scheme)
+    except UserError:
+        return False
+    return True
+
+
+def exports_of(export: str | None) -> tuple[str, ...]:
+    """What an option such as `gguf,onnx` asks for.
+
+    Raises:
+        UserError: names what is neither.
+    """
+    if export is None:
+        return ()
+    asked = tuple(part.strip() for part in export.split(","))
+    if set(asked) - set(EXPORTS) or len(set(asked)) < len(asked):
+        raise UserError(
+            f"export must be gguf, onnx or gguf,onnx, or null for neither, got {export!r}; see `edgequant export` for "
+            "others"
+        )
+    return asked
 
 
 def check_export(export: str | None, schemes: Sequence[Scheme]) -> None:
-    """Refuse a file to be written beside a checkpoint that could not keep its integers, before any work.
+    """Refuse what is to be written beside a checkpoint and could not keep its integers, before any work.
 
     Args:
-        export: the option; None: no file.
+        export: the option; None: nothing.
 
     Raises:
-        UserError: another form than gguf, or a scheme that no GGUF file holds; names it.
+        UserError: another form, packages that are absent, or a scheme that the form does not hold; names it.
     """
-    if export is None:
-        return
-    if export != "gguf":
-        raise UserError(f"export must be gguf, or null for no file, got {export!r}; see `edgequant export` for others")
-    for scheme in schemes:
+    asked = exports_of(export)
+    if ONNX in asked:
+        check_installed("export onnx")
+    for scheme in schemes if ONNX in asked else ():
+        check_graph(scheme)
+    for scheme in schemes if GGUF in asked else ():
         specs = [spec for _, _, specs in _parts(scheme) for spec in specs]
         if not specs or not all(own_format(spec) for spec in specs):
             raise UserError(

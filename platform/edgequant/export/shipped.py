@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from edgequant.errors import UserError
-from edgequant.export.choice import Target, choose_target
-from edgequant.export.formats import COMPRESSED_TENSORS, file_name
+from edgequant.export.choice import GGUF, Target, choose_target, exports_of
+from edgequant.export.formats import COMPRESSED_TENSORS, ONNX, file_name
+from edgequant.export.onnx.expressible import check_configuration
+from edgequant.files import sha256_of
 from edgequant.models.loading import LoadedModel
 from edgequant.models.manifest import list_file
+from edgequant.models.onnx.library import check_installed
 from edgequant.quantization.scheme import Scheme, told_replacements
 
 GB = 1e9
@@ -27,8 +30,9 @@ class Shipped:
         `none`.
     notes: what is not as one might expect.
     sha256: of the file that was written; empty where none was.
-    path: the GGUF file, beside the checkpoint's weights or in the folder that was given for it; None where none was
-        written.
+    path: the GGUF file or ONNX folder, beside the checkpoint's weights or in the folder that was given for it; None
+        where none was written.
+    onnx_sha256: of the weights of an ONNX folder beside the checkpoint's; empty where there is none.
     """
 
     format: str
@@ -36,27 +40,34 @@ class Shipped:
     notes: tuple[str, ...] = ()
     sha256: str = ""
     path: Path | None = None
+    onnx_sha256: str = ""
 
     @property
     def tags(self) -> dict[str, str]:
         """For the registry."""
-        return {"edgequant.deploy_format": self.format, "edgequant.gguf_sha256": self.sha256}
+        found = {"edgequant.deploy_format": self.format, "edgequant.gguf_sha256": self.sha256}
+        return found | {"edgequant.onnx_sha256": self.onnx_sha256}
 
 
 def ship(loaded: LoadedModel, checkpoint: Path, export: str | None = None, *, scratch: Path | None = None) -> Shipped:
-    """Say how large the form that ships is; with `export` gguf, put that file into the checkpoint's folder.
+    """Say how large the form that ships is; with `export` gguf or onnx, put it into the checkpoint's folder.
 
-    A GGUF file's size is computed; a compressed-tensors folder is written for it, and removed again.
+    A GGUF file's size is computed; a folder is written for it, and removed again. Of `gguf,onnx` the first is measured.
 
     Args:
         loaded: the checkpoint as it was loaded.
         checkpoint: its folder, whose manifest then lists the file.
-        scratch: an empty folder that receives a GGUF file where `export` asks for none, to be looked at.
+        scratch: an empty folder that receives a GGUF file or an ONNX folder where `export` asks for none,
+            to be looked at.
 
     Raises:
         UserError: `export` asks for a file, and the model can be none.
     """
-    form = _shipped(loaded, checkpoint, export, scratch)
+    exports = exports_of(export)
+    beside = _onnx_beside(loaded, checkpoint) if ONNX in exports else None
+    form = beside if beside is not None and GGUF not in exports else _shipped(loaded, checkpoint, export, scratch)
+    if beside is not None and form is not beside:
+        form = replace(form, notes=(*form.notes, *beside.notes), onnx_sha256=beside.onnx_sha256)
     replaced = _replacements(loaded)
     return replace(form, notes=(replaced, *form.notes)) if replaced else form
 
@@ -75,7 +86,9 @@ def _replacements(loaded: LoadedModel) -> str:
 def _shipped(loaded: LoadedModel, checkpoint: Path, export: str | None, scratch: Path | None) -> Shipped:
     scheme = scheme_of(loaded)
     try:
-        target = choose_target(scheme, refused=gguf_refusal(loaded.model.config, loaded.tokenizer))
+        config, tokenizer = loaded.model.config, loaded.tokenizer
+        runs_in_onnx = onnx_refusal(config, tokenizer) is None
+        target = choose_target(scheme, refused=gguf_refusal(config, tokenizer), runs_in_onnx=runs_in_onnx)
     except UserError as refusal:
         if export is not None:
             raise
@@ -86,6 +99,8 @@ def _shipped(loaded: LoadedModel, checkpoint: Path, export: str | None, scratch:
         return Shipped(NOTHING, notes=(why,))
     if target.format == COMPRESSED_TENSORS:
         return Shipped(target.format, _metrics(*_folder_size(loaded, checkpoint)))
+    if target.format == ONNX:
+        return _onnx(loaded, checkpoint, scratch)
     if export is None and scratch is None:
         from edgequant.export.gguf.write import gguf_size
 
@@ -99,7 +114,7 @@ def _shipped(loaded: LoadedModel, checkpoint: Path, export: str | None, scratch:
 
 
 def check_can_ship(config: Any, tokenizer: Any, export: str | None) -> None:
-    """Refuse a model that can be no GGUF file where one is to be written, before hours of work.
+    """Refuse a model that can be no GGUF file or ONNX folder where one is to be written, before hours of work.
 
     Args:
         config: of transformers.
@@ -108,8 +123,10 @@ def check_can_ship(config: Any, tokenizer: Any, export: str | None) -> None:
     Raises:
         UserError: says why.
     """
-    if export is not None and (refusal := gguf_refusal(config, tokenizer)) is not None:
-        raise refusal
+    refusals = {GGUF: gguf_refusal, ONNX: onnx_refusal}
+    for name in exports_of(export):
+        if (refusal := refusals[name](config, tokenizer)) is not None:
+            raise refusal
 
 
 def scheme_of(loaded: LoadedModel) -> Scheme | None:
@@ -140,6 +157,37 @@ def gguf_refusal(config: Any, tokenizer: Any) -> UserError | None:
     except UserError as refusal:
         return refusal
     return None
+
+
+def onnx_refusal(config: Any, tokenizer: Any) -> UserError | None:
+    """Why a model can be no ONNX folder, as far as its configuration, its tokenizer and this machine tell."""
+    try:
+        check_installed()
+        check_configuration(config, tokenizer)
+    except UserError as refusal:
+        return refusal
+    return None
+
+
+def _onnx(loaded: LoadedModel, checkpoint: Path, scratch: Path | None) -> Shipped:
+    """An ONNX folder in `scratch`, or its size alone."""
+    from edgequant.export.onnx.write import write_onnx
+
+    with tempfile.TemporaryDirectory(dir=place_beside(checkpoint), prefix=".shipped-") as temporary:
+        written = write_onnx(loaded, (scratch or Path(temporary)) / ONNX)
+    metrics = _metrics(written.size_bytes, written.parameters)
+    return Shipped(ONNX, metrics, tuple(written.notes), path=written.path if scratch else None)
+
+
+def _onnx_beside(loaded: LoadedModel, checkpoint: Path) -> Shipped:
+    """An ONNX folder in the checkpoint's, whose manifest then lists its files."""
+    shipped = _onnx(loaded, checkpoint, checkpoint)
+    assert shipped.path is not None
+    files = {path.name: sha256_of(path) for path in sorted(shipped.path.iterdir())}
+    for name, digest in files.items():
+        list_file(checkpoint, f"{ONNX}/{name}", digest)
+    notes = (f"folder  {shipped.path}", *shipped.notes)
+    return replace(shipped, notes=notes, onnx_sha256=files["model.onnx.data"])
 
 
 def _written(loaded: LoadedModel, folder: Path, target: Target) -> Shipped:

@@ -23,23 +23,18 @@ from edgequant.export.formats import (
     GPTQ,
     ONNX,
     QUANTIZE_CONFIG,
-    check_expressible,
     check_format,
     file_name,
-    needs_checkpoint,
 )
-from edgequant.export.gptq import expressible as gptq
-from edgequant.export.onnx.expressible import check_configuration as check_graph
-from edgequant.export.onnx.expressible import check_scheme
 from edgequant.folders import check_own_file, share_folder
 from edgequant.models.devices import check_device
 from edgequant.models.onnx.folder import is_onnx_folder
 from edgequant.models.onnx.library import check_installed
 from edgequant.outputs import check_output, check_own_folder
 from edgequant.workflows.settings import WorkflowResult
-from edgequant.workflows.shipping import deploy_file, plan_timing, stated_scheme
+from edgequant.workflows.shipping import deploy_file, plan_timing
 from edgequant.workflows.steps.register import default_model
-from edgequant.workflows.validate import places_read
+from edgequant.workflows.validate import check_exportable, places_read, refusal_of, stated_scheme
 
 if TYPE_CHECKING:
     from edgequant.export.formats import Exported
@@ -131,14 +126,11 @@ def target_of(source: ModelSource, format: str, embedding_format: str | None) ->
             the format cannot hold.
     """
     if format != AUTO:
-        check_source(source, format)
+        check_exportable(source, format)
         return Target(format, embedding_format)
-    try:
-        check_source(source, "q8_0")
-        refused = None
-    except UserError as refusal:
-        refused = refusal
-    return choose_target(stated_scheme(source), embedding_format, refused=refused)
+    refused, graph_refused = (refusal_of(source, form) for form in ("q8_0", ONNX))
+    runs_in_onnx = graph_refused is None
+    return choose_target(stated_scheme(source), embedding_format, refused=refused, runs_in_onnx=runs_in_onnx)
 
 
 def write(loaded: LoadedModel, folder: Path, aim: Target) -> Exported:
@@ -198,33 +190,6 @@ def check_configuration(format: str, embedding_format: str | None, upload_limit_
             f"embedding_format {embedding_format!r} is for GGUF files; in format {format} the embedding is "
             "what the checkpoint's scheme made it: leave it out, or quantise with a scheme such as w4-g32+emb4"
         )
-
-
-def check_source(source: ModelSource, format: str) -> None:
-    """Refuse what a GGUF file or another format's folder cannot be made of, as far as can be told before loading.
-
-    Raises:
-        UserError: a configuration that the runtime would compute otherwise, no quantised checkpoint, or a scheme that
-            the format cannot hold.
-    """
-    location = Path(source.location)
-    is_plain_folder = source.kind == "folder" and (location / "config.json").is_file()
-    if format not in FOLDERS:
-        if source.kind == "gguf" or is_plain_folder:
-            from edgequant.export.gguf import expressible
-
-            expressible.check_source(source.kind, location)
-        return
-    if source.kind == "hub":
-        return
-    scheme = stated_scheme(source)
-    if scheme is None:
-        raise needs_checkpoint(format, source.name, source.location)
-    {ONNX: check_scheme, GPTQ: gptq.check_scheme}.get(format, check_expressible)(scheme)
-    if format == ONNX and is_plain_folder:
-        from transformers import AutoConfig
-
-        check_graph(AutoConfig.from_pretrained(source.location))
 
 
 def size_metrics(written: Exported) -> dict[str, float]:

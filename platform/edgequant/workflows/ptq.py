@@ -70,8 +70,8 @@ def ptq(
         evaluation: what is measured and how.
         output: folder that the checkpoint becomes, new, empty or of an earlier one; of several schemes, each becomes a
             folder in it (default: outputs/ptq/<run id>).
-        export: gguf puts the file that llama.cpp runs, with the same integers, beside each checkpoint's weights; null:
-            none.
+        export: gguf puts the file that llama.cpp runs, onnx the folder of onnxruntime-genai, gguf,onnx both, with the
+            same integers, beside each checkpoint's weights; null: neither.
         device_profile: device that the shipped file is to fit: raspberry-pi-5, phone-4gb, edge-2c-1g or a YAML file
             with threads, memory_gb and disk_gb; null: it is timed without limits.
         threads: CPU threads with which the shipped file is timed; null takes the physical cores, or the profile's.

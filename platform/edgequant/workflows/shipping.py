@@ -22,7 +22,7 @@ from edgequant.evaluation.devices.profile import DeviceProfile, read_profile
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.evaluation.tasks.latency import LATENCY
 from edgequant.models.onnx.library import PACKAGES
-from edgequant.quantization.scheme import Scheme
+from edgequant.workflows.validate import stated_scheme
 
 if TYPE_CHECKING:
     from edgequant.export.shipped import Shipped
@@ -268,16 +268,3 @@ def source_that_ships(source: ModelSource, device_profile: str | None) -> ModelS
         f"checkpoint of `edgequant ptq` or `qat`, got {source.name}; run `edgequant export --model "
         f"{source.location}` and evaluate what it writes"
     )
-
-
-def stated_scheme(source: ModelSource) -> Scheme | None:
-    """The scheme of one of our checkpoints, as its configuration says it, on this machine or on the hub."""
-    from edgequant import models
-
-    config: dict[str, Any] = models.folder_config(Path(source.location)) if source.kind == "folder" else {}
-    if source.kind == "hub":
-        from transformers import PretrainedConfig
-
-        config = PretrainedConfig.get_config_dict(source.location)[0]
-    stated = (config.get("quantization_config") or {}).get("scheme")
-    return None if stated is None else Scheme.from_dict(stated)

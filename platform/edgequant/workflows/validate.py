@@ -5,10 +5,16 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgequant.errors import UserError
+from edgequant.export.formats import FOLDERS, GPTQ, ONNX, check_expressible, needs_checkpoint
+from edgequant.export.gptq import expressible as gptq
+from edgequant.export.onnx.expressible import check_configuration as check_graph
+from edgequant.export.onnx.expressible import check_scheme
+from edgequant.models.onnx.library import check_installed
 from edgequant.outputs import Place, places
+from edgequant.quantization.scheme import Scheme
 from edgequant.workflows.steps.data import SELF_GENERATED, TEXTS, check_dataset, check_guard
 from edgequant.workflows.steps.layer_bits import with_size_budget
 from edgequant.workflows.steps.text_mix import parse_mix
@@ -18,7 +24,6 @@ if TYPE_CHECKING:
     from edgequant.models.sources import ModelSource
     from edgequant.quantization.calibration import CalibrationSettings
     from edgequant.quantization.qat.settings import QatSettings
-    from edgequant.quantization.scheme import Scheme
     from edgequant.training.settings import TrainingSettings
 
 
@@ -192,3 +197,54 @@ def check_threads(threads: int | None, runtime: str) -> None:
         raise UserError(f"threads must be left out with runtime {runtime}, got {threads}; torch takes OMP_NUM_THREADS")
     if threads is not None and threads < 1:
         raise UserError(f"threads must be 1 or more, got {threads}; leave it out for the physical cores")
+
+
+def check_exportable(source: ModelSource, format: str) -> None:
+    """Refuse what a GGUF file or another format's folder cannot be made of, as far as can be told before loading.
+
+    Raises:
+        UserError: a configuration that the runtime would compute otherwise, no quantised checkpoint, or a scheme that
+            the format cannot hold.
+    """
+    location = Path(source.location)
+    is_plain_folder = source.kind == "folder" and (location / "config.json").is_file()
+    if format not in FOLDERS:
+        if source.kind == "gguf" or is_plain_folder:
+            from edgequant.export.gguf import expressible
+
+            expressible.check_source(source.kind, location)
+        return
+    if source.kind == "hub":
+        return
+    scheme = stated_scheme(source)
+    if scheme is None:
+        raise needs_checkpoint(format, source.name, source.location)
+    {ONNX: check_scheme, GPTQ: gptq.check_scheme}.get(format, check_expressible)(scheme)
+    if format == ONNX and is_plain_folder:
+        from transformers import AutoConfig
+
+        check_graph(AutoConfig.from_pretrained(source.location))
+
+
+def refusal_of(source: ModelSource, format: str) -> UserError | None:
+    """Why a model can be no such file or folder, as far as can be told before loading."""
+    try:
+        if format == ONNX:
+            check_installed()
+        check_exportable(source, format)
+    except UserError as refusal:
+        return refusal
+    return None
+
+
+def stated_scheme(source: ModelSource) -> Scheme | None:
+    """The scheme of one of our checkpoints, as its configuration says it, on this machine or on the hub."""
+    from edgequant import models
+
+    config: dict[str, Any] = models.folder_config(Path(source.location)) if source.kind == "folder" else {}
+    if source.kind == "hub":
+        from transformers import PretrainedConfig
+
+        config = PretrainedConfig.get_config_dict(source.location)[0]
+    stated = (config.get("quantization_config") or {}).get("scheme")
+    return None if stated is None else Scheme.from_dict(stated)

@@ -59,15 +59,22 @@ def check_scheme(scheme: Scheme) -> None:
     )
 
 
-def check_configuration(config: Any) -> None:
+def check_configuration(config: Any, tokenizer: Any = None) -> None:
     """Refuse a model of which the graph would be another model.
 
     Args:
         config: a transformers configuration.
+        tokenizer: its tokenizer, where there is one already.
 
     Raises:
-        UserError: an architecture that is not known here, or a value that the graph has no place for.
+        UserError: an architecture that is not known here, a value that the graph has no place for, or no token that
+            ends a text.
     """
+    if tokenizer is not None and config.eos_token_id is None and tokenizer.eos_token_id is None:
+        raise UserError(
+            f"model for {ONNX} must name the token that ends a text, got neither eos_token_id in its configuration nor "
+            "eos_token in its tokenizer; add one to tokenizer_config.json"
+        )
     if config.model_type not in ARCHITECTURES:
         raise UserError(f"architecture for {ONNX} must be one of {', '.join(ARCHITECTURES)}, got {config.model_type!r}")
     _must_be(config, "hidden_activation" if config.model_type == GEMMA else "hidden_act", ACTIVATIONS)

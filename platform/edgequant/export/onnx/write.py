@@ -10,7 +10,6 @@ from typing import Any
 
 import onnx_ir as ir
 
-from edgequant.errors import UserError
 from edgequant.export.formats import ONNX, Exported, checkpoint_scheme
 from edgequant.export.onnx.expressible import check_configuration, check_scheme, container_of
 from edgequant.export.onnx.graph import build
@@ -43,7 +42,8 @@ def write_onnx(loaded: LoadedModel, folder: str | Path, *, accuracy_level: int |
     """
     check_installed()
     scheme, model = checkpoint_scheme(loaded, ONNX), loaded.model
-    check_can_be_written(scheme, model.config, loaded.tokenizer)
+    check_scheme(scheme)
+    check_configuration(model.config, loaded.tokenizer)
     with atomic_folder(folder, ONNX) as temporary:
         loaded.tokenizer.save_pretrained(temporary)
         _without_indents(temporary / VOCABULARY)
@@ -53,21 +53,6 @@ def write_onnx(loaded: LoadedModel, folder: str | Path, *, accuracy_level: int |
     size = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
     parameters = int(model.config.num_parameters_unquantized)
     return Exported(Path(folder), size, sha256_of(Path(folder) / WEIGHTS), parameters, _notes(model))
-
-
-def check_can_be_written(scheme: Scheme, config: Any, tokenizer: Any) -> None:
-    """Refuse, before anything is written, what the folder could not hold.
-
-    Raises:
-        UserError: a scheme, a configuration or a tokenizer that onnxruntime-genai has no place for.
-    """
-    check_scheme(scheme)
-    check_configuration(config)
-    if config.eos_token_id is None and tokenizer.eos_token_id is None:
-        raise UserError(
-            f"model for {ONNX} must name the token that ends a text, got neither eos_token_id in its configuration nor "
-            "eos_token in its tokenizer; add one to tokenizer_config.json"
-        )
 
 
 def _without_indents(file: Path) -> None:

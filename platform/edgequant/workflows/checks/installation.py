@@ -13,10 +13,12 @@ from typing import Any
 
 from edgequant.evaluation.backends.llama_cpp.cores import physical_cores
 from edgequant.evaluation.backends.llama_cpp.library import INSTALL, load_library, version
+from edgequant.models.onnx import library as onnx
 from edgequant.workflows.checks.finding import Finding
 
 OPTIONAL_TOOLS = {
     "xllamacpp": f"{INSTALL} (evaluates GGUF files in llama.cpp itself; make setup installs it)",
+    "onnxruntime-genai": f"{onnx.INSTALL} (writes and evaluates ONNX folders; make setup installs it)",
     "llama-cli": "build or install llama.cpp (runs exported files): https://github.com/ggml-org/llama.cpp",
 }
 
@@ -98,9 +100,10 @@ def embedded_model() -> list[Finding]:
 
 
 def optional_tools() -> list[Finding]:
-    """What only some things need: llama.cpp, for exported files."""
+    """What only some things need: llama.cpp and onnxruntime-genai, for exported files."""
     there = {
         "xllamacpp": _llama_cpp(),
+        "onnxruntime-genai": None if onnx.missing() else ", ".join(f"{n} {v}" for n, v in onnx.PACKAGES.items()),
         "llama-cli": "found" if shutil.which("llama-cli") else None,
     }
     return [
