@@ -8,7 +8,6 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # what situations are made of
 
 from of_checkpoints import SITUATIONS as CHECKPOINTS
-from of_copies import SITUATIONS as COPIES
 from of_data import SITUATIONS as DATA
 from of_devices import SITUATIONS as DEVICES
 from of_evidence import SITUATIONS as EVIDENCE
@@ -30,7 +29,7 @@ KINDS: dict[str, list[Situation]] = {
     "Data sets and documents": DATA,
     "Containers, links, home folders and addresses": PATHS,
     "Model folders": MODELS,
-    "Adapters and checkpoints": [*CHECKPOINTS, *COPIES],
+    "Adapters and checkpoints": CHECKPOINTS,
     "Settings and machines": SETTINGS,
     "One tensor with two roles": TIES,
     "GGUF files": GGUF,

@@ -103,7 +103,7 @@ def test_times_are_left_out_with_a_line_that_says_why(quick, tmp_path, capsys, m
 
 
 def test_a_form_without_a_runtime_is_said_to_be_untimed_and_not_known_to_fit(quick, tmp_path, capsys) -> None:
-    result = rounded(quick, tmp_path, scheme="w8a8", device_profile="edge-2c-1g")
+    result = rounded(quick, tmp_path, scheme="w8a8-static", device_profile="edge-2c-1g")
     said = capsys.readouterr().out
     assert "no runtime here runs compressed-tensors" in said and "not known whether it fits" in said
     assert "deploy/fits" not in result.metrics and result.metrics["deploy/disk_headroom_gb"] > 0.49

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -57,7 +58,7 @@ def shipped_metrics(
     return metrics
 
 
-def _timer(file: Path, **asked: int) -> Callable[..., Alone]:
+def _timer(file: Path, **asked: Any) -> Callable[..., Alone]:
     """One repetition of a seed in the runtime of the file."""
     if file.is_dir():
         from edgequant.evaluation.backends.onnx import sequence, timed_alone

@@ -1,8 +1,8 @@
 """A checkpoint's integers as ONNX Runtime's MatMulNBits and GatherBlockQuantized read them: blocks along the inputs.
 
 Both compute (code - zero point) * scale with codes of 2, 4 or 8 bits from 0 on, low bits first, in blocks of a power of
-two of at least 16 inputs; without zero points it is the middle of the range. Sources: the operators' schemas,
-onnxruntime docs/ContribOperators.md.
+two of at least 16 inputs; without zero points it is the middle of the range. Sources: the operators' schemas, which
+onnxruntime's ContribOperators describes.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Blocks(NamedTuple):
     zero_points: Array | None
 
     @property
-    def count(self) -> int:
+    def per_row(self) -> int:
         """Blocks of a row."""
         return int(self.codes.shape[1])
 

@@ -21,7 +21,6 @@ import onnx_ir as ir
 from edgequant.export.onnx.angles import Angles
 from edgequant.export.onnx.expressible import GEMMA, head_size
 from edgequant.export.onnx.matrices import Matrices
-from edgequant.quantization.layers.integer import IntegerEmbedding
 
 BUILDERS = {"llama": "LlamaModel", "qwen2": "QwenModel", "phi": "PhiModel", GEMMA: "Gemma3Model"}
 
@@ -113,7 +112,7 @@ class _Exact(Matrices, Angles):
 
 def _factor(embedding: Any) -> float:
     """What an embedding's rows are multiplied by."""
-    if isinstance(embedding, IntegerEmbedding):
+    if hasattr(embedding, "output_scale"):
         return 1.0 if embedding.output_scale is None else float(embedding.output_scale)
     return float(getattr(embedding, "scalar_embed_scale", 1.0))
 

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from edgequant.export.onnx.blocks import Blocks, blocks_of
-from edgequant.quantization.layers.integer import IntegerLayer
 from edgequant.quantization.layers.packed_weight import PackedWeight
 
 DOMAIN = "com.microsoft"
@@ -23,7 +22,7 @@ class Matrices:
     """Methods of onnxruntime-genai's builder, in place of those that read floats to be rounded."""
 
     def make_matmul(self: Any, matmul: Any, basename: str, root_input: str, **kwargs: Any) -> str:
-        if not isinstance(matmul, IntegerLayer):
+        if not hasattr(matmul, "packed"):
             return self._float_product(matmul, basename, root_input, **kwargs)
         name, blocks = self._integers(matmul.packed, basename)
         inputs = [root_input, f"{name}.codes", f"{name}.scale"]
@@ -35,12 +34,12 @@ class Matrices:
 
     def make_embedding_lookup(self: Any, embedding: Any, basename: str, lm_head: Any) -> str:
         ids = self.input_names["input_ids"]
-        if not isinstance(embedding, IntegerLayer):
+        if not hasattr(embedding, "packed"):
             weight, dtype = self._floats(embedding.weight, basename)
             rows = self._gather("Gather", [weight, ids], basename, dtype)
             return self._as_float32(rows, dtype, self.make_hidden_state_shape())
         name, blocks = self._integers(embedding.packed, basename)
-        rows = [embedding.packed.rows, blocks.count * blocks.size * blocks.bits // 8]
+        rows = [embedding.packed.rows, blocks.per_row * blocks.size * blocks.bits // 8]
         self.make_reshape(
             f"{basename}/Reshape", [f"{name}.codes", f"/model/constants/INT64/{rows}"], ir.DataType.UINT8, rows
         )
@@ -48,7 +47,7 @@ class Matrices:
         inputs += [f"{name}.zero_points"] if blocks.zero_points is not None else []
         attributes = {"bits": blocks.bits, "block_size": blocks.size, "gather_axis": 0, "quantize_axis": 1}
         output = self._gather("GatherBlockQuantized", inputs, basename, torch.float32, domain=DOMAIN, **attributes)
-        padded = blocks.count * blocks.size
+        padded = blocks.per_row * blocks.size
         return output if padded == self.hidden_size else self._first_features(output, basename, padded)
 
     def _float_product(self: Any, matmul: nn.Linear, basename: str, root_input: str, **kwargs: Any) -> str:
@@ -113,9 +112,9 @@ class Matrices:
         scale = self._as_float32(f"{name}.stored_scale", blocks.scale.dtype, list(blocks.scale.shape))
         wide = f"/model/constants/INT64/[{rows}, {groups}, {blocks.repeats}]"
         self.make_expand(f"/{name}/Expand", [scale, wide], ir.DataType.FLOAT, [rows, groups, blocks.repeats])
-        flat = [f"/{name}/Expand/output_0", f"/model/constants/INT64/[{rows}, {blocks.count}]"]
+        flat = [f"/{name}/Expand/output_0", f"/model/constants/INT64/[{rows}, {blocks.per_row}]"]
         self.make_node("Reshape", inputs=flat, outputs=[f"{name}.scale"], name=f"/{name}/Reshape")
-        self.make_value(f"{name}.scale", ir.DataType.FLOAT, [rows, blocks.count])
+        self.make_value(f"{name}.scale", ir.DataType.FLOAT, [rows, blocks.per_row])
 
 
 def _name(basename: str) -> str:
