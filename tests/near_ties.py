@@ -83,7 +83,10 @@ def largest_difference(layer: IntegerLinear, input: torch.Tensor) -> torch.Tenso
     weight, values = layer.dequantized_weight().double(), input.double()
     moved = torch.zeros(*input.shape[:-1], layer.out_features, dtype=torch.float64)
     if layer.activation is not None:
-        scale, zero_point = (part.double() for part in layer._input_parameters(input))
+        scale, zero_point = (
+            layer.quantized_input(input).scale.double(),
+            layer.quantized_input(input).zero_point.double(),
+        )
         quotient = values / scale
         near = ((quotient - quotient.floor() - 0.5).abs() <= 2**-16) & (quotient + zero_point).abs().le(2**8)
         assert near.float().mean() <= 1e-3, "near-ties are not rare"

@@ -92,7 +92,8 @@ def test_codes_of_activations_follow_our_ranges_and_zero_points(scheme, tiny, tm
         layer, other = ours.model.get_submodule(name), theirs.get_submodule(name)
         inputs = torch.randn(4, 64, layer.in_features, generator=draw) + 0.3  # not centred: Z is not 0
         inputs[0, 0] = inputs[0, 0].abs() + 1  # a range that has to be widened to contain 0
-        scale, zero_point = layer._input_parameters(inputs)
+        ranged = layer.quantized_input(inputs)
+        scale, zero_point = ranged.scale, ranged.zero_point
         simulated = forward_quantize(other, inputs, "input", other.quantization_scheme.input_activations)
         steps = simulated / scale + zero_point - quantize(inputs, scale, zero_point, (-128, 127))
         assert steps.abs().max() <= 1.01

@@ -68,8 +68,8 @@ def _dress(axes: Axes, layout: Any) -> None:
 
 def _annotate(axes: Axes, note: Any) -> None:
     places = "axes fraction" if note.xref == "paper" else "data"
-    shift = {"xytext": (note.xshift or 0, note.yshift or 0), "textcoords": "offset points"}
-    side = {"ha": note.xanchor if note.xanchor in ("left", "right") else "center", "va": "center"}
+    shift: dict[str, Any] = {"xytext": (note.xshift or 0, note.yshift or 0), "textcoords": "offset points"}
+    side: dict[str, Any] = {"ha": note.xanchor if note.xanchor in ("left", "right") else "center", "va": "center"}
     axes.annotate(plain(note.text), (note.x, note.y), xycoords=places, color=INK, fontsize=9, **shift, **side)
 
 
@@ -77,14 +77,20 @@ def _draw_bars(axes: Axes, trace: Any, color: str) -> None:
     is_horizontal = trace.orientation == "h"
     at, lengths = (trace.y, trace.x) if is_horizontal else (trace.x, trace.y)
     drawn = axes.barh if is_horizontal else axes.bar
-    error = {"xerr" if is_horizontal else "yerr": _errors(trace.error_x if is_horizontal else trace.error_y)}
+    error: dict[str, Any] = {
+        "xerr" if is_horizontal else "yerr": _errors(trace.error_x if is_horizontal else trace.error_y)
+    }
     drawn(list(at), list(lengths), 0.6, color=_colors(trace.marker.color, color), ecolor="#888888", capsize=3, **error)
     axes.grid(axis="x" if is_horizontal else "y", color=GRID)
     texts = [trace.text] * len(at) if isinstance(trace.text, str) else trace.text
     for where, length, text in zip(at, lengths, texts if texts is not None else (), strict=False):
         inside = trace.textposition == "inside"
         point = (0 if inside else length, where) if is_horizontal else (where, length)
-        style = {"color": "white" if inside else INK, "fontsize": 9, "va": "center" if is_horizontal else "bottom"}
+        style: dict[str, Any] = {
+            "color": "white" if inside else INK,
+            "fontsize": 9,
+            "va": "center" if is_horizontal else "bottom",
+        }
         axes.annotate(plain(str(text)), point, (4, 0), textcoords="offset points", **style)
 
 
@@ -96,7 +102,7 @@ def _draw_points(axes: Axes, trace: Any, color: str) -> None:
     if "lines" in mode:
         axes.plot(xs, ys, DASHES.get(trace.line.dash, "-"), color=own, lw=1.5)
     if "markers" in mode or "lines" not in mode:
-        error = {"xerr": _errors(trace.error_x), "yerr": _errors(trace.error_y)}
+        error: dict[str, Any] = {"xerr": _errors(trace.error_x), "yerr": _errors(trace.error_y)}
         if any(each is not None for each in error.values()):
             axes.errorbar(xs, ys, fmt="none", ecolor="#888888", elinewidth=1.2, capsize=3, zorder=1, **error)
         axes.scatter(xs, ys, 60 if "text" in mode else 20, _colors(trace.marker.color, color), zorder=3, label=name)
@@ -115,7 +121,7 @@ def _name_points(axes: Axes, trace: Any, xs: list[Any], ys: list[Any]) -> None:
     for x, y, text, place in zip(xs, ys, trace.text, places, strict=True):
         vertical, horizontal = place.split()
         (dx, ha), (dy, va) = sides[horizontal], heights[vertical]
-        offset = {"xytext": (dx, dy), "textcoords": "offset points", "ha": ha, "va": va}
+        offset: dict[str, Any] = {"xytext": (dx, dy), "textcoords": "offset points", "ha": ha, "va": va}
         behind = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
         axes.annotate(plain(str(text)), (x, y), fontsize=9, color="#222222", zorder=4, bbox=behind, **offset)
 
@@ -126,8 +132,9 @@ def _draw_heatmap(axes: Axes, trace: Any, _color: str) -> None:
     axes.figure.colorbar(image, ax=axes, label=plain(trace.colorbar.title.text))
     axes.set_xticks(range(len(trace.x)), list(trace.x))
     axes.set_yticks(range(len(trace.y)), [plain(str(name)) for name in trace.y])
+    darkest = np.nanmin(cells) + 0.6 * (np.nanmax(cells) - np.nanmin(cells)) if trace.texttemplate else 0.0
     for line, column in np.argwhere(np.isfinite(cells)) if trace.texttemplate else ():
-        is_dark = image.norm(cells[line, column]) < 0.6
+        is_dark = cells[line, column] < darkest
         text = f"{cells[line, column]:g}"
         axes.text(column, line, text, ha="center", va="center", fontsize=8, color="white" if is_dark else "black")
 

@@ -80,7 +80,7 @@ class IntegerLinear(IntegerLayer, FixedDtypeBuffers):
     def forward(self, input: Tensor) -> Tensor:
         if self.activation is None:
             return self._weight_only(input)
-        quantized = QuantizedInput.of(input, self._fixed_range())
+        quantized = self.quantized_input(input)
         if kernels.multiplies_int8(self.packed):
             return self._integer(quantized).view(*input.shape[:-1], self.out_features).to(input.dtype)
         return self._weight_only(quantized.real)
@@ -89,14 +89,14 @@ class IntegerLinear(IntegerLayer, FixedDtypeBuffers):
         """What kernels keep beside the checkpoint's tensors, for who counts memory."""
         return kernels.tensors_of(self._kernel_cache)
 
-    def _fixed_range(self) -> Range | None:
+    def quantized_input(self, input: Tensor) -> QuantizedInput:
+        """The integers of an input [..., in], in the layer's own range where it has one."""
         if self.input_scale is None or self.input_zero_point is None:
-            return None
-        return Range(self.input_scale.float(), self.input_zero_point.float())
+            return QuantizedInput.of(input)
+        return QuantizedInput.of(input, Range(self.input_scale.float(), self.input_zero_point.float()))
 
     def _weight_only(self, input: Tensor) -> Tensor:
-        bias = self.bias
-        bias = None if bias is None else bias.to(input.dtype)
+        bias = None if self.bias is None else self.bias.to(input.dtype)
         return kernels.weight_only_linear(input, self.packed, bias, self._kernel_cache)
 
     def _integer(self, input: QuantizedInput) -> Tensor:

@@ -32,7 +32,10 @@ class QuantizedInput:
         values = input.float()
         self.scale, self.zero_point = token_parameters(values, INT8) if fixed is None else fixed
         self.codes = quantize(values, self.scale, self.zero_point, INT8)
-        self._dtype, self._int8, self._row_sums, self._real = input.dtype, None, None, None
+        self._dtype = input.dtype
+        self._int8: Tensor | None = None
+        self._row_sums: Tensor | None = None
+        self._real: Tensor | None = None
 
     @classmethod
     def of(cls, input: Tensor, fixed: Range | None = None) -> QuantizedInput:
