@@ -27,7 +27,10 @@ os.environ |= {
     "HF_DATASETS_OFFLINE": "1",
     "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "false",
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+    # as in an activated environment, so that printed commands are the same wherever the tests run
+    "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
 }
+os.environ.pop("MAKELEVEL", None)
 DATA = os.environ.pop("EDGEQUANT_DATA", None)  # no workflow finds benchmarks unless its test asks for `data_dir`
 for name in [name for name in os.environ if name.startswith("MLFLOW_") and name.endswith(("_ID", "_URI", "_NAME"))]:
     del os.environ[name]

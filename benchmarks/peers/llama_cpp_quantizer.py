@@ -50,13 +50,19 @@ def give_importance(parameters: Any, entries: ctypes.Array[ImportanceData]) -> N
 
     The structure is found by the two numbers at its beginning; the pointer lies behind four integers and six bools.
     """
-    parameters.nthread, parameters.ftype = MARKS
+    set_type(parameters, *MARKS)
     size = type(parameters).__basicsize__
     memory = (ctypes.c_char * size).from_address(id(parameters))
     starts = [at for at in range(16, size - 32, 8) if BEHIND_TYPES.unpack_from(memory, at)[:2] == MARKS]
     if len(starts) != 1:
         raise SystemExit("cyllama's parameters are laid out in another way; use cyllama==0.2.18")
     struct.pack_into("=Q", memory, starts[0] + BEHIND_TYPES.size + 8, ctypes.addressof(entries))
+
+
+def set_type(parameters: Any, threads: int, file_type: int) -> None:
+    """Threads that quantise, and what a file becomes."""
+    for name, value in (("nthread", threads), ("ftype", file_type)):
+        setattr(parameters, name, value)
 
 
 def main() -> None:
@@ -72,7 +78,7 @@ def main() -> None:
     entries = importance_list(read_importance(options.imatrix)) if options.imatrix else None
     if entries is not None:
         give_importance(parameters, entries)
-    parameters.nthread, parameters.ftype = 1, FILE_TYPES[options.file_type]
+    set_type(parameters, 1, FILE_TYPES[options.file_type])
     llama_cpp.model_quantize(options.source, options.target, parameters)
 
 

@@ -11,6 +11,7 @@ from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any, get_type_hints
 
+from edgequant import commands  # noqa: F401 - looks at the environment before MLflow changes it
 from edgequant.command_line.given import check_given, read_given
 from edgequant.command_line.library_errors import told
 from edgequant.command_line.messages import one_line, readable

@@ -10,7 +10,8 @@ from pathlib import Path
 
 OURS = ("edgequant", "mlflow")
 # make puts .venv/bin on the PATH of its commands, and MLflow an environment's of a project run: the shell has neither
-CHANGE_PATH = ("MAKELEVEL", "MLFLOW_EXPERIMENT_ID")
+# and MLflow takes its variable away when the run begins, so that they are looked at before
+STARTED_BY = [name for name in ("MAKELEVEL", "MLFLOW_RUN_ID") if name in os.environ]
 
 
 def runnable(command: str) -> str:
@@ -40,7 +41,7 @@ def _viewer() -> str:
 def _is_on_path(program: str) -> bool:
     """Whether the shell finds this environment's program; unknown where somebody changed the PATH in between."""
     found = shutil.which(program)
-    if found is None or any(name in os.environ for name in CHANGE_PATH):
+    if found is None or STARTED_BY:
         return False
     return Path(found).absolute().parent == Path(sys.executable).absolute().parent
 

@@ -143,20 +143,24 @@ def test_a_model_in_floating_point_is_rounded_as_the_scheme_would_round_it(layou
 
 
 @needs_llama_cpp
-@pytest.mark.parametrize("scheme", ["q4_k+embq6_k", "q6_k+embq6_k"])
 @pytest.mark.parametrize("architecture", ["qwen2", "llama"])
-def test_llama_cpp_computes_the_checkpoints_logits_but_for_its_own_activations(architecture, scheme, tmp_path) -> None:
-    """It rounds activations to 8 bits for K-quants; the same weights written as f32 say what it computes without."""
-    loaded = made(architecture, scheme)
-    ids = list(loaded.tokenizer("\n".join(TEXT[:2]))["input_ids"][:50])
-    with torch.no_grad():
-        expected = loaded.model(torch.tensor([ids])).logits[0].log_softmax(-1).numpy()[[4, 29, 49]]
-    found = {}
-    for name, target in (("f32", "f32"), ("own", choose_target(parse_scheme(scheme)))):
-        write_gguf(loaded, tmp_path / f"{name}.gguf", target)
-        found[name], _ = read_by_llama_cpp(tmp_path / f"{name}.gguf", ids, (5, 30, 50), loaded.model.config.vocab_size)
-    assert np.abs(found["f32"] - expected).max() < 1e-3
-    assert np.abs(found["own"] - expected).max() < 5e-2
+def test_llama_cpp_computes_the_checkpoints_logits_but_for_its_own_activations(architecture, tmp_path) -> None:
+    """It rounds activations to 8 bits: no further from the checkpoint than with q8_0, twice as far at most where its
+    blocks of them are 256 long instead of 32. The same weights written as f32 say what it computes without.
+    """
+    distances = {}
+    for scheme in ("q8_0+embq8_0", "q4_k+embq6_k", "q6_k+embq6_k"):
+        loaded = made(architecture, scheme)
+        ids = list(loaded.tokenizer("\n".join(TEXT[:2]))["input_ids"][:50])
+        with torch.no_grad():
+            expected = loaded.model(torch.tensor([ids])).logits[0].log_softmax(-1).numpy()[[4, 29, 49]]
+        for kind, target in (("f32", "f32"), ("own", choose_target(parse_scheme(scheme)))):
+            write_gguf(loaded, tmp_path / "m.gguf", target)
+            found, _ = read_by_llama_cpp(tmp_path / "m.gguf", ids, (5, 30, 50), loaded.model.config.vocab_size)
+            distances[scheme, kind] = found - expected
+    assert all(np.abs(found).max() < 1e-3 for (_, kind), found in distances.items() if kind == "f32")
+    rounded = {name: float(np.square(one).mean() ** 0.5) for (name, kind), one in distances.items() if kind == "own"}
+    assert max(rounded.values()) < 2 * rounded["q8_0+embq8_0"], rounded
 
 
 def test_no_other_folder_or_format_takes_them() -> None:

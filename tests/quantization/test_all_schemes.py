@@ -172,7 +172,8 @@ def test_parameters_count_tied_weights_once(made: Made) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["w8a8-static+emb8", "w4a8-g32+emb4", "q4_1", "q4_0+embq4_0", "w3-g64+emb4", "w1.58-g64+emb4"]
+    "name",
+    ["w8a8-static+emb8", "w4a8-g32+emb4", "q4_1", "q4_0+embq4_0", "q4_k", "q6_k", "w3-g64+emb4", "w1.58-g64+emb4"],
 )
 def test_a_bfloat16_checkpoint_keeps_its_scales_and_its_logits(name, tiny, tokens, tmp_path) -> None:
     scheme = parse_scheme(name)

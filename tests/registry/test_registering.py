@@ -40,7 +40,7 @@ def test_a_version_that_ptq_registers_is_judged_by_every_gate_of_the_default_pol
     version = store.get_model_version(NAME, "1")
     baseline = json.loads(version.tags[BASELINE_TAG])
     (floating,) = [run for run in tracking.find_runs() if run.tags.get("edgequant.variant") == "baseline"]
-    assert baseline == pytest.approx(floating.metrics)
+    assert baseline == pytest.approx(tracking.all_metrics(floating.id))
     with contextlib.suppress(PromotionRefusedError):  # bnb-nf4 is not 70 % smaller; either way the gates have spoken
         promote(model="tiny", dry_run=True)
     told = verdicts(store)
@@ -92,6 +92,31 @@ def test_names_and_remarks_of_a_row_are_not_filed_as_metrics(store, checkpoint):
     tags = store.get_model_version(NAME, "1").tags
     assert json.loads(tags[BASELINE_TAG]) == {"domain/perplexity": 25.0}
     assert [key for key in tags if "/" in key] == ["domain/perplexity"]
+
+
+def test_a_registered_model_and_its_version_say_base_model_licence_and_results(store, checkpoint):
+    row = {"domain/perplexity": 25.0, "size/checkpoint_gb": 0.1}
+    names = {"model": "smollm2-135m", "scheme": "w8", "variant": "ptq", "metrics": row, "baseline": row}
+    with (
+        tracking.workflow_run("ptq", {"model": "qwen2.5-0.5b"}),
+        tracking.variant_run("ptq", model="q", scheme="w8", phase="ptq"),
+    ):
+        register_version(checkpoint, **names)
+    model = store.get_registered_model("edgequant-smollm2-135m")
+    assert model.tags == {"base_model": "Qwen/Qwen2.5-0.5B", "license": "apache-2.0"}  # of the model that was asked for
+    assert "Qwen/Qwen2.5-0.5B" in model.description and "apache-2.0" in model.description
+    told = store.get_model_version("edgequant-smollm2-135m", "1").description
+    assert "ptq" in told and "| perplexity (domain) | 25.00" in told and "apache-2.0" in told
+
+
+def test_what_a_person_has_written_about_a_registered_model_stays(store, checkpoint):
+    store.create_registered_model(NAME, tags={"license": "mine"}, description="by hand")
+    with tracking.workflow_run("ptq", {"model": "tiny"}):
+        row = {"domain/perplexity": 25.0}
+        register_version(checkpoint, model="tiny", scheme="w8", variant="ptq", metrics=row, baseline=row)
+    model = store.get_registered_model(NAME)
+    assert (model.description, model.tags["license"]) == ("by hand", "mine")
+    assert model.tags["base_model"] == "tiny (random weights)"
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

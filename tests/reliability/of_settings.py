@@ -119,6 +119,11 @@ SITUATIONS = [
         command("evaluate", *TINY, "--dtype", "bf16"),
     ),
     refused(
+        "less than no doubt in correlations", "ptq --ptq.shrinkage -1",
+        "edgequant ptq: ptq.shrinkage must be 0 (all correlations are believed) or more, got -1.0",
+        command("ptq", *TINY, "--ptq.shrinkage", "-1"),
+    ),
+    refused(
         "a device by another name", "qat --device gpu",
         "edgequant qat: device must be auto, cpu, cuda or cuda:N, got 'gpu'; write cuda",
         command("qat", *TINY, "--device", "gpu"),

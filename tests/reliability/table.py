@@ -17,6 +17,7 @@ from of_models import SITUATIONS as MODELS
 from of_onnx import SITUATIONS as ONNX
 from of_outputs import SITUATIONS as OUTPUTS
 from of_paths import SITUATIONS as PATHS
+from of_runs import SITUATIONS as RUNS
 from of_settings import SITUATIONS as SETTINGS
 from of_ties import SITUATIONS as TIES
 from situation import Situation
@@ -36,6 +37,7 @@ KINDS: dict[str, list[Situation]] = {
     "K-quants": K_QUANTS,
     "Devices": DEVICES,
     "Numbers that are no evidence": EVIDENCE,
+    "Runs in MLflow": RUNS,
 }
 
 

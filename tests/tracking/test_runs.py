@@ -193,9 +193,10 @@ def test_runs_are_found_newest_first_by_workflow_in_every_experiment(store):
 
 def test_an_url_opens_the_run_in_the_ui_or_on_its_server(store, monkeypatch):
     with tracking.workflow_run("qat", {}) as run:
-        assert run.url == f"http://127.0.0.1:5000/#/experiments/{run.experiment_id}/runs/{run.id}"
+        page = f"#/experiments/{run.experiment_id}/runs/{run.id}?workflowType=machine_learning"
+    assert run.url == f"http://127.0.0.1:5000/{page}"
     monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: "https://mlflow.example.org/")
-    assert tracking.run_url("1", "abc") == "https://mlflow.example.org/#/experiments/1/runs/abc"
+    assert tracking.run_url("1", "abc").startswith("https://mlflow.example.org/#/experiments/1/runs/abc?")
     assert tracking.ui_command() is None
 
 

@@ -93,9 +93,9 @@ def test_without_constraints_nothing_changes():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"constraints": ["deploy/sise_gb<=1"]}, "constraint must be on a metric of what ships, got 'deploy/sise_gb'"),
-        ({"objectives": ["min:deploy/format"]}, "objective must be on a metric of what ships"),
-        ({"constraints": ["nothing/real<=1"]}, "constraint must be on a metric that some task measures"),
+        ({"constraints": ["deploy/sise_gb<=1"]}, "constraint must be a metric of what ships, got 'deploy/sise_gb'"),
+        ({"objectives": ["min:deploy/format"]}, "objective must be a metric of what ships"),
+        ({"constraints": ["nothing/real<=1"]}, "constraint must be a metric that some task measures"),
         ({"objectives": ["deploy/headroom_gb"]}, "objective 'deploy/headroom_gb' needs a device_profile"),
         ({"device_profile": "nowhere"}, "device_profile 'nowhere' not found"),
         ({"method": "finetune", "constraints": ["deploy/size_gb<=1"]}, "needs method qat, got 'finetune'"),

@@ -44,14 +44,14 @@ def check_objectives(goals: Sequence[Goal], *, method: str = "qat", device_profi
             groups = [*(task.group for task in known_tasks()), *ALWAYS_MEASURED, DEPLOY]
             known = ", ".join(f"{name}/..." for name in groups)
             raise UserError(
-                f"{named} must be on a metric that some task measures, got {goal.metric!r}; use one of {known}"
+                f"{named} must be a metric that some task measures, got {goal.metric!r}; use one of {known}"
             )
 
 
 def _check_deploy(named: str, metric: str, method: str, device_profile: str | None) -> None:
     known = (*SIZES, *TIMES, *OF_A_PROFILE)
     if metric not in known:
-        raise UserError(f"{named} must be on a metric of what ships, got {metric!r}; use one of {', '.join(known)}")
+        raise UserError(f"{named} must be a metric of what ships, got {metric!r}; use one of {', '.join(known)}")
     if method != "qat":
         raise UserError(
             f"{named} {metric!r} needs method qat, got {method!r}, whose floating-point model ships nothing"

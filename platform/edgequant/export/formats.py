@@ -109,8 +109,9 @@ def check_expressible(scheme: Scheme) -> None:
         lacking = "bitsandbytes' data types"
     else:
         return
+    own = next((spec.layout for spec in specs if spec.layout in FORMATS), "q8_0")
     raise UserError(
         f"scheme {scheme.name} cannot be written as compressed-tensors, which has no place for {lacking}; use w8, "
-        "w4-g32, w4-g64, w4-g128, w8a8, w8a8-static, w4a8-g32, q8_0 or q4_0, or write llama.cpp's own formats with "
-        "--format auto"
+        "w4-g32, w4-g64, w4-g128, w8a8, w8a8-static, w4a8-g32, q8_0 or q4_0, or write a GGUF "
+        f"file with --format {own}"
     )

@@ -8,16 +8,16 @@ import time
 import pytest
 import torch
 
-from edgequant.quantization.layers import kernel_speed
+from edgequant.quantization.layers.unpacking import kernel_speed
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
 def nothing_remembered():
-    kernel_speed._is_faster.cache_clear()
+    kernel_speed._is_int4_faster.cache_clear()
     yield
-    kernel_speed._is_faster.cache_clear()
+    kernel_speed._is_int4_faster.cache_clear()
 
 
 @pytest.mark.parametrize(("slow", "fast"), [("int4_kernel", False), ("unpack_int4", True)])

@@ -9,11 +9,11 @@ from edgequant.evaluation.backends.footprint import resident_bytes
 from edgequant.quantization.arithmetic.affine import quantize_weight
 from edgequant.quantization.layers import kernels, trusted_kernels
 from edgequant.quantization.layers.convert import convert, prepare
-from edgequant.quantization.layers.fused_weight import FusedWeight
 from edgequant.quantization.layers.integer import IntegerLinear
 from edgequant.quantization.layers.packed_weight import PackedWeight
 from edgequant.quantization.layers.trusted_kernels import UNPACK, is_trusted
-from edgequant.quantization.layers.unpacked_weight import StreamedWeight
+from edgequant.quantization.layers.unpacking.fused_weight import FusedWeight
+from edgequant.quantization.layers.unpacking.unpacked_weight import StreamedWeight
 from edgequant.quantization.scheme import parse_scheme
 
 ROWS, FEATURES = 96, 192
@@ -63,7 +63,7 @@ def test_a_large_weight_is_unpacked_in_pieces(monkeypatch):
     values = torch.randn(2, FEATURES)
     with torch.no_grad():
         whole = [linear_of(scheme)(values) for scheme in EVERY]
-        monkeypatch.setattr("edgequant.quantization.layers.unpacked_weight.PIECE", 7 * FEATURES)
+        monkeypatch.setattr("edgequant.quantization.layers.unpacking.unpacked_weight.PIECE", 7 * FEATURES)
         for scheme, expected in zip(EVERY, whole, strict=True):
             torch.testing.assert_close(linear_of(scheme)(values), expected, rtol=1e-5, atol=1e-6)
             assert linear_of(scheme)(values.repeat(9, 1)).shape == (18, ROWS)

@@ -44,7 +44,8 @@ def finished(request, open_store, tmp_path_factory, quick, short):
             model="tiny", scheme=request.param, adapt=True, training=short, evaluation=quick,
             run=RunSettings(device="cpu", dtype="float32", seed=3), output=str(folder / "delivered"),
         )  # fmt: skip
-        runs = tracking.find_runs(experiment="edgequant")
+        found = tracking.find_runs(experiment="edgequant")
+        runs = [replace(run, metrics=tracking.all_metrics(run.id)) for run in found]
         (parent,) = [run for run in runs if run.workflow == "qat"]
         children = {
             run.tags["edgequant.variant"]: run for run in runs if run.tags.get(tracking.PARENT_TAG) == parent.id

@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from edgequant.quantization.layers.fused_weight import FusedWeight
-from edgequant.quantization.layers.kernel_speed import reads_integers_fast
 from edgequant.quantization.layers.trusted_kernels import (
     CUDA_INNER_TILES,
     INT4_WEIGHT,
@@ -23,14 +21,15 @@ from edgequant.quantization.layers.trusted_kernels import (
     int8_weight_kernel,
     is_trusted,
 )
-from edgequant.quantization.layers.unpacked_weight import StreamedWeight, UnpackedWeight
+from edgequant.quantization.layers.unpacking.fused_weight import FusedWeight
+from edgequant.quantization.layers.unpacking.kernel_speed import reads_integers_fast
+from edgequant.quantization.layers.unpacking.unpacked_weight import StreamedWeight, UnpackedWeight, row_scale_of
 
 if TYPE_CHECKING:
     from edgequant.quantization.layers.packed_weight import PackedWeight
 
 CPU_ROWS = 4  # up to here a row-at-a-time kernel beats dequantising the matrix for a large product
 CUDA_MULTIPLICATIONS = 4e9  # likewise: on an H100 the int4 kernel then takes the 0.3 ms that dequantising does
-NEAR_ZERO = 32  # int8 zero points up to here lose no more than two bits to cancellation
 EXACT_INPUTS = 1024  # 1,024 x 128 x 128 = 2^24: up to here float32 holds every integer
 EXACT_OUTPUTS = 512  # with 1,024 inputs 2 MB as float32, about a core's cache
 
@@ -125,12 +124,16 @@ def tensors_of(cache: dict[str, Any]) -> list[Tensor]:
 
 def _kept(kind: str, packed: PackedWeight, cache: dict[str, Any], make: Callable[[PackedWeight], Any]) -> Any:
     """What `make` made of a weight, made again where the weight's integers have become others."""
-    codes = packed.codes
-    state = (codes, 0 if codes.is_inference() else codes._version)
-    found = cache.get(kind)
-    if found is None or found[0][0] is not codes or found[0][1] != state[1]:
+    found, compiling = cache.get(kind), torch.compiler.is_compiling()
+    state = (packed.codes, None if compiling else _version(packed.codes))
+    if found is None or not (compiling or (found[0][0] is state[0] and found[0][1] == state[1])):
         found = cache[kind] = (state, make(packed))
     return found[1]
+
+
+def _version(tensor: Tensor) -> int:
+    """Counts changes in place; tensors made in inference mode count none."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _kernel_product(input: Tensor, packed: PackedWeight, cache: dict[str, Any]) -> Tensor | None:
@@ -157,17 +160,17 @@ def _rows(input: Tensor) -> int:
 
 
 def _fits_int4(packed: PackedWeight, kind: str) -> bool:
-    if packed.spec.bits not in ((4, 8) if kind == "cpu" else (4,)) or packed.spec.group_size not in (32, 64, 128, 256):
+    if packed.spec.group_size not in (32, 64, 128, 256):
         return False
     if kind == "cpu":
         return packed.rows % 16 == 0
-    return packed.rows % 8 == 0 and packed.features % (16 * CUDA_INNER_TILES) == 0
+    return packed.spec.bits == 4 and packed.rows % 8 == 0 and packed.features % (16 * CUDA_INNER_TILES) == 0
 
 
 def _int4_product(input: Tensor, packed: PackedWeight, cache: dict[str, Any]) -> Tensor:
     weight, scale_and_zero = _kept("int4", packed, cache, _int4_operands)
     flat = input.reshape(-1, packed.features)
-    flat = torch.cat((flat, flat), -1) if packed.spec.bits == 8 else flat
+    flat = torch.cat((flat, flat), -1) if packed.spec.bits > 4 else flat
     product = int4_kernel(flat, weight, packed.features // packed.groups, scale_and_zero)
     return product.view(*input.shape[:-1], packed.rows)
 
@@ -175,7 +178,7 @@ def _int4_product(input: Tensor, packed: PackedWeight, cache: dict[str, Any]) ->
 def _int4_operands(packed: PackedWeight) -> tuple[Tensor, Tensor]:
     """PyTorch's layout: codes c from 0 to 15, and w = (c - 8) scale + offset in [groups, out, 2] bfloat16.
 
-    8-bit integers are two of 4 bits, q = 16 (h - 8) + l, for inputs twice: (h - 8) 16 S + (l - 8) S + 8 S - Z S.
+    Integers of 5 to 8 bits are two of 4, q = 16 (h - 8) + l, for inputs twice: (h - 8) 16 S + (l - 8) S + 8 S - Z S.
     """
     quantized = packed.unpacked()
     codes, scale = (quantized.codes.view(packed.rows, -1)).to(torch.int32), quantized.scale
@@ -184,30 +187,31 @@ def _int4_operands(packed: PackedWeight) -> tuple[Tensor, Tensor]:
         offset = -quantized.zero_point * scale
     if quantized.minimum is not None:  # w = c S + minimum
         offset = 8 * scale + quantized.minimum
-    if packed.spec.bits == 8:
+    if packed.spec.bits > 4:
         codes = torch.cat((codes >> 4, (codes & 15) - 8), 1)
         scale, offset = torch.cat((16 * scale, scale), 1), torch.cat((0 * offset, offset + 8 * scale), 1)
     pair = torch.stack((scale, offset), -1).squeeze(2).transpose(0, 1).contiguous()
     return int4_layout(codes + 8), pair.to(torch.bfloat16)
 
 
-def _int8_weight_product(input: Tensor, packed: PackedWeight, cache: dict[str, Any]) -> Tensor | None:
-    """sum x S (q - Z) = S sum x q - S Z sum x, the first sum by the kernel.
+def _int8_weight_product(input: Tensor, packed: PackedWeight, cache: dict[str, Any]) -> Tensor:
+    """With x = x' + m: S sum x (q - Z) = S (sum x' q - Z sum x' + m (sum q - N Z)), the first sum by the kernel.
 
-    The kernel rounds its sum to bfloat16, so zero points far from 0, whose two sums nearly cancel, are left to
-    dequantising.
+    The kernel rounds its sum to bfloat16. m is a token's mean, so that sum x' is next to nothing: zero points far from
+    0 would otherwise leave a small difference of large sums.
     """
-    operands = _kept("int8", packed, cache, _int8_operands)
-    if operands is None:
-        return None
-    scale, offset = operands
-    flat = input.reshape(-1, packed.features)
-    product = int8_weight_kernel(flat, packed.codes, scale)
-    product = product.float() - flat.float().sum(-1, keepdim=True) * offset
-    return product.to(input.dtype).view(*input.shape[:-1], packed.rows)
+    zero_point, weight_sums, scale, ones = _kept("int8", packed, cache, _int8_operands)
+    values = input.reshape(-1, packed.features).float()
+    mean = values.mean(-1, keepdim=True)
+    centered = (values - mean).to(input.dtype)
+    product = int8_weight_kernel(centered, packed.codes, ones).float() + mean * weight_sums
+    if zero_point is not None:
+        product -= centered.sum(-1, keepdim=True, dtype=torch.float32) * zero_point
+    return (product * scale).to(input.dtype).view(*input.shape[:-1], packed.rows)
 
 
-def _int8_operands(packed: PackedWeight) -> tuple[Tensor, Tensor] | None:
-    scale = packed.scale.reshape(-1).float()
-    zero = torch.zeros_like(scale) if packed.zero_point is None else packed.zero_point.reshape(-1).float()
-    return (scale.to(torch.bfloat16), scale * zero) if zero.abs().max() <= NEAR_ZERO else None
+def _int8_operands(packed: PackedWeight) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
+    zero_point, sums = _zero_points_and_sums(packed)
+    scale = row_scale_of(packed)
+    assert scale is not None  # one for each output
+    return None if zero_point is None else zero_point.float(), sums.float(), scale, torch.ones_like(scale).bfloat16()

@@ -101,7 +101,8 @@ class PackedWeight(FixedDtypeBuffers):
     @staticmethod
     def nearest(weight: Tensor, spec: WeightSpec) -> PackedWeight:
         """A real weight [rows, features] on the grid with the least squared error."""
-        return PackedWeight.of(quantize_clipped(weight, spec), *weight.shape, spec)
+        rows, features = weight.shape
+        return PackedWeight.of(quantize_clipped(weight, spec), rows, features, spec)
 
     def factors(self, rows: Tensor | None = None) -> tuple[Factors, Factors | None]:
         """What a K-quant's scales and, where it has them, minima are stored as, of all rows or those of an index."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Self
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ class QuantizedInput:
         scale, zero_point: float32, [..., 1], or [1] where the range is fixed.
     """
 
-    _latest: tuple[Tensor, Range | None, QuantizedInput] | None = None
+    _latest: ClassVar[tuple[Tensor, Range | None, QuantizedInput] | None] = None
 
     def __init__(self, input: Tensor, fixed: Range | None) -> None:
         values = input.float()
@@ -35,7 +35,7 @@ class QuantizedInput:
         self._dtype, self._int8, self._row_sums, self._real = input.dtype, None, None, None
 
     @classmethod
-    def of(cls, input: Tensor, fixed: Range | None = None) -> Self:
+    def of(cls, input: Tensor, fixed: Range | None = None) -> QuantizedInput:
         """The integers of an input; on the CPU those of the last one where it was equal, element by element.
 
         Comparing takes a tenth of the time of quantising. A GPU would have to be waited for.

@@ -267,10 +267,10 @@ class _Calibrated:
         hidden = floating
         for index in range(len(self.stream.blocks)):
             hidden = [self._forward(index, batch, states) for batch, states in enumerate(hidden)]
-        hessian = self._mean_square(hidden, fake_quantized_linears(self.model)[self.targets.head])
+        hessian, tokens = self._mean_square(hidden, fake_quantized_linears(self.model)[self.targets.head])
         hessian.diagonal().add_(EVEN_SHARE * hessian.diagonal().mean())
         layer = fake_quantized_layers(self.model)[self.targets.embedding]
-        self.steps.round.quantize_layers({self.targets.embedding: layer}, hessian)
+        self.steps.round.quantize_layers({self.targets.embedding: layer}, hessian, tokens)
         return [_weight_error(self.targets.embedding, layer)]
 
     def _head(self, hidden: list[Tensor]) -> list[ErrorRow]:
@@ -283,13 +283,13 @@ class _Calibrated:
                 head.input_quantizer.observe(inputs)
         if self.targets.tied or not self.steps.round.uses_inputs:
             return []
-        self.steps.round.quantize_layers({self.targets.head: head}, self._mean_square(hidden, head))
+        self.steps.round.quantize_layers({self.targets.head: head}, *self._mean_square(hidden, head))
         return [_weight_error(self.targets.head, head)]
 
-    def _mean_square(self, hidden: list[Tensor], head: FakeQuantizedLayer) -> Tensor:
-        """The mean x x^T [in, in] of what the head is given behind a last block's outputs."""
+    def _mean_square(self, hidden: list[Tensor], head: FakeQuantizedLayer) -> tuple[Tensor, int]:
+        """The mean x x^T [in, in] of what the head is given behind a last block's outputs, and of how many tokens."""
         total, tokens = torch.zeros((), device=head.weight.device), 0
         for inputs in self.stream.head_inputs(hidden, head):
             flat = inputs.reshape(-1, inputs.shape[-1]).float()
             total, tokens = total + flat.t() @ flat, tokens + len(flat)
-        return total / tokens
+        return total / tokens, tokens

@@ -11,7 +11,8 @@ from torch.nn import functional
 from edgequant.quantization.arithmetic.packing import pack
 from edgequant.quantization.layers.packed_weight import PackedWeight
 from edgequant.quantization.layers.trusted_kernels import UNPACK, is_trusted, unpack_fused
-from edgequant.quantization.layers.unpacked_weight import UnpackedWeight, joined
+from edgequant.quantization.layers.unpacking import unpacked_weight
+from edgequant.quantization.layers.unpacking.unpacked_weight import UnpackedWeight, joined
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class FusedWeight(UnpackedWeight):
     _parts: tuple[Tensor, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        parts = tuple(self.fused[rows].flatten(0, 1) for rows in self.pieces())
+        parts = tuple(self.fused[rows].flatten(0, 1) for rows in self.pieces(unpacked_weight.PIECE))
         object.__setattr__(self, "_parts", parts)  # taken apart once: it takes as long as a small product
 
     @staticmethod
