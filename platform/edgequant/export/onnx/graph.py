@@ -61,13 +61,14 @@ def _configuration(model: Any, folder: Path) -> Any:
     config = copy.deepcopy(model.config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    config.architectures, config._name_or_path = [type(model).__name__], str(folder)
-    config.rms_norm_eps = getattr(config, "rms_norm_eps", None) or config.layer_norm_eps
     rotary = model.model.rotary_emb
     frequencies = next(buffer for name, buffer in rotary.named_buffers() if name.endswith("inv_freq"))
-    config.rotated_features = 2 * frequencies.shape[-1]
-    config.partial_rotary_factor = config.rotated_features / head_size(config)
-    config.rope_local_base_freq = None
+    rotated = 2 * frequencies.shape[-1]
+    known = {"architectures": [type(model).__name__], "_name_or_path": str(folder), "rope_local_base_freq": None}
+    known |= {"rms_norm_eps": getattr(config, "rms_norm_eps", None) or config.layer_norm_eps}
+    known |= {"rotated_features": rotated, "partial_rotary_factor": rotated / head_size(config)}
+    for name, value in known.items():
+        setattr(config, name, value)
     return config
 
 

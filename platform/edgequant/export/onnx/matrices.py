@@ -32,7 +32,7 @@ class Matrices:
         attributes |= {"K": matmul.packed.features, "N": matmul.packed.rows}
         return self._product("MatMulNBits", inputs, basename, matmul.packed.rows, domain=DOMAIN, **attributes, **kwargs)
 
-    def make_embedding_lookup(self: Any, embedding: Any, basename: str, lm_head: Any) -> str:
+    def make_embedding_lookup(self: Any, embedding: Any, basename: str, _: Any) -> str:
         ids = self.input_names["input_ids"]
         if not hasattr(embedding, "packed"):
             weight, dtype = self._floats(embedding.weight, basename)

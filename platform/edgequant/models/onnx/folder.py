@@ -28,10 +28,9 @@ def read_genai_config(folder: Path) -> dict[str, Any]:
         UserError: it is no JSON, or says neither the graph's file nor the sizes that running it takes.
     """
     file = folder / GENAI_CONFIG
-    model = read_object(file).get("model")
-    model = model if isinstance(model, dict) else {}
-    decoder = model.get("decoder") if isinstance(model.get("decoder"), dict) else {}
-    wanted = {**{f"decoder.{name}": decoder.get(name) for name in DECODER_SIZES}}
+    model = _object(read_object(file).get("model"))
+    decoder = _object(model.get("decoder"))
+    wanted = {f"decoder.{name}": decoder.get(name) for name in DECODER_SIZES}
     wanted |= {name: model.get(name) for name in ("context_length", "vocab_size")}
     lacking = [name for name, value in wanted.items() if not isinstance(value, int) or value < 1]
     if lacking or not isinstance(decoder.get("filename"), str):
@@ -42,6 +41,10 @@ def read_genai_config(folder: Path) -> dict[str, Any]:
     if not (folder / decoder["filename"]).is_file():
         raise UserError(f"{decoder['filename']} not found in {folder}, which its {GENAI_CONFIG} names; copy it again")
     return model
+
+
+def _object(found: Any) -> dict[str, Any]:
+    return found if isinstance(found, dict) else {}
 
 
 def check_unchanged(folder: Path) -> None:
