@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import PurePosixPath
+from typing import Any
 
 import mlflow
 
@@ -74,7 +75,7 @@ def details_of(run_id: str) -> dict[str, float]:
     return _unfolded(table)
 
 
-def _unfolded(table: Mapping[str, list[list[object]]]) -> dict[str, float]:
+def _unfolded(table: Mapping[str, Any]) -> dict[str, float]:
     found: dict[str, float] = {}
     for row in table.get("data", ()):
         cells = dict(zip(table["columns"], row, strict=True))
