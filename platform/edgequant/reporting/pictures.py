@@ -19,7 +19,6 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import NullLocator
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from plotly.graph_objects import Figure
 
 WIDTH, HEIGHT, DPI = 1000, 460, 100  # pixels where the figure says none; pixels per inch
@@ -55,7 +54,7 @@ def plain(text: str | None) -> str:
     return html.unescape(re.sub(r"<[^>]+>", "", lines)).replace("$", r"\$")
 
 
-def _dress(axes: Axes, layout: Any) -> None:
+def _dress(axes: Any, layout: Any) -> None:
     title, subtitle = layout.title.text, layout.title.subtitle.text
     axes.set_title(plain(title), loc="left", fontsize=12, color="#222222", pad=20 if subtitle else 8)
     if subtitle:
@@ -66,14 +65,14 @@ def _dress(axes: Axes, layout: Any) -> None:
     axes.set_axisbelow(True)
 
 
-def _annotate(axes: Axes, note: Any) -> None:
+def _annotate(axes: Any, note: Any) -> None:
     places = "axes fraction" if note.xref == "paper" else "data"
     shift: dict[str, Any] = {"xytext": (note.xshift or 0, note.yshift or 0), "textcoords": "offset points"}
     side: dict[str, Any] = {"ha": note.xanchor if note.xanchor in ("left", "right") else "center", "va": "center"}
     axes.annotate(plain(note.text), (note.x, note.y), xycoords=places, color=INK, fontsize=9, **shift, **side)
 
 
-def _draw_bars(axes: Axes, trace: Any, color: str) -> None:
+def _draw_bars(axes: Any, trace: Any, color: str) -> None:
     is_horizontal = trace.orientation == "h"
     at, lengths = (trace.y, trace.x) if is_horizontal else (trace.x, trace.y)
     drawn = axes.barh if is_horizontal else axes.bar
@@ -94,7 +93,7 @@ def _draw_bars(axes: Axes, trace: Any, color: str) -> None:
         axes.annotate(plain(str(text)), point, (4, 0), textcoords="offset points", **style)
 
 
-def _draw_points(axes: Axes, trace: Any, color: str) -> None:
+def _draw_points(axes: Any, trace: Any, color: str) -> None:
     xs, ys, mode = list(trace.x), list(trace.y), trace.mode or "lines+markers"
     own = _colors(trace.line.color if isinstance(trace.line.color, str) else trace.marker.color, color)
     own = color if isinstance(own, list) else own
@@ -113,7 +112,7 @@ def _draw_points(axes: Axes, trace: Any, color: str) -> None:
         _name_points(axes, trace, xs, ys)
 
 
-def _name_points(axes: Axes, trace: Any, xs: list[Any], ys: list[Any]) -> None:
+def _name_points(axes: Any, trace: Any, xs: list[Any], ys: list[Any]) -> None:
     places = trace.textposition
     places = [places or "top center"] * len(xs) if isinstance(places, str) or places is None else list(places)
     sides = {"left": (-OFFSET, "right"), "right": (OFFSET, "left"), "center": (0, "center")}
@@ -126,7 +125,7 @@ def _name_points(axes: Axes, trace: Any, xs: list[Any], ys: list[Any]) -> None:
         axes.annotate(plain(str(text)), (x, y), fontsize=9, color="#222222", zorder=4, bbox=behind, **offset)
 
 
-def _draw_heatmap(axes: Axes, trace: Any, _color: str) -> None:
+def _draw_heatmap(axes: Any, trace: Any, _color: str) -> None:
     cells = np.array([[math.nan if cell is None else cell for cell in row] for row in trace.z], dtype=float)
     image = axes.imshow(cells, cmap="viridis", aspect="auto")
     axes.figure.colorbar(image, ax=axes, label=plain(trace.colorbar.title.text))
@@ -139,7 +138,7 @@ def _draw_heatmap(axes: Axes, trace: Any, _color: str) -> None:
         axes.text(column, line, text, ha="center", va="center", fontsize=8, color="white" if is_dark else "black")
 
 
-def _draw_parallel(axes: Axes, trace: Any, _color: str) -> None:
+def _draw_parallel(axes: Any, trace: Any, _color: str) -> None:
     """Every dimension from 0 to 1, its ends written at them; lines coloured by the first one."""
     columns = [np.asarray(dimension["values"], dtype=float) for dimension in trace.dimensions]
     spans = [(float(np.nanmin(column)), float(np.nanmax(column))) for column in columns]
@@ -182,7 +181,7 @@ def _color(text: str) -> str | tuple[float, ...] | None:
     return text if colors.is_color_like(text) else None
 
 
-def _set_axis(axes: Axes, name: str, axis: Any) -> None:
+def _set_axis(axes: Any, name: str, axis: Any) -> None:
     set_label, set_scale, limit = (getattr(axes, f"set_{name}{what}") for what in ("label", "scale", "lim"))
     if axis.title.text:
         set_label(plain(axis.title.text), color=INK)
@@ -198,7 +197,7 @@ def _set_axis(axes: Axes, name: str, axis: Any) -> None:
         getattr(axes, f"{name}axis").set_visible(False)
 
 
-def _set_ticks(axes: Axes, name: str, values: Sequence[Any], texts: Sequence[str] | None) -> None:
+def _set_ticks(axes: Any, name: str, values: Sequence[Any], texts: Sequence[str] | None) -> None:
     ticks = getattr(axes, f"{name}axis")
     ticks.set_ticks([float(value) for value in values])
     ticks.set_ticklabels([plain(str(text)) for text in (texts if texts is not None else values)])
