@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path += [str(HERE / "exported"), str(HERE.parent)]  # situations, and what they are made of
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # what situations are made of
+sys.path.append(str(Path(__file__).resolve().parent / "exported"))
 
 from of_checkpoints import SITUATIONS as CHECKPOINTS
 from of_data import SITUATIONS as DATA
@@ -23,7 +23,7 @@ from of_settings import SITUATIONS as SETTINGS
 from of_ties import SITUATIONS as TIES
 from situation import Situation
 
-DOCUMENT = HERE.parents[1] / "docs" / "reliability.md"
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
 BEGIN, END = "<!-- situations -->", "<!-- end of situations -->"
 KINDS: dict[str, list[Situation]] = {
     "Outputs": OUTPUTS,
