@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import textwrap
 
 from source_trees import all_sources
 
@@ -37,3 +38,13 @@ def test_modules_that_define_the_command_line_import_nothing_heavy(environment):
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert {name: heavy for name, heavy in json.loads(done.stdout).items() if heavy} == {}
+
+
+def test_every_module_can_be_imported_while_models_are_built_without_memory(environment):
+    """transformers imports our quantiser when it is first asked for, which may be under `torch.device("meta")`."""
+    under_meta = f"import torch\nwith torch.device('meta'):\n{textwrap.indent(IMPORT_ALL, '    ')}"
+    done = subprocess.run(
+        [sys.executable, "-c", under_meta, json.dumps(sorted(all_sources())), "[]"],
+        env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr

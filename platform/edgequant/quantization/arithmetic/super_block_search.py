@@ -18,8 +18,8 @@ from edgequant.quantization.arithmetic.super_blocks import Factors, minimum_fact
 from edgequant.quantization.weight_spec import SUPER_BLOCK, WeightSpec
 
 # Steps by which a group's range is longer than its codes reach: below 0 its ends are out of use, above 0 clipped.
-Q4_STEPS = [*torch.linspace(-1.0, 3.0, 17).tolist(), 4.0, 6.0, 9.0]
-Q6_STEPS = [*torch.linspace(-2.0, 6.0, 33).tolist(), 8.0, 11.0, 15.0, 20.0]
+Q4_STEPS = [*torch.linspace(-1.0, 3.0, 17, device="cpu").tolist(), 4.0, 6.0, 9.0]
+Q6_STEPS = [*torch.linspace(-2.0, 6.0, 33, device="cpu").tolist(), 8.0, 11.0, 15.0, 20.0]
 REFITS = 2  # rounded once more on the best line, and fitted anew
 ROUNDS = 2
 _TINY = torch.finfo(torch.float32).tiny
