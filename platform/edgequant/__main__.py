@@ -1,4 +1,4 @@
-"""The command line: `edgequant <workflow> --key value`, one workflow per MLproject entry point, plus `doctor`."""
+"""The command line: `edgequant <workflow> --key value`: MLproject's entry points, `chat` and `doctor`."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ WORKFLOWS = {
     "promote": "edgequant_registry.workflow",
     "report": "edgequant.workflows.report",
     "pipeline": "edgequant.workflows.pipeline",
+    "chat": "edgequant.workflows.chat",
     "doctor": "edgequant.workflows.doctor",
 }
 

@@ -135,6 +135,7 @@ class ReachedError(Exception):
 def no_work(monkeypatch, store):
     """Every workflow ends where its run would begin."""
     import edgequant.tracking
+    import edgequant.workflows.chat
     import edgequant.workflows.doctor
 
     def begin(*_: Any, **__: Any) -> None:
@@ -142,6 +143,7 @@ def no_work(monkeypatch, store):
 
     monkeypatch.setattr(edgequant.tracking, "workflow_run", begin)
     monkeypatch.setattr(edgequant.workflows.doctor, "checks", begin)
+    monkeypatch.setattr(edgequant.workflows.chat, "file_of", begin)
 
 
 OWN = [

@@ -155,6 +155,6 @@ SITUATIONS = [
     ),
     Situation(
         "an earlier export, with a text of the user's beside it", "export --format q4_1 --output out", "read as meant",
-        "next  llama-cli -m out/tiny-q4_1.gguf ...", another_format_into_the_same_folder,
+        "next  edgequant chat --model out/tiny-q4_1.gguf", another_format_into_the_same_folder,
     ),
 ]  # fmt: skip

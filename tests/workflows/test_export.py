@@ -44,7 +44,7 @@ def test_tiny_is_exported_measured_and_logged(tmp_path, capsys) -> None:
     assert tracking.download(f"runs:/{run.id}/gguf/tiny-q8_0.gguf").read_bytes() == file.read_bytes()
     (row,) = json.loads(tracking.download(f"runs:/{run.id}/summary.json").read_text())
     assert row["format"] == "q8_0" and Path(row["file"]) == file
-    assert f"llama-cli -m {file}" in capsys.readouterr().out
+    assert f"edgequant chat --model {file}" in capsys.readouterr().out
 
 
 def test_a_file_over_the_limit_stays_local(tmp_path) -> None:

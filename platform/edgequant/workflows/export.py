@@ -259,4 +259,4 @@ def next_command(written: Path) -> str:
         if (written / QUANTIZE_CONFIG).is_file():
             return f"vllm serve {path}"
         return f"edgequant evaluate --model {path}{' --runtime onnx' if is_onnx_folder(written) else ''}"
-    return f"llama-cli -m {path} -p {shlex.quote('The flood warning for tonight says that')} -n 64"
+    return f"edgequant chat --model {path}"

@@ -142,7 +142,8 @@ def ptq(
         notes += _by_scheme({scheme: form.notes for scheme, form in shipped.items()})
         following = next_command(str(model), delivering, folders[delivered])
         following = promote_command(versions[0]) if versions else following
-        print_summary(f"ptq: {name}", table, tracked, following, lead=lead, notes=notes)
+        talk = shipped[delivered].talk(folders[delivered])
+        print_summary(f"ptq: {name}", table, tracked, following, lead=lead, notes=notes, talk=talk)
     return WorkflowResult(tracked.id, rows[delivered], str(folders[delivered]), table)
 
 

@@ -122,5 +122,5 @@ def qat(
         table = verdict.summary_rows(rows, found, experiment.name, parsed.name, shipped.cells)
         title = f"qat: {experiment.name}, {parsed.name}"
         lead, notes = [*found.lines, *shipped.lead], [*notes, *shipped.notes]
-        print_summary(title, table, tracked, following, lead=lead, notes=notes)
+        print_summary(title, table, tracked, following, lead=lead, notes=notes, talk=shipped.talk(checkpoint))
     return WorkflowResult(tracked.id, metrics, str(checkpoint), table)

@@ -6,6 +6,7 @@ The one place where workflows ask for it: `plan_timing` before the work, `deploy
 from __future__ import annotations
 
 import json
+import shlex
 import tempfile
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -21,6 +22,7 @@ from edgequant.evaluation.devices.fit import EMULATES_NEITHER, fit
 from edgequant.evaluation.devices.profile import DeviceProfile, read_profile
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.evaluation.tasks.latency import LATENCY
+from edgequant.export.formats import FORMATS
 from edgequant.models.onnx.library import PACKAGES
 from edgequant.workflows.validate import stated_scheme
 
@@ -80,6 +82,10 @@ class Deployed:
     tags: dict[str, str] = field(default_factory=dict)
     lead: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+    def talk(self, checkpoint: Path) -> str | None:
+        """The command that talks with a checkpoint in llama.cpp; None where that does not run what ships."""
+        return f"edgequant chat --model {shlex.quote(str(checkpoint))}" if self.format in FORMATS else None
 
     @property
     def cells(self) -> dict[str, Any]:

@@ -11,9 +11,8 @@ from edgequant.quantization.arithmetic.super_block_search import super_block_gri
 from edgequant.quantization.scheme import WeightSpec
 
 CLIPPING_FACTORS = torch.linspace(1.0, 0.4, 19, device="cpu").tolist()  # of the whole range
-Q4_0_FACTORS = torch.linspace(
-    1.15, 0.4, 26, device="cpu"
-).tolist()  # both ends are reached from the larger by seven steps too
+# Both ends are reached from the larger by seven steps too.
+Q4_0_FACTORS = torch.linspace(1.15, 0.4, 26, device="cpu").tolist()
 TWO_BIT_FACTORS = torch.linspace(1.0, 0.1, 31, device="cpu").tolist()  # whose least error clips more
 ONE_END = (1.1, 1.05, 0.95, 0.9, 0.85, 0.8)  # of either end, around the best whole range
 REFITS = 2  # rounds of least squares for the scale between roundings

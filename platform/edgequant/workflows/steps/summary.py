@@ -22,6 +22,7 @@ def print_summary(
     *,
     lead: Sequence[str] = (),
     notes: Sequence[str] = (),
+    talk: str | None = None,
 ) -> None:
     """Print the summary table and what to do next; file the rows as `summary.json`, and all of it as the run's text.
 
@@ -33,6 +34,7 @@ def print_summary(
         next_command: what a user would type next, or None.
         lead: lines above the table: what it comes to.
         notes: lines below the table: what it does not show, and why.
+        talk: the command that talks with what ships, or None.
     """
     from edgequant import tracking
     from edgequant.reporting.description import description
@@ -59,7 +61,7 @@ def print_summary(
     for label, page in (("table", table), ("compare", compare)):
         if page:
             console.print(f"{label} {page}", soft_wrap=True, markup=False, highlight=False)
-    for label, command in (("show", tracking.ui_command()), ("next", next_command)):
+    for label, command in (("show", tracking.ui_command()), ("talk", talk), ("next", next_command)):
         if command:
             console.print(f"{label}  {runnable(command)}", soft_wrap=True, markup=False, highlight=False)
 

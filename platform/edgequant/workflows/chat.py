@@ -1,0 +1,145 @@
+"""`edgequant chat`: talk in llama.cpp with what ships. It makes no run.
+
+edgequant chat --model CHECKPOINT                     # a line in, an answer out; an empty line ends it
+edgequant chat --model small.gguf --prompt "How is flood water made safe to drink?"
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgequant.errors import UserError
+from edgequant.export.choice import AUTO
+from edgequant.export.formats import FOLDERS
+from edgequant.workflows.export import target_of, write
+from edgequant.workflows.steps.register import default_model
+
+if TYPE_CHECKING:
+    from edgequant.models.sources import ModelSource
+
+CONTEXT = 4096  # tokens at most: a whole context of a small model may take more memory than its weights
+
+
+def chat(
+    *, model: str | None = None, prompt: str | None = None, max_new_tokens: int = 256, threads: int | None = None
+) -> None:
+    """Talk with a model in llama.cpp, as it ships.
+
+    Args:
+        model: .gguf file, or a model source as for `export`, which is written as a GGUF file first unless one lies
+            beside its weights; a checkpoint keeps its integers. By default as `export`.
+        prompt: is answered once; null: lines of the terminal or of a pipe, until an empty one.
+        max_new_tokens: of an answer, at most.
+        threads: CPU threads; null takes the physical cores.
+    """
+    check_settings(prompt, max_new_tokens, threads)
+    from edgequant import models
+
+    source = models.check_available(model or default_model())
+    with tempfile.TemporaryDirectory(prefix="edgequant-chat-") as scratch:
+        file = file_of(source, Path(scratch))
+        server, has_template = _server(file, threads), _has_template(file)
+        messages: list[dict[str, str]] = []
+        for asked in _prompts(prompt):
+            messages = [*messages, {"role": "user", "content": asked}] if has_template else []
+            said = _answer(server, messages, asked, max_new_tokens)
+            messages = [*messages, {"role": "assistant", "content": said}]
+
+
+def check_settings(prompt: str | None, max_new_tokens: int, threads: int | None) -> None:
+    """Refuse what cannot be answered, before anything is loaded.
+
+    Raises:
+        UserError: names the value and what was expected; or llama.cpp is not installed.
+    """
+    from edgequant.evaluation.backends.llama_cpp.library import load_library
+
+    if prompt is not None and not prompt.strip():
+        raise UserError("prompt must be a question or the beginning of a text, got nothing; leave it out to be asked")
+    if max_new_tokens < 1:
+        raise UserError(f"max_new_tokens must be 1 or more, got {max_new_tokens}")
+    if threads is not None and threads < 1:
+        raise UserError(f"threads must be 1 or more, got {threads}; leave it out for the physical cores")
+    load_library()
+
+
+def file_of(source: ModelSource, scratch: Path) -> Path:
+    """The GGUF file of a model source: itself, one beside a checkpoint's weights, else one written into `scratch`.
+
+    Raises:
+        UserError: llama.cpp cannot run it.
+    """
+    from edgequant import models
+    from edgequant.export.shipped import others_integers, scheme_of
+
+    location = Path(source.location)
+    if source.kind == "gguf":
+        return location
+    beside = sorted(location.glob("*.gguf")) if source.kind == "folder" else []
+    if beside:
+        return beside[0]
+    aim = target_of(source, AUTO, None)
+    if aim.format in FOLDERS:
+        raise UserError(f"model must be one that llama.cpp runs, got {source.name!r}: {aim.because}")
+    loaded = models.load(source, dtype="float32", device="cpu")
+    print(aim.line(scheme_of(loaded), others_integers(loaded)), flush=True)
+    return write(loaded, scratch, aim).path
+
+
+def _has_template(file: Path) -> bool:
+    from edgequant.models.gguf.contents import read_contents
+
+    return "tokenizer.chat_template" in read_contents(file).fields
+
+
+def _server(file: Path, threads: int | None) -> Any:
+    import xllamacpp
+
+    from edgequant.evaluation.backends.llama_cpp.cores import physical_cores
+
+    settings = xllamacpp.CommonParams()
+    settings.model.path = str(file)
+    settings.n_ctx, settings.warmup, settings.verbosity = CONTEXT, False, -1
+    settings.cpuparams.n_threads = threads or physical_cores()
+    try:
+        return xllamacpp.Server(settings)
+    except RuntimeError as error:
+        raise UserError(f"llama.cpp could not load {file}: {error}; export the model again") from error
+
+
+def _prompts(prompt: str | None) -> Iterator[str]:
+    if prompt is not None:
+        yield prompt
+        return
+    while True:
+        try:
+            asked = input("> " if sys.stdin.isatty() else "").strip()
+        except EOFError:
+            return
+        if not asked:
+            return
+        yield asked
+
+
+def _answer(server: Any, messages: list[dict[str, str]], asked: str, max_new_tokens: int) -> str:
+    """Print an answer as it comes, or where a model has no chat template, how it continues the text; returns it."""
+    said: list[str] = []
+
+    def take(chunk: dict[str, Any]) -> bool:
+        choice = (chunk.get("choices") or [{}])[0]
+        text = choice.get("delta", {}).get("content") or choice.get("text") or chunk.get("content") or ""
+        said.append(text)
+        print(text, end="", flush=True)
+        return False
+
+    wanted = {"max_tokens": max_new_tokens, "stream": True}
+    if messages:
+        server.handle_chat_completions({"messages": messages, **wanted}, take)
+    else:
+        server.handle_completions({"prompt": asked, **wanted}, take)
+    print()
+    return "".join(said)

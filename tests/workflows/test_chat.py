@@ -1,0 +1,100 @@
+"""`edgequant chat`: an answer of llama.cpp to a prompt, from a file, from a checkpoint and from what lies beside it."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from edgequant import api, models
+from edgequant.errors import UserError
+from edgequant.workflows.chat import chat, file_of
+
+pytest.importorskip("xllamacpp")
+
+
+def checkpoint(tiny: Any, folder: Path, scheme: str) -> Path:
+    model = copy.deepcopy(tiny.model)
+    api.quantize(model, scheme)
+    api.save(model, tiny.tokenizer, folder)
+    return folder
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """In place of llama.cpp's: keeps what it is asked, and answers 'dry land'."""
+    asked = SimpleNamespace(chats=[], completions=[])
+
+    def answer(kept: list[Any], text: Any) -> Any:
+        def handle(request: dict[str, Any], take: Any) -> None:
+            kept.append(request)
+            for word in ("dry", " land"):
+                take({"choices": [text(word)]})
+
+        return handle
+
+    asked.handle_chat_completions = answer(asked.chats, lambda word: {"delta": {"content": word}})
+    asked.handle_completions = answer(asked.completions, lambda word: {"text": word})
+    monkeypatch.setattr("edgequant.workflows.chat._server", lambda *_: asked)
+    return asked
+
+
+def test_a_prompt_is_answered_in_llama_cpp(tiny: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = checkpoint(tiny, tmp_path / "small", "q4_0+embq4_0")
+    chat(model=str(folder), prompt="The water", max_new_tokens=6, threads=1)
+    first, *answer = capfd.readouterr().out.splitlines()
+    assert first.startswith("format: q4_0 keeps all integers") and "".join(answer)
+
+
+def test_lines_are_answered_until_an_empty_one(
+    tiny: Any, server: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = iter(["Where?", "And then?", ""])
+    monkeypatch.setattr("builtins.input", lambda _: next(lines))
+    monkeypatch.setattr("edgequant.workflows.chat._has_template", lambda _: True)
+    chat(model="tiny", max_new_tokens=3)
+    assert capsys.readouterr().out.endswith("dry land\ndry land\n")
+    said = {"role": "assistant", "content": "dry land"}
+    first, second = ({"role": "user", "content": asked} for asked in ("Where?", "And then?"))
+    assert [request["messages"] for request in server.chats] == [[first], [first, said, second]]
+    assert {request["max_tokens"] for request in server.chats} == {3}
+
+
+def test_without_a_chat_template_the_text_goes_on(
+    server: SimpleNamespace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgequant.workflows.chat._has_template", lambda _: False)
+    chat(model="tiny", prompt="The water")
+    assert [request["prompt"] for request in server.completions] == ["The water"] and not server.chats
+    assert capsys.readouterr().out.endswith("dry land\n")
+
+
+def test_a_file_beside_the_weights_is_taken_and_what_llama_cpp_cannot_run_is_refused(tiny: Any, tmp_path: Path) -> None:
+    folder = checkpoint(tiny, tmp_path / "small", "w4-g32")
+    (tmp_path / "scratch").mkdir()
+    source = models.resolve(str(folder))
+    written = file_of(source, tmp_path / "scratch")
+    assert written.parent == tmp_path / "scratch"
+    beside = folder / "tiny-q4_1.gguf"
+    beside.write_bytes(written.read_bytes())
+    assert file_of(source, tmp_path / "scratch") == beside
+    other = checkpoint(tiny, tmp_path / "eight", "w8a8")
+    with pytest.raises(UserError, match=r"model must be one that llama\.cpp runs, got 'eight'"):
+        file_of(models.resolve(str(other)), tmp_path / "scratch")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"prompt": "  "}, "prompt must be a question"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be 1 or more, got 0"),
+        ({"threads": 0}, "threads must be 1 or more, got 0"),
+        ({"model": "no-such-model"}, "model 'no-such-model' is unknown"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        chat(**{"model": "tiny", **given})
