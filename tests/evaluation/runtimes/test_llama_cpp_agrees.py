@@ -67,7 +67,7 @@ def test_greedy_tokens_agree(both: Both) -> None:
             likeliest = both.reference.model(tokens).logits[:, -1:].argmax(-1)
             tokens = torch.cat([tokens, likeliest], dim=1)
     expected = tokens[0, len(prompt) :].tolist()
-    alike = sum(a == b for a, b in zip(both.ours._greedy(prompt, NEW_TOKENS), expected, strict=True))
+    alike = sum(a == b for a, b in zip(both.ours.greedy(prompt, NEW_TOKENS), expected, strict=True))
     assert alike >= ALIKE
 
 

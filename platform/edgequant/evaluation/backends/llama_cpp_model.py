@@ -10,18 +10,19 @@ import numpy as np
 
 from edgequant import files
 from edgequant.errors import UserError
+from edgequant.evaluation.backends.alone import Alone
 from edgequant.evaluation.backends.footprint import GB, size_metrics
-from edgequant.evaluation.backends.language_model import Choice, DecodeTiming, Generated, Window
+from edgequant.evaluation.backends.language_model import Choice, Generated
 from edgequant.evaluation.backends.llama_cpp.cores import physical_cores
 from edgequant.evaluation.backends.llama_cpp.library import load_library, version
 from edgequant.evaluation.backends.llama_cpp.sequence import Gguf, Sequence0
 from edgequant.evaluation.backends.llama_cpp.timed_alone import repacking_works, time_alone
+from edgequant.evaluation.backends.runtime_model import RuntimeModel
 
 DEFAULT_CONTEXT = 4096
-_FOOTPRINT_TOKENS = 128
 
 
-class LlamaCppModel:
+class LlamaCppModel(RuntimeModel):
     """Scores and generates with llama.cpp, in the integer arithmetic that a device would run.
 
     Requests are taken in the order of their tokens, so that what neighbours share is read once. At most 32 MiB of
@@ -44,6 +45,7 @@ class LlamaCppModel:
         self, path: str | Path, *, context_length: int | None = None, threads: int | None = None, gpu_layers: int = 0
     ) -> None:
         self.path, self._threads, self._library = Path(path), threads or physical_cores(), load_library()
+        self._name = self.path.name
         self._gpu_layers = gpu_layers if self._library.llama_supports_gpu_offload() else 0
         self._repacks = repacking_works(self.path)
         self._gguf = Gguf(self.path, repack=self._repacks, gpu_layers=self._gpu_layers)
@@ -55,7 +57,6 @@ class LlamaCppModel:
         ends = (self._library.llama_vocab_bos(self._vocabulary), self._library.llama_vocab_eos(self._vocabulary), 0)
         self.bos = ends[0] if self._library.llama_vocab_get_add_bos(self._vocabulary) else None
         self.start_token = next(token for token in ends if token >= 0)
-        self._peak_rss: int | None = None
 
     @property
     def description(self) -> dict[str, str]:
@@ -77,10 +78,6 @@ class LlamaCppModel:
         number = int(self._gguf.metadata("general.file_type") or -1)
         names = {kind.value: kind.name.removeprefix("MOSTLY_").removeprefix("ALL_") for kind in gguf.LlamaFileType}
         return names.get(number, "gguf").lower()
-
-    @property
-    def decode_methods(self) -> tuple[str, ...]:
-        return ("generate",)  # llama.cpp's cache is static anyway
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         prefix = [] if self.bos is None else [self.bos]
@@ -113,35 +110,15 @@ class LlamaCppModel:
         rendered: Any = render_jinja_template([asked], **special)[0]
         return str(rendered[0])
 
-    def losses(self, windows: Sequence[Window]) -> Iterator[tuple[int, float]]:
-        for index in sorted(range(len(windows)), key=lambda at: windows[at].tokens):
-            tokens, first = windows[index].tokens, len(windows[index].tokens) - windows[index].scored
-            yield index, -self._following(tokens, first)
-
-    def log_likelihoods(self, choices: Sequence[Choice]) -> Iterator[tuple[int, tuple[float, ...]]]:
-        for index in sorted(range(len(choices)), key=lambda at: choices[at].context):
-            context, parts = choices[index].context, choices[index].continuations
-            (last,) = self._sequence.rows(context, len(context) - 1)
-            begun = self._log_probabilities(last.logits, 1)[0, [part[0] for part in parts]].tolist()
-            rest = [self._following(context + part, len(context) + 1) for part in parts]
-            yield index, tuple(map(sum, zip(begun, rest, strict=True)))
-
     def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Iterator[tuple[int, Generated]]:
         for index in sorted(range(len(prompts)), key=lambda at: list(prompts[at])):
             tokens: list[int] = []
-            for token in self._greedy(prompts[index], max_new_tokens):
+            for token in self.greedy(prompts[index], max_new_tokens):
                 tokens.append(token)
                 if self._ends(token) or b"\n" in self._gguf.piece(token):
                     break
             text = self.decode([token for token in tokens if not self._ends(token)])
             yield index, Generated(text.split("\n")[0], len(tokens))
-
-    def decode_timings(
-        self, method: str, prompt_length: int, batch_size: int, new_tokens: int, repetitions: int, seed: int
-    ) -> Iterator[DecodeTiming]:
-        for repetition in range(repetitions if batch_size == 1 else 0):
-            alone = self._alone(prompt_length, new_tokens, seed + repetition)
-            yield DecodeTiming(alone.first_token, alone.total, new_tokens, alone.load)
 
     def weights_digest(self) -> str:
         return files.sha256_of(self.path)
@@ -150,44 +127,17 @@ class LlamaCppModel:
         """The file's bytes, which are resident too, since llama.cpp maps them; peak memory of a fresh process."""
         size = self.path.stat().st_size
         parameters = int(self._library.llama_model_n_params(self._gguf.model))
-        if self._peak_rss is None:
-            self._alone(min(_FOOTPRINT_TOKENS, self.context_length - 2), 2, 0)
-        peak = {"size/peak_rss_gb": (self._peak_rss or 0) / GB}
+        peak = {"size/peak_rss_gb": self._peak() / GB}
         return size_metrics(size, parameters) | {"size/resident_gb": size / GB} | peak
 
-    def _alone(self, prompt_length: int, new_tokens: int, seed: int) -> Any:
-        alone = time_alone(
+    def _array(self, logits: Any, rows: int) -> np.ndarray:
+        return np.ctypeslib.as_array(logits, (rows, self._gguf.size))
+
+    def _time_alone(self, prompt_length: int, new_tokens: int, seed: int) -> Alone:
+        return time_alone(
             self.path, threads=self._threads, prompt_length=prompt_length, new_tokens=new_tokens, seed=seed,
             repack=self._repacks, gpu_layers=self._gpu_layers,
         )  # fmt: skip
-        self._peak_rss = max(self._peak_rss or 0, alone.peak_rss)
-        return alone
-
-    def _following(self, tokens: Sequence[int], first: int) -> float:
-        """Summed log-probability in nats of the tokens from position `first` on, each given all before it."""
-        total = 0.0
-        if first < len(tokens):
-            for rows in self._sequence.rows(tokens[:-1], first - 1):
-                found = self._log_probabilities(rows.logits, len(rows.positions))
-                following = tokens[rows.positions.start + 1 : rows.positions.stop + 1]
-                total += float(found[np.arange(len(following)), list(following)].sum(dtype=np.float64))
-        return total
-
-    def _log_probabilities(self, logits: Any, count: int) -> np.ndarray:
-        """Of every token, in nats [count, vocabulary]."""
-        found = np.ctypeslib.as_array(logits, (count, self._gguf.size))
-        shifted = found - found.max(axis=1, keepdims=True)
-        if np.isnan(shifted).any():
-            raise UserError(f"{self.path.name} gives NaN logits; its weights are broken")
-        return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True, dtype=np.float64))
-
-    def _greedy(self, prompt: Sequence[int], new_tokens: int) -> Iterator[int]:
-        (last,) = self._sequence.rows(prompt, len(prompt) - 1)
-        logits = last.logits
-        for left in reversed(range(new_tokens)):
-            token = int(np.ctypeslib.as_array(logits, (self._gguf.size,)).argmax())
-            yield token
-            logits = self._sequence.next(token) if left else None
 
     @property
     def _end(self) -> int:

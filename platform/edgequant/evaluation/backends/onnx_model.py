@@ -7,25 +7,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from edgequant import files, models
-from edgequant.errors import UserError
+from edgequant.evaluation.backends.alone import Alone
 from edgequant.evaluation.backends.footprint import GB, bytes_of, size_metrics
 from edgequant.evaluation.backends.generation import stop_tokens
-from edgequant.evaluation.backends.language_model import Choice, DecodeTiming, Generated, Window
+from edgequant.evaluation.backends.language_model import Generated
 from edgequant.evaluation.backends.llama_cpp.cores import physical_cores
 from edgequant.evaluation.backends.onnx.sequence import GenaiModel, GenaiSequence, Logits, check_folder
 from edgequant.evaluation.backends.onnx.timed_alone import time_alone
+from edgequant.evaluation.backends.runtime_model import RuntimeModel
 from edgequant.evaluation.backends.tokenized import WithTokenizer, bos_token
 from edgequant.models.onnx.folder import PARAMETERS, SCHEME, read_genai_config
 from edgequant.models.onnx.library import PACKAGES
 
 DEFAULT_CONTEXT = 4096
-_FOOTPRINT_TOKENS = 128
 
 
-class OnnxModel(WithTokenizer):
+class OnnxModel(RuntimeModel, WithTokenizer):
     """Scores and generates with onnxruntime-genai, in the arithmetic that a device would run.
 
     Requests are taken in the order of their tokens, so that what neighbours share is read once. At most 32 MiB of
@@ -50,6 +48,7 @@ class OnnxModel(WithTokenizer):
         self, folder: str | Path, *, context_length: int | None = None, threads: int | None = None, bos: str = "auto"
     ) -> None:
         self.folder, self._threads = Path(folder), threads or physical_cores()
+        self._name = self.folder.name
         check_folder(self.folder)
         self._model = GenaiModel(self.folder, threads=self._threads)
         self.tokenizer: Any = models.load_tokenizer(str(folder))
@@ -58,7 +57,6 @@ class OnnxModel(WithTokenizer):
         self.bos = bos_token(self.tokenizer, self._model.type, bos)
         ends = (self.bos, self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, 0)
         self.start_token = next(token for token in ends if token is not None)
-        self._peak_rss: int | None = None
 
     @property
     def description(self) -> dict[str, str]:
@@ -76,23 +74,6 @@ class OnnxModel(WithTokenizer):
         """The scheme of the checkpoint that the folder was made of; `onnx` where it was made elsewhere."""
         return self._said.get(SCHEME, "onnx")
 
-    @property
-    def decode_methods(self) -> tuple[str, ...]:
-        return ("generate",)  # onnxruntime-genai's cache is static anyway
-
-    def losses(self, windows: Sequence[Window]) -> Iterator[tuple[int, float]]:
-        for index in sorted(range(len(windows)), key=lambda at: windows[at].tokens):
-            tokens, first = windows[index].tokens, len(windows[index].tokens) - windows[index].scored
-            yield index, -self._following(tokens, first)
-
-    def log_likelihoods(self, choices: Sequence[Choice]) -> Iterator[tuple[int, tuple[float, ...]]]:
-        for index in sorted(range(len(choices)), key=lambda at: choices[at].context):
-            context, parts = choices[index].context, choices[index].continuations
-            (last,) = self._sequence.rows(context, len(context) - 1)
-            begun = self._log_probabilities(last.logits)[0, [part[0] for part in parts]].tolist()
-            rest = [self._following(context + part, len(context) + 1) for part in parts]
-            yield index, tuple(map(sum, zip(begun, rest, strict=True)))
-
     def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Iterator[tuple[int, Generated]]:
         for index in sorted(range(len(prompts)), key=lambda at: list(prompts[at])):
             tokens: list[int] = []
@@ -102,22 +83,6 @@ class OnnxModel(WithTokenizer):
                     break
             yield index, Generated(self.decode(tokens).split("\n")[0], len(tokens))
 
-    def greedy(self, prompt: Sequence[int], new_tokens: int) -> Iterator[int]:
-        """The likeliest tokens behind a prompt, one after the other."""
-        (last,) = self._sequence.rows(prompt, len(prompt) - 1)
-        logits = last.logits[-1]
-        for left in reversed(range(new_tokens)):
-            token = int(logits.argmax())
-            yield token
-            logits = self._sequence.next(token) if left else logits
-
-    def decode_timings(
-        self, method: str, prompt_length: int, batch_size: int, new_tokens: int, repetitions: int, seed: int
-    ) -> Iterator[DecodeTiming]:
-        for repetition in range(repetitions if batch_size == 1 else 0):
-            alone = self._alone(prompt_length, new_tokens, seed + repetition)
-            yield DecodeTiming(alone.first_token, alone.total, new_tokens, alone.load)
-
     def weights_digest(self) -> str:
         named = [path for path in sorted(self.folder.iterdir()) if ".onnx" in path.name and path.is_file()]
         return files.sha256_of_bytes("".join(files.sha256_of(path) for path in named))
@@ -125,35 +90,17 @@ class OnnxModel(WithTokenizer):
     def footprint(self, checkpoint: Path | None = None) -> dict[str, float]:
         """All files' bytes, which are resident too, if laid out anew; peak memory of a fresh process."""
         size = bytes_of(self.folder)
-        if self._peak_rss is None:
-            self._alone(min(_FOOTPRINT_TOKENS, self.context_length - 2), 2, 0)
         parameters = self._said.get(PARAMETERS)
         sizes = size_metrics(size, int(parameters)) if parameters else {"size/checkpoint_gb": size / GB}
-        return sizes | {"size/resident_gb": size / GB, "size/peak_rss_gb": (self._peak_rss or 0) / GB}
+        return sizes | {"size/resident_gb": size / GB, "size/peak_rss_gb": self._peak() / GB}
 
-    def _alone(self, prompt_length: int, new_tokens: int, seed: int) -> Any:
-        alone = time_alone(
+    def _array(self, logits: Logits, rows: int) -> Logits:
+        return logits.reshape(rows, -1)
+
+    def _time_alone(self, prompt_length: int, new_tokens: int, seed: int) -> Alone:
+        return time_alone(
             self.folder, threads=self._threads, prompt_length=prompt_length, new_tokens=new_tokens, seed=seed
         )
-        self._peak_rss = max(self._peak_rss or 0, alone.peak_rss)
-        return alone
-
-    def _following(self, tokens: Sequence[int], first: int) -> float:
-        """Summed log-probability in nats of the tokens from position `first` on, each given all before it."""
-        total = 0.0
-        if first < len(tokens):
-            for rows in self._sequence.rows(tokens[:-1], first - 1):
-                found = self._log_probabilities(rows.logits)
-                following = tokens[rows.positions.start + 1 : rows.positions.stop + 1]
-                total += float(found[np.arange(len(following)), list(following)].sum(dtype=np.float64))
-        return total
-
-    def _log_probabilities(self, logits: Logits) -> Logits:
-        """Of every token, in nats [positions, vocabulary]."""
-        shifted = logits - logits.max(axis=1, keepdims=True)
-        if np.isnan(shifted).any():
-            raise UserError(f"{self.folder.name} gives NaN logits; its weights are broken")
-        return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True, dtype=np.float64))
 
     @cached_property
     def _said(self) -> dict[str, str]:
