@@ -27,7 +27,7 @@ class QatSettings:
     init_from: str = "auto"
     """PTQ method whose integers, scales and zero points training starts from (with learnable_scales), and which makes
     the PTQ that QAT is compared with and has to beat; auto: of those that fit the machine's time the one that predicts
-    held-out text best. rtn starts from the floating-point weights. Methods: {ptq_methods}."""
+    held-out text best. rtn, where it is named, starts from the floating-point weights. Methods: {ptq_methods}."""
 
     learnable_scales: bool = True
     """Weights' scales and zero points are trained too (LSQ+, arXiv 2004.09576) instead of following each group's
@@ -119,7 +119,7 @@ class QatSettings:
 
     def starts_from(self, method: str) -> bool:
         """Whether training starts from the integers of the PTQ method, not from the floating-point weights."""
-        return self.learnable_scales and parse_method(method).name != "rtn"
+        return self.learnable_scales and (self.init_from == "auto" or parse_method(method).name != "rtn")
 
     def _check_init_from(self) -> None:
         try:
