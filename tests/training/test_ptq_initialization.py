@@ -65,7 +65,8 @@ def test_ptq_is_by_the_best_methods_unless_told_otherwise_and_keeps_pruned_weigh
 
 
 def test_training_starts_from_ptqs_integers_where_scales_learn_and_there_are_such():
-    assert QatSettings().starts_from("gptq") and not QatSettings().starts_from("rtn")
+    assert QatSettings().starts_from("gptq") and QatSettings().starts_from("rtn")
+    assert not QatSettings(init_from="rtn").starts_from("rtn")
     assert not QatSettings(learnable_scales=False).starts_from("mse_clip")
 
 
