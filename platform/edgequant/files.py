@@ -46,6 +46,12 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> Path
     return Path(path)
 
 
+def bytes_of(path: Path) -> int:
+    """Of a file, or of all files of a folder."""
+    parts = [path] if path.is_file() else path.rglob("*")
+    return sum(part.stat().st_size for part in parts if part.is_file())
+
+
 def sha256_of(path: str | os.PathLike[str]) -> str:
     """Hexadecimal SHA-256 of a file's bytes, read in pieces of 1 MiB."""
     with open(path, "rb") as handle:

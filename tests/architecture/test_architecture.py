@@ -89,10 +89,11 @@ WITHIN = {
         "formats": set(),
         "choice": {"formats", "onnx"},
         "onnx": {"formats"},
-        "gptq": {"formats"},
+        "tensors_folder": {"formats"},
+        "gptq": {"formats", "tensors_folder"},
         "parity": {"formats", "onnx", "gptq"},  # to run what it wrote
         "gguf": {"choice", "formats"},
-        "compressed_tensors": {"formats"},
+        "compressed_tensors": {"formats", "tensors_folder"},
         "shipped": {"choice", "formats", "gguf", "onnx", "compressed_tensors"},
     },
 }

@@ -20,8 +20,9 @@ from safetensors.torch import load_file, save_file
 from small_models import ARCHITECTURES
 
 from edgequant.errors import UserError
-from edgequant.export.compressed_tensors.write import WEIGHTS, write_compressed_tensors
+from edgequant.export.compressed_tensors.write import write_compressed_tensors
 from edgequant.export.formats import check_expressible
+from edgequant.export.tensors_folder import WEIGHTS
 from edgequant.quantization.arithmetic.affine import quantize
 from edgequant.quantization.layers.integer import IntegerEmbedding, IntegerLinear
 from edgequant.quantization.scheme import Scheme, WeightSpec, parse_scheme

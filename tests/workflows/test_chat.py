@@ -44,9 +44,13 @@ def server(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 def test_a_prompt_is_answered_in_llama_cpp(tiny: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     folder = checkpoint(tiny, tmp_path / "small", "q4_0+embq4_0")
-    chat(model=str(folder), prompt="The water", max_new_tokens=6, threads=1)
-    first, *answer = capfd.readouterr().out.splitlines()
-    assert first.startswith("format: q4_0 keeps all integers") and "".join(answer)
+    said = []
+    for _ in range(4):  # llama.cpp draws tokens, and a model of random weights may end its answer at once
+        chat(model=str(folder), prompt="The water", max_new_tokens=24, threads=1)
+        first, *answer = capfd.readouterr().out.splitlines()
+        assert first.startswith("format: q4_0 keeps all integers")
+        said.append("".join(answer))
+    assert any(said)
 
 
 def test_lines_are_answered_until_an_empty_one(

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-import tempfile
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from edgequant.errors import UserError
 from edgequant.export.choice import GGUF, Target, choose_target, exports_of
 from edgequant.export.formats import COMPRESSED_TENSORS, ONNX, file_name
 from edgequant.export.onnx.expressible import check_configuration
-from edgequant.files import sha256_of
+from edgequant.files import bytes_of, sha256_of
 from edgequant.models.loading import LoadedModel
 from edgequant.models.manifest import list_file
 from edgequant.models.onnx.library import check_installed
@@ -98,13 +99,13 @@ def _shipped(loaded: LoadedModel, checkpoint: Path, export: str | None, scratch:
         why = f"no shipped size: no format keeps the integers of {what}; `edgequant export` rounds them again"
         return Shipped(NOTHING, notes=(why,))
     if target.format == COMPRESSED_TENSORS:
-        return Shipped(target.format, _metrics(*_folder_size(loaded, checkpoint)))
+        return Shipped(target.format, deploy_sizes(*_folder_size(loaded, checkpoint)))
     if target.format == ONNX:
         return _onnx(loaded, checkpoint, scratch)
     if export is None and scratch is None:
         from edgequant.export.gguf.write import gguf_size
 
-        return Shipped(target.format, _metrics(*gguf_size(loaded, target)))
+        return Shipped(target.format, deploy_sizes(*gguf_size(loaded, target)))
     if export is None:
         return _written(loaded, scratch or checkpoint, target)
     shipped = _written(loaded, checkpoint, target)
@@ -173,9 +174,10 @@ def _onnx(loaded: LoadedModel, checkpoint: Path, scratch: Path | None) -> Shippe
     """An ONNX folder in `scratch`, or its size alone."""
     from edgequant.export.onnx.write import write_onnx
 
-    with tempfile.TemporaryDirectory(dir=place_beside(checkpoint), prefix=".shipped-") as temporary:
-        written = write_onnx(loaded, (scratch or Path(temporary)) / ONNX)
-    metrics = _metrics(written.size_bytes, written.parameters)
+    place = nullcontext(scratch) if scratch else TemporaryDirectory(dir=place_beside(checkpoint), prefix=".shipped-")
+    with place as folder:
+        written = write_onnx(loaded, Path(folder) / ONNX)
+    metrics = deploy_sizes(written.size_bytes, written.parameters)
     return Shipped(ONNX, metrics, tuple(written.notes), path=written.path if scratch else None)
 
 
@@ -194,17 +196,16 @@ def _written(loaded: LoadedModel, folder: Path, target: Target) -> Shipped:
     from edgequant.export.gguf.write import write_gguf
 
     written = write_gguf(loaded, folder / file_name(loaded.source.name, target.format), target)
-    metrics = _metrics(written.size_bytes, written.parameters)
+    metrics = deploy_sizes(written.size_bytes, written.parameters)
     return Shipped(target.format, metrics, tuple(written.notes), written.sha256, written.path)
 
 
 def _folder_size(loaded: LoadedModel, checkpoint: Path) -> tuple[int, int]:
     from edgequant.export.compressed_tensors.write import write_compressed_tensors
 
-    with tempfile.TemporaryDirectory(dir=place_beside(checkpoint), prefix=".shipped-") as folder:
+    with TemporaryDirectory(dir=place_beside(checkpoint), prefix=".shipped-") as folder:
         written = write_compressed_tensors(loaded, Path(folder, "folder"))
-        size = sum(file.stat().st_size for file in written.path.rglob("*") if file.is_file())
-    return size, written.parameters
+        return bytes_of(written.path), written.parameters
 
 
 def place_beside(checkpoint: Path) -> Path | None:
@@ -212,5 +213,6 @@ def place_beside(checkpoint: Path) -> Path | None:
     return checkpoint.parent if os.access(checkpoint.parent, os.W_OK) else None
 
 
-def _metrics(size: int, parameters: int) -> dict[str, float]:
+def deploy_sizes(size: int, parameters: int) -> dict[str, float]:
+    """`deploy/size_gb` and what it saves against 2 bytes per parameter, in per cent; `size` in bytes."""
     return {"deploy/size_gb": size / GB, "deploy/reduction_vs_fp16": 100 * (1 - size / (2 * parameters))}

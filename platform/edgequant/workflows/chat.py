@@ -17,6 +17,7 @@ from edgequant.export.choice import AUTO
 from edgequant.export.formats import FOLDERS
 from edgequant.workflows.export import target_of, write
 from edgequant.workflows.steps.register import default_model
+from edgequant.workflows.validate import check_threads
 
 if TYPE_CHECKING:
     from edgequant.models.sources import ModelSource
@@ -62,8 +63,7 @@ def check_settings(prompt: str | None, max_new_tokens: int, threads: int | None)
         raise UserError("prompt must be a question or the beginning of a text, got nothing; leave it out to be asked")
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens must be 1 or more, got {max_new_tokens}")
-    if threads is not None and threads < 1:
-        raise UserError(f"threads must be 1 or more, got {threads}; leave it out for the physical cores")
+    check_threads(threads, "llama.cpp")
     load_library()
 
 

@@ -26,6 +26,7 @@ from edgequant.export.formats import (
     check_format,
     file_name,
 )
+from edgequant.files import bytes_of
 from edgequant.folders import check_own_file, share_folder
 from edgequant.models.devices import check_device
 from edgequant.models.onnx.folder import is_onnx_folder
@@ -204,8 +205,9 @@ def size_metrics(written: Exported) -> dict[str, float]:
 
 def deployed(written: Exported, format: str, timing: TimingPlan) -> Deployed:
     """The file or the whole folder as it ships, a file in its runtime."""
-    size = sum(file.stat().st_size for file in [written.path, *written.path.rglob("*")] if file.is_file())
-    sizes = {"deploy/size_gb": size / GB, "deploy/reduction_vs_fp16": 100 * (1 - size / (2 * written.parameters))}
+    from edgequant.export.shipped import deploy_sizes
+
+    sizes = deploy_sizes(bytes_of(written.path), written.parameters)
     return deploy_file(written.path, format, sizes, timing.of(format, runs=written.path.is_file() or format == ONNX))
 
 

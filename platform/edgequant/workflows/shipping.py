@@ -19,7 +19,7 @@ from edgequant.evaluation.backends.llama_cpp.cores import physical_cores
 from edgequant.evaluation.backends.llama_cpp.library import INSTALL, version
 from edgequant.evaluation.backends.memory_limit import memory_limit
 from edgequant.evaluation.devices.fit import EMULATES_NEITHER, fit
-from edgequant.evaluation.devices.profile import DeviceProfile, read_profile
+from edgequant.evaluation.devices.profile import MOST_THREADS, DeviceProfile, read_profile
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.evaluation.tasks.latency import LATENCY
 from edgequant.export.formats import FORMATS
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 RUN_AS_THEY_ARE = ("gguf", "onnx")  # kinds of a model source that a runtime of devices takes
 PROMPT, NEW_TOKENS = 128, 32  # tokens, where the settings leave them open
-MOST_THREADS = 4096
 _ABSENT = f"xllamacpp is not installed ({INSTALL})"
 
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-import math
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import torch
+from beside_torch import greedy_tokens_alike, perplexities
 from small_models import ARCHITECTURES, TEXT
 
 from edgequant import models
-from edgequant.evaluation.backends.language_model import Window
 from edgequant.evaluation.backends.llama_cpp_model import LlamaCppModel
 from edgequant.evaluation.backends.transformers_model import TransformersModel
 from edgequant.export.gguf.write import write_gguf
@@ -45,11 +43,8 @@ def test_the_tokens_are_the_same(both: Both) -> None:
 
 
 def test_perplexity_is_within_half_a_per_cent(both: Both) -> None:
-    tokens = both.ours.encode(["\n".join(TEXT)])[0]
-    windows = [Window(tuple(tokens[at : at + 100]), 99) for at in range(0, len(tokens) - 100, 50)]
-    windows.append(Window(windows[0].tokens, 7))
-    found = [sum(dict(model.losses(windows)).values()) / (99 * len(windows) - 92) for model in both]
-    assert math.exp(found[0]) == pytest.approx(math.exp(found[1]), rel=0.005)
+    ours, theirs = perplexities(*both)
+    assert ours == pytest.approx(theirs, rel=0.005)
 
 
 def test_log_likelihoods_of_one_token_and_of_several_agree(both: Both) -> None:
@@ -60,15 +55,7 @@ def test_log_likelihoods_of_one_token_and_of_several_agree(both: Both) -> None:
 
 
 def test_greedy_tokens_agree(both: Both) -> None:
-    prompt = both.ours.encode([TEXT[0]])[0]
-    tokens = torch.tensor([prompt])
-    with torch.no_grad():
-        for _ in range(NEW_TOKENS):
-            likeliest = both.reference.model(tokens).logits[:, -1:].argmax(-1)
-            tokens = torch.cat([tokens, likeliest], dim=1)
-    expected = tokens[0, len(prompt) :].tolist()
-    alike = sum(a == b for a, b in zip(both.ours.greedy(prompt, NEW_TOKENS), expected, strict=True))
-    assert alike >= ALIKE
+    assert greedy_tokens_alike(*both, NEW_TOKENS) >= ALIKE
 
 
 def test_a_chat_template_shows_a_question_as_the_reference_does(both: Both) -> None:

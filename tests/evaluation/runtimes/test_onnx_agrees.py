@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import subprocess
 import sys
 from pathlib import Path
@@ -10,12 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-import torch
+from beside_torch import greedy_tokens_alike, perplexities
 from small_models import ARCHITECTURES, TEXT, checkpoint_of, small
 
 from edgequant import models
 from edgequant.errors import UserError
-from edgequant.evaluation.backends.language_model import LanguageModel, Window
+from edgequant.evaluation.backends.language_model import LanguageModel
 from edgequant.evaluation.backends.onnx import timed_alone
 from edgequant.evaluation.backends.onnx.sequence import GenaiModel, GenaiSequence
 from edgequant.evaluation.backends.onnx_model import OnnxModel
@@ -54,11 +53,8 @@ def test_it_has_the_evaluations_interface_and_the_same_tokens(both: Both) -> Non
 
 
 def test_perplexity_is_within_half_a_per_cent(both: Both) -> None:
-    tokens = both.ours.encode(["\n".join(TEXT)])[0]
-    windows = [Window(tuple(tokens[at : at + 100]), 99) for at in range(0, len(tokens) - 100, 50)]
-    windows.append(Window(windows[0].tokens, 7))
-    found = [sum(dict(model.losses(windows)).values()) / (99 * len(windows) - 92) for model in both]
-    assert math.exp(found[0]) == pytest.approx(math.exp(found[1]), rel=1e-4)
+    ours, theirs = perplexities(*both)
+    assert ours == pytest.approx(theirs, rel=1e-4)
 
 
 def test_log_likelihoods_of_one_token_and_of_several_agree(both: Both) -> None:
@@ -69,14 +65,7 @@ def test_log_likelihoods_of_one_token_and_of_several_agree(both: Both) -> None:
 
 
 def test_greedy_tokens_and_answers_agree(both: Both) -> None:
-    prompt = both.ours.encode([TEXT[0]])[0]
-    tokens = torch.tensor([prompt])
-    with torch.no_grad():
-        for _ in range(NEW_TOKENS):
-            likeliest = both.reference.model(tokens).logits[:, -1:].argmax(-1)
-            tokens = torch.cat([tokens, likeliest], dim=1)
-    expected = tokens[0, len(prompt) :].tolist()
-    assert sum(a == b for a, b in zip(both.ours.greedy(prompt, NEW_TOKENS), expected, strict=True)) >= ALIKE
+    assert greedy_tokens_alike(*both, NEW_TOKENS) >= ALIKE
     prompts = both.ours.encode(TEXT[:3])
     assert dict(both.ours.generate(prompts, 12)) == dict(both.reference.generate(prompts, 12))
 

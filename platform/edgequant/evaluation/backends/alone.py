@@ -7,7 +7,7 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,6 +49,14 @@ def figures_alone(module: str, asked: dict[str, Any], runtime: str, within: Sequ
         told = (done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"])[-1]
         raise UserError(f"{Path(asked['path']).name} could not be timed in {runtime}: {told}")
     return Alone(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def tell_figures(timed: Callable[..., Alone]) -> None:
+    """What the module that `run_alone` started does: print the figures of what is asked for, or end with why not."""
+    try:
+        print(json.dumps(timed(**json.loads(sys.argv[1]))._asdict()))
+    except UserError as error:
+        sys.exit(str(error))
 
 
 def peak_rss() -> int:

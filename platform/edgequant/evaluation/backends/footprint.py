@@ -56,12 +56,6 @@ def checkpoint_bytes(checkpoint: Path) -> int:
     return sum(path.stat().st_size for path in best)
 
 
-def bytes_of(file: Path) -> int:
-    """Of a file, or of all files of a folder."""
-    parts = [file] if file.is_file() else file.rglob("*")
-    return sum(part.stat().st_size for part in parts if part.is_file())
-
-
 def resident_bytes(model: Any) -> int:
     """Bytes of all parameters, buffers and modules' `kernel_operands()`, tensors that share storage once.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from edgequant import files, models
 from edgequant.evaluation.backends.alone import Alone
-from edgequant.evaluation.backends.footprint import GB, bytes_of, size_metrics
+from edgequant.evaluation.backends.footprint import GB, size_metrics
 from edgequant.evaluation.backends.generation import stop_tokens
 from edgequant.evaluation.backends.language_model import Generated
 from edgequant.evaluation.backends.llama_cpp.cores import physical_cores
@@ -89,7 +89,7 @@ class OnnxModel(RuntimeModel, WithTokenizer):
 
     def footprint(self, checkpoint: Path | None = None) -> dict[str, float]:
         """All files' bytes, which are resident too, if laid out anew; peak memory of a fresh process."""
-        size = bytes_of(self.folder)
+        size = files.bytes_of(self.folder)
         parameters = self._said.get(PARAMETERS)
         sizes = size_metrics(size, int(parameters)) if parameters else {"size/checkpoint_gb": size / GB}
         return sizes | {"size/resident_gb": size / GB, "size/peak_rss_gb": self._peak() / GB}

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from edgequant.evaluation.backends.alone import Alone
-from edgequant.evaluation.backends.footprint import GB, bytes_of
+from edgequant.evaluation.backends.footprint import GB
 from edgequant.evaluation.backends.language_model import DecodeTiming
 from edgequant.evaluation.backends.llama_cpp.cores import physical_cores
 from edgequant.evaluation.backends.llama_cpp.timed_alone import repacking_works, time_alone
 from edgequant.evaluation.backends.memory_limit import MemoryLimit
 from edgequant.evaluation.efficiency.latency import median_metrics, timed_values
+from edgequant.files import bytes_of
 
 
 def shipped_metrics(

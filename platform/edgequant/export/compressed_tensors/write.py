@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from edgequant.export.compressed_tensors.layout import (
@@ -21,13 +19,9 @@ from edgequant.export.compressed_tensors.layout import (
     storage_of,
 )
 from edgequant.export.formats import COMPRESSED_TENSORS, Exported, check_expressible, checkpoint_scheme
-from edgequant.files import sha256_of, write_atomically
-from edgequant.folders import atomic_folder
+from edgequant.export.tensors_folder import write_tensors_folder
 from edgequant.models.loading import LoadedModel
 from edgequant.quantization.layers.integer import integer_layers
-from edgequant.quantization.scheme import Scheme
-
-WEIGHTS = "model.safetensors"
 
 
 def write_compressed_tensors(loaded: LoadedModel, folder: str | Path) -> Exported:
@@ -47,22 +41,11 @@ def write_compressed_tensors(loaded: LoadedModel, folder: str | Path) -> Exporte
     check_expressible(scheme)
     model: Any = loaded.model
     layers = layers_of(model)
-    with atomic_folder(folder, COMPRESSED_TENSORS) as temporary:
-        save_file(_tensors(model, layers), temporary / WEIGHTS, metadata={"format": "pt"})
-        config = _config(model, scheme, quantization_config(model, layers))
-        write_atomically(temporary / "config.json", json.dumps(config, indent=2))
-        if getattr(model, "generation_config", None) is not None:
-            model.generation_config.save_pretrained(temporary)
-        loaded.tokenizer.save_pretrained(temporary)
-    written = Path(folder) / WEIGHTS
-    parameters = int(model.config.num_parameters_unquantized)
-    return Exported(Path(folder), written.stat().st_size, sha256_of(written), parameters, _notes(model, layers))
-
-
-def _config(model: Any, scheme: Scheme, quantization: dict[str, Any]) -> dict[str, Any]:
-    config = model.config.to_dict() | {"quantization_config": quantization, "dtype": "float32"}
-    config.pop("_name_or_path", None)
-    return config | {"architectures": [type(model).__name__], "edgequant_scheme": scheme.name}
+    stated = {"quantization_config": quantization_config(model, layers), "dtype": "float32"}
+    stated |= {"edgequant_scheme": scheme.name}
+    return write_tensors_folder(
+        loaded, folder, COMPRESSED_TENSORS, _tensors(model, layers), stated, _notes(model, layers)
+    )
 
 
 def _tensors(model: nn.Module, layers: list[Layer]) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from edgequant.export.formats import QUANTIZE_CONFIG
 from edgequant.export.gptq.layout import LESS_ONE, words_of
-from edgequant.export.gptq.write import WEIGHTS
+from edgequant.export.tensors_folder import WEIGHTS
 from edgequant.models import load_tokenizer
 
 

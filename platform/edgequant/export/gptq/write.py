@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from edgequant.export.formats import GPTQ, QUANTIZE_CONFIG, Exported, checkpoint_scheme
 from edgequant.export.gptq.expressible import check_scheme, check_widths
 from edgequant.export.gptq.layout import AS_IT_IS, LESS_ONE, gptq_tensors, zero_points
-from edgequant.files import sha256_of, write_atomically
-from edgequant.folders import atomic_folder
+from edgequant.export.tensors_folder import write_tensors_folder
 from edgequant.models.loading import LoadedModel
 from edgequant.quantization.layers.integer import IntegerLayer, integer_layers
 from edgequant.quantization.scheme import Scheme
-
-WEIGHTS = "model.safetensors"
 
 
 def write_gptq(loaded: LoadedModel, folder: str | Path) -> Exported:
@@ -42,19 +37,11 @@ def write_gptq(loaded: LoadedModel, folder: str | Path) -> Exported:
     check_widths(scheme.weight.bits, packed)
     format = AS_IT_IS if any(bool((zero_points(layer.packed) == 0).any()) for layer in layers.values()) else LESS_ONE
     quantization = quantization_config(scheme, format)
-    with atomic_folder(folder, GPTQ) as temporary:
-        save_file(_tensors(model, layers, format), temporary / WEIGHTS, metadata={"format": "pt"})
-        config = model.config.to_dict() | {"quantization_config": quantization, "edgequant_scheme": scheme.name}
-        config.pop("_name_or_path", None)
-        config["architectures"] = [type(model).__name__]
-        write_atomically(temporary / "config.json", json.dumps(config, indent=2))
-        write_atomically(temporary / QUANTIZE_CONFIG, json.dumps(quantization, indent=2))
-        if getattr(model, "generation_config", None) is not None:
-            model.generation_config.save_pretrained(temporary)
-        loaded.tokenizer.save_pretrained(temporary)
-    written = Path(folder) / WEIGHTS
-    parameters = int(model.config.num_parameters_unquantized)
-    return Exported(Path(folder), written.stat().st_size, sha256_of(written), parameters, _notes(scheme, format))
+    stated = {"quantization_config": quantization, "edgequant_scheme": scheme.name}
+    return write_tensors_folder(
+        loaded, folder, GPTQ, _tensors(model, layers, format), stated, _notes(scheme, format),
+        beside={QUANTIZE_CONFIG: quantization},
+    )  # fmt: skip
 
 
 def quantization_config(scheme: Scheme, checkpoint_format: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from edgequant.export.formats import ONNX, Exported, checkpoint_scheme
 from edgequant.export.onnx.expressible import check_configuration, check_scheme, container_of
 from edgequant.export.onnx.graph import build
 from edgequant.export.onnx.matrices import INT8_PRODUCTS
-from edgequant.files import sha256_of, write_atomically
+from edgequant.files import bytes_of, sha256_of, write_atomically
 from edgequant.folders import atomic_folder
 from edgequant.models.loading import LoadedModel
 from edgequant.models.onnx.folder import PARAMETERS, SCHEME
@@ -50,7 +50,7 @@ def write_onnx(loaded: LoadedModel, folder: str | Path, *, accuracy_level: int |
         if getattr(model, "generation_config", None) is not None:
             model.generation_config.save_pretrained(temporary)
         _write_graph(model, scheme, temporary, accuracy_level)
-    size = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
+    size = bytes_of(Path(folder))
     parameters = int(model.config.num_parameters_unquantized)
     return Exported(Path(folder), size, sha256_of(Path(folder) / WEIGHTS), parameters, _notes(model))
 

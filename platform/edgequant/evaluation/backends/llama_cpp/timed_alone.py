@@ -8,15 +8,12 @@ counts for nothing. `time_alone` starts it. Light, as `library`.
 
 from __future__ import annotations
 
-import json
 import random
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from edgequant.errors import UserError
-from edgequant.evaluation.backends.alone import Alone, figures_alone, peak_rss, run_alone
+from edgequant.evaluation.backends.alone import Alone, figures_alone, peak_rss, run_alone, tell_figures
 from edgequant.evaluation.backends.llama_cpp.sequence import Gguf, Sequence0
 
 
@@ -76,7 +73,4 @@ def _timed(
 
 
 if __name__ == "__main__":
-    try:
-        print(json.dumps(_timed(**json.loads(sys.argv[1]))._asdict()))
-    except UserError as error:
-        sys.exit(str(error))
+    tell_figures(_timed)

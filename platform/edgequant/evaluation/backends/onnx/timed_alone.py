@@ -8,17 +8,14 @@ numpy that this needs.
 
 from __future__ import annotations
 
-import json
 import random
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from edgequant.errors import UserError
-from edgequant.evaluation.backends.alone import Alone, figures_alone, peak_rss
+from edgequant.evaluation.backends.alone import Alone, figures_alone, peak_rss, tell_figures
 from edgequant.evaluation.backends.onnx.sequence import GenaiModel
 
 
@@ -57,7 +54,4 @@ def _timed(path: str, threads: int, prompt_length: int, new_tokens: int, seed: i
 
 
 if __name__ == "__main__":
-    try:
-        print(json.dumps(_timed(**json.loads(sys.argv[1]))._asdict()))
-    except UserError as error:
-        sys.exit(str(error))
+    tell_figures(_timed)
