@@ -13,7 +13,8 @@ from edgequant import models
 from edgequant.evaluation.backends.footprint import footprint_metrics
 from edgequant.evaluation.backends.token_losses import LMHead
 from edgequant.evaluation.settings import EvaluationSettings
-from edgequant.export.compressed_tensors.write import WEIGHTS, write_compressed_tensors
+from edgequant.export.compressed_tensors.write import write_compressed_tensors
+from edgequant.export.tensors_folder import WEIGHTS
 from edgequant.models import devices
 from edgequant.quantization import checkpoint
 from edgequant.quantization.layers.integer import IntegerLinear
