@@ -120,7 +120,7 @@ SITUATIONS = [
     ),
     refused(
         "less than no doubt in correlations", "ptq --ptq.shrinkage -1",
-        "edgequant ptq: ptq.shrinkage must be 0 (all correlations are believed) or more, got -1.0",
+        "edgequant ptq: ptq.shrinkage must be from 0 to 1, got -1.0",
         command("ptq", *TINY, "--ptq.shrinkage", "-1"),
     ),
     refused(
