@@ -55,11 +55,11 @@ qat: setup
 	mlflow run . -e qat -P adapt=true -P evaluation.limit=120 --env-manager local
 
 test: setup
-	python -m pytest -q -n 2 --dist loadfile
+	python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 # What holds the project's files together compares the installed versions with constraints.txt.
 test-lowest: $(LOWEST)/.installed
-	PATH=$(CURDIR)/$(LOWEST)/bin:$$PATH python -m pytest -q -n 2 --dist loadfile --ignore tests/test_project.py
+	PATH=$(CURDIR)/$(LOWEST)/bin:$$PATH python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/test_project.py
 
 $(LOWEST)/.installed: pyproject.toml constraints-lowest.txt
 	$(call install,$(LOWEST),constraints-lowest.txt)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import pytest
 import torch
@@ -14,7 +12,7 @@ from edgequant.quantization.layers.convert import prepare
 from edgequant.quantization.layers.fake_quantized import fake_quantized_layers
 from edgequant.quantization.layers.fixed_weights import IdentityQuantizer
 from edgequant.quantization.ptq.block_stream import BlockStream
-from edgequant.quantization.ptq.second_moments import PIECES, SecondMoment, SecondMomentSum, chance_share
+from edgequant.quantization.ptq.second_moments import FOLDS, SHARES, SecondMoment, SecondMomentSum, chance_share
 from edgequant.quantization.ptq.tied_embedding import moment_of_both_uses
 from edgequant.quantization.scheme import parse_scheme
 
@@ -23,36 +21,40 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def spelled_out(inputs: np.ndarray, pieces: int) -> float:
-    """Schäfer and Strimmer's equation 10 pair by pair, the variance of a mean taken from a sample of means."""
+def likeliest(inputs: np.ndarray) -> float:
+    """The share under which each quarter is likeliest by the other three, by the density written out."""
     scaled = inputs / np.sqrt((inputs**2).mean(0))
-    variances, squares = 0.0, 0.0
-    for i, j in itertools.permutations(range(inputs.shape[1]), 2):
-        of_pieces = [(part[:, i] * part[:, j]).mean() for part in np.split(scaled, pieces)]
-        variances += np.var(of_pieces, ddof=1) / pieces
-        squares += np.mean(of_pieces) ** 2
-    return min(1.0, variances / squares)
+    folds, losses = np.array_split(scaled, FOLDS), []
+    for share in SHARES:
+        loss = 0.0
+        for left_out in range(FOLDS):
+            seen = np.concatenate([fold for index, fold in enumerate(folds) if index != left_out])
+            matrix = (1 - share) * seen.T @ seen / len(seen) + share * np.eye(scaled.shape[1])
+            loss += sum(row @ np.linalg.inv(matrix) @ row + np.linalg.slogdet(matrix)[1] for row in folds[left_out])
+        losses.append(loss)
+    return SHARES[int(np.argmin(losses))]
 
 
-def test_the_share_is_that_of_the_formula_pair_by_pair():
-    inputs = normal(PIECES * 6, 5) @ normal(5, 5, seed=1)
-    assert chance_share(inputs) == pytest.approx(spelled_out(inputs.double().numpy(), PIECES), rel=1e-4)
+@pytest.mark.parametrize("tokens", [24, 97, 400])
+def test_the_share_is_the_one_under_which_text_left_out_is_likeliest(tokens):
+    inputs = normal(tokens, 12) + normal(tokens, 3, seed=2) @ normal(3, 12, seed=1)
+    assert chance_share(inputs) == pytest.approx(likeliest(inputs.double().numpy()), abs=0.026)
 
 
 def test_what_is_independent_is_chance_and_what_always_goes_together_is_not():
-    together = normal(4096, 8) @ normal(8, 64, seed=1)
+    together = normal(8192, 16) @ normal(16, 64, seed=1) + normal(8192, 64, seed=2)
     assert chance_share(normal(256, 64)) > 0.9
-    assert chance_share(together) < 0.02
-    assert chance_share(together[:256]) > 4 * chance_share(together)
+    assert chance_share(together) <= 0.05
+    assert chance_share(together[:48]) > 2 * chance_share(together)
 
 
-def test_what_goes_together_in_one_document_alone_is_mostly_chance():
+def test_what_goes_together_within_a_document_alone_is_mostly_chance():
     """However many tokens there are of it."""
-    first = normal(4096, 1).expand(-1, 32) + 0.1 * normal(4096, 32)
-    turned = first * torch.tensor([1.0, -1.0]).repeat(16)
-    assert chance_share(torch.cat([first, turned])) > 5 * chance_share(torch.cat([first, first]))
-    others = normal((PIECES - 1) * 4096, 32, seed=1)
-    assert chance_share(torch.cat([others, first])) > 0.7
+    common = normal(FOLDS * 2048, 1).expand(-1, 32)
+    signs = normal(FOLDS, 32, seed=1).sign().repeat_interleave(2048, 0)
+    noise = 0.5 * normal(FOLDS * 2048, 32, seed=2)
+    assert chance_share(common * signs[:1] + noise) <= 0.05
+    assert chance_share(common * signs + noise) > 0.3
 
 
 @pytest.mark.parametrize("inputs", [normal(1, 8), normal(64, 1), torch.zeros(64, 8)], ids=["token", "input", "silent"])
@@ -73,7 +75,7 @@ def test_a_sum_is_the_mean_of_all_that_was_added_in_whatever_parts():
     for part in inputs.split(70):
         parts.add(part)
     torch.testing.assert_close(parts.moment().mean, inputs.t() @ inputs / 400)
-    assert parts.moment().chance == pytest.approx(whole.moment().chance, rel=1e-4)
+    assert parts.moment().chance == whole.moment().chance
 
 
 def test_what_is_not_believed_leaves_the_squares_of_inputs():

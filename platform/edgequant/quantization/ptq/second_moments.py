@@ -1,7 +1,7 @@
 """The mean x x^T of a layer's inputs, and how much of what it says of pairs of inputs is chance.
 
-Schäfer and Strimmer 2005, "A shrinkage approach to large-scale covariance matrix estimation and implications for
-functional genomics", Statistical Applications in Genetics and Molecular Biology 4(1).
+Warton 2008, "Penalized normal likelihood and ridge regularization of correlation and covariance matrices", Journal of
+the American Statistical Association 103(481).
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-PIECES = 16  # of the text, what its inputs are compared between
-FEATURES = 512  # drawn to tell the share of chance: a mean over 130,000 pairs
+FOLDS = 4
+SHARES = tuple(step / 40 for step in range(1, 41))  # that are tried
+FEATURES = 512  # drawn, with as many of the tokens, where there are more
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,8 @@ class SecondMoment:
 class SecondMomentSum:
     """Adds up inputs in the order of the text.
 
-    What is made up for by inputs that go together in the calibration text alone would hurt on any other. Of few tokens
-    much goes together by chance, and of few documents much by topic; so the text is cut into pieces, and what differs
-    between these is what may differ elsewhere.
+    What is made up for by inputs that go together in the calibration text alone would hurt on any other: of few tokens
+    much goes together by chance, and of few documents much by topic.
     """
 
     def __init__(self) -> None:
@@ -64,35 +64,36 @@ class SecondMomentSum:
         """Of all inputs so far, at least one."""
         assert self.total is not None
         sample = torch.cat(self.samples)
-        return SecondMoment(self.total / len(sample), chance_share(sample))
+        kept = round(len(sample) * sample.shape[1] / len(self.total))  # tokens per feature decide what is chance
+        spread = torch.linspace(0, len(sample) - 1, max(1, kept)).round().long()
+        return SecondMoment(self.total / len(sample), chance_share(sample[spread]))
 
 
 def chance_share(inputs: Tensor) -> float:
-    """The shrinkage of correlations with the least expected squared error (Schäfer and Strimmer 2005, equation 10).
+    """The shrinkage of correlations under which text that was left out is likeliest (Warton 2008, section 4).
 
-    lambda = sum of Var(r_ij) over sum of r_ij^2, i and j different; the variance is that of a mean over pieces of the
-    text, of tokens that lie side by side and so resemble each other more than any two.
+    R = (1 - share) R_seen + share I, the normal likelihood of each fold under the R of all others. Inverting R is what
+    `gptq` does too: directions in which few tokens happen to vary little would attract the errors of all others.
 
     Args:
-        inputs: [tokens, features] float32, in the order of the text.
+        inputs: [tokens, features] float32, in the order of the text; a fold is a part of it, since tokens side by side
+            resemble each other more than any two.
 
     Returns:
-        From 0 (what goes together does so in every piece) to 1 (nothing that is seen can be told from chance, or there
-        is too little text to tell).
+        From 0 (all of it holds elsewhere) to 1 (nothing does, or there is too little text to tell).
     """
-    pieces = min(PIECES, len(inputs) // 2)
-    if pieces < 2 or inputs.shape[1] < 2:
+    if len(inputs) < 2 * FOLDS or inputs.shape[1] < 2:
         return 1.0
     rms = inputs.square().mean(0).sqrt()
-    parts = torch.where(rms > 0, inputs / rms.clamp(min=1e-30), 0.0).tensor_split(pieces)
-    correlations = torch.stack([_pairs(part) for part in parts])  # [pieces, features, features]
-    weights = torch.tensor([len(part) / len(inputs) for part in parts], device=inputs.device).view(-1, 1, 1)
-    mean = (weights * correlations).sum(0)
-    spread = (weights.square() * (correlations - mean).square()).sum() * pieces / (pieces - 1)
-    explained = mean.square().sum()
-    return float((spread / explained).clamp(0, 1)) if explained > 0 else 1.0
-
-
-def _pairs(part: Tensor) -> Tensor:
-    product = part.t() @ part / len(part)
-    return product.fill_diagonal_(0)
+    parts = (inputs[:, rms > 0] / rms[rms > 0]).tensor_split(FOLDS)
+    squares = [part.t() @ part for part in parts]
+    if not len(squares[0]):
+        return 1.0
+    total, shares = sum(squares), torch.tensor(SHARES, device=inputs.device)
+    lost = torch.zeros_like(shares)
+    for part, own in zip(parts, squares, strict=True):
+        values, directions = torch.linalg.eigh((total - own) / (len(inputs) - len(part)))
+        left_out = torch.einsum("if,ij,jf->f", directions, own, directions)
+        deemed = torch.lerp(values.clamp(min=0), torch.ones_like(values), shares.unsqueeze(-1))  # [shares, features]
+        lost += (left_out / deemed + len(part) * deemed.log()).sum(-1)
+    return SHARES[int(lost.argmin())]

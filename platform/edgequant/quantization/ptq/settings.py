@@ -24,7 +24,7 @@ class PtqSettings:
 
     shrinkage: float | None = None
     """Of `gptq`: the share of the correlations between inputs that is not believed, from 0 (all is) to 1; None finds it
-    for each layer, by how far they differ between parts of the calibration text (Schäfer and Strimmer 2005)."""
+    for each layer, as the one under which a part of the calibration text is likeliest by the others (Warton 2008)."""
 
     act_order: bool = True
     """Of `gptq`: quantise the columns with the largest inputs first, each on its own group's grid."""
