@@ -250,6 +250,6 @@ def _is_number(value: Any) -> TypeGuard[SupportsFloat]:
     return isinstance(value, SupportsFloat) and not isinstance(value, bool | str)
 
 
-def is_finite(value: Any) -> bool:
+def is_finite(value: Any) -> TypeGuard[SupportsFloat]:
     """Whether a row's value is a number that can be drawn and compared."""
     return _is_number(value) and abs(float(value)) < sys.float_info.max  # which MLflow's database keeps for infinity

@@ -34,7 +34,7 @@ def compare(ids: Sequence[str] = (), *, experiment: str | None = None) -> Compar
     known = tracking.find_runs(experiment=experiment, limit=ALL_RUNS)
     chosen = [_by_id(known, given) for given in ids] if ids else _newest(known)
     everything = list({run.id: run for parent in chosen for run in _measured(parent, known)}.values())
-    shown = everything if ids else _newest_of_each(everything)
+    shown = _ordered(everything if ids else _newest_of_each(everything))
     if not shown:
         raise UserError(
             "finished run with metrics not found; make one with `edgequant qat --model tiny` or "
@@ -99,6 +99,12 @@ def _newest_of_each(runs: list[FinishedRun]) -> list[FinishedRun]:
     for run in sorted(runs, key=lambda run: run.start_time):
         newest[_identity(run)] = run
     return [run for run in runs if newest[_identity(run)] is run]
+
+
+def _ordered(runs: list[FinishedRun]) -> list[FinishedRun]:
+    """Model by model, each one's baseline first."""
+    models = list(dict.fromkeys(_identity(run)[0] for run in runs))
+    return sorted(runs, key=lambda run: (models.index(_identity(run)[0]), _identity(run)[1] != "baseline"))
 
 
 def _identity(run: FinishedRun) -> tuple[str, ...]:

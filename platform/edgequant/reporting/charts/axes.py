@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from edgequant.reporting.columns import metric
 
-LOG_ABOVE = 10.0  # a positive axis whose largest value is more than so many times the smallest is logarithmic
+LOG_ABOVE = 10.0  # an axis whose largest value is more than so many times the smallest is logarithmic; of shares none
 MARGIN = 0.08  # of the values' span, at each end
 STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
 
@@ -41,7 +41,7 @@ def axis(key: str, values: Sequence[float], most: int = 5) -> Axis:
     """
     floor, ceiling = possible(key)
     low, high = min(values, default=0.0), max(values, default=1.0)
-    if low > 0 and high > LOG_ABOVE * low:
+    if low > 0 and high > LOG_ABOVE * low and ceiling == math.inf:
         margin = (high / low) ** MARGIN
         low, high = max(low / margin, floor), min(high * margin, ceiling)
         return Axis(low, high, True, _powers(low, high, most))

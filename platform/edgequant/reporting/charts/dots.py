@@ -39,7 +39,7 @@ def dots(rows: Sequence[Row], key: str, marks: Sequence[Mark]) -> Chart:
     """
     kept = [at for at, row in enumerate(rows) if is_finite(row.get(key))]
     shown, values = shown_values([rows[at] for at in kept], key)
-    floor = _floor([rows[at] for at in kept], shown)
+    floor = _floor([rows[at] for at in kept], shown, reach(values))
     scale = axis(key, [*reach(values), *([floor] if floor is not None else [])])
     layout = _layout(values, len(kept))
     best = best_rows(rows, key)
@@ -97,8 +97,9 @@ def _ticks(scale: Axis, layout: Layout, bottom: float) -> list[Markup]:
     return parts
 
 
-def _floor(rows: Sequence[Row], shown: Metric) -> float | None:
-    """What a model scores that knows nothing, where that is the same for all rows."""
+def _floor(rows: Sequence[Row], shown: Metric, ends: Sequence[float]) -> float | None:
+    """What a model scores that knows nothing, where that is the same for all rows and near enough to be looked at."""
     found = {row.get(shown.floor) if isinstance(shown.floor, str) else shown.floor for row in rows}
     value = next(iter(found)) if len(found) == 1 else None
-    return float(value) if is_finite(value) else None
+    near = min(ends) - (max(ends) - min(ends))
+    return float(value) if is_finite(value) and float(value) >= near else None

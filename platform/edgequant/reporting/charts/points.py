@@ -105,11 +105,11 @@ def _axes(scale_x: Axis, scale_y: Axis, shown_x: Metric, shown_y: Metric, area: 
             text(area.left - 5, y + 4, tick_label(tick), "tick", "end"),
         ]
     parts.append(line(area.left, area.bottom, area.right, area.bottom, "axis"))
-    for shown, scale, x, y, anchor in (
+    for named, scale, x, y, anchor in (
         (shown_y, scale_y, 0.0, TICK, "start"),
         (shown_x, scale_x, WIDTH, HEIGHT - 6, "end"),
     ):
-        label = shown.label + (", logarithmic" if scale.is_logarithmic else "")
+        label = named.label + (", logarithmic" if scale.is_logarithmic else "")
         parts.append(text(x, y, shortened(label, TICK, WIDTH), "axis-title", anchor))
     return parts
 

@@ -39,10 +39,10 @@ def reach(values: Sequence[Value]) -> list[float]:
 def _value(row: Row, key: str, shown: Metric) -> Value:
     value = float(row[key]) * shown.scale
     text = significant(value, shown.digits)
-    ends = [row.get(key + end) for end in (LOW, HIGH)]
-    if not all(map(is_finite, ends)):
+    ends = [float(end) * shown.scale for end in (row.get(key + LOW), row.get(key + HIGH)) if is_finite(end)]
+    if len(ends) < 2:
         return Value(value, value, value, text, text)
-    low, high = (float(end) * shown.scale for end in ends)
+    low, high = ends
     return Value(
         value, low, high, text, f"{text} ({significant(low, shown.digits)} to {significant(high, shown.digits)})"
     )

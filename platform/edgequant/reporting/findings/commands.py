@@ -49,7 +49,9 @@ def command(workflow: str, run_id: str, defaults: Mapping[str, Any] | None) -> C
 
 def written(workflow: str, settings: Mapping[str, Any]) -> str:
     """`edgequant qat --model tiny --training.steps 4`, so that it runs in the user's shell."""
-    options = [f"--{name} {shlex.quote(_value(value))}" for name, value in settings.items()]
+    options = [
+        _option(name, value if isinstance(value, str) else json.dumps(value)) for name, value in settings.items()
+    ]
     return runnable(" ".join(["edgequant", workflow, *options]))
 
 
@@ -71,5 +73,6 @@ def _is_part(name: str, known: Mapping[str, Any]) -> bool:
     return any(name.startswith(f"{option}.") for option in known)
 
 
-def _value(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+def _option(name: str, text: str) -> str:
+    """With an equals sign where the value would be taken for an option."""
+    return f"--{name}{'=' if text.startswith('-') else ' '}{shlex.quote(text)}"

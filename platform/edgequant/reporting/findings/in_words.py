@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from edgequant.evaluation.harm import Loss
 from edgequant.reporting.charts.marks import row_labels
@@ -16,20 +16,25 @@ DECODE = "latency/decode_ms_per_token"
 MOST_MODELS = 3  # that are told about; the table has all
 
 
-def in_words(comparison: Comparison) -> list[str]:
-    """Sentences, the most important ones first; each stands for itself."""
+class Told(NamedTuple):
+    """What is told of one model: what is delivered, and sentences about it, each of which stands for itself."""
+
+    lead: str
+    sentences: list[str]
+
+
+def in_words(comparison: Comparison) -> list[Told]:
+    """Model by model, the most important first; of more than three models the rest stands in the table alone."""
     rows = comparison.rows
-    models = list(dict.fromkeys(str(row["model"]) for row in rows))
-    said = [_counted(rows, models)]
-    leads = [lead for model in models if (lead := _lead(comparison, model)) is not None]
     labels = row_labels(rows)
-    for lead in leads[:MOST_MODELS]:
-        said += _about(comparison, lead, labels[lead])
-    if len(leads) > MOST_MODELS:
-        said.append(f"{len(leads) - MOST_MODELS} more models stand in the table.")
+    models = list(dict.fromkeys(str(row["model"]) for row in rows))
+    leads = [lead for model in models if (lead := _lead(comparison, model)) is not None]
     if not leads:
-        said.append("No quantised model is among them.")
-    return said
+        return [Told(_counted(rows, models), ["No quantised model is among them."])]
+    told = [_about(comparison, lead, labels[lead]) for lead in leads[:MOST_MODELS]]
+    more = len(models) - len(told)
+    rest = f"{more} more {'models stand' if more > 1 else 'model stands'} in the table."
+    return [*told, Told(rest, [])] if more else told
 
 
 def loss_in_words(loss: Loss) -> str:
@@ -53,8 +58,9 @@ def change(loss: Loss) -> str:
 
 
 def signed(value: float) -> str:
-    """With its sign, as long as it has one: `−4.4`, `+0.06`, `0`."""
-    return ("−" if value < 0 else "+" if value > 0 else "") + _amount(abs(value))
+    """With its sign, as long as it has one: `−4.4`, `+0.06`, `0.00`."""
+    text = _amount(abs(value))
+    return text if float(text.replace(",", "")) == 0 else ("−" if value < 0 else "+") + text
 
 
 def own_change(loss: Loss) -> float:
@@ -67,7 +73,15 @@ def _own_way(loss: Loss, value: float) -> float:
 
 
 def _amount(value: float) -> str:
-    return "0" if value == 0 else f"{value:.1f}" if value >= 0.095 else significant(value, 1)
+    return (
+        "0"
+        if value == 0
+        else f"{value:,.2f}"
+        if value < 0.095
+        else f"{value:,.1f}"
+        if value < 1000
+        else f"{value:,.0f}"
+    )
 
 
 def _direction(loss: Loss) -> str:
@@ -94,21 +108,24 @@ def is_delivered(comparison: Comparison, row: int) -> bool:
     return comparison.owners[row].tags.get("edgequant.delivered") == comparison.rows[row]["variant"]
 
 
-def _about(comparison: Comparison, at: int, label: str) -> list[str]:
+def _about(comparison: Comparison, at: int, label: str) -> Told:
     row, owner = comparison.rows[at], comparison.owners[at]
     what = "was delivered" if is_delivered(comparison, at) else "is the best quantised model"
-    said = [f"{label} {what}{_size(row)}."]
-    if harm := owner.tags.get("edgequant.harm"):
-        said.append(f"It is not offered for promotion, because it is harmed: {harm}.")
-    said += [sentence for pair in comparison.pairs if pair.row == at for sentence in _pair_in_words(pair)]
+    harm = owner.tags.get("edgequant.harm")
+    said = [f"It is not offered for promotion, because it is harmed: {harm}."] if harm else []
+    said += _against(comparison, at)
     said += _speed(comparison, at)
-    beside = [each for each in _qat_rows(comparison) if comparison.owners[each].id == owner.id]
-    for other in beside:
-        if other != at:
-            found = (pair for pair in comparison.pairs if pair.row == other and pair.reference in ("baseline", "ptq"))
-            said += [sentence for pair in found for sentence in _pair_in_words(pair, who="QAT")]
-        said += [comparison.recovered[other]] if other in comparison.recovered else []
-    return said
+    for other in _qat_rows(comparison):
+        if comparison.owners[other].id == owner.id:
+            said += _against(comparison, other, who="QAT") if other != at else []
+            said += [comparison.recovered[other]] if other in comparison.recovered else []
+    return Told(f"{label} {what}{_size(row)}.", said)
+
+
+def _against(comparison: Comparison, at: int, who: str = "it") -> list[str]:
+    """A row beside the baseline and PTQ; the table has the control too."""
+    pairs = [pair for pair in comparison.pairs if pair.row == at and pair.reference in ("baseline", "ptq")]
+    return [_pair_in_words(pair, who) for pair in pairs]
 
 
 def _qat_rows(comparison: Comparison) -> list[int]:
@@ -124,17 +141,11 @@ def _size(row: Row) -> str:
     return f": {shown[SIZE].cells[0]} {unit}{smaller}"
 
 
-def _pair_in_words(pair: Pair, who: str = "it") -> list[str]:
+def _pair_in_words(pair: Pair, who: str) -> str:
     """One sentence of a pair: what is better, what is worse, what is undecided."""
-    named = {
-        "baseline": "the unquantised baseline",
-        "ptq": "PTQ",
-        "control": "the control",
-        "control-ptq": "PTQ of the control",
-    }
-    reference = named.get(pair.reference, pair.reference)
+    reference = {"baseline": "the unquantised baseline", "ptq": "PTQ"}[pair.reference]
     if not pair.losses:
-        return [f"Against {reference} {who} cannot be judged: {pair.reason}."]
+        return f"Against {reference}, {who} cannot be judged: {pair.reason}."
     groups: dict[str, list[Loss]] = {}
     for loss in pair.losses:
         groups.setdefault(outcome(loss), []).append(loss)
@@ -146,7 +157,7 @@ def _pair_in_words(pair: Pair, who: str = "it") -> list[str]:
     }
     told = [f"{words} {_listed(groups[kind])}" for kind, words in kinds.items() if kind in groups]
     told += [f"the same in {', '.join(metric(loss.metric).heading for loss in groups[SAME])}"] if SAME in groups else []
-    return [f"Against {reference} {who} is {'; '.join(told)}."]
+    return f"Against {reference}, {who} is {'; '.join(told)}."
 
 
 def _listed(found: Sequence[Loss]) -> str:
@@ -166,9 +177,14 @@ def _speed(comparison: Comparison, at: int) -> list[str]:
     if plain is None or not is_finite(row.get(DECODE)) or plain is row:
         return []
     beside = f"{significant(float(row[DECODE]), 3)} ms/token, the baseline {significant(float(plain[DECODE]), 3)}"
-    ends = [each.get(DECODE + end) for each in (row, plain) for end in (LOW, HIGH)]
-    if not all(map(is_finite, ends)):
+    ends = [
+        float(end)
+        for each in (row, plain)
+        for end in (each.get(DECODE + LOW), each.get(DECODE + HIGH))
+        if is_finite(end)
+    ]
+    if len(ends) < 4:
         return [f"It decodes at {beside}, without intervals."]
-    low, high, plain_low, plain_high = map(float, ends)
+    low, high, plain_low, plain_high = ends
     told = "faster" if high < plain_low else "slower" if low > plain_high else "undecided which is faster"
     return [f"It decodes at {beside}: {told}."]

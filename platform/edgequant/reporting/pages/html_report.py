@@ -51,8 +51,8 @@ def html_report(
     shown = fitting([column for column in measured if not column.key.startswith(SHIPPED)])
     return _template().render(
         title=title,
-        made=f"Made {_time()} from {_counted(len(comparison.parents), 'MLflow run')}.",
-        sentences=in_words(comparison),
+        made=f"{_counted(len(rows), 'measurement')} from {_counted(len(comparison.parents), 'MLflow run')}, {_time()}.",
+        told=in_words(comparison),
         warnings=comparison.warnings,
         results=results_table(rows, shown, heads),
         left_out=len(measured) - len(shown),

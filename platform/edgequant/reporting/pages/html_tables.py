@@ -198,18 +198,17 @@ def _line(line: Line, headings: Sequence[str]) -> Markup:
 
 
 def _result(column: Column, row: int) -> Cell:
+    if not column.is_number:
+        return Cell(column.cells[row], kind="text")
     value, small = _parts(column.cells[row])
-    return Cell(value, small, "number best" if row in column.best else "number" if column.is_number else "text")
+    return Cell(value, Markup("<br>").join(small), "number best" if row in column.best else "number")
 
 
-def _parts(cell: str) -> tuple[str, str]:
-    """A value, and its interval with what else is said of it."""
-    value, separator, interval = cell.partition(" (")
-    if separator:
-        interval, _, more = interval.partition(")")
-        return value, interval + more
-    value, _, more = cell.partition(", ")  # at the floor; thousands have no blank behind their comma
-    return value, more
+def _parts(cell: str) -> tuple[str, list[str]]:
+    """A value, and lines of small print: its interval, and what else is said of it."""
+    value, _, more = cell.partition(", ")  # thousands have no blank behind their comma
+    value, _, interval = value.partition(" (")
+    return value, [line for line in (interval.removesuffix(")"), more) if line]
 
 
 def _pair_cells(pair: Pair, metrics: Sequence[str]) -> list[Cell]:
@@ -229,7 +228,8 @@ def _pair_cells(pair: Pair, metrics: Sequence[str]) -> list[Cell]:
 
 
 def _domain(column: Column, rows: Sequence[Row], at: int, other: int | None) -> Cell:
-    value, small = _parts(column.cells[at])
+    value, lines = _parts(column.cells[at])
+    small = Markup("<br>").join(lines)
     own, plain = rows[at].get(column.key), None if other is None else rows[other].get(column.key)
     if other == at or not own or not plain:
         return Cell(value, small)
@@ -244,9 +244,8 @@ def _unlike(rows: Sequence[Row]) -> set[int]:
 
 
 def _width(column: Column) -> float:
-    parts = [_parts(cell) for cell in column.cells]
-    widest = max(
-        *(max(text_width(value, VALUE) + STAR, text_width(small, SMALL)) for value, small in parts),
-        *(text_width(word, HEADING) for word in column.heading.split()),
-    )
-    return widest + CELL_PADDING
+    values, small = zip(*map(_parts, column.cells), strict=True)
+    widths = [text_width(value, VALUE) + STAR for value in values]
+    widths += [text_width(line, SMALL) for lines in small for line in lines]
+    widths += [text_width(word, HEADING) for word in column.heading.split()]
+    return max(widths) + CELL_PADDING

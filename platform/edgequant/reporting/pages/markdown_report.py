@@ -22,7 +22,9 @@ def markdown_report(
     Args:
         commands: by the id of a workflow run, the command that makes it again.
     """
-    lines = [f"# {markdown_text(title)}", "", *(f"- {markdown_text(text)}" for text in in_words(comparison)), ""]
+    lines = [f"# {markdown_text(title)}", ""]
+    for told in in_words(comparison):
+        lines += [f"**{markdown_text(told.lead)}**", "", *(f"- {markdown_text(text)}" for text in told.sentences), ""]
     if comparison.warnings:
         lines += ["## Before you compare", "", *(f"- {markdown_text(text)}" for text in comparison.warnings), ""]
     lines += ["## Results", "", markdown_table(comparison.rows), *_paired(comparison)]
