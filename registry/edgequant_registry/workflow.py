@@ -118,8 +118,9 @@ def _check(alias: str, version: int | None, dry_run: bool, rollback: bool, steps
 def _check_candidate(candidate: Registered, alias: str, *, is_named: bool) -> None:
     """A promotion that runs every night must not undo a rollback; and a champion is nobody's challenger."""
     from edgequant_registry import versions
+    from edgequant_registry.aliases.journal import rolled_back
 
-    if not is_named and candidate.tags.get("edgequant.promotion") == "rolled back":
+    if not is_named and candidate.version in rolled_back(candidate.name, alias):
         again = f"edgequant promote --model {candidate.name} --version {candidate.version}"
         raise UserError(f"{candidate.label} is the newest and was rolled back; to promote it again: {again}")
     if alias == "challenger":
