@@ -18,7 +18,7 @@ from edgequant.workflows.settings import WorkflowResult
 if TYPE_CHECKING:
     from edgequant.tracking.runs import Run
     from edgequant_registry.policy import Policy
-    from edgequant_registry.promotion import Judgement
+    from edgequant_registry.promotion import Judgement, Rollback
     from edgequant_registry.versions import Registered
 
 
@@ -75,9 +75,10 @@ def promote(
     _check(alias, version, dry_run, rollback, steps, history)
 
     from edgequant import tracking
-    from edgequant_registry import results, versions
+    from edgequant_registry import promotion, results, versions
 
     candidate = versions.find_version(model, None if version is None else str(version))
+    plan = promotion.plan_rollback(candidate.name, alias, steps) if rollback else None
     if not (history or rollback):
         _check_candidate(candidate, alias, is_named=version is not None)
     with tracking.workflow_run("promote", config, experiment=experiment) as run:
@@ -85,8 +86,8 @@ def promote(
         stopped: SystemExit | None = None
         if history:
             result = results.tell_history(candidate.name, run)
-        elif rollback:
-            result, stopped = _roll_back(candidate.name, alias, steps, run)
+        elif plan is not None:
+            result, stopped = _roll_back(plan, run)
         else:
             result, stopped = _promote(candidate, alias, gates, dry_run, run)
     if stopped is not None:
@@ -167,13 +168,12 @@ def _judged(candidate: Registered, alias: str, policy: Policy, run_id: str) -> J
     )  # fmt: skip
 
 
-def _roll_back(name: str, alias: str, steps: int, run: Run) -> tuple[WorkflowResult, SystemExit | None]:
+def _roll_back(plan: Rollback, run: Run) -> tuple[WorkflowResult, SystemExit | None]:
     from edgequant import tracking
     from edgequant_registry import promotion, results, versions
 
-    tracking.name_run(f"roll back {name}")
-    plan = promotion.plan_rollback(name, alias, steps)
-    restored = versions.get_version(name, str(plan.restored.version))
+    tracking.name_run(f"roll back {plan.name}")
+    restored = versions.get_version(plan.name, str(plan.restored.version))
     promotion.verify_restored(restored, plan)
     said = promotion.roll_back(plan, run.id)
     rows = results.tell_rollback(plan, said, run)
