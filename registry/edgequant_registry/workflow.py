@@ -2,22 +2,23 @@
 
 mlflow run . -e promote
 edgequant promote --model tiny --policy my-policy.yaml --dry_run true
+edgequant promote --model tiny --alias challenger       # beside the champion, to be compared with it
 edgequant promote --model tiny --rollback true
+edgequant promote --model tiny --history true
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgequant.errors import UserError
 from edgequant.workflows.settings import WorkflowResult
 
 if TYPE_CHECKING:
     from edgequant.tracking.runs import Run
-    from edgequant_registry.gates import Verdict
     from edgequant_registry.policy import Policy
+    from edgequant_registry.promotion import Judgement, Rollback
     from edgequant_registry.versions import Registered
 
 
@@ -28,6 +29,14 @@ class PromotionRefusedError(SystemExit):
         super().__init__(1)
 
 
+class PromotionOvertakenError(SystemExit):
+    """Another promotion or rollback was faster: the process ends with exit code 3, with a FINISHED run; no alias that
+    the other one moved was touched."""
+
+    def __init__(self) -> None:
+        super().__init__(3)
+
+
 def promote(
     *,
     model: str | None = None,
@@ -36,141 +45,137 @@ def promote(
     alias: str = "champion",
     dry_run: bool = False,
     rollback: bool = False,
+    steps: int = 1,
+    history: bool = False,
     experiment: str = "edgequant",
 ) -> WorkflowResult:
-    """Promote a registered version through the gates of a policy, or roll the last promotion back.
+    """Promote a registered version through the gates of a policy, roll promotions back, or tell who was champion.
 
     Args:
         model: registered name or short name; default: the newest registered version of any edgequant-* model.
         version: version of the model; default: the newest.
         policy: a bundled policy (default) or a YAML file.
-        alias: alias that the version gets; the version before keeps previous_<alias>.
+        alias: alias that the version gets; the version before keeps previous_<alias>. challenger: compared with the
+            champion, and stands beside it.
         dry_run: show the verdicts and change nothing.
         rollback: give the alias back to the version that had it before.
+        steps: how many versions a rollback goes back.
+        history: show who had which alias, when, why and by which policy.
         experiment: MLflow experiment, unless `mlflow run` names one.
 
     Raises:
         UserError: no such version, an unreadable policy, a damaged checkpoint.
         PromotionRefusedError: a gate failed; exit code 1.
+        PromotionOvertakenError: somebody else moved the alias meanwhile; exit code 3.
     """
     config = dict(locals())
     from edgequant_registry.policy import read_policy
 
     gates = read_policy(policy)
-    _check(alias, version, dry_run, rollback)
+    _check(alias, version, dry_run, rollback, steps, history)
 
     from edgequant import tracking
-    from edgequant_registry import promotion, versions
+    from edgequant_registry import promotion, results, versions
 
     candidate = versions.find_version(model, None if version is None else str(version))
-    if version is None and not rollback:
-        _check_not_rolled_back(candidate)
+    plan = promotion.plan_rollback(candidate.name, alias, steps) if rollback else None
+    if not (history or rollback):
+        _check_candidate(candidate, alias, is_named=version is not None)
     with tracking.workflow_run("promote", config, experiment=experiment) as run:
-        tracking.name_run(f"{'roll back' if rollback else 'promote'} {candidate.name} v{candidate.version}")
-        tracking.set_tags(_tags(candidate))
-        if rollback:
-            restored, lost = promotion.roll_back(candidate.name, alias, run.id)
-            rows = _report_rollback(restored, lost, alias, run)
-            return WorkflowResult(run.id, restored.metrics, restored.uri, rows)
-        champion = versions.with_alias(candidate.name, alias)
-        verdicts = _judged(candidate, champion, gates)
-        passed = all(verdict.passed for verdict in verdicts)
-        tracking.set_tags({"edgequant.promotion": _outcome(passed, dry_run)})
-        if passed and not dry_run:
-            promotion.promote_version(candidate, alias, gates, verdicts, run.id)
-        elif not dry_run:
-            promotion.record(candidate, gates, verdicts, run.id, promoted=False)
-        _report(candidate, champion, gates, verdicts, alias, dry_run, run)
-    if not passed:
-        raise PromotionRefusedError
-    return WorkflowResult(run.id, candidate.metrics, candidate.uri, [verdict.to_row() for verdict in verdicts])
+        tracking.set_tags(results.tags_of(candidate))
+        stopped: SystemExit | None = None
+        if history:
+            result = results.tell_history(candidate.name, run)
+        elif plan is not None:
+            result, stopped = _roll_back(plan, run)
+        else:
+            result, stopped = _promote(candidate, alias, gates, dry_run, run)
+    if stopped is not None:
+        raise stopped
+    return result
 
 
-def _check(alias: str, version: int | None, dry_run: bool, rollback: bool) -> None:
+def _check(alias: str, version: int | None, dry_run: bool, rollback: bool, steps: int, history: bool) -> None:
     if not re.fullmatch(r"[A-Za-z][\w-]*", alias) or alias == "latest" or re.fullmatch(r"v\d+", alias):
         raise UserError(f"alias must be letters, digits, _ and -, and neither latest nor v1, v2, ..., got {alias!r}")
+    if alias.startswith("previous_"):
+        raise UserError(f"alias must not begin with previous_, which promote keeps itself, got {alias!r}")
     if version is not None and version < 1:
         raise UserError(f"version must be at least 1, got {version}")
+    if steps < 1:
+        raise UserError(f"steps must be at least 1, got {steps}; a rollback goes back")
+    if steps > 1 and not rollback:
+        raise UserError(f"steps goes with rollback true, got steps {steps} without it")
     if rollback and (dry_run or version is not None):
         raise UserError(
-            "rollback goes to the version before and takes neither version nor dry_run; to go elsewhere, promote that"
+            "rollback goes to a version before and takes neither version nor dry_run; to go elsewhere, promote that"
         )
+    if rollback and alias == "challenger":
+        raise UserError("rollback takes no alias challenger, which has no past; give another version that alias")
+    if history and (rollback or dry_run or version is not None):
+        raise UserError("history only shows, and takes neither rollback nor dry_run nor version")
 
 
-def _check_not_rolled_back(candidate: Registered) -> None:
-    """A promotion that runs every night must not undo a rollback."""
-    if candidate.tags.get("edgequant.promotion") == "rolled back":
+def _check_candidate(candidate: Registered, alias: str, *, is_named: bool) -> None:
+    """A promotion that runs every night must not undo a rollback; and a champion is nobody's challenger."""
+    from edgequant_registry import versions
+    from edgequant_registry.aliases.journal import rolled_back
+
+    if not is_named and candidate.version in rolled_back(candidate.name, alias):
         again = f"edgequant promote --model {candidate.name} --version {candidate.version}"
         raise UserError(f"{candidate.label} is the newest and was rolled back; to promote it again: {again}")
+    if alias == "challenger":
+        champion = versions.with_alias(candidate.name, "champion")
+        if champion is not None and champion.version == candidate.version:
+            raise UserError(f"{candidate.label} is the champion; a challenger is another version, see --version")
 
 
-def _judged(candidate: Registered, champion: Registered | None, policy: Policy) -> list[Verdict]:
+def _promote(
+    candidate: Registered, alias: str, policy: Policy, dry_run: bool, run: Run
+) -> tuple[WorkflowResult, SystemExit | None]:
+    from edgequant import tracking
+    from edgequant_registry import gates, promotion, results
+
+    tracking.name_run(f"promote {candidate.name} v{candidate.version}")
+    judged = _judged(candidate, alias, policy, run.id)
+    is_allowed = gates.allowed(judged.verdicts)
+    if dry_run:
+        found = promotion.Outcomes("promoted" if is_allowed else "refused")
+    else:
+        found = promotion.promote_version(judged) if is_allowed else promotion.refuse(judged)
+    rows = results.tell_promotion(judged, found, dry_run, run)
+    stops = {"refused": PromotionRefusedError(), "overtaken": PromotionOvertakenError()}
+    return WorkflowResult(run.id, candidate.metrics, candidate.uri, rows), stops.get(found.outcome)
+
+
+def _judged(candidate: Registered, alias: str, policy: Policy, run_id: str) -> Judgement:
     """Check the files first: metrics of a checkpoint that is not what was measured mean nothing."""
     from edgequant import tracking
     from edgequant_registry import gates, promotion, versions
+    from edgequant_registry.asked import asked_of_run
 
+    champion = versions.with_alias(candidate.name, promotion.compared_with(alias))
     found = promotion.verify_checkpoint(candidate)
-    verdicts = gates.judge(policy.gates, candidate.metrics, versions.references(candidate, champion))
+    asked = asked_of_run(candidate.run_id, candidate.tags.get("edgequant.variant", ""))
+    verdicts = gates.judge(policy.gates, candidate.metrics, versions.references(candidate, champion), asked)
     tracking.log_metrics({key: value for key, value in candidate.metrics.items()})
     tracking.log_text(policy.to_yaml(), "policy.yaml")
     tracking.log_table([verdict.to_row() for verdict in verdicts], "gates.json")
     tracking.log_text(found + "\n", "integrity.txt")
-    return verdicts
+    return promotion.Judgement(
+        candidate=candidate, alias=alias, champion=None if champion is None else champion.version, policy=policy,
+        verdicts=verdicts, run_id=run_id,
+    )  # fmt: skip
 
 
-def _tags(candidate: Registered) -> dict[str, str]:
-    kept = {key: candidate.tags[key] for key in ("edgequant.model", "edgequant.scheme") if key in candidate.tags}
-    return kept | {"edgequant.registered": candidate.uri, "edgequant.phase": "promote"}
-
-
-def _outcome(passed: bool, dry_run: bool) -> str:
-    return ("would be " if dry_run else "") + ("promoted" if passed else "refused")
-
-
-def _report(
-    candidate: Registered,
-    champion: Registered | None,
-    policy: Policy,
-    verdicts: Sequence[Verdict],
-    alias: str,
-    dry_run: bool,
-    run: Run,
-) -> None:
-    from edgequant.workflows.steps.summary import print_summary
-
-    failed = sum(not verdict.passed for verdict in verdicts)
-    outcome = _outcome(not failed, dry_run)
-    missing = [verdict.gate.metric for verdict in verdicts if verdict.word == "not measured"]
-    why = f"{failed} of {len(verdicts)} gates failed" if failed else _passed(len(verdicts), len(missing))
-    before = f"; {alias} is version {champion.version}" if champion and (failed or dry_run) else ""
-    title = f"promote: {candidate.label} {outcome} to {alias} under policy {policy.name}: {why}{before}"
-    shipped = [name for name in missing if name.startswith("deploy/")]
-    notes = [f"not measured, and so not judged: {', '.join(dict.fromkeys(shipped))}"] if shipped else []
-    rows, following = [verdict.to_row() for verdict in verdicts], _next(candidate, alias, failed, dry_run)
-    print_summary(title, rows, run, following, notes=notes)
-
-
-def _passed(gates: int, missing: int) -> str:
-    return f"{gates - missing} gates passed, {missing} not measured" if missing else f"all {gates} gates passed"
-
-
-def _next(candidate: Registered, alias: str, failed: int, dry_run: bool) -> str:
-    if failed:
-        return f"edgequant report    # or --policy FILE, if a gate is not what you mean ({candidate.uri})"
-    if dry_run:
-        return f"edgequant promote --model {candidate.name} --version {candidate.version}"
-    return f"mlflow models serve -m models:/{candidate.name}@{alias} --env-manager local"
-
-
-def _report_rollback(restored: Registered, lost: Registered, alias: str, run: Run) -> list[dict[str, Any]]:
+def _roll_back(plan: Rollback, run: Run) -> tuple[WorkflowResult, SystemExit | None]:
     from edgequant import tracking
-    from edgequant.workflows.steps.summary import print_summary
+    from edgequant_registry import promotion, results, versions
 
-    tracking.set_tags({"edgequant.promotion": "rolled back"})
-    rows: list[dict[str, Any]] = [
-        {"version": int(restored.version), "now": alias, **restored.metrics},
-        {"version": int(lost.version), "now": "rolled back", **lost.metrics},
-    ]
-    title = f"promote: {restored.name}, {alias} is version {restored.version} again"
-    print_summary(title, rows, run, f"mlflow models serve -m models:/{restored.name}@{alias} --env-manager local")
-    return rows
+    tracking.name_run(f"roll back {plan.name}")
+    restored = versions.get_version(plan.name, str(plan.restored.version))
+    promotion.verify_restored(restored, plan)
+    said = promotion.roll_back(plan, run.id)
+    rows = results.tell_rollback(plan, said, run)
+    stopped = PromotionOvertakenError() if said else None
+    return WorkflowResult(run.id, restored.metrics, restored.uri, rows), stopped

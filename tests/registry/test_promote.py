@@ -2,6 +2,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -36,14 +37,14 @@ def test_promotion_moves_the_alias_keeps_the_version_before_and_writes_down_why(
     assert {"summary.json", "policy.yaml", "gates.json", "integrity.txt"} <= names
 
 
-def test_what_ships_and_was_not_measured_is_told_and_not_passed_silently(store, register, capsys):
+def test_what_was_not_asked_for_is_told_and_not_passed_silently(store, register, capsys):
     register()
     promote()
     told = " ".join(capsys.readouterr().out.split())
-    assert "not measured, and so not judged: deploy/reduction_vs_fp16, deploy/size_gb, deploy/fits" in told
-    assert "gates passed, " in told and "all " not in told.partition("under policy")[2].partition(":")[2][:20]
+    assert "not asked for, and so not judged: deploy/reduction_vs_fp16, deploy/size_gb, deploy/fits, latency/" in told
+    assert "under policy default: 3 gates passed, 12 not asked for" in told
     verdicts = json.loads(store.get_model_version(NAME, "1").tags["edgequant.gates"])
-    assert {row["verdict"] for row in verdicts if row["metric"] == "deploy/fits"} == {"not measured"}
+    assert {row["verdict"] for row in verdicts if row["metric"] == "deploy/fits"} == {"not asked for"}
 
 
 def test_a_failed_gate_refuses_with_its_value_exit_code_1_and_a_finished_run(store, register, capsys):
@@ -199,3 +200,25 @@ def test_a_champion_needs_no_checkout_to_be_served(store, register, tmp_path):
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0 and done.stdout.strip().startswith("["), done.stderr[-2000:]
+
+
+def test_a_refusal_stays_within_what_stores_take_and_broken_gates_come_first(store, register):
+    gates = [{"metric": "domain/perplexity", "max": 30 + place, "why": "x" * 50} for place in range(90)]
+    Path("many.yaml").write_text(yaml.safe_dump({"gates": [*gates, {"metric": "size/reduction_vs_fp16", "min": 80}]}))
+    register()
+    with pytest.raises(PromotionRefusedError):
+        promote(policy="many.yaml")
+    version = store.get_model_version(NAME, "1")
+    rows = json.loads(version.tags["edgequant.gates"])
+    assert rows[0]["verdict"] == "FAILED" and "71.5 is not at least 80" in rows[0]["reason"] and len(rows) > 20
+    assert max(len(version.tags["edgequant.gates"]), len(version.description)) < 5000
+    assert version.description.splitlines()[2] == "- size/reduction_vs_fp16 71.5 is not at least 80"
+    assert "Made by edgequant" in version.description
+
+
+def test_what_a_person_wrote_about_a_version_stays_when_it_is_refused(store, register):
+    register(GOOD | {"size/reduction_vs_fp16": 50.0})
+    store.update_model_version(NAME, "1", "mine")
+    with pytest.raises(PromotionRefusedError):
+        promote()
+    assert store.get_model_version(NAME, "1").description == "mine"
