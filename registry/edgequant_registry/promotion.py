@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from edgequant import tracking
 from edgequant.errors import UserError
 from edgequant.workflows.steps.register import MADE
+from edgequant_registry.evidence import verified_checkpoint
 from edgequant_registry.gates import Verdict
 from edgequant_registry.packaging import make_servable
 from edgequant_registry.policy import Policy
@@ -23,18 +24,16 @@ def previous(alias: str) -> str:
 
 
 def verify_checkpoint(version: Registered) -> str:
-    """Fetch a version's checkpoint and check the SHA-256 of every file.
+    """Fetch a version's checkpoint and check the SHA-256 of every file, against its evidence where it has any.
 
     Returns:
         What was found, in words.
 
     Raises:
-        UserError: a file is missing or damaged, or there is no checkpoint; names the file.
+        UserError: a file is missing, damaged or another one, or there is no checkpoint; names the file.
     """
-    from edgequant.models.manifest import verify
-
-    manifest = verify(tracking.download(version.uri))
-    return f"{len(manifest['sha256'])} files have the SHA-256 that was filed with them"
+    _, count = verified_checkpoint(version.uri, version.label, version.evidence)
+    return f"{count} files have the SHA-256 that was filed with them"
 
 
 def promote_version(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from edgequant.tracking.runs import Run
     from edgequant_registry.gates import Verdict
     from edgequant_registry.policy import Policy
+    from edgequant_registry.remeasure import Remeasured
     from edgequant_registry.versions import Registered
 
 
@@ -36,6 +37,8 @@ def promote(
     alias: str = "champion",
     dry_run: bool = False,
     rollback: bool = False,
+    remeasure: bool = True,
+    data_dir: str | None = None,
     experiment: str = "edgequant",
 ) -> WorkflowResult:
     """Promote a registered version through the gates of a policy, or roll the last promotion back.
@@ -47,6 +50,10 @@ def promote(
         alias: alias that the version gets; the version before keeps previous_<alias>.
         dry_run: show the verdicts and change nothing.
         rollback: give the alias back to the version that had it before.
+        remeasure: load the checkpoint in a fresh process and measure a sample of its figures again before the alias
+            moves; false is written on the version.
+        data_dir: folder with WikiText-2, BoolQ and SQuAD to measure on again (default: the one that the version was
+            measured from, else $EDGEQUANT_DATA).
         experiment: MLflow experiment, unless `mlflow run` names one.
 
     Raises:
@@ -65,6 +72,8 @@ def promote(
     candidate = versions.find_version(model, None if version is None else str(version))
     if version is None and not rollback:
         _check_not_rolled_back(candidate)
+    if not (rollback or dry_run):
+        versions.check_has_evidence(candidate)
     with tracking.workflow_run("promote", config, experiment=experiment) as run:
         tracking.name_run(f"{'roll back' if rollback else 'promote'} {candidate.name} v{candidate.version}")
         tracking.set_tags(_tags(candidate))
@@ -73,14 +82,16 @@ def promote(
             rows = _report_rollback(restored, lost, alias, run)
             return WorkflowResult(run.id, restored.metrics, restored.uri, rows)
         champion = versions.with_alias(candidate.name, alias)
-        verdicts = _judged(candidate, champion, gates)
+        verdicts, again = _judged(candidate, champion, gates, remeasure, data_dir)
         passed = all(verdict.passed for verdict in verdicts)
         tracking.set_tags({"edgequant.promotion": _outcome(passed, dry_run)})
         if passed and not dry_run:
             promotion.promote_version(candidate, alias, gates, verdicts, run.id)
         elif not dry_run:
             promotion.record(candidate, gates, verdicts, run.id, promoted=False)
-        _report(candidate, champion, gates, verdicts, alias, dry_run, run)
+        if not dry_run:
+            versions.write_down(candidate, again)
+        _report(candidate, champion, gates, verdicts, alias, dry_run, run, [f"measured again: {again.words}"])
     if not passed:
         raise PromotionRefusedError
     return WorkflowResult(run.id, candidate.metrics, candidate.uri, [verdict.to_row() for verdict in verdicts])
@@ -104,18 +115,24 @@ def _check_not_rolled_back(candidate: Registered) -> None:
         raise UserError(f"{candidate.label} is the newest and was rolled back; to promote it again: {again}")
 
 
-def _judged(candidate: Registered, champion: Registered | None, policy: Policy) -> list[Verdict]:
+def _judged(
+    candidate: Registered, champion: Registered | None, policy: Policy, remeasure: bool, data_dir: str | None
+) -> tuple[list[Verdict], Remeasured]:
     """Check the files first: metrics of a checkpoint that is not what was measured mean nothing."""
     from edgequant import tracking
-    from edgequant_registry import gates, promotion, versions
+    from edgequant_registry import evidence, gates, versions
+    from edgequant_registry.remeasure import measured_again, with_findings
 
-    found = promotion.verify_checkpoint(candidate)
+    folder, files = evidence.verified_checkpoint(candidate.uri, candidate.label, candidate.evidence)
     verdicts = gates.judge(policy.gates, candidate.metrics, versions.references(candidate, champion))
-    tracking.log_metrics({key: value for key, value in candidate.metrics.items()})
+    again = measured_again(folder, candidate.evidence, verdicts, wanted=remeasure, data_dir=data_dir)
+    verdicts = with_findings(verdicts, again)
+    tracking.log_metrics(candidate.metrics)
     tracking.log_text(policy.to_yaml(), "policy.yaml")
     tracking.log_table([verdict.to_row() for verdict in verdicts], "gates.json")
-    tracking.log_text(found + "\n", "integrity.txt")
-    return verdicts
+    tracking.log_table(again.rows, "remeasured.json")
+    tracking.log_text(f"{files} files have the SHA-256 that was filed with them\n", "integrity.txt")
+    return verdicts, again
 
 
 def _tags(candidate: Registered) -> dict[str, str]:
@@ -135,6 +152,7 @@ def _report(
     alias: str,
     dry_run: bool,
     run: Run,
+    notes: Sequence[str],
 ) -> None:
     from edgequant.workflows.steps.summary import print_summary
 
@@ -145,9 +163,9 @@ def _report(
     before = f"; {alias} is version {champion.version}" if champion and (failed or dry_run) else ""
     title = f"promote: {candidate.label} {outcome} to {alias} under policy {policy.name}: {why}{before}"
     shipped = [name for name in missing if name.startswith("deploy/")]
-    notes = [f"not measured, and so not judged: {', '.join(dict.fromkeys(shipped))}"] if shipped else []
+    told = [f"not measured, and so not judged: {', '.join(dict.fromkeys(shipped))}"] if shipped else []
     rows, following = [verdict.to_row() for verdict in verdicts], _next(candidate, alias, failed, dry_run)
-    print_summary(title, rows, run, following, notes=notes)
+    print_summary(title, rows, run, following, notes=[*told, *notes])
 
 
 def _passed(gates: int, missing: int) -> str:
