@@ -6,6 +6,7 @@ import importlib
 import io
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
@@ -38,8 +39,21 @@ WORKFLOWS = {
 }
 
 
+def run() -> int:
+    """`main` for a shell, where 1 means that a workflow says no: an error that nobody foresaw keeps its traceback and
+    ends with 2, as all errors do."""
+    try:
+        return main()
+    except Exception:
+        traceback.print_exc()
+        return 2
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one workflow; returns the exit status: 0, 1 where a workflow says no, 2 for bad input, 130 by Ctrl-C."""
+    """Run one workflow; returns the exit status: 0, 1 where a workflow says no, 2 for bad input, 130 by Ctrl-C.
+
+    `promote` has 3 as well.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help"):
         print(_overview())
@@ -194,4 +208,4 @@ def _summary(name: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

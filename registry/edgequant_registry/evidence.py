@@ -47,11 +47,11 @@ def _check_has_none(label: str, uri: str) -> None:
     )
 
 
-def verified_checkpoint(uri: str, label: str, evidence: Evidence | None) -> tuple[Path, int]:
+def verified_checkpoint(uri: str, label: str, evidence: Evidence | None) -> Path:
     """Fetch a version's files and check the SHA-256 of each against its manifest, and that against its evidence.
 
     Returns:
-        Where they lie, and how many were checked.
+        Where they lie.
 
     Raises:
         UserError: a file is missing, damaged, or another than the one that was measured; names it.
@@ -67,4 +67,4 @@ def verified_checkpoint(uri: str, label: str, evidence: Evidence | None) -> tupl
             )
         if not (folder / name).is_file():
             raise UserError(f"{label}: {name} not found; register the checkpoint again")
-    return folder, len(listed)
+    return folder

@@ -1,13 +1,17 @@
-"""Gates applied to metrics: a verdict each, with the value, the bound and the reason in words."""
+"""Gates applied to metrics: a verdict each, with the value, the bound and the reason in words.
+
+A verdict blocks a promotion, or it does not; only one that was measured, compared and kept its bound has passed.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from edgequant.evaluation.evidence import floor_of, is_evidence, lacks_interval
+from edgequant_registry.asked import NOTHING_ASKED, Asked
 from edgequant_registry.policy import Gate
 
 if TYPE_CHECKING:
@@ -29,27 +33,51 @@ class Reference:
     pairs: Pairing | None = None
 
 
+Outcome = Literal["passed", "failed", "warned", "says nothing", "not asked for"]
+WORDS: Mapping[Outcome, str] = {"failed": "FAILED", "warned": "WARNING"}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
     """A gate's answer. `limit` is the bound as a value of the metric; None where no value could be compared.
 
-    `measured` is false where the version or its reference lacks the metric: an optional gate then passes, and says so.
+    Attributes:
+        outcome: `warned`: broken, where the gate only warns. `says nothing`: kept, but a reference that scores what a
+            model scores that knows nothing leaves no room for a loss. `not asked for`: the metric is missing, the gate
+            is optional, and the run was not asked to measure it.
     """
 
     gate: Gate
-    passed: bool
+    outcome: Outcome
     value: float | None
     limit: float | None
     reason: str
-    measured: bool = True
+
+    @property
+    def passed(self) -> bool:
+        return self.outcome == "passed"
+
+    @property
+    def blocks(self) -> bool:
+        """Whether it refuses the version."""
+        return self.outcome == "failed"
 
     @property
     def word(self) -> str:
         """For people."""
-        return "FAILED" if not self.passed else "passed" if self.measured else "not measured"
+        return WORDS.get(self.outcome, self.outcome)
+
+    @property
+    def said(self) -> str:
+        """In a sentence."""
+        return f"{self.gate.metric} {self.reason}"
 
     def to_row(self) -> dict[str, Any]:
         """For tables and JSON."""
+        return self.to_short_row() | {"reason": self.said}
+
+    def to_short_row(self) -> dict[str, Any]:
+        """Without the reason."""
         kind, bound = self.gate.bound
         against = f" of {self.gate.against}" if self.gate.against else ""
         return {
@@ -58,7 +86,6 @@ class Verdict:
             "value": _rounded(self.value),
             "gate": f"{kind} {bound:g}{against}",
             "limit": _rounded(self.limit),
-            "reason": f"{self.gate.metric} {self.reason}",
         }
 
 
@@ -70,44 +97,72 @@ class Estimate(NamedTuple):
     high: float | None
 
 
-def judge(gates: Sequence[Gate], candidate: Metrics, references: Mapping[str, Reference]) -> list[Verdict]:
+def allowed(verdicts: Sequence[Verdict]) -> bool:
+    """Whether a version may be promoted: no gate blocks it, and one at least could judge it."""
+    return not any(verdict.blocks for verdict in verdicts) and any(verdict.passed for verdict in verdicts)
+
+
+def judge(
+    gates: Sequence[Gate],
+    candidate: Metrics,
+    references: Mapping[str, Reference],
+    asked: Asked = NOTHING_ASKED,
+) -> list[Verdict]:
     """Apply every gate.
 
     Args:
         candidate: metrics of the version, bounds included.
         references: `baseline` and `champion`.
+        asked: what its run was asked to measure.
     """
-    return [judge_gate(gate, candidate, references.get(gate.against or "")) for gate in gates]
+    return [judge_gate(gate, candidate, references.get(gate.against or ""), asked) for gate in gates]
 
 
-def judge_gate(gate: Gate, candidate: Metrics, reference: Reference | None) -> Verdict:
+def judge_gate(gate: Gate, candidate: Metrics, reference: Reference | None, asked: Asked = NOTHING_ASKED) -> Verdict:
     """Apply one gate.
 
-    A missing metric fails, unless the gate is optional; a missing champion passes. A value that measures nothing (NaN,
-    infinite, no time at all) fails always, on either side.
+    A missing metric fails, unless the gate is optional and the run was not asked for it; a missing champion passes. A
+    value that measures nothing (NaN, infinite, no time at all) fails always, on either side.
     """
     compared = {"the version": candidate}
     if reference is not None and reference.metrics is not None:
         compared[reference.name] = reference.metrics
     for whose, metrics in compared.items():
         if gate.metric in metrics and not is_evidence(gate.metric, metrics[gate.metric]):
-            return _unusable(gate, f"of {whose} is {metrics[gate.metric]:g}, which measures nothing; measure it again")
+            said = f"of {whose} is {metrics[gate.metric]:g}, which measures nothing; measure it again"
+            return Verdict(gate=gate, outcome="failed", value=None, limit=None, reason=said)
     if gate.metric not in candidate:
-        return _missing(gate, "the version has no such metric")
+        return _missing(gate, "the version has no such metric", asked)
     value = _estimate(candidate, gate.metric)
     if reference is None:
         return _absolute(gate, value)
     if reference.metrics is None:
-        return _no_reference(gate, value, reference)
+        return _no_reference(gate, value, reference, asked)
     if gate.metric not in reference.metrics:
-        return _missing(gate, f"{reference.name} has no such metric", value.value)
+        return _missing(gate, f"{reference.name} has no such metric", asked, value.value)
     if reference.pairs is not None and (why := reference.pairs.why_not(gate.metric)):
         return _incomparable(gate, value, f"not comparable with {reference.name}: {why}")
     paired = None if reference.pairs is None else reference.pairs.difference(gate.metric)
     verdict = _relative(gate, value, _estimate(reference.metrics, gate.metric), reference.name, paired)
-    if not (floor := floor_of(gate.metric, reference.metrics)):
+    nothing = _says_nothing(verdict, reference.metrics)
+    if not nothing:
         return verdict
-    return replace(verdict, reason=f"{verdict.reason}; {reference.name}: {floor}, where a loss hardly shows")
+    said = f"{verdict.reason}; {reference.name}: {nothing}"
+    return replace(verdict, outcome="says nothing" if verdict.passed else verdict.outcome, reason=said)
+
+
+def _says_nothing(verdict: Verdict, reference: Metrics) -> str:
+    """Why a loss could not show: the reference is not told from a model that knows nothing, or such a model keeps the
+    bound too."""
+    from edgequant.reporting.columns import metric
+
+    gate, floor = verdict.gate, metric(verdict.gate.metric).floor
+    if words := floor_of(gate.metric, reference):
+        return f"{words}, where a loss hardly shows, so that this gate says nothing"
+    least = reference.get(floor) if isinstance(floor, str) else floor
+    if least is None or verdict.limit is None or not gate.higher_is_better or verdict.limit > least:
+        return ""
+    return f"a model that knows nothing scores {least:.4g} and keeps this bound too, so that this gate says nothing"
 
 
 def _estimate(metrics: Metrics, name: str) -> Estimate:
@@ -118,27 +173,34 @@ def _estimate(metrics: Metrics, name: str) -> Estimate:
     return Estimate(metrics[name], low, high)
 
 
-def _unusable(gate: Gate, reason: str) -> Verdict:
-    return Verdict(gate=gate, passed=False, value=None, limit=None, reason=reason)
-
-
-def _missing(gate: Gate, reason: str, value: float | None = None) -> Verdict:
-    said = f"not compared: {reason} (optional)" if gate.optional else f"{reason}; measure it, or say `optional: true`"
-    return Verdict(gate=gate, passed=gate.optional, value=value, limit=None, reason=said, measured=False)
+def _missing(gate: Gate, reason: str, asked: Asked, value: float | None = None) -> Verdict:
+    """Where it is the reference that lacks it, the version's run had been asked to measure both."""
+    wanted = asked.why(gate.metric)
+    if wanted:
+        said = f"{reason}, and its run was asked for it ({wanted}); measure it again"
+    elif gate.optional:
+        said = f"not compared: {reason}, and nothing asked for it (optional)"
+    else:
+        said = f"{reason}; measure it, or say `optional: true`"
+    outcome: Outcome = "not asked for" if gate.optional and not wanted else "failed"
+    return Verdict(gate=gate, outcome=outcome, value=value, limit=None, reason=said)
 
 
 def _incomparable(gate: Gate, value: Estimate, reason: str) -> Verdict:
-    """Nothing is compared that was measured in two ways: neither passes for the other."""
-    said = f"{reason} (optional)" if gate.optional else f"{reason}; measure both alike, or leave this gate out"
-    return Verdict(gate=gate, passed=gate.optional, value=value.value, limit=None, reason=said, measured=False)
+    """What was measured in two ways is not compared, and a gate that compares nothing has not been kept."""
+    said = f"{reason}; measure both alike, or leave this gate out"
+    return Verdict(gate=gate, outcome=_outcome(gate, UNSHOWN), value=value.value, limit=None, reason=said)
 
 
-def _no_reference(gate: Gate, value: Estimate, reference: Reference) -> Verdict:
+def _no_reference(gate: Gate, value: Estimate, reference: Reference, asked: Asked) -> Verdict:
     if gate.against == "champion":
-        return Verdict(
-            gate=gate, passed=True, value=value.value, limit=None, reason=f"nothing to compare: {reference.name}"
-        )
-    return _missing(gate, reference.name, value.value)
+        said = f"nothing to compare: {reference.name}"
+        return Verdict(gate=gate, outcome="passed", value=value.value, limit=None, reason=said)
+    return _missing(gate, reference.name, asked, value.value)
+
+
+def _outcome(gate: Gate, margin: float) -> Outcome:
+    return "passed" if margin >= 0 else "warned" if gate.severity == "warn" else "failed"
 
 
 def _absolute(gate: Gate, value: Estimate) -> Verdict:
@@ -149,7 +211,7 @@ def _absolute(gate: Gate, value: Estimate) -> Verdict:
     word = "at least" if kind == "min" else "at most"
     said = "not shown to be " if margin == UNSHOWN else "" if margin >= 0 else "not "
     reason = f"{value.value:.4g} is {said}{word} {bound:g}{how}"
-    return Verdict(gate=gate, passed=margin >= 0, value=value.value, limit=bound, reason=reason)
+    return Verdict(gate=gate, outcome=_outcome(gate, margin), value=value.value, limit=bound, reason=reason)
 
 
 def _ends(value: Estimate, sign: float) -> tuple[float | None, float | None]:
@@ -177,7 +239,7 @@ def _relative(
     said = "not shown to be within" if margin == UNSHOWN else "within" if margin >= 0 else "beyond"
     reason = f"{loss}, {said} {allowed:.4g}{how}" + (f"; {paired.words}" if paired else "")
     limit = before - sign * allowed
-    return Verdict(gate=gate, passed=margin >= 0, value=value.value, limit=limit, reason=reason)
+    return Verdict(gate=gate, outcome=_outcome(gate, margin), value=value.value, limit=limit, reason=reason)
 
 
 def _plus(end: float | None, allowed: float) -> float | None:

@@ -17,11 +17,13 @@ from edgequant.errors import UserError
 from edgequant.files import sha256_of_bytes
 from edgequant.settings_checks import fits
 from edgequant.yaml_files import parse_yaml, read_yaml
+from edgequant_registry.metric_names import check_metric
 
 BOUNDS = ("min", "max", "max_loss", "max_loss_percent")
 LOSSES = ("max_loss", "max_loss_percent")
 TESTS = ("values", "not_worse", "worse")
 REFERENCES = ("baseline", "champion")
+SEVERITIES = ("fail", "warn")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +55,11 @@ class Gate:
     better: Literal["higher", "lower"] | None = None
     """Which end of the metric is better, where the project does not know."""
 
+    severity: Literal["fail", "warn"] = "fail"
+    """Whether a broken bound refuses the version, or is only told."""
+
     optional: bool = False
-    """A missing metric passes."""
+    """A metric that the version's run was not asked to measure may be missing."""
 
     why: str = ""
     """For the reader."""
@@ -99,7 +104,8 @@ def read_policy(source: str) -> Policy:
     """Read and check a policy: the name of a bundled one, or a YAML file.
 
     Raises:
-        UserError: no such file, no YAML, or a gate that cannot be meant; names the gate and the fix.
+        UserError: no such file, no YAML, a gate that cannot be meant, or a metric that nobody measures; names the gate
+            and the fix.
     """
     bundled = files("edgequant_registry") / "policies" / f"{source}.yaml"
     if source in bundled_policies():
@@ -136,6 +142,7 @@ def _gate(number: int, found: Any) -> Gate:
     _check_choices(where, found)
     values: dict[str, Any] = {key: float(value) if key in BOUNDS else value for key, value in found.items()}
     gate = Gate(**values)
+    check_metric(where, gate.metric, is_described=gate.better is not None)
     _check_direction(where, gate)
     return gate
 
@@ -156,7 +163,13 @@ def _check_bound(where: str, found: Mapping[str, Any]) -> None:
 
 
 def _check_choices(where: str, found: Mapping[str, Any]) -> None:
-    choices = {"against": REFERENCES, "test": TESTS, "better": ("higher", "lower"), "optional": (True, False)}
+    choices = {
+        "against": REFERENCES,
+        "test": TESTS,
+        "better": ("higher", "lower"),
+        "severity": SEVERITIES,
+        "optional": (True, False),
+    }
     for key, allowed in choices.items():
         if key in found and not any(type(found[key]) is type(value) and found[key] == value for value in allowed):
             expected = ", ".join(str(value).lower() for value in allowed)

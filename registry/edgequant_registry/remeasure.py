@@ -11,7 +11,7 @@ from typing import Any
 from edgequant.evaluation.backends.alone import run_alone
 from edgequant.evaluation.evidence_file import Evidence
 from edgequant.evaluation.reproduction import Reproduction
-from edgequant_registry.gates import Verdict
+from edgequant_registry.gates import Verdict, allowed
 
 MODULE = "edgequant_registry.remeasuring"
 RESTS_ON_ALL = "against_baseline/"  # whether a model was harmed is read off every other figure
@@ -40,30 +40,34 @@ NO_NEED = Remeasured((), "no: gates failed already")
 NO_EVIDENCE = Remeasured((), "no: the version has no evidence that could be measured again")
 
 
-def measured_again(
-    folder: Path, evidence: Evidence | None, verdicts: Sequence[Verdict], *, wanted: bool, data_dir: str | None
-) -> Remeasured:
-    """Load a version's checkpoint in a fresh process and measure a sample again, where an alias could move.
+@dataclass(frozen=True, kw_only=True)
+class Remeasuring:
+    """What was asked of it: whether, and from which folder of benchmarks; None: where they were read from, or
+    $EDGEQUANT_DATA."""
 
-    Args:
-        folder: its verified files.
-        evidence: of the version.
-        verdicts: of the gates, as its evidence has the figures.
-        wanted: whether it was asked for.
-        data_dir: folder of benchmarks; None: where they were read from, or $EDGEQUANT_DATA.
-    """
-    if evidence is None:
-        return NO_EVIDENCE
-    if not wanted:
-        return NOT_ASKED
-    if not all(verdict.passed for verdict in verdicts):
-        return NO_NEED
-    print("measuring a sample of the figures again, in a fresh process", flush=True)
-    return remeasure(folder, data_dir)
+    wanted: bool
+    data_dir: str | None
+
+    def of(self, folder: Path, evidence: Evidence | None, verdicts: Sequence[Verdict]) -> Remeasured:
+        """Load a version's checkpoint in a fresh process and measure a sample again, where an alias could move.
+
+        Args:
+            folder: its verified files.
+            evidence: of the version.
+            verdicts: of the gates, as its evidence has the figures.
+        """
+        if evidence is None:
+            return NO_EVIDENCE
+        if not self.wanted:
+            return NOT_ASKED
+        if not allowed(verdicts):
+            return NO_NEED
+        print("measuring a sample of the figures again, in a fresh process", flush=True)
+        return remeasure(folder, self.data_dir)
 
 
 def remeasure(folder: Path, data_dir: str | None) -> Remeasured:
-    """As `measured_again`, of a version that has evidence."""
+    """As `Remeasuring.of`, of a version that has evidence."""
     done = run_alone(MODULE, {"folder": str(folder), "data_dir": data_dir})
     if done.returncode:
         told = (done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"])[-1]
@@ -84,7 +88,7 @@ def with_findings(verdicts: Sequence[Verdict], found: Remeasured) -> list[Verdic
 def _with_finding(verdict: Verdict, findings: Sequence[Reproduction]) -> Verdict:
     metric = verdict.gate.metric
     for finding in findings:
-        rests_on_it = verdict.measured and metric.startswith((finding.figures, RESTS_ON_ALL))
+        rests_on_it = verdict.outcome != "not asked for" and metric.startswith((finding.figures, RESTS_ON_ALL))
         if not finding.holds and (rests_on_it or not finding.figures):
-            return replace(verdict, passed=False, reason=f"{verdict.reason}; not reproduced: {finding.reason}")
+            return replace(verdict, outcome="failed", reason=f"{verdict.reason}; not reproduced: {finding.reason}")
     return verdict

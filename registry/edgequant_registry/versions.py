@@ -16,9 +16,6 @@ from edgequant.evaluation.pairing import Pairing
 from edgequant.workflows.steps.register import PREFIX
 from edgequant_registry import evidence
 from edgequant_registry.gates import Reference
-from edgequant_registry.remeasure import Remeasured
-
-REMEASURED_TAG = "edgequant.remeasured"
 
 
 @dataclass(frozen=True)
@@ -46,6 +43,11 @@ class Registered:
             UserError: it is not what the run that registered the version wrote down, or that run was deleted.
         """
         return evidence.evidence_of(self.name, self.version, self.run_id)
+
+    @property
+    def variant(self) -> str:
+        """What made it, such as `qat`."""
+        return self.tags.get("edgequant.variant", "") if self.evidence is None else self.evidence.variant
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -132,11 +134,6 @@ def check_has_evidence(version: Registered) -> None:
             f"{version.label} was registered without evidence ({FILE}), and figures that anybody can change promote "
             "nothing; make and register it again, or look at it with --dry_run true"
         )
-
-
-def write_down(version: Registered, again: Remeasured) -> None:
-    """On the version, whether its figures were measured again and what became of it."""
-    tracking.client().set_model_version_tag(version.name, version.version, REMEASURED_TAG, again.words)
 
 
 def references(candidate: Registered, champion: Registered | None) -> dict[str, Reference]:

@@ -2,23 +2,24 @@
 
 mlflow run . -e promote
 edgequant promote --model tiny --policy my-policy.yaml --dry_run true
+edgequant promote --model tiny --alias challenger       # beside the champion, to be compared with it
 edgequant promote --model tiny --rollback true
+edgequant promote --model tiny --history true
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgequant.errors import UserError
 from edgequant.workflows.settings import WorkflowResult
 
 if TYPE_CHECKING:
     from edgequant.tracking.runs import Run
-    from edgequant_registry.gates import Verdict
     from edgequant_registry.policy import Policy
-    from edgequant_registry.remeasure import Remeasured
+    from edgequant_registry.promotion import Judgement
+    from edgequant_registry.remeasure import Remeasuring
     from edgequant_registry.versions import Registered
 
 
@@ -29,6 +30,14 @@ class PromotionRefusedError(SystemExit):
         super().__init__(1)
 
 
+class PromotionOvertakenError(SystemExit):
+    """Another promotion or rollback was faster: the process ends with exit code 3, with a FINISHED run; no alias that
+    the other one moved was touched."""
+
+    def __init__(self) -> None:
+        super().__init__(3)
+
+
 def promote(
     *,
     model: str | None = None,
@@ -37,19 +46,24 @@ def promote(
     alias: str = "champion",
     dry_run: bool = False,
     rollback: bool = False,
+    steps: int = 1,
+    history: bool = False,
     remeasure: bool = True,
     data_dir: str | None = None,
     experiment: str = "edgequant",
 ) -> WorkflowResult:
-    """Promote a registered version through the gates of a policy, or roll the last promotion back.
+    """Promote a registered version through the gates of a policy, roll promotions back, or tell who was champion.
 
     Args:
         model: registered name or short name; default: the newest registered version of any edgequant-* model.
         version: version of the model; default: the newest.
         policy: a bundled policy (default) or a YAML file.
-        alias: alias that the version gets; the version before keeps previous_<alias>.
+        alias: alias that the version gets; the version before keeps previous_<alias>. challenger: compared with the
+            champion, and stands beside it.
         dry_run: show the verdicts and change nothing.
         rollback: give the alias back to the version that had it before.
+        steps: how many versions a rollback goes back.
+        history: show who had which alias, when, why and by which policy.
         remeasure: load the checkpoint in a fresh process and measure a sample of its figures again before the alias
             moves; false is written on the version.
         data_dir: folder with WikiText-2, BoolQ and SQuAD to measure on again (default: the one that the version was
@@ -59,136 +73,123 @@ def promote(
     Raises:
         UserError: no such version, an unreadable policy, a damaged checkpoint.
         PromotionRefusedError: a gate failed; exit code 1.
+        PromotionOvertakenError: somebody else moved the alias meanwhile; exit code 3.
     """
     config = dict(locals())
     from edgequant_registry.policy import read_policy
 
     gates = read_policy(policy)
-    _check(alias, version, dry_run, rollback)
+    _check(alias, version, dry_run, rollback, steps, history)
 
     from edgequant import tracking
-    from edgequant_registry import promotion, versions
+    from edgequant_registry import results, versions
+    from edgequant_registry.remeasure import Remeasuring
 
     candidate = versions.find_version(model, None if version is None else str(version))
-    if version is None and not rollback:
-        _check_not_rolled_back(candidate)
-    if not (rollback or dry_run):
-        versions.check_has_evidence(candidate)
-    with tracking.workflow_run("promote", config, experiment=experiment) as run:
-        tracking.name_run(f"{'roll back' if rollback else 'promote'} {candidate.name} v{candidate.version}")
-        tracking.set_tags(_tags(candidate))
-        if rollback:
-            restored, lost = promotion.roll_back(candidate.name, alias, run.id)
-            rows = _report_rollback(restored, lost, alias, run)
-            return WorkflowResult(run.id, restored.metrics, restored.uri, rows)
-        champion = versions.with_alias(candidate.name, alias)
-        verdicts, again = _judged(candidate, champion, gates, remeasure, data_dir)
-        passed = all(verdict.passed for verdict in verdicts)
-        tracking.set_tags({"edgequant.promotion": _outcome(passed, dry_run)})
-        if passed and not dry_run:
-            promotion.promote_version(candidate, alias, gates, verdicts, run.id)
-        elif not dry_run:
-            promotion.record(candidate, gates, verdicts, run.id, promoted=False)
+    if not (history or rollback):
+        _check_candidate(candidate, alias, is_named=version is not None)
         if not dry_run:
-            versions.write_down(candidate, again)
-        _report(candidate, champion, gates, verdicts, alias, dry_run, run, [f"measured again: {again.words}"])
-    if not passed:
-        raise PromotionRefusedError
-    return WorkflowResult(run.id, candidate.metrics, candidate.uri, [verdict.to_row() for verdict in verdicts])
+            versions.check_has_evidence(candidate)
+    with tracking.workflow_run("promote", config, experiment=experiment) as run:
+        tracking.set_tags(results.tags_of(candidate))
+        stopped: SystemExit | None = None
+        if history:
+            result = results.tell_history(candidate.name, run)
+        elif rollback:
+            result, stopped = _roll_back(candidate.name, alias, steps, run)
+        else:
+            again = Remeasuring(wanted=remeasure, data_dir=data_dir)
+            result, stopped = _promote(candidate, alias, gates, dry_run, again, run)
+    if stopped is not None:
+        raise stopped
+    return result
 
 
-def _check(alias: str, version: int | None, dry_run: bool, rollback: bool) -> None:
+def _check(alias: str, version: int | None, dry_run: bool, rollback: bool, steps: int, history: bool) -> None:
     if not re.fullmatch(r"[A-Za-z][\w-]*", alias) or alias == "latest" or re.fullmatch(r"v\d+", alias):
         raise UserError(f"alias must be letters, digits, _ and -, and neither latest nor v1, v2, ..., got {alias!r}")
+    if alias.startswith("previous_"):
+        raise UserError(f"alias must not begin with previous_, which promote keeps itself, got {alias!r}")
     if version is not None and version < 1:
         raise UserError(f"version must be at least 1, got {version}")
+    if steps < 1:
+        raise UserError(f"steps must be at least 1, got {steps}; a rollback goes back")
+    if steps > 1 and not rollback:
+        raise UserError(f"steps goes with rollback true, got steps {steps} without it")
     if rollback and (dry_run or version is not None):
         raise UserError(
-            "rollback goes to the version before and takes neither version nor dry_run; to go elsewhere, promote that"
+            "rollback goes to a version before and takes neither version nor dry_run; to go elsewhere, promote that"
         )
+    if rollback and alias == "challenger":
+        raise UserError("rollback takes no alias challenger, which has no past; give another version that alias")
+    if history and (rollback or dry_run or version is not None):
+        raise UserError("history only shows, and takes neither rollback nor dry_run nor version")
 
 
-def _check_not_rolled_back(candidate: Registered) -> None:
-    """A promotion that runs every night must not undo a rollback."""
-    if candidate.tags.get("edgequant.promotion") == "rolled back":
+def _check_candidate(candidate: Registered, alias: str, *, is_named: bool) -> None:
+    """A promotion that runs every night must not undo a rollback; and a champion is nobody's challenger."""
+    from edgequant_registry import versions
+
+    if not is_named and candidate.tags.get("edgequant.promotion") == "rolled back":
         again = f"edgequant promote --model {candidate.name} --version {candidate.version}"
         raise UserError(f"{candidate.label} is the newest and was rolled back; to promote it again: {again}")
+    if alias == "challenger":
+        champion = versions.with_alias(candidate.name, "champion")
+        if champion is not None and champion.version == candidate.version:
+            raise UserError(f"{candidate.label} is the champion; a challenger is another version, see --version")
 
 
-def _judged(
-    candidate: Registered, champion: Registered | None, policy: Policy, remeasure: bool, data_dir: str | None
-) -> tuple[list[Verdict], Remeasured]:
+def _promote(
+    candidate: Registered, alias: str, policy: Policy, dry_run: bool, again: Remeasuring, run: Run
+) -> tuple[WorkflowResult, SystemExit | None]:
+    from edgequant import tracking
+    from edgequant_registry import gates, promotion, results
+
+    tracking.name_run(f"promote {candidate.name} v{candidate.version}")
+    judged = _judged(candidate, alias, policy, again, run.id)
+    is_allowed = gates.allowed(judged.verdicts)
+    if dry_run:
+        found = promotion.Outcomes("promoted" if is_allowed else "refused")
+    else:
+        found = promotion.promote_version(judged) if is_allowed else promotion.refuse(judged)
+    rows = results.tell_promotion(judged, found, dry_run, run)
+    stops = {"refused": PromotionRefusedError(), "overtaken": PromotionOvertakenError()}
+    return WorkflowResult(run.id, candidate.metrics, candidate.uri, rows), stops.get(found.outcome)
+
+
+def _judged(candidate: Registered, alias: str, policy: Policy, again: Remeasuring, run_id: str) -> Judgement:
     """Check the files first: metrics of a checkpoint that is not what was measured mean nothing."""
     from edgequant import tracking
-    from edgequant_registry import evidence, gates, versions
-    from edgequant_registry.remeasure import measured_again, with_findings
+    from edgequant_registry import gates, promotion, versions
+    from edgequant_registry.asked import asked_of_run
+    from edgequant_registry.remeasure import with_findings
 
-    folder, files = evidence.verified_checkpoint(candidate.uri, candidate.label, candidate.evidence)
-    verdicts = gates.judge(policy.gates, candidate.metrics, versions.references(candidate, champion))
-    again = measured_again(folder, candidate.evidence, verdicts, wanted=remeasure, data_dir=data_dir)
-    verdicts = with_findings(verdicts, again)
+    champion = versions.with_alias(candidate.name, promotion.compared_with(alias))
+    folder = promotion.verify_checkpoint(candidate)
+    asked = asked_of_run(candidate.run_id, candidate.variant)
+    verdicts = gates.judge(policy.gates, candidate.metrics, versions.references(candidate, champion), asked)
+    found = again.of(folder, candidate.evidence, verdicts)
+    verdicts = with_findings(verdicts, found)
     tracking.log_metrics(candidate.metrics)
     tracking.log_text(policy.to_yaml(), "policy.yaml")
     tracking.log_table([verdict.to_row() for verdict in verdicts], "gates.json")
-    tracking.log_table(again.rows, "remeasured.json")
-    tracking.log_text(f"{files} files have the SHA-256 that was filed with them\n", "integrity.txt")
-    return verdicts, again
+    tracking.log_table(found.rows, "remeasured.json")
+    tracking.log_text(f"{len(list(folder.iterdir()))} files are those that were filed\n", "integrity.txt")
+    return promotion.Judgement(
+        candidate=candidate, alias=alias, champion=None if champion is None else champion.version, policy=policy,
+        verdicts=verdicts, remeasured=found.words, run_id=run_id,
+    )  # fmt: skip
 
 
-def _tags(candidate: Registered) -> dict[str, str]:
-    kept = {key: candidate.tags[key] for key in ("edgequant.model", "edgequant.scheme") if key in candidate.tags}
-    return kept | {"edgequant.registered": candidate.uri, "edgequant.phase": "promote"}
-
-
-def _outcome(passed: bool, dry_run: bool) -> str:
-    return ("would be " if dry_run else "") + ("promoted" if passed else "refused")
-
-
-def _report(
-    candidate: Registered,
-    champion: Registered | None,
-    policy: Policy,
-    verdicts: Sequence[Verdict],
-    alias: str,
-    dry_run: bool,
-    run: Run,
-    notes: Sequence[str],
-) -> None:
-    from edgequant.workflows.steps.summary import print_summary
-
-    failed = sum(not verdict.passed for verdict in verdicts)
-    outcome = _outcome(not failed, dry_run)
-    missing = [verdict.gate.metric for verdict in verdicts if verdict.word == "not measured"]
-    why = f"{failed} of {len(verdicts)} gates failed" if failed else _passed(len(verdicts), len(missing))
-    before = f"; {alias} is version {champion.version}" if champion and (failed or dry_run) else ""
-    title = f"promote: {candidate.label} {outcome} to {alias} under policy {policy.name}: {why}{before}"
-    shipped = [name for name in missing if name.startswith("deploy/")]
-    told = [f"not measured, and so not judged: {', '.join(dict.fromkeys(shipped))}"] if shipped else []
-    rows, following = [verdict.to_row() for verdict in verdicts], _next(candidate, alias, failed, dry_run)
-    print_summary(title, rows, run, following, notes=[*told, *notes])
-
-
-def _passed(gates: int, missing: int) -> str:
-    return f"{gates - missing} gates passed, {missing} not measured" if missing else f"all {gates} gates passed"
-
-
-def _next(candidate: Registered, alias: str, failed: int, dry_run: bool) -> str:
-    if failed:
-        return f"edgequant report    # or --policy FILE, if a gate is not what you mean ({candidate.uri})"
-    if dry_run:
-        return f"edgequant promote --model {candidate.name} --version {candidate.version}"
-    return f"mlflow models serve -m models:/{candidate.name}@{alias} --env-manager local"
-
-
-def _report_rollback(restored: Registered, lost: Registered, alias: str, run: Run) -> list[dict[str, Any]]:
+def _roll_back(name: str, alias: str, steps: int, run: Run) -> tuple[WorkflowResult, SystemExit | None]:
     from edgequant import tracking
-    from edgequant.workflows.steps.summary import print_summary
+    from edgequant_registry import promotion, results, versions
 
-    tracking.set_tags({"edgequant.promotion": "rolled back"})
-    rows: list[dict[str, Any]] = [
-        {"version": int(restored.version), "now": alias, **restored.metrics},
-        {"version": int(lost.version), "now": "rolled back", **lost.metrics},
-    ]
-    title = f"promote: {restored.name}, {alias} is version {restored.version} again"
-    print_summary(title, rows, run, f"mlflow models serve -m models:/{restored.name}@{alias} --env-manager local")
-    return rows
+    tracking.name_run(f"roll back {name}")
+    plan = promotion.plan_rollback(name, alias, steps)
+    restored = versions.get_version(name, str(plan.restored.version))
+    promotion.verify_restored(restored, plan)
+    said = promotion.roll_back(plan, run.id)
+    rows = results.tell_rollback(plan, said, run)
+    stopped = PromotionOvertakenError() if said else None
+    return WorkflowResult(run.id, restored.metrics, restored.uri, rows), stopped

@@ -1,8 +1,11 @@
 import math
+from dataclasses import replace
 
 import pytest
 
-from edgequant_registry.gates import Reference, judge, judge_gate
+from edgequant.evaluation.tasks.registry import COMPARISON_TASKS
+from edgequant_registry.asked import Asked
+from edgequant_registry.gates import Reference, allowed, judge, judge_gate
 from edgequant_registry.policy import Gate, read_policy
 
 
@@ -25,19 +28,19 @@ def test_an_absolute_bound_includes_its_own_value_and_excludes_what_is_missing_o
 @pytest.mark.parametrize(
     ("metrics", "verdicts"),
     [
-        ({}, ["not measured", "not measured"]),
+        ({}, ["not asked for", "not asked for"]),
         ({"deploy/fits": 1.0, "deploy/size_gb": 0.125}, ["passed", "passed"]),
         ({"deploy/fits": 0.0, "deploy/size_gb": 0.1251}, ["FAILED", "FAILED"]),
         ({"deploy/fits": 0.5, "deploy/size_gb": 0.0}, ["FAILED", "FAILED"]),  # no file has no bytes
     ],
 )
-def test_what_does_not_fit_a_device_fails_and_what_was_not_measured_is_told_as_such(metrics, verdicts):
+def test_what_does_not_fit_a_device_fails_and_what_was_not_asked_for_is_told_as_such(metrics, verdicts):
     gates = [gate for gate in read_policy("default").gates if gate.metric in ("deploy/fits", "deploy/size_gb")]
     references = {"champion": Reference(name="version 1", metrics={"deploy/size_gb": 0.1})}
     found = {verdict.gate.metric: verdict.to_row() for verdict in judge(gates, metrics, references)}
     assert [found[name]["verdict"] for name in ("deploy/fits", "deploy/size_gb")] == verdicts
     if not metrics:
-        assert "the version has no such metric (optional)" in found["deploy/fits"]["reason"]
+        assert "the version has no such metric, and nothing asked for it (optional)" in found["deploy/fits"]["reason"]
 
 
 @pytest.mark.parametrize(("value", "passed"), [(71.0, True), (67.8, True), (46.0, False), (math.nan, False)])
@@ -127,9 +130,9 @@ def test_equal_scores_on_20_questions_are_not_shown_to_be_as_good():
     """0 of 20 on both sides: Wilson's 0 to 16.1 each, the difference within 16.1 either way."""
     both = {"squad/f1": 0.0, "squad/f1_ci_low": 0.0, "squad/f1_ci_high": 16.1}
     gate = {"metric": "squad/f1", "against": "champion", "max_loss": 2}
-    for test, passed in (("not_worse", False), ("worse", True), ("values", True)):
+    for test, outcome in (("not_worse", "failed"), ("worse", "says nothing"), ("values", "says nothing")):
         found = judge_gate(Gate(**gate, test=test), both, Reference(name="version 1", metrics=both))
-        assert found.passed is passed and "version 1: at the floor" in found.reason
+        assert found.outcome == outcome and "version 1: at the floor" in found.reason
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1.7976931348623157e308])
@@ -159,10 +162,102 @@ def test_missing_metrics_fail_unless_the_gate_is_optional_and_both_say_so():
     for reference, value in ((champion(squad__f1=60.0), None), (champion(other__metric=1.0), 60.0)):
         strict, lenient = verdict(gate, value, reference), verdict(gate | {"optional": True}, value, reference)
         assert not strict.passed and "optional: true" in strict.reason
-        assert lenient.passed and "not compared" in lenient.reason
+        assert lenient.outcome == "not asked for" and "not compared" in lenient.reason
 
 
 def test_without_a_champion_there_is_nothing_to_lose_but_without_a_baseline_the_gate_fails():
     nobody = Reference(name="there is no champion yet", metrics=None)
     assert verdict({"metric": "squad/f1", "against": "champion", "max_loss": 2}, 60.0, nobody).passed
     assert not verdict({"metric": "squad/f1", "against": "baseline", "max_loss": 2}, 60.0, nobody).passed
+
+
+BOOLQ = {"metric": "boolq/accuracy", "against": "baseline", "max_loss": 2, "test": "worse", "optional": True}
+QAT = {"qat.max_task_loss": "2.0"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "metric", "why"),
+    [
+        (Asked(tasks=("boolq",), data=("boolq",)), "boolq/accuracy", "evaluation.tasks has boolq"),
+        (Asked(tasks=("boolq", "latency")), "boolq/accuracy", "evaluation.tasks has boolq"),  # named one by one
+        (Asked(tasks=COMPARISON_TASKS), "boolq/accuracy", ""),  # measured unasked: left out without data
+        (Asked(tasks=COMPARISON_TASKS, data=("boolq",)), "boolq/accuracy", "evaluation.tasks has boolq"),
+        (Asked(tasks=COMPARISON_TASKS, settings={"data_dir": "DATA"}), "squad/f1", "evaluation.tasks has squad"),
+        (Asked(tasks=COMPARISON_TASKS), "latency/decode_ms_per_token", "evaluation.tasks has latency"),  # needs no data
+        (Asked(tasks=("boolq",), data=("boolq",)), "squad/f1", ""),
+        (Asked(settings={"export": "gguf"}), "deploy/size_gb", "export gguf"),
+        (Asked(settings={"export": "None"}), "deploy/size_gb", ""),
+        (Asked(settings={"export": "gguf"}), "deploy/fits", ""),
+        (Asked(settings={"device_profile": "phone-4gb"}), "deploy/fits", "device_profile phone-4gb"),
+        (Asked(settings=QAT), "against_baseline/harmed", "qat.max_task_loss 2.0"),
+        (Asked(settings=QAT, variant="ptq"), "parity/argmax_agreement", ""),
+        (Asked(settings=QAT, variant="qat"), "parity/argmax_agreement", "qat.max_task_loss 2.0"),
+        (Asked(unknown="its run is gone"), "deploy/fits", "its run is gone"),
+    ],
+)  # fmt: skip
+def test_an_optional_gate_fails_where_the_run_was_asked_for_its_metric_and_lacks_it(asked, metric, why):
+    found = judge_gate(Gate(metric=metric, min=1, optional=True), {}, None, asked)
+    assert found.outcome == ("failed" if why else "not asked for")
+    assert (f"its run was asked for it ({why})" in found.reason) is bool(why)
+
+
+def test_a_baseline_that_lacks_what_was_asked_for_fails_the_gate_too():
+    bare = Reference(name="the baseline", metrics={"domain/perplexity": 20.0})
+    asked = Asked(tasks=("boolq",), data=("boolq",))
+    found = judge_gate(Gate(**BOOLQ), {"boolq/accuracy": 60.0}, bare, asked)
+    assert found.outcome == "failed" and "the baseline has no such metric" in found.reason
+    assert judge_gate(Gate(**BOOLQ), {"boolq/accuracy": 60.0}, bare).outcome == "not asked for"
+
+
+# The commoner answer alone scores 62.17 %: with 2 points accepted a baseline of 64 has just no room for a loss.
+@pytest.mark.parametrize(
+    ("baseline", "value", "outcome"),
+    [
+        (62.17, 62.0, "says nothing"),
+        (50.0, 49.0, "says nothing"),
+        (64.0, 63.0, "says nothing"),
+        (64.3, 63.0, "passed"),
+        (62.17, 40.0, "failed"),  # worse than knowing nothing can be seen
+    ],
+)
+def test_a_baseline_without_room_for_a_loss_passes_nobody(baseline, value, outcome):
+    metrics = {"boolq/accuracy": baseline, "boolq/majority": 62.17}
+    found = judge_gate(Gate(**BOOLQ), {"boolq/accuracy": value}, Reference(name="the baseline", metrics=metrics))
+    assert found.outcome == outcome and not (outcome == "says nothing" and found.passed)
+    assert ("this gate says nothing" in found.reason) is (outcome != "passed")
+
+
+@pytest.mark.parametrize(("f1", "outcome"), [(0.0, "says nothing"), (1.5, "says nothing"), (14.6, "passed")])
+def test_an_f1_near_zero_cannot_fall_by_two_points(f1, outcome):
+    gate = Gate(metric="squad/f1", against="baseline", max_loss=2)
+    assert (
+        judge_gate(gate, {"squad/f1": f1}, Reference(name="the baseline", metrics={"squad/f1": f1})).outcome == outcome
+    )
+
+
+def test_an_interval_that_reaches_the_floor_says_nothing_either():
+    metrics = {"boolq/accuracy": 70.0, "boolq/accuracy_ci_low": 60.0, "boolq/accuracy_ci_high": 80.0}
+    reference = Reference(name="the baseline", metrics=metrics | {"boolq/majority": 62.17})
+    assert judge_gate(Gate(**BOOLQ), {"boolq/accuracy": 70.0}, reference).outcome == "says nothing"
+
+
+def test_gates_of_which_none_could_judge_promote_nobody():
+    baseline = {"baseline": champion(boolq__accuracy=50.0, boolq__majority=62.0)}
+    nothing = judge([Gate(**BOOLQ)], {"boolq/accuracy": 50.0}, baseline)
+    absent = judge([Gate(**BOOLQ)], {}, baseline)
+    passed = judge([Gate(metric="size/checkpoint_gb", max=1)], {"size/checkpoint_gb": 0.5}, {})
+    assert not allowed(nothing) and not allowed(absent)
+    assert allowed(passed) and allowed([*nothing, *absent, *passed])
+
+
+def test_the_default_policy_warns_of_a_version_that_is_slower_than_its_baseline_and_a_stricter_one_refuses_it():
+    (gate,) = [gate for gate in read_policy("default").gates if gate.metric.startswith("latency/")]
+    name = gate.metric
+    slower = {name: 8.0, f"{name}_ci_low": 7.6, f"{name}_ci_high": 8.7}
+    reference = Reference(name="the baseline", metrics={name: 4.6, f"{name}_ci_low": 3.9, f"{name}_ci_high": 6.2})
+    found = judge_gate(gate, slower, reference)
+    assert (found.outcome, found.blocks, found.passed, found.to_row()["verdict"]) == ("warned", False, False, "WARNING")
+    assert "3.4 worse than the baseline" in found.reason
+    assert judge_gate(replace(gate, severity="fail"), slower, reference).blocks
+    assert judge_gate(gate, slower | {name: 4.0}, reference).passed
+    assert judge_gate(gate, {name: 0.0}, reference).blocks  # no measurement is no warning

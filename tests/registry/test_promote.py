@@ -36,14 +36,17 @@ def test_promotion_moves_the_alias_keeps_the_version_before_and_writes_down_why(
     assert {"summary.json", "policy.yaml", "gates.json", "integrity.txt"} <= names
 
 
-def test_what_ships_and_was_not_measured_is_told_and_not_passed_silently(store, register, capsys):
+def test_what_was_not_asked_for_is_told_and_not_passed_silently(store, register, capsys):
     register()
     promote()
     told = " ".join(capsys.readouterr().out.split())
-    assert "not measured, and so not judged: deploy/reduction_vs_fp16, deploy/size_gb, deploy/fits" in told
-    assert "gates passed, " in told and "all " not in told.partition("under policy")[2].partition(":")[2][:20]
+    assert "not asked for, and so not judged: deploy/reduction_vs_fp16, deploy/size_gb, deploy/fits, latency/" in told
+    assert (
+        "3 gates passed, 12 not asked for" in told
+        and "all " not in told.partition("under policy")[2].partition(":")[2][:20]
+    )
     verdicts = json.loads(store.get_model_version(NAME, "1").tags["edgequant.gates"])
-    assert {row["verdict"] for row in verdicts if row["metric"] == "deploy/fits"} == {"not measured"}
+    assert {row["verdict"] for row in verdicts if row["metric"] == "deploy/fits"} == {"not asked for"}
 
 
 def test_a_failed_gate_refuses_with_its_value_exit_code_1_and_a_finished_run(store, register, capsys):

@@ -127,7 +127,7 @@ def variant_run(
     with _ended_with_its_status(nested=True):
         keys = {"variant": variant, "model": model, "scheme": scheme, "phase": phase}
         told = {f"edgequant.{key}": value for key, value in keys.items()}
-        mlflow.set_tags(told | {"edgequant.process": _process()} | SHOWN_UNDER_ITS_PARENT)
+        mlflow.set_tags(told | {"edgequant.process": this_process()} | SHOWN_UNDER_ITS_PARENT)
         inherit(parent.info.run_id)
         log_params({"model": model, "scheme": scheme, "variant": variant, **(parameters or {})})
         yield Run(run.info.run_id, run.info.experiment_id, resumed=begun is not None)
@@ -204,21 +204,23 @@ def _raise_on_sigterm() -> Any:
 
 
 def _workflow_tags(workflow: str, digest: str) -> dict[str, str]:
-    tags = {"edgequant.workflow": workflow, "edgequant.config": digest, "edgequant.process": _process()}
+    tags = {"edgequant.workflow": workflow, "edgequant.config": digest, "edgequant.process": this_process()}
     return tags | git_tags()
 
 
-def _process() -> str:
+def this_process() -> str:
     """This process, so that a later one can tell whether it still runs: host, process id, start time."""
     return f"{socket.gethostname()}:{os.getpid()}:{psutil.Process().create_time():.0f}"
 
 
-def _is_alive(process: str) -> bool:
+def is_alive(process: str) -> bool:
+    """Whether a process, as `this_process` names it, still runs; one of another machine may."""
     host, pid, started = process.rsplit(":", 2)
     if host != socket.gethostname():
-        return True  # not ours to judge
+        return True
     try:
-        return abs(psutil.Process(int(pid)).create_time() - float(started)) < 2
+        found = psutil.Process(int(pid))
+        return abs(found.create_time() - float(started)) < 2 and found.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False
 
@@ -243,7 +245,7 @@ def _interrupted_run(workflow: str, digest: str) -> str | None:
 
 
 def _is_running(run: MlflowRun) -> bool:
-    return run.info.status == "RUNNING" and _is_alive(run.data.tags.get("edgequant.process", "::0"))
+    return run.info.status == "RUNNING" and is_alive(run.data.tags.get("edgequant.process", "::0"))
 
 
 def _child_run(parent: str, variant: str, model: str, scheme: str) -> str | None:

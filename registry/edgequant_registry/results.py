@@ -1,0 +1,139 @@
+"""What `promote` prints and files: verdicts, a rollback, the history."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from edgequant import tracking
+from edgequant.workflows.settings import WorkflowResult
+from edgequant.workflows.steps.summary import print_summary
+from edgequant_registry.aliases.claims import claimed
+from edgequant_registry.aliases.history import history_rows
+from edgequant_registry.aliases.journal import CHALLENGER, CHAMPION, settle, standing
+from edgequant_registry.gates import Verdict
+from edgequant_registry.promotion import Judgement, Outcomes, Rollback, compared_with
+from edgequant_registry.versions import Registered, get_version
+
+if TYPE_CHECKING:
+    from edgequant.tracking.runs import Run
+
+
+def tags_of(version: Registered) -> dict[str, str]:
+    """For the run that looks at a version."""
+    kept = {key: version.tags[key] for key in ("edgequant.model", "edgequant.scheme") if key in version.tags}
+    return kept | {"edgequant.registered": version.uri, "edgequant.phase": "promote"}
+
+
+def tell_promotion(judged: Judgement, found: Outcomes, dry_run: bool, run: Run) -> list[dict[str, Any]]:
+    """Print and file the verdicts and what came of them; returns the table's rows."""
+    outcome = ("would be " if dry_run else "") + found.outcome
+    tracking.set_tags({"edgequant.promotion": outcome})
+    stays = found.outcome != "promoted" or dry_run
+    before = f"; {compared_with(judged.alias)} is version {judged.champion}" if judged.champion and stays else ""
+    before = "" if found.said else before
+    title = (
+        f"promote: {judged.candidate.label} {outcome} {_towards(found, judged)} under policy {judged.policy.name}: "
+        f"{_counts(judged.verdicts)}{before}"
+    )
+    rows = [verdict.to_row() for verdict in judged.verdicts]
+    lead = [found.said] if found.said else []
+    print_summary(title, rows, run, _next(judged, found, dry_run), lead=lead, notes=_notes(judged))
+    return rows
+
+
+def _towards(found: Outcomes, judged: Judgement) -> str:
+    return {"overtaken": f"on the way to {judged.alias}", "challenger": f"beside {CHAMPION}"}.get(
+        found.outcome, f"to {judged.alias}"
+    )
+
+
+def _counts(verdicts: Sequence[Verdict]) -> str:
+    counts = Counter(verdict.outcome for verdict in verdicts)
+    if counts["failed"]:
+        return f"{counts['failed']} of {len(verdicts)} gates failed"
+    if not counts["passed"]:
+        return "no gate could judge it"
+    if counts["passed"] == len(verdicts):
+        return f"all {len(verdicts)} gates passed"
+    told = {
+        "passed": "gates passed",
+        "warned": "warned",
+        "says nothing": "say nothing",
+        "not asked for": "not asked for",
+    }
+    return ", ".join(f"{counts[outcome]} {words}" for outcome, words in told.items() if counts[outcome])
+
+
+def _notes(judged: Judgement) -> list[str]:
+    """What has not passed, and did not refuse either; whether the figures were measured again."""
+    verdicts = judged.verdicts
+    notes = [f"warning: {verdict.said}" for verdict in verdicts if verdict.outcome == "warned"]
+    for outcome, words in (
+        ("says nothing", "these gates say nothing"),
+        ("not asked for", "not asked for, and so not judged"),
+    ):
+        names = dict.fromkeys(verdict.gate.metric for verdict in verdicts if verdict.outcome == outcome)
+        if names:
+            notes.append(f"{words}: {', '.join(names)}")
+    return [*notes, f"measured again: {judged.remeasured}"]
+
+
+def _next(judged: Judgement, found: Outcomes, dry_run: bool) -> str:
+    name, version = judged.candidate.name, judged.candidate.version
+    if found.outcome == "refused":
+        return f"edgequant report    # or --policy FILE, if a gate is not what you mean ({judged.candidate.uri})"
+    if dry_run or found.outcome in ("overtaken", "challenger"):
+        return f"edgequant promote --model {name} --version {version}"
+    return _serve(name, judged.alias)
+
+
+def _serve(name: str, alias: str) -> str:
+    return f"mlflow models serve -m models:/{name}@{alias} --env-manager local"
+
+
+def tell_rollback(plan: Rollback, said: str, run: Run) -> list[dict[str, Any]]:
+    """Print and file what a rollback came to; returns the table's rows.
+
+    Args:
+        said: what happened instead; empty where it was done.
+    """
+    tracking.set_tags({"edgequant.promotion": "overtaken" if said else "rolled back"})
+    versions = {str(plan.restored.version): f"{plan.alias} before" if said else plan.alias}
+    if plan.lost is not None:
+        versions[plan.lost] = f"{plan.alias} when this began" if said else "rolled back"
+    found = [(get_version(plan.name, version), now) for version, now in versions.items()]
+    rows: list[dict[str, Any]] = [{"version": int(one.version), "now": now, **one.metrics} for one, now in found]
+    title = f"promote: {plan.name}, {plan.alias} is version {plan.restored.version} again"
+    if said:
+        title = f"promote: {plan.name} was not rolled back, since {said}"
+    notes = [f"no longer there, and so skipped: version {', '.join(plan.skipped)}"] if plan.skipped else []
+    print_summary(title, rows, run, _serve(plan.name, plan.alias), notes=notes)
+    return rows
+
+
+def tell_history(name: str, run: Run) -> WorkflowResult:
+    """Print and file who had which alias; what a killed promotion left is settled first."""
+    tracking.name_run(f"history of {name}")
+    found = standing(name, CHAMPION)
+    if found.unwritten:
+        with claimed(name, "settling what an interrupted promotion left") as claim:
+            found = settle(claim, CHAMPION)
+    rows = history_rows(found.entries)
+    tracking.log_table(rows, "history.json")
+    champion, challenger = found.aliases.get(CHAMPION), found.aliases.get(CHALLENGER)
+    lead = [f"{CHAMPION}: {_version(champion)}; {CHALLENGER}: {_version(challenger)}"]
+    notes = (
+        [f"tags that cannot be read, somebody has changed them: {', '.join(found.unreadable)}"]
+        if found.unreadable
+        else []
+    )
+    back = f"edgequant promote --model {name} --rollback true" if len(found.line(CHAMPION)) > 1 else None
+    print_summary(f"promote: history of {name}", rows, run, back, lead=lead, notes=notes)
+    metrics = get_version(name, champion).metrics if champion else {}
+    return WorkflowResult(run.id, metrics, f"models:/{name}/{champion}" if champion else None, rows)
+
+
+def _version(version: str | None) -> str:
+    return "nobody" if version is None else f"version {version}"
