@@ -141,8 +141,8 @@ def _present(found: Standing, alias: str) -> str:
     version, line = found.aliases.get(alias), found.line(alias)
     if version is None or not line:
         return f"nobody is {alias} any more"
-    by = f" by run {line[-1].run}" if line[-1].run else ""
     last = [entry for entry in found.entries if entry.alias == alias and entry.state == "done"][-1]
+    by = f" by run {last.run}" if last.run else ""
     return f"version {version} became {alias} ({last.action}{by} at {last.at})"
 
 

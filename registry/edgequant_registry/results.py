@@ -12,12 +12,19 @@ from edgequant.workflows.steps.summary import print_summary
 from edgequant_registry.aliases.claims import claimed
 from edgequant_registry.aliases.history import history_rows
 from edgequant_registry.aliases.journal import CHALLENGER, CHAMPION, settle, standing
-from edgequant_registry.gates import Verdict
+from edgequant_registry.gates import Outcome, Verdict
 from edgequant_registry.promotion import Judgement, Outcomes, Rollback, compared_with
 from edgequant_registry.versions import Registered, get_version
 
 if TYPE_CHECKING:
     from edgequant.tracking.runs import Run
+
+COUNTED: dict[Outcome, str] = {
+    "passed": "gates passed",
+    "warned": "warned",
+    "says nothing": "say nothing",
+    "not asked for": "not asked for",
+}
 
 
 def tags_of(version: Registered) -> dict[str, str]:
@@ -57,23 +64,18 @@ def _counts(verdicts: Sequence[Verdict]) -> str:
         return "no gate could judge it"
     if counts["passed"] == len(verdicts):
         return f"all {len(verdicts)} gates passed"
-    told = {
-        "passed": "gates passed",
-        "warned": "warned",
-        "says nothing": "say nothing",
-        "not asked for": "not asked for",
-    }
-    return ", ".join(f"{counts[outcome]} {words}" for outcome, words in told.items() if counts[outcome])
+    return ", ".join(f"{counts[outcome]} {words}" for outcome, words in COUNTED.items() if counts[outcome])
 
 
 def _notes(judged: Judgement) -> list[str]:
     """What has not passed, and did not refuse either; whether the figures were measured again."""
     verdicts = judged.verdicts
     notes = [f"warning: {verdict.said}" for verdict in verdicts if verdict.outcome == "warned"]
-    for outcome, words in (
-        ("says nothing", "these gates say nothing"),
-        ("not asked for", "not asked for, and so not judged"),
-    ):
+    silent: dict[Outcome, str] = {
+        "says nothing": "these gates say nothing",
+        "not asked for": "not asked for, and so not judged",
+    }
+    for outcome, words in silent.items():
         names = dict.fromkeys(verdict.gate.metric for verdict in verdicts if verdict.outcome == outcome)
         if names:
             notes.append(f"{words}: {', '.join(names)}")

@@ -18,7 +18,7 @@ from edgequant.workflows.settings import WorkflowResult
 if TYPE_CHECKING:
     from edgequant.tracking.runs import Run
     from edgequant_registry.policy import Policy
-    from edgequant_registry.promotion import Judgement
+    from edgequant_registry.promotion import Judgement, Rollback
     from edgequant_registry.remeasure import Remeasuring
     from edgequant_registry.versions import Registered
 
@@ -82,10 +82,11 @@ def promote(
     _check(alias, version, dry_run, rollback, steps, history)
 
     from edgequant import tracking
-    from edgequant_registry import results, versions
+    from edgequant_registry import promotion, results, versions
     from edgequant_registry.remeasure import Remeasuring
 
     candidate = versions.find_version(model, None if version is None else str(version))
+    plan = promotion.plan_rollback(candidate.name, alias, steps) if rollback else None
     if not (history or rollback):
         _check_candidate(candidate, alias, is_named=version is not None)
         if not dry_run:
@@ -95,8 +96,8 @@ def promote(
         stopped: SystemExit | None = None
         if history:
             result = results.tell_history(candidate.name, run)
-        elif rollback:
-            result, stopped = _roll_back(candidate.name, alias, steps, run)
+        elif plan is not None:
+            result, stopped = _roll_back(plan, run)
         else:
             again = Remeasuring(wanted=remeasure, data_dir=data_dir)
             result, stopped = _promote(candidate, alias, gates, dry_run, again, run)
@@ -129,8 +130,9 @@ def _check(alias: str, version: int | None, dry_run: bool, rollback: bool, steps
 def _check_candidate(candidate: Registered, alias: str, *, is_named: bool) -> None:
     """A promotion that runs every night must not undo a rollback; and a champion is nobody's challenger."""
     from edgequant_registry import versions
+    from edgequant_registry.aliases.journal import rolled_back
 
-    if not is_named and candidate.tags.get("edgequant.promotion") == "rolled back":
+    if not is_named and candidate.version in rolled_back(candidate.name, alias):
         again = f"edgequant promote --model {candidate.name} --version {candidate.version}"
         raise UserError(f"{candidate.label} is the newest and was rolled back; to promote it again: {again}")
     if alias == "challenger":
@@ -181,13 +183,12 @@ def _judged(candidate: Registered, alias: str, policy: Policy, again: Remeasurin
     )  # fmt: skip
 
 
-def _roll_back(name: str, alias: str, steps: int, run: Run) -> tuple[WorkflowResult, SystemExit | None]:
+def _roll_back(plan: Rollback, run: Run) -> tuple[WorkflowResult, SystemExit | None]:
     from edgequant import tracking
     from edgequant_registry import promotion, results, versions
 
-    tracking.name_run(f"roll back {name}")
-    plan = promotion.plan_rollback(name, alias, steps)
-    restored = versions.get_version(name, str(plan.restored.version))
+    tracking.name_run(f"roll back {plan.name}")
+    restored = versions.get_version(plan.name, str(plan.restored.version))
     promotion.verify_restored(restored, plan)
     said = promotion.roll_back(plan, run.id)
     rows = results.tell_rollback(plan, said, run)

@@ -78,3 +78,31 @@ def register(store, checkpoint):
             return register_version(folder, **names, **scores)
 
     return filed
+
+
+@pytest.fixture
+def models(store, monkeypatch):
+    """Make registered models, each with versions that have no files: for what happens to aliases alone."""
+    import itertools
+
+    from edgequant_registry import promotion
+
+    monkeypatch.setattr(promotion, "make_servable", lambda name, version: None)
+    numbers = itertools.count()
+
+    def made(*, versions):
+        name = f"edgequant-model{next(numbers)}"
+        store.create_registered_model(name)
+        for _ in range(versions):
+            store.create_model_version(name, source="nowhere", tags={"size/checkpoint_gb": "0.5"})
+        return name
+
+    return made
+
+
+@pytest.fixture
+def judged():
+    """What a policy of one gate said of a version beside a champion: that it passes."""
+    from racing import judgement
+
+    return judgement

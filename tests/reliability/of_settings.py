@@ -56,6 +56,11 @@ def policy(place: Place) -> str:
     return place.edgequant("promote", "--policy", "policy.yaml")
 
 
+def unknown_metric(place: Place) -> str:
+    (place.folder / "policy.yaml").write_text("gates:\n- {metric: squad/f11, min: 50, optional: true}\n")
+    return place.edgequant("promote", "--policy", "policy.yaml")
+
+
 def deleted_experiment(place: Place) -> str:
     import mlflow
 
@@ -212,6 +217,26 @@ SITUATIONS = [
     refused(
         "a bound that is no number", "promote --policy FILE",
         "edgequant promote: gate 1 (squad/f1): min must be a number, got nan", policy,
+    ),
+    refused(
+        "a metric that nobody measures", "promote --policy FILE",
+        "edgequant promote: gate 1 (squad/f11): metric 'squad/f11' is unknown; did you mean squad/f1? ...",
+        unknown_metric,
+    ),
+    refused(
+        "a rollback that goes nowhere", "promote --rollback true --steps 0",
+        "edgequant promote: steps must be at least 1, got 0; a rollback goes back",
+        command("promote", "--rollback", "true", "--steps", "0"),
+    ),
+    refused(
+        "a history that changes something", "promote --history true --rollback true",
+        "edgequant promote: history only shows, and takes neither rollback nor dry_run nor version",
+        command("promote", "--history", "true", "--rollback", "true"),
+    ),
+    refused(
+        "an alias that promotions keep themselves", "promote --alias previous_champion",
+        "edgequant promote: alias must not begin with previous_, which promote keeps itself, got 'previous_champion'",
+        command("promote", "--alias", "previous_champion"),
     ),
     refused(
         "a search without end", "tune --space FILE",

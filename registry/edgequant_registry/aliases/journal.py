@@ -121,6 +121,16 @@ def _keep_previous(claim: Claim, found: Standing, alias: str) -> None:
         claim.registry().set_registered_model_alias(claim.name, name, wanted)
 
 
+def rolled_back(name: str, alias: str) -> set[str]:
+    """Versions that a rollback took an alias from and that nobody has given it again since."""
+    found: set[str] = set()
+    entries = standing(name, alias).entries
+    for place, entry in enumerate(entries):
+        if entry.alias == alias and entry.state == "done":
+            found = (found | _lost(entries[: place + 1], entry)) - {str(entry.version)}
+    return found
+
+
 def _lost(entries: Sequence[Entry], rollback: Entry) -> set[str]:
     """Versions that a rollback took the alias from."""
     if rollback.resumes is None:
