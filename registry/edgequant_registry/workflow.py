@@ -80,6 +80,7 @@ def promote(
 
     gates = read_policy(policy)
     _check(alias, version, dry_run, rollback, steps, history)
+    _check_data(data_dir, is_read=remeasure and not (rollback or history))
 
     from edgequant import tracking
     from edgequant_registry import promotion, results, versions
@@ -125,6 +126,19 @@ def _check(alias: str, version: int | None, dry_run: bool, rollback: bool, steps
         raise UserError("rollback takes no alias challenger, which has no past; give another version that alias")
     if history and (rollback or dry_run or version is not None):
         raise UserError("history only shows, and takes neither rollback nor dry_run nor version")
+
+
+def _check_data(data_dir: str | None, *, is_read: bool) -> None:
+    from edgequant.corpora.benchmarks import data_folder
+
+    if data_dir is None:
+        return
+    if not is_read:
+        raise UserError(
+            f"data_dir is read to measure again, got {data_dir!r} with remeasure false, rollback or history, which "
+            "measure nothing; leave it out"
+        )
+    data_folder(data_dir)
 
 
 def _check_candidate(candidate: Registered, alias: str, *, is_named: bool) -> None:

@@ -38,7 +38,7 @@ class Conditions:
         protocol: the settings of the evaluation.
         data: SHA-256 of the rows by data set.
         kept: first rows of data sets that nobody else could give.
-        data_dir: where benchmarks were read from; None: from $EDGEQUANT_DATA, if from anywhere.
+        data_dir: where benchmarks were read from; None: from nowhere.
         device, dtype: as the model was loaded.
         machine: on which times were taken.
     """

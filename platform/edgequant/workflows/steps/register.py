@@ -93,11 +93,11 @@ def register_version(
 def conditions_of(settings: EvaluationSettings, data: EvaluationData, run: RunSettings) -> Conditions:
     """Under which a workflow measures its models."""
     from edgequant import models
+    from edgequant.corpora.benchmarks import data_folder
 
-    device = models.pick_device(run.device)
-    return Conditions.of(
-        settings, data, data_dir=run.data_dir, device=device, dtype=models.pick_dtype(run.dtype, device)
-    )
+    device, folder = models.pick_device(run.device), data_folder(run.data_dir)
+    where = None if folder is None else str(folder.resolve())
+    return Conditions.of(settings, data, data_dir=where, device=device, dtype=models.pick_dtype(run.dtype, device))
 
 
 def _check_figures(checkpoint: Path, measured: Scores, baseline: Scores) -> None:
