@@ -8,11 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from edgequant.evaluation.evidence import floor_of, is_evidence, lacks_interval
 from edgequant_registry.asked import NOTHING_ASKED, Asked
 from edgequant_registry.policy import Gate
+
+if TYPE_CHECKING:
+    from edgequant.evaluation.pairing import PairedDifference, Pairing
 
 Metrics = Mapping[str, float]
 UNSHOWN = -math.inf
@@ -20,10 +23,14 @@ UNSHOWN = -math.inf
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """What a loss is measured from. `metrics` None: there is no such model; `name` says which one it is, or why not."""
+    """What a loss is measured from. `metrics` None: there is no such model; `name` says which one it is, or why not.
+
+    `pairs` compares the version with it item by item; None where no items are known.
+    """
 
     name: str
     metrics: Metrics | None
+    pairs: Pairing | None = None
 
 
 Outcome = Literal["passed", "failed", "warned", "says nothing", "not asked for"]
@@ -133,7 +140,10 @@ def judge_gate(gate: Gate, candidate: Metrics, reference: Reference | None, aske
         return _no_reference(gate, value, reference, asked)
     if gate.metric not in reference.metrics:
         return _missing(gate, f"{reference.name} has no such metric", asked, value.value)
-    verdict = _relative(gate, value, _estimate(reference.metrics, gate.metric), reference.name)
+    if reference.pairs is not None and (why := reference.pairs.why_not(gate.metric)):
+        return _incomparable(gate, value, f"not comparable with {reference.name}: {why}")
+    paired = None if reference.pairs is None else reference.pairs.difference(gate.metric)
+    verdict = _relative(gate, value, _estimate(reference.metrics, gate.metric), reference.name, paired)
     nothing = _says_nothing(verdict, reference.metrics)
     if not nothing:
         return verdict
@@ -176,6 +186,12 @@ def _missing(gate: Gate, reason: str, asked: Asked, value: float | None = None) 
     return Verdict(gate=gate, outcome=outcome, value=value, limit=None, reason=said)
 
 
+def _incomparable(gate: Gate, value: Estimate, reason: str) -> Verdict:
+    """What was measured in two ways is not compared, and a gate that compares nothing has not been kept."""
+    said = f"{reason}; measure both alike, or leave this gate out"
+    return Verdict(gate=gate, outcome=_outcome(gate, UNSHOWN), value=value.value, limit=None, reason=said)
+
+
 def _no_reference(gate: Gate, value: Estimate, reference: Reference, asked: Asked) -> Verdict:
     if gate.against == "champion":
         said = f"nothing to compare: {reference.name}"
@@ -205,17 +221,24 @@ def _ends(value: Estimate, sign: float) -> tuple[float | None, float | None]:
     return (value.low, value.high) if sign > 0 else (-value.high, -value.low)
 
 
-def _relative(gate: Gate, value: Estimate, reference: Estimate, name: str) -> Verdict:
+def _relative(
+    gate: Gate, value: Estimate, reference: Estimate, name: str, paired: PairedDifference | None = None
+) -> Verdict:
     kind, bound = gate.bound
     sign = 1.0 if gate.higher_is_better else -1.0
-    allowed = bound if kind == "max_loss" else bound / 100 * abs(reference.value)
-    difference = sign * (value.value - reference.value)
-    low, high = _difference_interval(value, reference, sign)
+    before = reference.value if paired is None else paired.reference
+    allowed = bound if kind == "max_loss" else bound / 100 * abs(before)
+    if paired is None:
+        difference = sign * (value.value - before)
+        low, high = _difference_interval(value, reference, sign)
+    else:
+        difference = sign * paired.difference
+        low, high = _ends(Estimate(paired.difference, paired.low, paired.high), sign)
     margin, how = _decide(gate, difference + allowed, _plus(low, allowed), _plus(high, allowed))
-    loss = f"{abs(difference):.4g} {'worse' if difference < 0 else 'better'} than {name} ({reference.value:.4g})"
+    loss = f"{abs(difference):.4g} {'worse' if difference < 0 else 'better'} than {name} ({before:.4g})"
     said = "not shown to be within" if margin == UNSHOWN else "within" if margin >= 0 else "beyond"
-    reason = f"{loss}, {said} {allowed:.4g}{how}"
-    limit = reference.value - sign * allowed
+    reason = f"{loss}, {said} {allowed:.4g}{how}" + (f"; {paired.words}" if paired else "")
+    limit = before - sign * allowed
     return Verdict(gate=gate, outcome=_outcome(gate, margin), value=value.value, limit=limit, reason=reason)
 
 

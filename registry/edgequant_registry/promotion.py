@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from edgequant import tracking
@@ -12,6 +13,7 @@ from edgequant.errors import UserError
 from edgequant_registry.aliases.claims import Claim, claimed
 from edgequant_registry.aliases.history import Entry, new_entry, stints
 from edgequant_registry.aliases.journal import CHALLENGER, CHAMPION, Standing, move, settle, standing
+from edgequant_registry.evidence import verified_checkpoint
 from edgequant_registry.gates import Verdict
 from edgequant_registry.packaging import make_servable
 from edgequant_registry.policy import Policy
@@ -21,6 +23,7 @@ from edgequant_registry.versions import Registered
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+REMEASURED_TAG = "edgequant.remeasured"
 Outcome = Literal["promoted", "challenger", "refused", "overtaken"]
 
 
@@ -31,6 +34,7 @@ class Judgement:
     Attributes:
         alias: that the version is to get.
         champion: version that the candidate was compared with; None: there was none.
+        remeasured: whether its figures were measured again, and what became of it.
     """
 
     candidate: Registered
@@ -38,6 +42,7 @@ class Judgement:
     champion: str | None
     policy: Policy
     verdicts: Sequence[Verdict]
+    remeasured: str
     run_id: str
 
     @property
@@ -58,19 +63,16 @@ class Outcomes(NamedTuple):
     said: str = ""
 
 
-def verify_checkpoint(version: Registered) -> str:
-    """Fetch a version's checkpoint and check the SHA-256 of every file.
+def verify_checkpoint(version: Registered) -> Path:
+    """Fetch a version's checkpoint and check the SHA-256 of every file, against its evidence where it has any.
 
     Returns:
-        What was found, in words.
+        Where the files lie.
 
     Raises:
-        UserError: a file is missing or damaged, or there is no checkpoint; names the file.
+        UserError: a file is missing, damaged or another one, or there is no checkpoint; names the file.
     """
-    from edgequant.models.manifest import verify
-
-    manifest = verify(tracking.download(version.uri))
-    return f"{len(manifest['sha256'])} files have the SHA-256 that was filed with them"
+    return verified_checkpoint(version.uri, version.label, version.evidence)
 
 
 def refuse(judged: Judgement) -> Outcomes:
@@ -121,6 +123,8 @@ def _stand_as_challenger(claim: Claim, found: Standing, judged: Judgement) -> No
 
 
 def _write_verdicts(registry: MlflowClient, judged: Judgement, *, is_refused: bool) -> None:
+    version = judged.candidate
+    registry.set_model_version_tag(version.name, version.version, REMEASURED_TAG, judged.remeasured)
     write_verdicts(
         registry, judged.candidate, judged.alias, judged.policy, judged.verdicts, judged.run_id, is_refused=is_refused
     )

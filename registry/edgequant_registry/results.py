@@ -46,7 +46,7 @@ def tell_promotion(judged: Judgement, found: Outcomes, dry_run: bool, run: Run) 
     )
     rows = [verdict.to_row() for verdict in judged.verdicts]
     lead = [found.said] if found.said else []
-    print_summary(title, rows, run, _next(judged, found, dry_run), lead=lead, notes=_notes(judged.verdicts))
+    print_summary(title, rows, run, _next(judged, found, dry_run), lead=lead, notes=_notes(judged))
     return rows
 
 
@@ -67,8 +67,9 @@ def _counts(verdicts: Sequence[Verdict]) -> str:
     return ", ".join(f"{counts[outcome]} {words}" for outcome, words in COUNTED.items() if counts[outcome])
 
 
-def _notes(verdicts: Sequence[Verdict]) -> list[str]:
-    """What has not passed, and did not refuse either."""
+def _notes(judged: Judgement) -> list[str]:
+    """What has not passed, and did not refuse either; whether the figures were measured again."""
+    verdicts = judged.verdicts
     notes = [f"warning: {verdict.said}" for verdict in verdicts if verdict.outcome == "warned"]
     silent: dict[Outcome, str] = {
         "says nothing": "these gates say nothing",
@@ -78,7 +79,7 @@ def _notes(verdicts: Sequence[Verdict]) -> list[str]:
         names = dict.fromkeys(verdict.gate.metric for verdict in verdicts if verdict.outcome == outcome)
         if names:
             notes.append(f"{words}: {', '.join(names)}")
-    return notes
+    return [*notes, f"measured again: {judged.remeasured}"]
 
 
 def _next(judged: Judgement, found: Outcomes, dry_run: bool) -> str:

@@ -1,23 +1,26 @@
-"""Registered versions as promotion sees them: which one is meant, its metrics, what it is compared with."""
+"""Registered versions as promotion sees them: which one is meant, its evidence, what it is compared with."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import mlflow
 from mlflow.entities.model_registry import ModelVersion
 
 from edgequant import tracking
 from edgequant.errors import UserError
-from edgequant.workflows.steps.register import BASELINE_TAG, PREFIX
+from edgequant.evaluation.evidence_file import FILE, Evidence
+from edgequant.evaluation.pairing import Pairing
+from edgequant.workflows.steps.register import PREFIX
+from edgequant_registry import evidence
 from edgequant_registry.gates import Reference
 
 
 @dataclass(frozen=True)
 class Registered:
-    """A version of a registered model, with its metrics as they were filed."""
+    """A version of a registered model. Its tags are for people, who can change them; figures come from its evidence."""
 
     name: str
     version: str
@@ -32,19 +35,26 @@ class Registered:
     def label(self) -> str:
         return f"{self.name} version {self.version}"
 
+    @cached_property
+    def evidence(self) -> Evidence | None:
+        """What it is judged by; None of a version that was registered before there was any.
+
+        Raises:
+            UserError: it is not what the run that registered the version wrote down, or that run was deleted.
+        """
+        return evidence.evidence_of(self.name, self.version, self.run_id)
+
+    @property
+    def variant(self) -> str:
+        """What made it, such as `qat`."""
+        return self.tags.get("edgequant.variant", "") if self.evidence is None else self.evidence.variant
+
     @property
     def metrics(self) -> dict[str, float]:
-        """Tags with a slash in their name and a number in their value."""
-        return {
-            key: number for key, value in self.tags.items() if "/" in key and (number := _number(value)) is not None
-        }
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
+        """As its evidence has them; of a version without, those of its run, which anybody can change."""
+        if self.evidence is not None:
+            return dict(self.evidence.measured.metrics)
+        return tracking.all_metrics(self.run_id) if self.run_id else {}
 
 
 def find_version(model: str | None, version: str | None) -> Registered:
@@ -113,15 +123,45 @@ def _registered(found: ModelVersion) -> Registered:
     return Registered(str(found.name), str(found.version), dict(found.tags), found.run_id)
 
 
+def check_has_evidence(version: Registered) -> None:
+    """Refuse a version whose figures nothing vouches for.
+
+    Raises:
+        UserError: it was registered before versions carried evidence; or as `Registered.evidence`.
+    """
+    if version.evidence is None:
+        raise UserError(
+            f"{version.label} was registered without evidence ({FILE}), and figures that anybody can change promote "
+            "nothing; make and register it again, or look at it with --dry_run true"
+        )
+
+
 def references(candidate: Registered, champion: Registered | None) -> dict[str, Reference]:
-    """What losses are measured from: the floating-point model's metrics filed with the version, and the champion's."""
-    filed = candidate.tags.get(BASELINE_TAG)
-    baseline = {key: float(value) for key, value in json.loads(filed).items()} if filed else None
-    name = "the baseline" if filed else f"the version has no {BASELINE_TAG} tag"
+    """What losses are measured from: the model that the version was made from, and the champion.
+
+    Raises:
+        UserError: the champion's evidence is not what was filed.
+    """
+    return {"baseline": _baseline(candidate.evidence), "champion": _champion(candidate, champion)}
+
+
+def _baseline(found: Evidence | None) -> Reference:
+    if found is None:
+        return Reference(name="a version without evidence has no baseline", metrics=None)
+    pairs = Pairing(found.baseline, found.measured, found.conditions, found.conditions)
+    return Reference(name="the baseline", metrics=found.baseline.metrics, pairs=pairs)
+
+
+def _champion(candidate: Registered, champion: Registered | None) -> Reference:
     if champion is None:
-        present = Reference(name="there is no champion yet", metrics=None)
-    elif champion.version == candidate.version:
-        present = Reference(name="it is the champion already", metrics=None)
-    else:
-        present = Reference(name=f"version {champion.version}", metrics=champion.metrics)
-    return {"baseline": Reference(name=name, metrics=baseline), "champion": present}
+        return Reference(name="there is no champion yet", metrics=None)
+    if champion.version == candidate.version:
+        return Reference(name="it is the champion already", metrics=None)
+    try:
+        name, theirs, ours = f"version {champion.version}", champion.evidence, candidate.evidence
+    except UserError as error:
+        raise UserError(f"the champion cannot be compared with: {error}; or roll it back first") from error
+    if theirs is None or ours is None:
+        return Reference(name=f"{name} (without evidence, by its run's metrics)", metrics=champion.metrics)
+    pairs = Pairing(theirs.measured, ours.measured, theirs.conditions, ours.conditions)
+    return Reference(name=name, metrics=theirs.measured.metrics, pairs=pairs)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from edgequant.tracking.runs import Run
     from edgequant_registry.policy import Policy
     from edgequant_registry.promotion import Judgement, Rollback
+    from edgequant_registry.remeasure import Remeasuring
     from edgequant_registry.versions import Registered
 
 
@@ -47,6 +48,8 @@ def promote(
     rollback: bool = False,
     steps: int = 1,
     history: bool = False,
+    remeasure: bool = True,
+    data_dir: str | None = None,
     experiment: str = "edgequant",
 ) -> WorkflowResult:
     """Promote a registered version through the gates of a policy, roll promotions back, or tell who was champion.
@@ -61,6 +64,10 @@ def promote(
         rollback: give the alias back to the version that had it before.
         steps: how many versions a rollback goes back.
         history: show who had which alias, when, why and by which policy.
+        remeasure: load the checkpoint in a fresh process and measure a sample of its figures again before the alias
+            moves; false is written on the version.
+        data_dir: folder with WikiText-2, BoolQ and SQuAD to measure on again (default: the one that the version was
+            measured from, else $EDGEQUANT_DATA).
         experiment: MLflow experiment, unless `mlflow run` names one.
 
     Raises:
@@ -73,14 +80,18 @@ def promote(
 
     gates = read_policy(policy)
     _check(alias, version, dry_run, rollback, steps, history)
+    _check_data(data_dir, is_read=remeasure and not (rollback or history))
 
     from edgequant import tracking
     from edgequant_registry import promotion, results, versions
+    from edgequant_registry.remeasure import Remeasuring
 
     candidate = versions.find_version(model, None if version is None else str(version))
     plan = promotion.plan_rollback(candidate.name, alias, steps) if rollback else None
     if not (history or rollback):
         _check_candidate(candidate, alias, is_named=version is not None)
+        if not dry_run:
+            versions.check_has_evidence(candidate)
     with tracking.workflow_run("promote", config, experiment=experiment) as run:
         tracking.set_tags(results.tags_of(candidate))
         stopped: SystemExit | None = None
@@ -89,7 +100,8 @@ def promote(
         elif plan is not None:
             result, stopped = _roll_back(plan, run)
         else:
-            result, stopped = _promote(candidate, alias, gates, dry_run, run)
+            again = Remeasuring(wanted=remeasure, data_dir=data_dir)
+            result, stopped = _promote(candidate, alias, gates, dry_run, again, run)
     if stopped is not None:
         raise stopped
     return result
@@ -116,6 +128,19 @@ def _check(alias: str, version: int | None, dry_run: bool, rollback: bool, steps
         raise UserError("history only shows, and takes neither rollback nor dry_run nor version")
 
 
+def _check_data(data_dir: str | None, *, is_read: bool) -> None:
+    from edgequant.corpora.benchmarks import data_folder
+
+    if data_dir is None:
+        return
+    if not is_read:
+        raise UserError(
+            f"data_dir is read to measure again, got {data_dir!r} with remeasure false, rollback or history, which "
+            "measure nothing; leave it out"
+        )
+    data_folder(data_dir)
+
+
 def _check_candidate(candidate: Registered, alias: str, *, is_named: bool) -> None:
     """A promotion that runs every night must not undo a rollback; and a champion is nobody's challenger."""
     from edgequant_registry import versions
@@ -131,13 +156,13 @@ def _check_candidate(candidate: Registered, alias: str, *, is_named: bool) -> No
 
 
 def _promote(
-    candidate: Registered, alias: str, policy: Policy, dry_run: bool, run: Run
+    candidate: Registered, alias: str, policy: Policy, dry_run: bool, again: Remeasuring, run: Run
 ) -> tuple[WorkflowResult, SystemExit | None]:
     from edgequant import tracking
     from edgequant_registry import gates, promotion, results
 
     tracking.name_run(f"promote {candidate.name} v{candidate.version}")
-    judged = _judged(candidate, alias, policy, run.id)
+    judged = _judged(candidate, alias, policy, again, run.id)
     is_allowed = gates.allowed(judged.verdicts)
     if dry_run:
         found = promotion.Outcomes("promoted" if is_allowed else "refused")
@@ -148,23 +173,27 @@ def _promote(
     return WorkflowResult(run.id, candidate.metrics, candidate.uri, rows), stops.get(found.outcome)
 
 
-def _judged(candidate: Registered, alias: str, policy: Policy, run_id: str) -> Judgement:
+def _judged(candidate: Registered, alias: str, policy: Policy, again: Remeasuring, run_id: str) -> Judgement:
     """Check the files first: metrics of a checkpoint that is not what was measured mean nothing."""
     from edgequant import tracking
     from edgequant_registry import gates, promotion, versions
     from edgequant_registry.asked import asked_of_run
+    from edgequant_registry.remeasure import with_findings
 
     champion = versions.with_alias(candidate.name, promotion.compared_with(alias))
-    found = promotion.verify_checkpoint(candidate)
-    asked = asked_of_run(candidate.run_id, candidate.tags.get("edgequant.variant", ""))
+    folder = promotion.verify_checkpoint(candidate)
+    asked = asked_of_run(candidate.run_id, candidate.variant)
     verdicts = gates.judge(policy.gates, candidate.metrics, versions.references(candidate, champion), asked)
-    tracking.log_metrics({key: value for key, value in candidate.metrics.items()})
+    found = again.of(folder, candidate.evidence, verdicts)
+    verdicts = with_findings(verdicts, found)
+    tracking.log_metrics(candidate.metrics)
     tracking.log_text(policy.to_yaml(), "policy.yaml")
     tracking.log_table([verdict.to_row() for verdict in verdicts], "gates.json")
-    tracking.log_text(found + "\n", "integrity.txt")
+    tracking.log_table(found.rows, "remeasured.json")
+    tracking.log_text(f"{len(list(folder.iterdir()))} files are those that were filed\n", "integrity.txt")
     return promotion.Judgement(
         candidate=candidate, alias=alias, champion=None if champion is None else champion.version, policy=policy,
-        verdicts=verdicts, run_id=run_id,
+        verdicts=verdicts, remeasured=found.words, run_id=run_id,
     )  # fmt: skip
 
 

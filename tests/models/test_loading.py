@@ -164,7 +164,7 @@ def test_a_checkpoint_goes_by_the_model_it_was_made_from_and_loads_as_it_was_mea
 
 def test_registered_models_and_run_artifacts_load_by_uri(saved, tiny, store, tmp_path):
     with tracking.workflow_run("qat", {}) as run:
-        version = tracking.register_checkpoint(saved, "edgequant-tiny", metrics={}, tags={})
+        version = tracking.register_checkpoint(saved, "edgequant-tiny", tags={})
     store.set_registered_model_alias("edgequant-tiny", "champion", version)
     for uri in (f"runs:/{run.id}/checkpoint", f"models:/edgequant-tiny/{version}", "models:/edgequant-tiny@champion"):
         assert torch.equal(logits(models.load(uri, device="cpu").model), logits(tiny.model))

@@ -18,20 +18,64 @@ def checkpoint(_tiny, tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def measured(_tiny, checkpoint):
+    """What `register_version` takes of a checkpoint that was measured: domain text, questions and a guard text."""
+    from edgequant import models
+    from edgequant.evaluation.evidence_file import Conditions, Scores
+    from edgequant.evaluation.settings import EvaluationSettings
+    from edgequant.evaluation.suite import evaluate_model
+    from edgequant.evaluation.tasks.registry import find_data_set, find_task
+    from edgequant.workflows.steps.data import rows_of
+
+    tasks = ("domain_perplexity", "domain_qa", "guard")
+    settings = EvaluationSettings(tasks=tasks, limit=20, window=256, max_new_tokens=1, bootstrap_resamples=20)
+    names = [each.name for task in tasks[:2] for each in find_task(task).data]
+    data = {name: rows_of(find_data_set(name), "test", None) for name in names}
+    data["guard"] = [f"Water rose by {number} metres, and the road to the hospital was closed." for number in range(9)]
+    quantized = models.load(str(checkpoint), dtype="float32", device="cpu")
+    found = evaluate_model(quantized.model, quantized.tokenizer, data, settings, checkpoint=checkpoint)
+    before = evaluate_model(_tiny.model, _tiny.tokenizer, data, settings)
+    conditions = Conditions.of(settings, data, data_dir=None, device="cpu", dtype="float32")
+    return {
+        "measured": Scores(found.metrics, found.items),
+        "baseline": Scores(before.metrics, before.items),
+        "conditions": conditions,
+    }
+
+
 GOOD = {"size/reduction_vs_fp16": 71.5, "domain/perplexity": 25.0}
 BASELINE = {"domain/perplexity": 24.0}
+
+
+@pytest.fixture
+def fresh_process():
+    """Asked for by tests that measure again: figures that a test makes up do not reproduce."""
+
+
+@pytest.fixture(autouse=True)
+def figures_that_are_believed(request, monkeypatch):
+    """Nothing is measured again, unless a test asks for `fresh_process`."""
+    from edgequant_registry import remeasure
+
+    if "fresh_process" not in request.fixturenames:
+        monkeypatch.setattr(remeasure, "remeasure", lambda *_: remeasure.Remeasured((), "believed by a test"))
 
 
 @pytest.fixture
 def register(store, checkpoint):
     """Register the checkpoint with given metrics, as `qat` does; returns the version."""
     from edgequant import tracking
+    from edgequant.evaluation.evidence_file import Scores
     from edgequant.workflows.steps.register import register_version
 
-    def filed(metrics=GOOD, *, name="edgequant-tiny", baseline=BASELINE, folder=checkpoint):
+    def filed(metrics=GOOD, *, name="edgequant-tiny", baseline=BASELINE, folder=checkpoint, **measured):
+        if isinstance(baseline, Scores):
+            measured["baseline"] = baseline
         names = {"model": name.removeprefix("edgequant-"), "scheme": "w4a8-g32+emb4", "variant": "qat"}
+        scores = {"measured": Scores(metrics), "baseline": Scores(baseline)} | measured
         with tracking.workflow_run("qat", {"of": "a test"}):
-            return register_version(folder, **names, metrics=metrics, baseline=baseline)
+            return register_version(folder, **names, **scores)
 
     return filed
 

@@ -17,8 +17,9 @@ def judgement(name: str, version: str, champion: str | None, *, alias: str = "ch
     candidate = get_version(name, version)
     verdicts = judge(POLICY.gates, candidate.metrics, {})
     return promotion.Judgement(
-        candidate=candidate, alias=alias, champion=champion, policy=POLICY, verdicts=verdicts, run_id=run_id
-    )
+        candidate=candidate, alias=alias, champion=champion, policy=POLICY, verdicts=verdicts, run_id=run_id,
+        remeasured="no",
+    )  # fmt: skip
 
 
 def promote_each(names: list[str], version: str, start: Any, told: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from edgequant import tracking
+from edgequant.evaluation.evidence_file import Scores
 from edgequant.workflows.steps.register import register_version
 from edgequant_registry.asked import asked_of_run
 from edgequant_registry.workflow import PromotionRefusedError, promote
@@ -23,7 +24,8 @@ def asked(store, checkpoint):
         with tracking.workflow_run("ptq", settings):
             tracking.log_dataset("domain", "0" * 36, "bundled", rows=1, context="evaluation")
             with tracking.variant_run("ptq", model="tiny", scheme="w4a8-g32+emb4", phase="ptq"):
-                uri = register_version(checkpoint, **names, metrics=metrics, baseline={"domain/perplexity": 24.0})
+                baseline = Scores({"domain/perplexity": 24.0})
+                uri = register_version(checkpoint, **names, measured=Scores(metrics), baseline=baseline)
         return store.get_model_version(NAME, uri.rpartition("/")[2]).run_id
 
     return filed

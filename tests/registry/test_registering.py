@@ -11,12 +11,14 @@ import pytest
 
 from edgequant import tracking
 from edgequant.errors import UserError
+from edgequant.evaluation.evidence_file import Scores
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.training.settings import TrainingSettings
 from edgequant.workflows.finetune import finetune
 from edgequant.workflows.ptq import ptq
 from edgequant.workflows.settings import RunSettings
 from edgequant.workflows.steps.register import BASELINE_TAG, promote_command, register_version
+from edgequant_registry.versions import get_version
 from edgequant_registry.workflow import PromotionRefusedError, promote
 
 QUICK = EvaluationSettings(tasks=("domain_perplexity",), limit=20, window=256, bootstrap_resamples=20)
@@ -38,7 +40,7 @@ def verdicts(store) -> dict[str, dict]:
 def test_a_version_that_ptq_registers_is_judged_by_every_gate_of_the_default_policy(store, scheme):
     ptq(model="tiny", scheme=scheme, evaluation=QUICK, register=True, run=RunSettings(device="cpu", dtype="float32"))
     version = store.get_model_version(NAME, "1")
-    baseline = json.loads(version.tags[BASELINE_TAG])
+    baseline = get_version(NAME, "1").evidence.baseline.metrics
     (floating,) = [run for run in tracking.find_runs() if run.tags.get("edgequant.variant") == "baseline"]
     assert baseline == pytest.approx(tracking.all_metrics(floating.id))
     with contextlib.suppress(PromotionRefusedError):  # bnb-nf4 is not 70 % smaller; either way the gates have spoken
@@ -80,14 +82,15 @@ def test_adapters_over_quantized_weights_cannot_be_registered(store):
 def test_a_checkpoint_without_its_metrics_or_its_baselines_is_not_registered(store, checkpoint, measured, reference):
     names = {"model": "tiny", "scheme": "w8", "variant": "ptq"}
     with tracking.workflow_run("ptq", {"of": "a test"}), pytest.raises(UserError, match="measure it first"):
-        register_version(checkpoint, **names, metrics=measured, baseline=reference)
+        register_version(checkpoint, **names, measured=Scores(measured), baseline=Scores(reference))
     assert store.search_registered_models() == []
 
 
 def test_names_and_remarks_of_a_row_are_not_filed_as_metrics(store, checkpoint):
     row = {"model": "tiny", "scheme": "w8", "domain/perplexity": 25.0, "note": 3}
     with tracking.workflow_run("ptq", {"of": "a test"}):
-        uri = register_version(checkpoint, model="tiny", scheme="w8", variant="ptq", metrics=row, baseline=row)
+        names = {"model": "tiny", "scheme": "w8", "variant": "ptq"}
+        uri = register_version(checkpoint, **names, measured=Scores(row), baseline=Scores(row))
     assert uri == f"models:/{NAME}/1" and promote_command(uri) == f"edgequant promote --model {NAME} --version 1"
     tags = store.get_model_version(NAME, "1").tags
     assert json.loads(tags[BASELINE_TAG]) == {"domain/perplexity": 25.0}
@@ -96,12 +99,12 @@ def test_names_and_remarks_of_a_row_are_not_filed_as_metrics(store, checkpoint):
 
 def test_a_registered_model_and_its_version_say_base_model_licence_and_results(store, checkpoint):
     row = {"domain/perplexity": 25.0, "size/checkpoint_gb": 0.1}
-    names = {"model": "smollm2-135m", "scheme": "w8", "variant": "ptq", "metrics": row, "baseline": row}
+    names = {"model": "smollm2-135m", "scheme": "w8", "variant": "ptq"}
     with (
         tracking.workflow_run("ptq", {"model": "qwen2.5-0.5b"}),
         tracking.variant_run("ptq", model="q", scheme="w8", phase="ptq"),
     ):
-        register_version(checkpoint, **names)
+        register_version(checkpoint, **names, measured=Scores(row), baseline=Scores(row))
     model = store.get_registered_model("edgequant-smollm2-135m")
     assert model.tags == {"base_model": "Qwen/Qwen2.5-0.5B", "license": "apache-2.0"}  # of the model that was asked for
     assert "Qwen/Qwen2.5-0.5B" in model.description and "apache-2.0" in model.description
@@ -112,8 +115,8 @@ def test_a_registered_model_and_its_version_say_base_model_licence_and_results(s
 def test_what_a_person_has_written_about_a_registered_model_stays(store, checkpoint):
     store.create_registered_model(NAME, tags={"license": "mine"}, description="by hand")
     with tracking.workflow_run("ptq", {"model": "tiny"}):
-        row = {"domain/perplexity": 25.0}
-        register_version(checkpoint, model="tiny", scheme="w8", variant="ptq", metrics=row, baseline=row)
+        row, names = Scores({"domain/perplexity": 25.0}), {"model": "tiny", "scheme": "w8", "variant": "ptq"}
+        register_version(checkpoint, **names, measured=row, baseline=row)
     model = store.get_registered_model(NAME)
     assert (model.description, model.tags["license"]) == ("by hand", "mine")
     assert model.tags["base_model"] == "tiny (random weights)"
@@ -121,7 +124,8 @@ def test_what_a_person_has_written_about_a_registered_model_stays(store, checkpo
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_metric_that_is_no_number_is_not_registered(register, store, value):
-    for filed in ({"metrics": {"domain/perplexity": value}}, {"baseline": {"domain/perplexity": value}}):
+    broken = {"domain/perplexity": value}
+    for filed in ({"metrics": broken}, {"baseline": broken}):
         with pytest.raises(UserError, match=r"cannot be registered: .* domain/perplexity is (nan|inf)"):
             register(**filed)
     assert not store.search_registered_models()

@@ -239,6 +239,18 @@ SITUATIONS = [
         command("promote", "--alias", "previous_champion"),
     ),
     refused(
+        "data to measure on again that are not there", "promote --data_dir nowhere",
+        "edgequant promote: data_dir must be a folder with wikitext-2/, boolq/ and squad/ in their official formats, got "
+        "'nowhere': not found; ...",
+        command("promote", "--data_dir", "nowhere"),
+    ),
+    refused(
+        "data to measure on again, and nothing to be measured", "promote --data_dir DATA --remeasure false",
+        "edgequant promote: data_dir is read to measure again, got 'DATA' with remeasure false, rollback or history, "
+        "which measure nothing; leave it out",
+        command("promote", "--data_dir", "DATA", "--remeasure", "false"),
+    ),
+    refused(
         "a search without end", "tune --space FILE",
         "edgequant tune: hyperparameter learning_rate: uniform must be finite numbers, got inf; e.g. ...",
         search_space("learning_rate: {uniform: [1e-5, .inf]}\n"),

@@ -114,7 +114,7 @@ def test_without_a_model_the_embedded_one_the_newest_version_or_the_champion_is_
     (tmp_path / "checkpoint" / "config.json").write_text("{}")
     with tracking.workflow_run("qat", {}):
         for _ in range(2):
-            tracking.register_checkpoint(tmp_path / "checkpoint", "edgequant-tiny", metrics={}, tags={})
+            tracking.register_checkpoint(tmp_path / "checkpoint", "edgequant-tiny", tags={})
     assert default_model() == "models:/edgequant-tiny/2"
     tracking.client().set_registered_model_alias("edgequant-tiny", "champion", "1")
     assert default_model() == "models:/edgequant-tiny/1"

@@ -115,7 +115,7 @@ def test_integers_of_a_gguf_file_are_said_to_be_encoded_again(tiny, tmp_path, ca
 
 def test_a_registered_version_is_exported_as_its_scheme_says(saved, tmp_path, capsys) -> None:
     with tracking.workflow_run("qat", {}):
-        tracking.register_checkpoint(saved("w8a8"), "edgequant-tiny", metrics={}, tags={})
+        tracking.register_checkpoint(saved("w8a8"), "edgequant-tiny", tags={})
     export(check=False)
     (run,) = tracking.find_runs(workflow="export")
     assert run.tags["edgequant.format"] == FOLDER and "models:/edgequant-tiny/1" in capsys.readouterr().out

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from edgequant import models, tracking
+from edgequant.evaluation.evidence_file import Conditions, Items, Scores
 from edgequant.reporting.console import print_table, summary_console
 from edgequant.reporting.figure_files import log_figure
 from edgequant.workflows.shipping import NOTHING_SHIPS, Deployed, deploy_folder
 from edgequant.workflows.steps.data import evaluation_data
-from edgequant.workflows.steps.measure import measure
-from edgequant.workflows.steps.register import numbers, promote_command, register_version
+from edgequant.workflows.steps.measure import measure_items
+from edgequant.workflows.steps.register import conditions_of, numbers, promote_command, register_version
 from edgequant.workflows.steps.summary import print_summary
 from edgequant_tune import figures, trial_records
 from edgequant_tune.search_spec import SearchSpec
@@ -55,39 +56,47 @@ def scheme_of(spec: SearchSpec, record: TrialRecord) -> str:
     return str(record.values.get("scheme", spec.trial.scheme))
 
 
-def measure_best(spec: SearchSpec, best: TrialRecord) -> tuple[Rows, Deployed]:
-    """Measure the winner and the model it came from as `qat` would; the winner's metrics go on the parent too.
+class Best(NamedTuple):
+    """The winner beside its baseline: rows for the table, the items behind them, under which conditions, what ships."""
 
-    Returns:
-        Rows for the table, and what ships of the winner.
-    """
+    rows: Rows
+    items: dict[str, Items]
+    conditions: Conditions
+    ships: Deployed
+
+
+def measure_best(spec: SearchSpec, best: TrialRecord) -> Best:
+    """Measure the winner and the model it came from as `qat` would; the winner's metrics go on the parent too."""
     data = evaluation_data(spec.evaluation.tasks, spec.trial.run.data_dir)
     assert best.checkpoint is not None
     sources = {"baseline": (spec.trial.model, None), BEST: (best.checkpoint, Path(best.checkpoint))}
     rows: Rows = {}
+    items: dict[str, Items] = {}
     for variant, (source, checkpoint) in sources.items():
         scheme = scheme_of(spec, best) if checkpoint else "none"
         with tracking.variant_run(variant, model=spec.model_name, scheme=scheme, phase="tune"):
             loaded = models.load(source, dtype=spec.trial.run.dtype, device=spec.trial.run.device)
-            metrics = measure(loaded.model, loaded.tokenizer, data, spec.evaluation, checkpoint=checkpoint)
-        rows[variant] = {"variant": variant, "model": spec.model_name, "scheme": scheme, **metrics}
+            found = measure_items(loaded.model, loaded.tokenizer, data, spec.evaluation, checkpoint=checkpoint)
+        rows[variant] = {"variant": variant, "model": spec.model_name, "scheme": scheme, **found.metrics}
+        items[variant] = found.items
     ships = deploy_folder(Path(best.checkpoint), None, spec.trial.timing) if spec.method == "qat" else NOTHING_SHIPS
     rows[BEST] |= ships.cells
     tracking.log_metrics(numbers(rows[BEST]))
     tracking.set_tags(ships.tags)
-    return rows, ships
+    return Best(rows, items, conditions_of(spec.evaluation, data, spec.trial.run), ships)
 
 
-def file_checkpoint(
-    spec: SearchSpec, best: TrialRecord, rows: Rows, run: tracking.Run, tags: Mapping[str, str], *, register: bool
-) -> str:
+def file_checkpoint(spec: SearchSpec, best: TrialRecord, measured: Best, run: tracking.Run, *, register: bool) -> str:
     """File the winner's checkpoint with the run, and register it as `edgequant-<model>`; returns its MLflow URI."""
     folder = Path(best.checkpoint or "")
     if not register:
         tracking.log_folder(folder, "checkpoint")
         return f"runs:/{run.id}/checkpoint"
-    names: dict[str, Any] = {"model": spec.model_name, "scheme": scheme_of(spec, best), "variant": BEST}
-    return register_version(folder, **names, metrics=rows[BEST], baseline=rows["baseline"], tags=tags)
+    scores = {variant: Scores(row, measured.items[variant]) for variant, row in measured.rows.items()}
+    return register_version(
+        folder, model=spec.model_name, scheme=scheme_of(spec, best), variant=BEST, tags=measured.ships.tags,
+        measured=scores[BEST], baseline=scores["baseline"], conditions=measured.conditions,
+    )  # fmt: skip
 
 
 def full_table(spec: SearchSpec, records: Sequence[TrialRecord]) -> list[dict[str, Any]]:

@@ -116,11 +116,11 @@ def tune(
             spec = spec.on(resources, tracked.id)
             records = run_search(spec, tracked)
         best = results.log_search(spec, records)
-        rows, ships = results.measure_best(spec, best)
+        measured = results.measure_best(spec, best)
         registered = register and method == "qat" and not trial_records.broken(best)
-        checkpoint = results.file_checkpoint(spec, best, rows, tracked, ships.tags, register=registered)
-        results.print_results(spec, records, best, rows, tracked, checkpoint, ships, notes)
-    return WorkflowResult(tracked.id, numbers(rows[results.BEST]), checkpoint, list(rows.values()))
+        checkpoint = results.file_checkpoint(spec, best, measured, tracked, register=registered)
+        results.print_results(spec, records, best, measured.rows, tracked, checkpoint, measured.ships, notes)
+    return WorkflowResult(tracked.id, numbers(measured.rows[results.BEST]), checkpoint, list(measured.rows.values()))
 
 
 def check_folder(output: str, spec: SearchSpec) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from edgequant.evaluation.statistics.batch_means import rate
 from edgequant.evaluation.statistics.comparison import aligned, compare
@@ -100,15 +100,40 @@ def _task(metric: str, value: str, a: Any, b: Any, margin: float, bootstrap: Boo
 
 
 def _perplexity(metric: str, a: Any, b: Any, margin: float, bootstrap: Bootstrap) -> Loss:
-    """By blocks of windows, whose neighbours depend on each other."""
+    found = paired_perplexity(a, b, bootstrap.confidence)
+    return Loss(
+        metric=metric, loss=found.rise, low=found.low, high=found.high, margin=margin, unit="%", items=found.items
+    )  # fmt: skip
+
+
+class PerplexityRise(NamedTuple):
+    """A reference's perplexity, and by how many per cent a model's lies above it, with the interval of that."""
+
+    before: float
+    rise: float
+    low: float | None
+    high: float | None
+    items: int
+
+
+def paired_perplexity(
+    a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]], confidence: float = 0.95
+) -> PerplexityRise:
+    """Two perplexities of the same items, paired by blocks of windows, whose neighbours depend on each other.
+
+    Args:
+        a, b: item tables with `nats` and `tokens`; A is the reference.
+
+    Raises:
+        UserError: an item is in one table only, or there are none.
+    """
     before, after = aligned(a, b, "nats")
     tokens, _ = aligned(a, b, "tokens")
     blocks = {item["id"]: item.get("block", item["id"]) for item in a}
-    found = rate(after - before, tokens, [blocks[key] for key in sorted(blocks)], bootstrap.confidence)
+    found = rate(after - before, tokens, [blocks[key] for key in sorted(blocks)], confidence)
     low, high = (None if end is None else _per_cent(end) for end in (found.low, found.high))
-    return Loss(
-        metric=metric, loss=_per_cent(found.value), low=low, high=high, margin=margin, unit="%", items=len(tokens)
-    )  # fmt: skip
+    perplexity = exponential_of(float(before.sum() / tokens.sum()))
+    return PerplexityRise(perplexity, _per_cent(found.value), low, high, len(tokens))
 
 
 def _per_cent(nats: float) -> float:

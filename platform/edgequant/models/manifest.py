@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,13 @@ def list_file(folder: Path, name: str, sha256: str) -> None:
     manifest = _read(folder / MANIFEST)
     manifest["sha256"][name] = sha256
     write_atomically(folder / MANIFEST, json.dumps(manifest, indent=2))
+
+
+def files_that_count(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """SHA-256 of the listed files that decide what is loaded, or are exported forms of it: cards and the like may be
+    edited."""
+    listed: dict[str, str] = manifest["sha256"]
+    return {name: digest for name, digest in listed.items() if EXPORTED.fullmatch(name) or not HARMLESS.fullmatch(name)}
 
 
 def _names(folder: Path) -> list[str]:

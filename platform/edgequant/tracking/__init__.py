@@ -21,7 +21,7 @@ from edgequant.tracking.logging import (
 )
 from edgequant.tracking.names import short_name
 from edgequant.tracking.pages import compare_url, run_url, runs_url, ui_command, version_url
-from edgequant.tracking.registry import asked_model, download, register_checkpoint
+from edgequant.tracking.registry import active_run_id, asked_model, download, filed_evidence, register_checkpoint
 from edgequant.tracking.runs import (
     EXPERIMENT,
     PARENT_TAG,
@@ -44,6 +44,7 @@ __all__ = [
     "VIEW",
     "FinishedRun",
     "Run",
+    "active_run_id",
     "all_metrics",
     "answers",
     "asked_model",
@@ -53,6 +54,7 @@ __all__ = [
     "details_of",
     "download",
     "environment",
+    "filed_evidence",
     "find_runs",
     "flatten",
     "is_alive",

@@ -3,47 +3,108 @@
 from __future__ import annotations
 
 import functools
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import mlflow
+from mlflow.entities import LifecycleStage
 
 from edgequant.errors import UserError
+from edgequant.files import sha256_of
 from edgequant.tracking.runs import PARENT_TAG, client
+
+CHECKPOINT, EVIDENCE = "checkpoint", "evidence.json"  # what a version's files are called in its run
+EVIDENCE_TAG = "edgequant.evidence"
 
 
 def register_checkpoint(
     folder: Path,
     name: str,
     *,
-    metrics: Mapping[str, float],
     tags: Mapping[str, str],
     about: Mapping[str, str] | None = None,
     description: str = "",
+    evidence: Path | None = None,
 ) -> str:
     """File a checkpoint folder with the active run and register it as a new version of the model `name`.
-
-    The metrics are version tags as well (open-source model versions carry no metrics), so that gates and people can
-    read them without the run.
 
     Args:
         about: of the registered model: `description`, and any tag; what a person has written there stays.
         description: of the version, Markdown.
+        evidence: folder of files that go beside, or in place of, those of the checkpoint: the version's evidence.json
+            and the manifest that lists it. The run keeps a copy of the first, and its SHA-256 as a parameter, which
+            nobody can change through MLflow.
 
     Returns:
         The version, e.g. "3".
     """
+    run_id = active_run_id()
+    registry = client()
+    mlflow.log_artifacts(str(folder), CHECKPOINT)
+    digest = {}
+    if evidence is not None:
+        mlflow.log_artifacts(str(evidence), CHECKPOINT)
+        digest = {EVIDENCE_TAG: sha256_of(evidence / EVIDENCE)}
+    _describe_model(name, dict(about or {}))
+    source = f"runs:/{run_id}/{CHECKPOINT}"
+    filed = {**tags, **digest}
+    version = registry.create_model_version(name, source, run_id, tags=filed, description=description or None).version
+    if evidence is not None:
+        mlflow.log_text((evidence / EVIDENCE).read_text(), _copy(name, str(version)))
+        mlflow.log_param(_parameter(name, str(version)), digest[EVIDENCE_TAG])
+    return str(version)
+
+
+def active_run_id() -> str:
+    """Of the run that is being written.
+
+    Raises:
+        RuntimeError: there is none.
+    """
     run = mlflow.active_run()
     if run is None:
-        raise RuntimeError("register_checkpoint needs an active run")
-    mlflow.log_artifacts(str(folder), "checkpoint")
-    registry = client()
-    _describe_model(name, dict(about or {}))
-    filed = {key: f"{value:.10g}" for key, value in metrics.items()} | dict(tags)
-    source = f"runs:/{run.info.run_id}/checkpoint"
-    version = registry.create_model_version(name, source, run.info.run_id, tags=filed, description=description or None)
-    return str(version.version)
+        raise RuntimeError("a checkpoint is registered by a run, and none is active")
+    return str(run.info.run_id)
+
+
+class FiledEvidence(NamedTuple):
+    """What the run that registered a version knows of its evidence: the SHA-256, and the bytes of its own copy."""
+
+    digest: str
+    copy: bytes
+
+
+def filed_evidence(name: str, version: str, run_id: str) -> FiledEvidence | None:
+    """What a version's run wrote down when it registered it; None of a version that has no evidence.
+
+    Raises:
+        UserError: the run was deleted, or its copy is gone.
+    """
+    label = f"{name} version {version}"
+    try:
+        run = client().get_run(run_id)
+    except mlflow.exceptions.MlflowException as error:
+        raise UserError(f"{label}: run {run_id}, which registered it, cannot be read: {error}") from error
+    if run.info.lifecycle_stage != LifecycleStage.ACTIVE:
+        raise UserError(
+            f"{label}: run {run_id}, which registered it, was deleted, and its files go with it; restore the run with "
+            f"`mlflow runs restore --run-id {run_id}`"
+        )
+    digest = run.data.params.get(_parameter(name, version))
+    if digest is None:
+        return None
+    return FiledEvidence(digest, download(f"runs:/{run_id}/{_copy(name, version)}").read_bytes())
+
+
+def _parameter(name: str, version: str) -> str:
+    return f"evidence.{re.sub('[^A-Za-z0-9_.-]', '_', name)}.{version}"
+
+
+def _copy(name: str, version: str) -> str:
+    return f"evidence/{re.sub('[^A-Za-z0-9_.-]', '_', name)}-v{version}.json"
 
 
 def _describe_model(name: str, about: dict[str, str]) -> None:

@@ -9,7 +9,6 @@ edgequant evaluate --squad_predictions predictions.json --data_dir DATA
 
 from __future__ import annotations
 
-import json
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -258,16 +257,16 @@ def _checkpoint_of(source: Any, model: Any) -> Path | None:
 def log_draws(data: EvaluationData, settings: EvaluationSettings) -> None:
     """File the questions that a limit leaves as data sets of their own, which is what the run's figures stand on."""
     from edgequant import tracking
+    from edgequant.evaluation.evidence_file import rows_digest
     from edgequant.evaluation.statistics.sampling import draw
     from edgequant.evaluation.tasks.registry import find_data_set
-    from edgequant.files import sha256_of_bytes
 
     for name, rows in data.items():
         if rows is None or not find_data_set(name).drawn:
             continue
         if settings.limit is not None and settings.limit < len(rows):
             chosen = draw(len(rows), settings.limit, settings.seed)
-            digest = sha256_of_bytes(json.dumps([rows[index] for index in chosen], sort_keys=True))
+            digest = rows_digest([rows[index] for index in chosen])
             drawn = f"{name}: {len(chosen)} of {len(rows)}, seed {settings.seed}"
             tracking.log_dataset(drawn, digest, name, rows=len(chosen), context="drawn")
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from edgequant.errors import UserError
+from edgequant.evaluation.evidence_file import Scores
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.folders import CHECKPOINT, atomic_folder, refusal, share_folder
 from edgequant.outputs import Place, check_output, check_own_folder
@@ -66,8 +67,8 @@ def finetune(
 
     from edgequant import models, tracking
     from edgequant.workflows.steps.data import check_data, evaluation_data
-    from edgequant.workflows.steps.measure import measure
-    from edgequant.workflows.steps.register import promote_command, register_version
+    from edgequant.workflows.steps.measure import measure_items
+    from edgequant.workflows.steps.register import conditions_of, promote_command, register_version
     from edgequant.workflows.steps.sequences import training_sequences
     from edgequant.workflows.steps.summary import print_summary
 
@@ -83,20 +84,25 @@ def finetune(
         names: dict[str, Any] = {"model": name, "scheme": scheme}
         with tracking.variant_run("baseline", **names, phase="finetune", parameters=UNTRAINED):
             before = models.load(source, dtype=run.dtype, device=run.device) if base == "float" else loaded
-            rows = {"baseline": measure(before.model, tokenizer, data, evaluation)}
+            found = {"baseline": measure_items(before.model, tokenizer, data, evaluation)}
         made = training.parameters | {"lora_rank": lora.rank}
         with tracking.variant_run("finetuned", **names, phase="finetune", parameters=made):
             adapted = adapt(loaded.model, model, sequences, training, lora, work, seed=run.seed, resume=tracked.resumed)
             after = save_result(adapted, tokenizer, folder, base, dtype=run.dtype, device=run.device)
             shutil.rmtree(work, ignore_errors=True)
             merged = folder / "merged" if base == "float" else None
-            rows["finetuned"] = measure(after, tokenizer, data, evaluation, checkpoint=merged if register else None)
+            measured_folder = merged if register else None
+            found["finetuned"] = measure_items(after, tokenizer, data, evaluation, checkpoint=measured_folder)
+        rows = {variant: each.metrics for variant, each in found.items()}
         tracking.log_metrics(rows["finetuned"])
         tracking.log_folder(folder / "adapter", "adapter")
         following = next_command(folder, base)
         if register and merged:
-            names |= {"variant": "finetuned", "baseline": rows["baseline"]}
-            version = register_version(merged, **names, metrics=rows["finetuned"])
+            measured, baseline = (Scores(found[name].metrics, found[name].items) for name in ("finetuned", "baseline"))
+            conditions = conditions_of(evaluation, data, run)
+            version = register_version(
+                merged, **names, variant="finetuned", measured=measured, baseline=baseline, conditions=conditions
+            )
             following = promote_command(version)
         table = [{"model": name, "variant": v, "scheme": scheme, **headline(row)} for v, row in rows.items()]
         print_summary(f"finetune: {name}, LoRA rank {lora.rank}", table, tracked, following, notes=notes)

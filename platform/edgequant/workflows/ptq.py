@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from edgequant.evaluation.evidence_file import Scores
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.export.choice import check_export
 from edgequant.folders import CHECKPOINT, atomic_folder, share_folder
@@ -90,8 +91,8 @@ def ptq(
     from edgequant import models, tracking
     from edgequant.export.shipped import check_can_ship
     from edgequant.workflows.steps.data import check_data, evaluation_data
-    from edgequant.workflows.steps.measure import log_layer_errors, measure
-    from edgequant.workflows.steps.register import promote_command, register_version
+    from edgequant.workflows.steps.measure import log_layer_errors, measure_items
+    from edgequant.workflows.steps.register import conditions_of, promote_command, register_version
     from edgequant.workflows.steps.sequences import training_sequences
     from edgequant.workflows.steps.summary import print_summary
 
@@ -114,7 +115,8 @@ def ptq(
         ]
         with tracking.variant_run("baseline", model=name, scheme="none", phase="ptq", parameters=UNTRAINED):
             floating = models.cast(copy.deepcopy(loaded.model), dtype)
-            rows = {"none": measure(floating, loaded.tokenizer, data, evaluation)}
+            baseline = measure_items(floating, loaded.tokenizer, data, evaluation)
+            rows = {"none": baseline.metrics}
         folders, shipped, versions = {}, {}, []
         for parsed, layer_bits in mixed:
             made = UNTRAINED | {"method": method}
@@ -123,14 +125,17 @@ def ptq(
                 errors, reloaded = write_quantized(loaded, parsed, rounding, folder, dtype=dtype)
                 log_layer_errors(errors)
                 log_layer_bits(layer_bits)
-                row = measure(reloaded.model, reloaded.tokenizer, data, evaluation, checkpoint=folder)
+                found = measure_items(reloaded.model, reloaded.tokenizer, data, evaluation, checkpoint=folder)
                 form = shipped[parsed.name] = deploy(reloaded, folder, export, timing)
                 tracking.log_metrics(form.metrics)
                 tracking.set_tags(form.tags)
-                rows[parsed.name] = row = row | form.metrics
+                rows[parsed.name] = row = found.metrics | form.metrics
                 if register:
-                    names: dict[str, Any] = {"model": name, "scheme": parsed.name, "variant": "ptq"}
-                    version = register_version(folder, **names, metrics=row, baseline=rows["none"], tags=form.tags)
+                    version = register_version(
+                        folder, model=name, scheme=parsed.name, variant="ptq", tags=form.tags,
+                        measured=Scores(row, found.items), baseline=Scores(baseline.metrics, baseline.items),
+                        conditions=conditions_of(evaluation, data, run),
+                    )  # fmt: skip
                     versions.append(version)
         shutil.rmtree(rounding.work_folder, ignore_errors=True)
         delivering = mixed[0].scheme

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from edgequant.evaluation.evidence_file import Scores
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.export.choice import check_export
 from edgequant.folders import CHECKPOINT
@@ -19,7 +20,7 @@ from edgequant.quantization.qat.settings import QatSettings
 from edgequant.training.settings import TrainingSettings
 from edgequant.workflows.settings import RunSettings, WorkflowResult, configuration
 from edgequant.workflows.shipping import deploy_folder, plan_timing
-from edgequant.workflows.steps.measure import COMPARISON, measure_variant
+from edgequant.workflows.steps.measure import COMPARISON, measure_variant, with_guard
 from edgequant.workflows.validate import places_read, validate
 
 
@@ -89,7 +90,7 @@ def qat(
     from edgequant.workflows.steps import qat_experiment, qat_variants, verdict
     from edgequant.workflows.steps.data import check_data, evaluation_data
     from edgequant.workflows.steps.layer_bits import log_layer_bits
-    from edgequant.workflows.steps.register import promote_command, register_version
+    from edgequant.workflows.steps.register import conditions_of, promote_command, register_version
     from edgequant.workflows.steps.summary import print_summary
 
     notes = check_data(evaluation.tasks, run.data_dir, apart=("guard",), dataset=dataset, guard=guard)
@@ -114,10 +115,11 @@ def qat(
         following = "edgequant report"
         if register:
             names: dict[str, Any] = {"model": experiment.name, "scheme": parsed.name, "variant": found.delivered}
-            baseline = rows["baseline"].metrics
             version = register_version(
-                checkpoint, **names, metrics=metrics, baseline=baseline, tags=found.tags | shipped.tags
-            )
+                checkpoint, **names, measured=Scores(metrics, rows[found.delivered].items),
+                baseline=Scores(rows["baseline"].metrics, rows["baseline"].items), tags=found.tags | shipped.tags,
+                conditions=conditions_of(with_guard(evaluation), experiment.data, run),
+            )  # fmt: skip
             following = following if found.harm else promote_command(version)
         table = verdict.summary_rows(rows, found, experiment.name, parsed.name, shipped.cells)
         title = f"qat: {experiment.name}, {parsed.name}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -152,7 +152,7 @@ def mcnemar(a: np.ndarray, b: np.ndarray) -> float:
     return float(binomtest(only_b, only_a + only_b, 0.5).pvalue)
 
 
-def aligned(a: Sequence[dict], b: Sequence[dict], value: str) -> tuple[np.ndarray, np.ndarray]:
+def aligned(a: Sequence[Mapping], b: Sequence[Mapping], value: str) -> tuple[np.ndarray, np.ndarray]:
     """A column of two item tables, [items] each, in the order of the items' ids.
 
     Raises:

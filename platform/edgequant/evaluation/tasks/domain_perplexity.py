@@ -24,20 +24,27 @@ if TYPE_CHECKING:
 
 
 def document_perplexity(
-    model: LanguageModel, documents: Sequence[tuple[str, str]], *, window: int | None = None
+    model: LanguageModel,
+    documents: Sequence[tuple[str, str]],
+    *,
+    window: int | None = None,
+    ids: Sequence[str] | None = None,
 ) -> Scored:
     """Score each document on its own, every token once; long documents in disjoint pieces.
 
     Args:
         documents: (domain, text) pairs.
+        ids: of the documents; None numbers them.
 
     Returns:
-        One row per document: `domain`, `nats`, `tokens`, `bytes`.
+        One row per document: `id`, `domain`, `nats`, `tokens`, `bytes`.
     """
     size = window_for(model, window)
     if not documents:
         raise UserError("there are no documents to score; the domain split is empty")
-    return Scored(score_documents(model, [{"domain": domain, "text": text} for domain, text in documents], size), size)
+    names = ids or [f"document-{at}" for at in range(len(documents))]
+    rows = [{"id": name, "domain": domain, "text": text} for name, (domain, text) in zip(names, documents, strict=True)]
+    return Scored(score_documents(model, rows, size), size)
 
 
 def domain_metrics(scored: Scored, bootstrap: Bootstrap) -> dict[str, float]:
@@ -53,8 +60,10 @@ def domain_metrics(scored: Scored, bootstrap: Bootstrap) -> dict[str, float]:
 def _score(model: LanguageModel, data: Mapping[str, Rows], settings: ScoringSettings) -> Evaluation:
     from edgequant.evaluation.statistics.intervals import Bootstrap
 
-    documents = draw_evenly(data["domain"], drawn_windows(settings.limit), settings.seed)
-    scored = document_perplexity(model, documents, window=settings.window)
+    numbered = [(domain, (f"document-{at}", text)) for at, (domain, text) in enumerate(data["domain"])]
+    drawn = draw_evenly(numbered, drawn_windows(settings.limit), settings.seed)
+    documents, ids = [(domain, text) for domain, (_, text) in drawn], [name for _, (name, _) in drawn]
+    scored = document_perplexity(model, documents, window=settings.window, ids=ids)
     return Evaluation(domain_metrics(scored, Bootstrap.of(settings)), {"domain": scored.rows})
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from edgequant.corpora.benchmarks import BENCHMARKS, WIKITEXT2, Split, data_folder, find_local, read_split
 from edgequant.errors import UserError
+from edgequant.evaluation.evidence_file import rows_digest
 from edgequant.evaluation.tasks.guard import GUARD
 from edgequant.evaluation.tasks.registry import (
     COMPARISON_TASKS,
@@ -281,13 +281,11 @@ def _wikitext_split(data_dir: str | None) -> str:
 
 
 def _log_inputs(data: EvaluationData, data_dir: str | None) -> None:
-    from edgequant.files import sha256_of_bytes
     from edgequant.tracking.logging import log_dataset
 
     for name, rows in data.items():
         if rows is not None:
-            digest = sha256_of_bytes(json.dumps(rows, sort_keys=True))
-            log_dataset(name, digest, _origin(name, data_dir), rows=len(rows), context="evaluation")
+            log_dataset(name, rows_digest(rows), _origin(name, data_dir), rows=len(rows), context="evaluation")
 
 
 def _origin(name: str, data_dir: str | None) -> str:

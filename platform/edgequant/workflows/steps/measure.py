@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgequant.evaluation.evidence import floor_of
+from edgequant.evaluation.evidence_file import kept_items
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.evaluation.tasks.guard import GUARD
-from edgequant.evaluation.tasks.registry import COMPARISON_TASKS, find_task, paired_metrics
+from edgequant.evaluation.tasks.registry import COMPARISON_TASKS, find_task
 from edgequant.files import write_atomically
 from edgequant.reporting.columns import metric, summary_metrics
 from edgequant.training.settings import UNTRAINED
@@ -164,19 +165,7 @@ def measure_variant(variant: str, make: Callable[[QatExperiment], Variant], expe
         if any(made.notes.values()):
             tracking.log_text(json.dumps(made.notes, indent=2) + "\n", "training.json")
         log_layer_errors(made.layer_errors)
-    measured = Measured(found.metrics | dict(made.metrics), _compared(found.items), dict(made.notes))
+    measured = Measured(found.metrics | dict(made.metrics), kept_items(found.items), dict(made.notes))
     log_variant(variant, measured.metrics)
     write_atomically(kept, json.dumps(measured._asdict()))
     return measured
-
-
-def _compared(items: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
-    """Of the item tables what paired comparisons look at."""
-    columns = {
-        paired.table: (paired.value,) if paired.value else ("nats", "tokens", "block") for paired in paired_metrics()
-    }
-    return {
-        table: [{name: row[name] for name in ("id", *columns[table]) if name in row} for row in rows]
-        for table, rows in items.items()
-        if table in columns
-    }

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgequant.errors import UserError
 from edgequant.evaluation.evidence import is_evidence
+from edgequant.evaluation.evidence_file import FILE as EVIDENCE
+from edgequant.evaluation.evidence_file import Conditions, Evidence, Scores
+from edgequant.files import sha256_of, write_atomically
+from edgequant.folders import MANIFEST
+from edgequant.models.manifest import files_that_count, list_file, verify
 
 if TYPE_CHECKING:
+    from edgequant.evaluation.settings import EvaluationSettings
+    from edgequant.evaluation.tasks.task import EvaluationData
     from edgequant.models.sources import Origin
+    from edgequant.workflows.settings import RunSettings
 
 PREFIX = "edgequant-"
 MADE = "Made by edgequant:"  # how descriptions of versions begin, until somebody writes one
 BASELINE_TAG = "edgequant.baseline"
+OF_LESS_INTEREST = ("guard/", "latency/", "energy/")  # in a list of versions, which has room for a dozen figures
 
 
 def register_version(
@@ -24,23 +35,26 @@ def register_version(
     model: str,
     scheme: str,
     variant: str,
-    metrics: Mapping[str, Any],
-    baseline: Mapping[str, Any],
+    measured: Scores,
+    baseline: Scores,
+    conditions: Conditions | None = None,
     tags: Mapping[str, str] | None = None,
 ) -> str:
     """File a checkpoint folder with the active run and register it as a new version of `edgequant-<model>`.
 
-    Gates judge a version by these metrics alone: its own, and those of the model it was made from. A folder that has no
-    manifest of its own (a merged or a bitsandbytes model) gets one, so that promotion can check every file.
+    Gates judge a version by what was measured on it and on the model it was made from, filed as evidence.json beside
+    the weights; its tags are a short copy for people. A folder that has no manifest of its own (a merged or a
+    bitsandbytes model) gets one, so that promotion can check every file.
 
     Args:
         checkpoint: folder that `transformers` loads.
         model: short name of the model it was made from.
         scheme: name of its quantisation scheme; `none` for a floating-point model.
         variant: what made it: ptq, qat, finetuned, tuned.
-        metrics: what was measured on the checkpoint; entries that are no numbers (a row's names) are left out.
+        measured: on the checkpoint; entries that are no numbers (a row's names) are left out.
         baseline: the same of the model it was made from.
-        tags: more tags of the version.
+        conditions: under which both were measured; without them promotion cannot measure them again.
+        tags: more tags of the version, which its evidence states too.
 
     Returns:
         The URI of the version, models:/edgequant-<model>/<number>.
@@ -53,31 +67,73 @@ def register_version(
     from edgequant.quantization.checkpoint import ensure_manifest
     from edgequant.reporting.description import description_table
 
-    measured, reference = numbers(metrics), numbers(baseline)
-    if not measured or not reference:
-        missing = "the checkpoint" if not measured else "the model it was made from (the baseline)"
+    scores = [Scores(numbers(each.metrics), each.items) for each in (measured, baseline)]
+    _check_figures(checkpoint, *scores)
+    ensure_manifest(checkpoint)
+    stated = {name: value for name, value in (tags or {}).items() if value}
+    names = {"model": model, "scheme": scheme, "variant": variant}
+    evidence = Evidence(
+        **names, run=tracking.active_run_id(), files=files_that_count(verify(checkpoint)), settings=stated,
+        measured=scores[0], baseline=scores[1], conditions=conditions,
+    )  # fmt: skip
+    name, made_from = f"{PREFIX}{model}", origin(tracking.asked_model() or model)
+    rows = [
+        {"variant": "baseline", "scheme": "none", **baseline.metrics},
+        {"variant": variant, "scheme": scheme, **measured.metrics},
+    ]
+    with tempfile.TemporaryDirectory(prefix="edgequant-") as folder:
+        version = tracking.register_checkpoint(
+            checkpoint, name, tags=stated | _short_copy(evidence), about=_about(model, made_from),
+            description=f"{MADE} `{variant}` of {_terms(made_from)}.\n\n{description_table(rows)}",
+            evidence=_with_its_manifest(evidence, checkpoint, Path(folder)),
+        )  # fmt: skip
+    return f"models:/{name}/{version}"
+
+
+def conditions_of(settings: EvaluationSettings, data: EvaluationData, run: RunSettings) -> Conditions:
+    """Under which a workflow measures its models."""
+    from edgequant import models
+    from edgequant.corpora.benchmarks import data_folder
+
+    device, folder = models.pick_device(run.device), data_folder(run.data_dir)
+    where = None if folder is None else str(folder.resolve())
+    return Conditions.of(settings, data, data_dir=where, device=device, dtype=models.pick_dtype(run.dtype, device))
+
+
+def _check_figures(checkpoint: Path, measured: Scores, baseline: Scores) -> None:
+    if not measured.metrics or not baseline.metrics:
+        missing = "the checkpoint" if not measured.metrics else "the model it was made from (the baseline)"
         raise UserError(f"{checkpoint} cannot be registered: no metrics of {missing} were given; measure it first")
-    for whose, row in (("its", measured), ("the baseline's", reference)):
+    for whose, row in (("its", measured.metrics), ("the baseline's", baseline.metrics)):
         if broken := [name for name, value in row.items() if not is_evidence(name, value)]:
             raise UserError(
                 f"{checkpoint} cannot be registered: {whose} {broken[0]} is {row[broken[0]]:g}, which measures "
                 "nothing; measure it again, or quantise it otherwise"
             )
-    ensure_manifest(checkpoint)
-    filed = {
-        **{name: value for name, value in (tags or {}).items() if value},
-        "edgequant.model": model,
-        "edgequant.scheme": scheme,
-        "edgequant.variant": variant,
-        BASELINE_TAG: json.dumps(reference),
+
+
+def _short_copy(evidence: Evidence) -> dict[str, str]:
+    """Tags that people read in MLflow's list of versions; nothing is judged by them."""
+    from edgequant.reporting.columns import summary_metrics
+
+    def few(metrics: Mapping[str, float]) -> dict[str, float]:
+        shown = [name for name in summary_metrics() if name in metrics and not name.startswith(OF_LESS_INTEREST)]
+        return {name: float(f"{metrics[name]:.6g}") for name in shown}
+
+    names = {"model": evidence.model, "scheme": evidence.scheme, "variant": evidence.variant}
+    return {
+        **{f"edgequant.{key}": value for key, value in names.items()},
+        **{name: str(value) for name, value in few(evidence.measured.metrics).items()},
+        BASELINE_TAG: json.dumps(few(evidence.baseline.metrics)),
     }
-    name, made_from = f"{PREFIX}{model}", origin(tracking.asked_model() or model)
-    rows = [{"variant": "baseline", "scheme": "none", **baseline}, {"variant": variant, "scheme": scheme, **metrics}]
-    version = tracking.register_checkpoint(
-        checkpoint, name, metrics=measured, tags=filed, about=_about(model, made_from),
-        description=f"{MADE} `{variant}` of {_terms(made_from)}.\n\n{description_table(rows)}",
-    )  # fmt: skip
-    return f"models:/{name}/{version}"
+
+
+def _with_its_manifest(evidence: Evidence, checkpoint: Path, folder: Path) -> Path:
+    """A folder with the file and with the checkpoint's manifest, which lists it; the checkpoint stays as it is."""
+    shutil.copy(checkpoint / MANIFEST, folder)
+    file = write_atomically(folder / EVIDENCE, evidence.to_json())
+    list_file(folder, EVIDENCE, sha256_of(file))
+    return folder
 
 
 def _about(model: str, made_from: Origin) -> dict[str, str]:
