@@ -10,10 +10,14 @@ Models-from-code: this file is copied beside the checkpoint when a version is pr
 
 from __future__ import annotations
 
+import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import mlflow
+
+warnings.filterwarnings("ignore", message=".*Add type hints to the `predict` method")
 
 
 class ServedModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
@@ -23,22 +27,21 @@ class ServedModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
         """Load the checkpoint beside this file, its files verified."""
         from edgequant_registry.serving.load_engine import load_engine
         from edgequant_registry.serving.openai_paths import offer_openai_paths
+        from edgequant_registry.serving.predict import predict
 
-        self.name = (context.model_config or {}).get("model", "edgequant")
-        self.engine = load_engine(Path(context.artifacts["checkpoint"]))
-        offer_openai_paths(self.name)
+        name = (context.model_config or {}).get("model", "edgequant")
+        self.answer = partial(predict, load_engine(Path(context.artifacts["checkpoint"])), name)
+        offer_openai_paths(name, self.answer)
 
     # without type hints: MLflow would take a signature from them, and refuse what OpenAI's clients send
-    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
+    def predict(self, context, model_input):  # type: ignore[no-untyped-def]
         """Answer.
 
         Args:
             model_input: a request as OpenAI's clients write it, with `messages` or `prompt`; or a list, or a data frame,
                 of requests or of prompts. A prompt alone is answered by a text alone.
         """
-        from edgequant_registry.serving.predict import predict
-
-        return predict(self.engine, self.name, model_input)
+        return self.answer(model_input)
 
 
 mlflow.models.set_model(ServedModel())

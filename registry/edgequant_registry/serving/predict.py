@@ -37,7 +37,7 @@ def predict(engine: Engine, name: str, sent: Any) -> Any:
 
 
 def _parsed(sent: Any) -> Request:
-    return parse({"prompt": sent} if isinstance(sent, str) else sent)
+    return parse({"prompt": sent} if isinstance(sent, str) else _plain(sent))
 
 
 def _respond(engine: Engine, name: str, sent: Any, request: Request) -> Any:
@@ -48,9 +48,11 @@ def _respond(engine: Engine, name: str, sent: Any, request: Request) -> Any:
 def _records(frame: Any) -> list[Any]:
     if not {"messages", "prompt"} & set(frame.columns):
         return [str(text) for text in frame.iloc[:, 0]]
-    rows = frame.astype(object).where(frame.notna(), None).to_dict(orient="records")
-    return [{key: _plain(value) for key, value in row.items()} for row in rows]
+    return list(frame.astype(object).where(frame.notna(), None).to_dict(orient="records"))
 
 
 def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
+    """MLflow makes arrays of what lies in `inputs`, of single values too."""
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value

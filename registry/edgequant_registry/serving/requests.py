@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -98,7 +98,7 @@ def _same(value: Any, neutral: Any) -> bool:
 
 
 def _messages(sent: Any) -> tuple[Message, ...]:
-    if not _is_list(sent) or not len(sent):
+    if not _is_list(sent) or not sent:
         raise BadRequestError(f"messages must be a list of at least one message, got {_shown(sent)}", "messages")
     return tuple(_message(message, f"messages[{at}]") for at, message in enumerate(sent))
 
@@ -149,6 +149,7 @@ def _stops(sent: Any) -> tuple[str, ...]:
 
 def _whole(given: Mapping[str, Any], name: str, default: int, least: int) -> int:
     value = given.get(name, default)
+    value = int(value) if isinstance(value, float) and value.is_integer() else value  # as data frames hold it
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**63:
         raise BadRequestError(f"{name} must be a whole number, {least} or more, got {_shown(value)}", name)
     return value
@@ -167,8 +168,7 @@ def _number(
 
 
 def _is_list(sent: Any) -> bool:
-    """Also what MLflow makes of a list."""
-    return not isinstance(sent, str | Mapping) and isinstance(sent, Sequence | Iterable)
+    return isinstance(sent, list | tuple)
 
 
 def _shown(value: Any) -> str:
