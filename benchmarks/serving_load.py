@@ -1,7 +1,7 @@
 """`mlflow models serve` under load: time to the first answer, requests, errors, tokens per second, memory.
 
-    python benchmarks/serving_load.py --model models:/edgequant-smollm2-135m@champion                # a minute, 8 clients
-    python benchmarks/serving_load.py --model models:/edgequant-tiny@champion --seconds 10           # a quick look
+    python benchmarks/serving_load.py --model models:/edgequant-smollm2-135m@champion      # a minute, 8 clients
+    python benchmarks/serving_load.py --model models:/edgequant-tiny@champion --seconds 10     # a quick look
 
 Each client asks again as soon as it is answered: chats with a few questions in turn, or completions where the model has
 no chat template. The server is one that this script starts, and ends, on the loopback interface. Memory is that of the
@@ -79,7 +79,9 @@ def main() -> None:
         "memory, end (MB)": f"{end_mb:.0f}",
     }
     asked = "chats" if chats else "completions"
-    print(f"\n{options.model}: {options.clients} clients, {options.seconds:g} s, {asked} of {options.max_tokens} tokens")
+    print(
+        f"\n{options.model}: {options.clients} clients, {options.seconds:g} s, {asked} of {options.max_tokens} tokens"
+    )
     for name, value in rows.items():
         print(f"  {name:30} {value}")
     for error in dict.fromkeys(counts.errors):

@@ -21,7 +21,7 @@ warnings.filterwarnings("ignore", message=".*Add type hints to the `predict` met
 
 
 class ServedModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
-    """A request in, OpenAI's response object out; a list of requests or of prompts in, a list out, in the same order."""
+    """A request in, OpenAI's response object out; a list of requests or prompts in, a list out, in the same order."""
 
     def load_context(self, context: Any) -> None:
         """Load the checkpoint beside this file, its files verified."""
@@ -38,8 +38,8 @@ class ServedModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
         """Answer.
 
         Args:
-            model_input: a request as OpenAI's clients write it, with `messages` or `prompt`; or a list, or a data frame,
-                of requests or of prompts. A prompt alone is answered by a text alone.
+            model_input: a request as OpenAI's clients write it, with `messages` or `prompt`; or a list, or a data
+                frame, of requests or of prompts. A prompt alone is answered by a text alone.
         """
         return self.answer(model_input)
 

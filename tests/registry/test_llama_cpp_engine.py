@@ -46,7 +46,8 @@ def test_a_completion_has_its_length_its_usage_and_its_end(engine: Any) -> None:
     assert answer.finish_reason == "length" and (answer.prompt_tokens, answer.completion_tokens) == (12, 6)
     (whole,) = engine.answer(parse({"prompt": "Boil", "max_tokens": 30, "temperature": 1.2, "seed": 5}))
     again, drawn = (
-        engine.answer(parse({"prompt": "Boil", "max_tokens": 30, "temperature": 1.2, "seed": seed}))[0] for seed in (5, 6)
+        engine.answer(parse({"prompt": "Boil", "max_tokens": 30, "temperature": 1.2, "seed": seed}))[0]
+        for seed in (5, 6)
     )
     assert again.text == whole.text != drawn.text
     stop = next(character for character in whole.text[3:] if character.isascii() and character.isprintable())

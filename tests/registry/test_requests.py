@@ -40,7 +40,7 @@ def test_what_openais_clients_send_besides_is_taken() -> None:
         ({"messages": []}, "messages must be a list of at least one message, got []"),
         ({"messages": "hello"}, "messages must be a list of at least one message, got 'hello'"),
         ({"messages": ["hello"]}, "messages[0] must be an object with role and content, got 'hello'"),
-        ({"messages": [ASKED, {"role": "alien", "content": "x"}]}, "messages[1].role must be system, user, assistant, got"),
+        ({"messages": [ASKED, {"role": "alien", "content": "x"}]}, "messages[1].role must be system, user, assistant"),
         ({"messages": [{"role": ["user"], "content": "x"}]}, "messages[0].role must be"),
         ({"messages": [{"role": "user"}]}, "messages[0].content must be a text, got None"),
         ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content must be a text, got 5"),

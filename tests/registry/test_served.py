@@ -88,7 +88,11 @@ def test_several_prompts_and_requests_are_answered_in_their_order(server: Any) -
     [
         ("/invocations", {"prompt": "a", "max_tokens": 0}, "max_tokens must be a whole number, 1 or more, got 0"),
         ("/invocations", {"prompt": "a", "temperature": "hot"}, "temperature must be a number from 0 to 2, got 'hot'"),
-        ("/invocations", {"prompt": "a" * 3000}, "the prompt has 3000 tokens, and with an answer it must fit a context"),
+        (
+            "/invocations",
+            {"prompt": "a" * 3000},
+            "the prompt has 3000 tokens, and with an answer it must fit a context",
+        ),
         ("/invocations", {"messages": []}, "messages must be a list of at least one message, got []"),
         ("/invocations", {"inputs": [{"prompt": 5}]}, "prompt must be a text, got 5"),
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}]}, "this one has none; send a prompt"),
@@ -122,7 +126,8 @@ def test_requirements_can_be_had_from_any_index(monkeypatch: pytest.MonkeyPatch)
 def test_a_champion_needs_no_checkout_to_be_served(place: Path, tmp_path: Path) -> None:
     """A process that cannot import edgequant from anywhere else loads the version with the code that lies beside it."""
     code = (
-        "import importlib.util as u, sys; assert u.find_spec('edgequant') is u.find_spec('edgequant_registry') is None\n"
+        "import importlib.util, sys; assert importlib.util.find_spec('edgequant') is None\n"
+        "assert importlib.util.find_spec('edgequant_registry') is None\n"
         "import mlflow; mlflow.set_tracking_uri(sys.argv[1])\n"
         f"model = mlflow.pyfunc.load_model('models:/{NAME}@champion')\n"
         "print(model.predict({'prompt': 'Boil', 'max_tokens': 3})['usage']['completion_tokens'])\n"

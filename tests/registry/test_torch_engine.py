@@ -36,8 +36,8 @@ def engine(checkpoint: Path) -> TorchEngine:
 @pytest.fixture(scope="module")
 def chatting(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> TorchEngine:
     """With a chat template, which comes beside the checkpoint's files."""
-    from edgequant.models.manifest import list_file
     from edgequant.files import sha256_of
+    from edgequant.models.manifest import list_file
 
     folder = tmp_path_factory.mktemp("chatting") / "checkpoint"
     shutil.copytree(checkpoint, folder)
@@ -76,14 +76,18 @@ def test_who_joins_a_batch_later_changes_no_answer(engine: Any, loaded: Any) -> 
 def test_an_answer_ends_before_a_text_of_stop_and_says_so(engine: Any) -> None:
     (whole,) = engine.answer(parse({"prompt": PROMPTS[2], "max_tokens": 12, "temperature": 1.5, "seed": 1}))
     stop = whole.text[4:6]
-    (cut,) = engine.answer(parse({"prompt": PROMPTS[2], "max_tokens": 12, "temperature": 1.5, "seed": 1, "stop": [stop]}))
+    (cut,) = engine.answer(
+        parse({"prompt": PROMPTS[2], "max_tokens": 12, "temperature": 1.5, "seed": 1, "stop": [stop]})
+    )
     assert cut.text == whole.text[: whole.text.find(stop)] and cut.finish_reason == "stop"
     assert cut.completion_tokens < whole.completion_tokens
 
 
 def test_a_seed_repeats_what_is_drawn(engine: Any) -> None:
     texts = {
-        seed: [engine.answer(parse({"prompt": "A", "max_tokens": 8, "temperature": 1, "seed": seed}))[0].text for _ in "ab"]
+        seed: [
+            engine.answer(parse({"prompt": "A", "max_tokens": 8, "temperature": 1, "seed": seed}))[0].text for _ in "ab"
+        ]
         for seed in (1, 2)
     }
     assert texts[1][0] == texts[1][1] != texts[2][0] == texts[2][1]
@@ -112,7 +116,7 @@ def test_a_chat_goes_through_the_template_and_ends_where_the_template_ends_a_tur
 def test_what_the_model_cannot_answer_is_refused(engine: Any) -> None:
     with pytest.raises(BadRequestError, match="this one has none; send a prompt"):
         engine.answer(parse({"messages": [{"role": "user", "content": "Where?"}]}))
-    with pytest.raises(BadRequestError, match="the prompt has 2048 tokens, .* must fit a context of 2048"):
+    with pytest.raises(BadRequestError, match=r"the prompt has 2048 tokens, .* must fit a context of 2048"):
         engine.answer(parse({"prompt": "a" * 2048}))
     (answer,) = engine.answer(parse({"prompt": "a" * 2040, "max_tokens": 50}))
     assert answer.completion_tokens == 8 and answer.finish_reason == "length"

@@ -26,7 +26,9 @@ class BadRequestError(MlflowException):
 
 def no_template() -> BadRequestError:
     """For a chat with a model that has never seen one."""
-    return BadRequestError("messages need a model with a chat template, and this one has none; send a prompt", "messages")
+    return BadRequestError(
+        "messages need a model with a chat template, and this one has none; send a prompt", "messages"
+    )
 
 
 def too_long(tokens: int, context: int) -> BadRequestError:

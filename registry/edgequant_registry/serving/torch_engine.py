@@ -47,7 +47,9 @@ class TorchEngine:
         threading.Thread(target=self._work, name="edgequant-decoding", daemon=True).start()
 
     def answer(self, request: Request) -> list[Answer]:
-        prompts = [self._text.of_chat(request.messages)] if request.messages else map(self._text.encode, request.prompts)
+        prompts = (
+            [self._text.of_chat(request.messages)] if request.messages else map(self._text.encode, request.prompts)
+        )
         rows = [self._row(prompt, request, at) for at, prompt in enumerate(prompts)]
         for row in rows:
             self._waiting.put(row)

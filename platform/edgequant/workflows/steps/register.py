@@ -52,6 +52,7 @@ def register_version(
     from edgequant.models.sources import origin
     from edgequant.quantization.checkpoint import ensure_manifest
     from edgequant.reporting.description import description_table
+    from edgequant.reporting.model_card import Card, exported_files, write_card
 
     measured, reference = numbers(metrics), numbers(baseline)
     if not measured or not reference:
@@ -72,10 +73,15 @@ def register_version(
         BASELINE_TAG: json.dumps(reference),
     }
     name, made_from = f"{PREFIX}{model}", origin(tracking.asked_model() or model)
+    card = Card(
+        title=name, origin=made_from, scheme=scheme, variant=variant, metrics=numbers(metrics), baseline=reference,
+        files=exported_files(checkpoint),
+    )  # fmt: skip
+    write_card(checkpoint, card)
     rows = [{"variant": "baseline", "scheme": "none", **baseline}, {"variant": variant, "scheme": scheme, **metrics}]
     version = tracking.register_checkpoint(
         checkpoint, name, metrics=measured, tags=filed, about=_about(model, made_from),
-        description=f"{MADE} `{variant}` of {_terms(made_from)}.\n\n{description_table(rows)}",
+        description=f"{MADE} `{variant}` of {_terms(made_from)}; model card: README.md.\n\n{description_table(rows)}",
     )  # fmt: skip
     return f"models:/{name}/{version}"
 

@@ -1,4 +1,4 @@
-"""llama.cpp's own server within this process: chats and completions as OpenAI's clients know them. Light, as `library`."""
+"""llama.cpp's own server within this process: OpenAI's chats and completions. Light, as `library`."""
 
 from __future__ import annotations
 
