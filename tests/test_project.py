@@ -35,7 +35,7 @@ def pyproject(root) -> dict:
 
 def test_entry_points_are_the_workflows_and_main(root):
     project = yaml.safe_load((root / "MLproject").read_text())
-    assert set(project["entry_points"]) == {*WORKFLOWS, "main"} - {"chat", "doctor"}
+    assert set(project["entry_points"]) == {*WORKFLOWS, "main"} - {"chat", "push", "doctor"}
     for name, entry in project["entry_points"].items():
         called = "pipeline" if name == "main" else name
         assert f"python -m edgequant {called} --config experiments/{called}.yaml" in entry["command"]
