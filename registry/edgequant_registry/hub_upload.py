@@ -35,7 +35,9 @@ def check_hub() -> None:
     from huggingface_hub import get_token
 
     if not hub.is_reachable():
-        raise UserError(f"{hub.endpoint()} cannot be reached (offline, or HF_HUB_OFFLINE is set); connect and run it again")
+        raise UserError(
+            f"{hub.endpoint()} cannot be reached (offline, or HF_HUB_OFFLINE is set); connect and run it again"
+        )
     if get_token() is None:
         raise UserError(f"no token for {hub.endpoint()}; run `hf auth login`, or set HF_TOKEN to one that may write")
 
@@ -75,7 +77,11 @@ def files_to_push(folder: Path) -> dict[str, Path | bytes]:
     found: dict[str, Path | bytes] = {}
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
-        if path.is_file() and parts[0] not in served and not any(part.startswith((".", "__pycache__")) for part in parts):
+        if (
+            path.is_file()
+            and parts[0] not in served
+            and not any(part.startswith((".", "__pycache__")) for part in parts)
+        ):
             found["/".join(parts)] = path
     return found
 
@@ -114,7 +120,9 @@ def _why(error: BaseException) -> str:
         status = getattr(getattr(cause, "response", None), "status_code", None)
         if status is not None:
             return f"{status}, {WHY.get(status, 'the hub has failed; run the command again later')}"
-        if type(cause).__module__.partition(".")[0] in ("httpx", "httpcore", "requests") or isinstance(cause, ConnectionError):
+        if type(cause).__module__.partition(".")[0] in ("httpx", "httpcore", "requests") or isinstance(
+            cause, ConnectionError
+        ):
             return f"the connection failed ({type(cause).__name__}); run the command again"
         cause = cause.__cause__ or cause.__context__
     return first_line(error) or type(error).__name__

@@ -39,7 +39,7 @@ def make_servable(name: str, version: str) -> None:
             mlflow.pyfunc.save_model(
                 path=str(folder),
                 python_model=str(Path(__file__).with_name("served_model.py")),
-                code_paths=[str(Path(package.__file__).parent) for package in (edgequant, edgequant_registry)],
+                code_paths=[str(Path(str(package.__file__)).parent) for package in (edgequant, edgequant_registry)],
                 pip_requirements=requirements(has_gguf=any(file.endswith(".gguf") for file in files)),
                 model_config={"model": f"{name}/{version}"},
             )

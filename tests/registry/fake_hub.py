@@ -66,7 +66,7 @@ class FakeHub(ThreadingHTTPServer):
         repo = f"{asked.get('organization') or 'me'}/{asked['name']}"
         if repo in self.repositories:
             return 409, {"error": "You already created this model repo", "url": f"{self.address}/{repo}"}
-        self.repositories[repo] = Repository(private=bool(asked.get("private")))
+        self.repositories[repo] = Repository(asked.get("private") is True or asked.get("visibility") == "private")
         return 200, {"url": f"{self.address}/{repo}", "name": repo}
 
     def info(self, repo: str, body: bytes) -> tuple[int, Any]:
@@ -88,7 +88,11 @@ class FakeHub(ThreadingHTTPServer):
 
     def preupload(self, repo: str, branch: str, body: bytes) -> tuple[int, Any]:
         modes = [
-            {"path": one["path"], "uploadMode": "lfs" if one["path"].endswith(LARGE) else "regular", "shouldIgnore": False}
+            {
+                "path": one["path"],
+                "uploadMode": "lfs" if one["path"].endswith(LARGE) else "regular",
+                "shouldIgnore": False,
+            }
             for one in json.loads(body)["files"]
         ]
         return 200, {"files": modes}

@@ -138,7 +138,7 @@ def test_without_token_or_network_nothing_is_asked(
 ) -> None:
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
-    with pytest.raises(UserError, match="no token for .*hf auth login"):
+    with pytest.raises(UserError, match=r"no token for .*hf auth login"):
         push(repo=REPO, model=str(folder))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="cannot be reached"):

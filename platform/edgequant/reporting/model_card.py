@@ -126,7 +126,7 @@ def is_ours(text: str) -> bool:
     from huggingface_hub import ModelCard
 
     try:
-        return OURS in (ModelCard(text, ignore_metadata_errors=True).data.tags or [])
+        return OURS in (ModelCard(text, ignore_metadata_errors=True).data.to_dict().get("tags") or [])
     except (ValueError, TypeError):
         return False
 

@@ -10,6 +10,8 @@ from typing import Any, Literal, Protocol
 
 from edgequant_registry.serving.requests import Request
 
+FinishReason = Literal["stop", "length"]
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -21,7 +23,7 @@ class Answer:
     """
 
     text: str
-    finish_reason: Literal["stop", "length"]
+    finish_reason: FinishReason
     prompt_tokens: int
     completion_tokens: int
 
@@ -42,7 +44,7 @@ class Engine(Protocol):
 def to_openai(request: Request, answers: Sequence[Answer], model: str) -> dict[str, Any]:
     """The response object of a chat or of a completion."""
     chat = bool(request.messages)
-    prompt, completion = (sum(getattr(each, f"{of}_tokens") for each in answers) for of in ("prompt", "completion"))
+    prompt, completion = sum(each.prompt_tokens for each in answers), sum(each.completion_tokens for each in answers)
     return {
         "id": f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}",
         "object": "chat.completion" if chat else "text_completion",

@@ -9,7 +9,7 @@ from typing import Any
 from edgequant.errors import UserError
 from edgequant.evaluation.backends.llama_cpp.server import start_server
 from edgequant.models.manifest import verify_if_ours
-from edgequant_registry.serving.answers import Answer
+from edgequant_registry.serving.answers import Answer, FinishReason
 from edgequant_registry.serving.refusal import BadRequestError, no_template, too_long
 from edgequant_registry.serving.requests import Request
 from edgequant_registry.serving.threads import threads_of_a_worker
@@ -61,5 +61,5 @@ def _answer(said: dict[str, Any]) -> Answer:
         raise UserError(f"llama.cpp could not answer: {error.get('message')}; start the server again")
     (choice,), usage = said["choices"], said["usage"]
     text = choice["message"]["content"] if "message" in choice else choice["text"]
-    reason = "length" if choice["finish_reason"] == "length" else "stop"
+    reason: FinishReason = "length" if choice["finish_reason"] == "length" else "stop"
     return Answer(text or "", reason, usage["prompt_tokens"], usage["completion_tokens"])

@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import Any
 
 import torch
 
-from edgequant_registry.serving.answers import Answer
+from edgequant_registry.serving.answers import Answer, FinishReason
 from edgequant_registry.serving.chat_text import ChatText
 from edgequant_registry.serving.requests import Request
 
@@ -74,7 +73,7 @@ class Row:
         text = self._text.decode(self._tokens, after=self.prompt)
         return min((at for stop in self._request.stop if (at := text.find(stop)) >= 0), default=None)
 
-    def _end(self, reason: Any) -> None:
+    def _end(self, reason: FinishReason) -> None:
         text = self._text.decode(self._tokens, after=self.prompt)
         self._answer.set_result(Answer(text[: self._stop_text()], reason, len(self.prompt), len(self._tokens)))
 
