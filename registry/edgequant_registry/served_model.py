@@ -10,18 +10,17 @@ Models-from-code: this file is copied beside the checkpoint when a version is pr
 
 from __future__ import annotations
 
-import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import mlflow
 
-warnings.filterwarnings("ignore", message=".*Add type hints to the `predict` method")
-
 
 class ServedModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
     """A request in, OpenAI's response object out; a list of requests or prompts in, a list out, in the same order."""
+
+    _skip_type_hint_validation = True  # as MLflow's own chat models; else every start asks for type hints
 
     def load_context(self, context: Any) -> None:
         """Load the checkpoint beside this file, its files verified."""

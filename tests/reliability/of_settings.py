@@ -219,6 +219,26 @@ SITUATIONS = [
         search_space("learning_rate: {uniform: [1e-5, .inf]}\n"),
     ),
     refused(
+        "a push to nowhere", "push --model small",
+        "edgequant push: repo must be OWNER/NAME of letters, digits, . _ and -, got nothing; e.g. --repo me/small-model",
+        command("push", "--model", "small"),
+    ),
+    refused(
+        "a repository with a part too many", "push --repo a/b/c",
+        "edgequant push: repo must be OWNER/NAME of letters, digits, . _ and -, got 'a/b/c'; e.g. --repo me/small-model",
+        command("push", "--repo", "a/b/c"),
+    ),
+    refused(
+        "a branch that git refuses", "push --repo me/small --revision 'a b'",
+        "edgequant push: revision must be the name of a branch, got 'a b'; leave it out for main",
+        command("push", "--repo", "me/small", "--revision", "a b"),
+    ),
+    refused(
+        "a push without a network", "push --repo me/small",
+        "edgequant push: https://huggingface.co cannot be reached (offline, or HF_HUB_OFFLINE is set); connect and run it again",
+        command("push", "--repo", "me/small"),
+    ),
+    refused(
         "an experiment that was deleted", "corpus --experiment old",
         "edgequant corpus: experiment 'old' was deleted in ...; bring it back with `mlflow experiments restore "
         "--experiment-id ...`, or choose another with --experiment",
