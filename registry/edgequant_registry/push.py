@@ -52,9 +52,7 @@ def check_settings(repo: str | None, revision: str | None) -> None:
     """
     if repo is None or not REPO.fullmatch(repo):
         given = "nothing" if repo is None else repr(repo)
-        raise UserError(
-            f"repo must be OWNER/NAME of letters, digits, . _ and -, got {given}; e.g. --repo me/small-model"
-        )
+        raise UserError(f"repo must be OWNER/NAME of letters, digits, . _ and -, got {given}; e.g. --repo me/small")
     if revision is not None and not REVISION.fullmatch(revision):
         raise UserError(f"revision must be the name of a branch, got {revision!r}; leave it out for main")
 

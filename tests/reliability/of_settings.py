@@ -220,12 +220,12 @@ SITUATIONS = [
     ),
     refused(
         "a push to nowhere", "push --model small",
-        "edgequant push: repo must be OWNER/NAME of letters, digits, . _ and -, got nothing; e.g. --repo me/small-model",
+        "edgequant push: repo must be OWNER/NAME of letters, digits, . _ and -, got nothing; e.g. --repo me/small",
         command("push", "--model", "small"),
     ),
     refused(
         "a repository with a part too many", "push --repo a/b/c",
-        "edgequant push: repo must be OWNER/NAME of letters, digits, . _ and -, got 'a/b/c'; e.g. --repo me/small-model",
+        "edgequant push: repo must be OWNER/NAME of letters, digits, . _ and -, got 'a/b/c'; e.g. --repo me/small",
         command("push", "--repo", "a/b/c"),
     ),
     refused(
@@ -235,7 +235,7 @@ SITUATIONS = [
     ),
     refused(
         "a push without a network", "push --repo me/small",
-        "edgequant push: https://huggingface.co cannot be reached (offline, or HF_HUB_OFFLINE is set); connect and run it again",
+        "edgequant push: https://huggingface.co cannot be reached (offline, or HF_HUB_OFFLINE is set); connect ...",
         command("push", "--repo", "me/small"),
     ),
     refused(

@@ -42,7 +42,7 @@ def offer_openai_paths(model: str, answer: Answering) -> None:
 
 
 async def _respond(answer: Answering, field: str, request: Any) -> Any:
-    from starlette.responses import JSONResponse, Response
+    from fastapi.responses import JSONResponse, Response
 
     try:
         sent = _request(await request.body(), field)
@@ -62,6 +62,6 @@ def _request(body: bytes, field: str) -> Mapping[str, Any]:
 
 
 async def _models(model: str, request: Any) -> Any:
-    from starlette.responses import JSONResponse
+    from fastapi.responses import JSONResponse
 
     return JSONResponse({"object": "list", "data": [{"id": model, "object": "model", "owned_by": "edgequant"}]})
