@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from edgequant import models
+from edgequant.evaluation.backends.generation import BatchDecoding
+from edgequant.evaluation.backends.token_losses import LMHead
 from edgequant_registry.serving.refusal import BadRequestError
 from edgequant_registry.serving.requests import parse
 from edgequant_registry.serving.rows import choose
@@ -71,6 +73,24 @@ def test_who_joins_a_batch_later_changes_no_answer(engine: Any, loaded: Any) -> 
         answers = list(pool.map(engine.answer, requests))
     expected = [loaded.tokenizer.decode(alone(loaded, *each), skip_special_tokens=True) for each in asked]
     assert [answer.text for (answer,) in answers] == expected
+
+
+@torch.inference_mode()
+def test_logits_behind_joined_rows_are_those_of_each_alone_and_what_no_row_needs_is_cut_off(loaded: Any) -> None:
+    def beginning(*prompts: list[int]) -> tuple[BatchDecoding, torch.Tensor]:
+        decoding = BatchDecoding(loaded.model, LMHead(loaded.model), torch.device("cpu"))
+        return decoding, decoding.prefill(prompts)
+
+    long, short, later = list(range(5, 45)), [7, 9, 11], [60, 3, 80, 81, 5]
+    decoding, _ = beginning(long, short)
+    decoding.step(torch.tensor([1, 2]))
+    decoding.keep(torch.tensor([1]))
+    added, _ = beginning(later)
+    decoding.join(added)
+    found = decoding.step(torch.tensor([33, 44]))
+    for logits, tokens in zip(found, ([*short, 2, 33], [*later, 44]), strict=True):
+        torch.testing.assert_close(logits, loaded.model(torch.tensor([tokens])).logits[0, -1], atol=1e-4, rtol=1e-4)
+    assert decoding.cache.get_seq_length() == len(later) + 1
 
 
 def test_an_answer_ends_before_a_text_of_stop_and_says_so(engine: Any) -> None:
