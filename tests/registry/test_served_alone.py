@@ -43,7 +43,7 @@ def test_a_fresh_virtualenv_serves_it_with_no_checkout_near(
     log = (tmp_path / "serving.log").read_text()
     assert done.returncode == 0, f"{done.stdout}{done.stderr}{log[-3000:]}"
     assert re.search(r"errors +0\n", done.stdout)
-    (installed,) = (tmp_path / "environments").glob("*/*/lib/python*/site-packages")
+    (installed,) = (tmp_path / "environments").glob("*/lib/python*/site-packages")
     names = {path.name for path in installed.iterdir()}
     assert "torch" in names and ("xllamacpp" in names) == exported
     assert not [name for name in names if name.startswith("edgequant")]

@@ -36,7 +36,7 @@ class TorchEngine:
     """
 
     def __init__(self, folder: Path) -> None:
-        torch.set_num_threads(threads_of_a_worker())
+        torch.set_num_threads(min(torch.get_num_threads(), threads_of_a_worker()))
         loaded = models.load(str(folder))
         self.name = "torch"
         self._model, self._text = loaded.model, ChatText(loaded.tokenizer, loaded.model.generation_config)
