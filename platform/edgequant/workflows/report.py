@@ -115,13 +115,13 @@ def defaults_of(workflow: str) -> dict[str, Any]:
 def model_cards(compared: Comparison) -> dict[str, str]:
     """A card for every registered version that the compared runs made, by file name."""
     from edgequant import tracking
-    from edgequant.reporting.model_card import model_card
+    from edgequant.reporting.model_card import card_of_version, model_card
 
     cards: dict[str, str] = {}
     for parent in compared.parents:
         versions: Any = tracking.client().search_model_versions(f"run_id = '{parent.id}'")
         for version in versions:
-            card = model_card(version.name, str(version.version), dict(version.tags), parent.url)
+            card = model_card(card_of_version(version.name, str(version.version), version.tags, parent.url))
             cards[f"{version.name}-v{version.version}"] = card
     return cards
 
