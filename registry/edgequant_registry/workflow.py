@@ -65,6 +65,8 @@ def promote(
     candidate = versions.find_version(model, None if version is None else str(version))
     if version is None and not rollback:
         _check_not_rolled_back(candidate)
+    if not dry_run:
+        tracking.check_may_change(candidate.name)
     with tracking.workflow_run("promote", config, experiment=experiment) as run:
         tracking.name_run(f"{'roll back' if rollback else 'promote'} {candidate.name} v{candidate.version}")
         tracking.set_tags(_tags(candidate))

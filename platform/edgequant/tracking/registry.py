@@ -10,6 +10,7 @@ from pathlib import Path
 import mlflow
 
 from edgequant.errors import UserError
+from edgequant.tracking.addresses import shown_store
 from edgequant.tracking.runs import PARENT_TAG, client
 
 
@@ -87,5 +88,5 @@ def download(uri: str) -> Path:
     try:
         return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=target))
     except (mlflow.exceptions.MlflowException, OSError) as error:
-        where = mlflow.get_tracking_uri()
+        where = shown_store()
         raise UserError(f"{uri} could not be fetched from {where}: {error}; check the name in the MLflow UI") from error
