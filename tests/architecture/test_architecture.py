@@ -40,7 +40,7 @@ ALLOWED = {
     "workflows": BELOW | PACKAGES,
     "api_checks": {"errors", "settings_checks"},
     "api": BELOW | PACKAGES | {"workflows", "api_checks"},
-    "command_line": BASE | {"workflows"},
+    "command_line": BASE | {"workflows", "tracking"},
     "__main__": BASE | {"workflows", "command_line"},
 }
 
