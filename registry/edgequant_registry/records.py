@@ -100,11 +100,14 @@ def _describe(registry: Any, name: str, version: str, headline: str, reasons: Se
 
 
 def _short(verdicts: Sequence[Verdict]) -> str:
-    """As JSON, broken gates first where not all of them find room."""
-    rows = [verdict.to_short_row() for verdict in verdicts]
-    text = json.dumps(rows)
-    if len(text) > LENGTH:
-        rows = [verdict.to_short_row() for verdict in sorted(verdicts, key=lambda one: not one.blocks)]
+    """As JSON, with the reasons of broken gates; those first where not all gates find room."""
+    rows = [_row(verdict) for verdict in verdicts]
+    if len(json.dumps(rows)) > LENGTH:
+        rows = [_row(verdict) for verdict in sorted(verdicts, key=lambda one: not one.blocks)]
     while len(text := json.dumps(rows)) > LENGTH:
         rows.pop()
     return text
+
+
+def _row(verdict: Verdict) -> dict[str, Any]:
+    return verdict.to_row() if verdict.outcome in ("failed", "warned") else verdict.to_short_row()

@@ -236,6 +236,23 @@ def test_an_error_of_ours_is_one_line_and_any_other_keeps_its_traceback(monkeypa
         main(["export", "--user", "false"])
 
 
+def test_for_a_shell_a_fault_of_the_program_is_no_refusal_and_a_refusal_is_no_fault(monkeypatch, capsys):
+    import edgequant.__main__ as command_line
+
+    def ends_with(what):
+        def main():
+            raise what
+
+        monkeypatch.setattr(command_line, "main", main)
+        return command_line.run
+
+    assert ends_with(ZeroDivisionError("of ours"))() == 2
+    assert "Traceback" in (said := capsys.readouterr().err) and "ZeroDivisionError: of ours" in said
+    with pytest.raises(SystemExit) as left:
+        ends_with(SystemExit(1))()
+    assert left.value.code == 1
+
+
 def test_it_runs_as_a_module_from_any_folder(edgequant, tmp_path):
     done = edgequant()
     assert done.returncode == 0 and "edgequant WORKFLOW" in done.stdout

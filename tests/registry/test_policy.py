@@ -12,11 +12,18 @@ def policy(tmp_path, *gates):
     return read_policy(str(file))
 
 
+QUALITY = ("domain/perplexity", "wikitext2/perplexity", "boolq/accuracy", "squad/f1")
+
+
 def test_the_default_policy_asks_for_seventy_per_cent_and_for_quality_against_baseline_and_champion():
     assert "default" in bundled_policies()
     gates = read_policy("default").gates
     assert ("min", 70.0) in [gate.bound for gate in gates if gate.metric == "size/reduction_vs_fp16"]
-    assert {gate.against for gate in gates if gate.metric == "domain/perplexity"} == {"baseline", "champion"}
+    for metric in QUALITY:
+        assert {gate.against for gate in gates if gate.metric == metric} == {"baseline", "champion"}
+    assert {"latency/decode_ms_per_token", "parity/argmax_agreement", "deploy/size_gb"} < {
+        gate.metric for gate in gates
+    }
     assert all(gate.optional for gate in gates if gate.metric.startswith(("boolq", "squad", "wikitext2")))
 
 
@@ -41,6 +48,11 @@ def test_a_policy_round_trips_and_its_digest_follows_its_content(tmp_path):
         ({"metric": "squad/f1", "max_loss": 2, "against": "champoin"}, "baseline, champion"),
         ({"metric": "squad/f1", "minimum": 2}, "did you mean min"),
         ({"metric": "squad/f1", "min": 2, "test": "maybe"}, "values, not_worse, worse"),
+        ({"metric": "squad/f1", "min": 2, "severity": "note"}, "severity must be one of fail, warn, got 'note'"),
+        ({"metric": "squad/f11", "min": 2, "optional": True}, "'squad/f11' is unknown; did you mean squad/f1?"),
+        ({"metric": "squad/f11", "min": 2, "better": "higher"}, "'squad/f11' is unknown; did you mean squad/f1?"),
+        ({"metric": "nothing/known", "min": 2}, "'nothing/known' is unknown"),
+        ({"metric": "f1", "min": 2, "better": "higher"}, "'f1' is unknown"),
         ({"metric": "my/own", "max_loss": 2, "against": "champion"}, "better: higher"),
         ({"metric": "squad/f1", "max_loss": 2, "against": "champion", "better": "lower"}, "contradicts"),
     ],
@@ -74,3 +86,31 @@ def test_a_policy_may_gate_what_ships(tmp_path):
     assert judge_gate(least, {"deploy/reduction_vs_fp16": 71.2}, None).passed
     assert not judge_gate(least, {"deploy/reduction_vs_fp16": 68.0}, None).passed
     assert not judge_gate(least, {}, None).passed
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        "boolq/balanced_accuracy", "squad/items", "size/peak_rss_gb", "domain/bits_per_byte", "guard/perplexity",
+        "domain/perplexity_shelter_housing", "wikitext2/perplexity_ci_high", "against_baseline/squad_f1_loss",
+        "latency/decode_ms_per_token_p90", "latency/static_decode_ms_per_token_prompt512_batch8", "deploy/headroom_gb",
+    ],
+)  # fmt: skip
+def test_what_is_measured_may_be_gated_whether_or_not_a_table_shows_it(tmp_path, metric):
+    assert policy(tmp_path, {"metric": metric, "min": 1}).gates[0].metric == metric
+
+
+def test_a_metric_of_ones_own_may_be_gated_where_the_policy_says_which_end_is_better(tmp_path):
+    own = {"metric": "mine/toxicity", "max": 1, "better": "lower"}
+    assert policy(tmp_path, own).gates[0].higher_is_better is False
+
+
+def test_what_another_packages_task_measures_may_be_gated(tmp_path, monkeypatch):
+    from edgequant.evaluation.tasks import registry
+    from edgequant.evaluation.tasks.task import Evaluation, Task
+
+    cloze = Task(name="cloze", score=lambda *_: Evaluation(), protocol="The likelier.", display={})
+    with pytest.raises(UserError, match="'cloze/margin' is unknown"):
+        policy(tmp_path, {"metric": "cloze/margin", "min": 1})
+    monkeypatch.setitem(registry._of_this_process, "cloze", cloze)
+    assert policy(tmp_path, {"metric": "cloze/margin", "min": 1})

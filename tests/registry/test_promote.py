@@ -2,6 +2,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -198,3 +199,25 @@ def test_a_champion_needs_no_checkout_to_be_served(store, register, tmp_path):
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0 and done.stdout.strip().startswith("["), done.stderr[-2000:]
+
+
+def test_a_refusal_stays_within_what_stores_take_and_broken_gates_come_first(store, register):
+    gates = [{"metric": "domain/perplexity", "max": 30 + place, "why": "x" * 50} for place in range(90)]
+    Path("many.yaml").write_text(yaml.safe_dump({"gates": [*gates, {"metric": "size/reduction_vs_fp16", "min": 80}]}))
+    register()
+    with pytest.raises(PromotionRefusedError):
+        promote(policy="many.yaml")
+    version = store.get_model_version(NAME, "1")
+    rows = json.loads(version.tags["edgequant.gates"])
+    assert rows[0]["verdict"] == "FAILED" and "71.5 is not at least 80" in rows[0]["reason"] and len(rows) > 20
+    assert max(len(version.tags["edgequant.gates"]), len(version.description)) < 5000
+    assert version.description.splitlines()[2] == "- size/reduction_vs_fp16 71.5 is not at least 80"
+    assert "Made by edgequant" in version.description
+
+
+def test_what_a_person_wrote_about_a_version_stays_when_it_is_refused(store, register):
+    register(GOOD | {"size/reduction_vs_fp16": 50.0})
+    store.update_model_version(NAME, "1", "mine")
+    with pytest.raises(PromotionRefusedError):
+        promote()
+    assert store.get_model_version(NAME, "1").description == "mine"

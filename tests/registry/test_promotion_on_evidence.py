@@ -87,6 +87,7 @@ def test_the_better_of_two_trainings_is_promoted_the_worse_refused_and_all_of_it
         ("champion", "1", "rolled back to"),
     ]
     assert all(row["policy"].startswith("text@") and store.get_run(row["run"]) for row in rows)
+    assert rows[1]["until"] == rows[2]["since"]  # no challenger any more
     assert rows[0]["until"] == rows[2]["since"] < rows[2]["until"] == rows[3]["since"] and rows[3]["until"] == ""
     assert "4 gates: 3 passed, 1 not asked for" in rows[2]["why"] and rows[3]["why"] == "1 back from version 2"
     assert "champion: version 1; challenger: nobody" in said and "rolled back to" in said

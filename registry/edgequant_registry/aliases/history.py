@@ -150,11 +150,10 @@ def carriers(entries: Sequence[Entry], alias: str, existing: Collection[str]) ->
 
 
 def history_rows(entries: Sequence[Entry]) -> list[dict[str, Any]]:
-    """For people, oldest first: `until` is when the alias moved on."""
+    """For people, oldest first: `until` is when the alias moved on, or a challenger became champion."""
     rows = []
     for place, entry in enumerate(entries):
-        later = (other for other in entries[place + 1 :] if other.alias == entry.alias and other.state == "done")
-        following = next(later, None) if entry.state == "done" else None
+        following = next((other for other in entries[place + 1 :] if _ends(entry, other)), None)
         rows.append(
             {
                 "alias": entry.alias,
@@ -168,3 +167,8 @@ def history_rows(entries: Sequence[Entry]) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _ends(entry: Entry, later: Entry) -> bool:
+    became_champion = entry.action == "challenger" and later.action == "promoted" and later.version == entry.version
+    return entry.state == later.state == "done" and (later.alias == entry.alias or became_champion)
