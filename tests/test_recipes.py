@@ -13,7 +13,7 @@ import yaml
 from edgequant.__main__ import WORKFLOWS, parse, workflow
 from edgequant.workflows.settings import RunSettings
 
-NAMES = [name for name in WORKFLOWS if name not in ("chat", "doctor")]
+NAMES = [name for name in WORKFLOWS if name not in ("chat", "push", "doctor")]
 
 
 def recipe_of(root: Path, name: str) -> Path:

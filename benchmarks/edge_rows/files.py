@@ -11,25 +11,34 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 QUANTIZER = Path(__file__).resolve().parent.parent / "peers" / "llama_cpp_quantizer.py"
-F16, WITH_MATRIX, PTQ, QAT = "F16", "Q4_0-imatrix", "PTQ", "QAT"
+F16, WITH_MATRIX, PTQ, QAT, ONNX = "F16", "Q4_0-imatrix", "PTQ", "QAT", "ONNX"
 THEIRS = (F16, "Q4_0", WITH_MATRIX, "Q4_K_M", "Q8_0")
-OURS = (PTQ, QAT)
+OURS = (PTQ, ONNX, QAT)
 
 
 class Key(NamedTuple):
-    """One row of the table under one seed; what has none has seed 0."""
+    """One row of the table under one seed; what has none has seed 0. Of our PTQ: of one scheme."""
 
     system: str
     seed: int
+    scheme: str = ""
+
+    @property
+    def label(self) -> str:
+        """The row's first cell."""
+        return f"{self.system} {self.scheme}".rstrip()
 
 
 def planned(options: argparse.Namespace) -> list[Key]:
     """The rows that the options ask for, and that can be made."""
-    seeds = {WITH_MATRIX: options.seeds, PTQ: options.seeds, QAT: range(len(options.checkpoint))}
+    seeds = {WITH_MATRIX: options.seeds, PTQ: options.seeds, ONNX: options.seeds, QAT: range(len(options.checkpoint))}
+    schemes = {PTQ: options.schemes, ONNX: [options.onnx_scheme]}
     made = [name for name in options.rows if name in (F16, *OURS) or options.quantizer]
     if left := [name for name in options.rows if name not in made]:
         print(f"without --quantizer there is no {', '.join(left)}", file=sys.stderr)
-    return [Key(name, seed) for name in made for seed in seeds.get(name, [0])]
+    return [
+        Key(name, seed, scheme) for name in made for scheme in schemes.get(name, [""]) for seed in seeds.get(name, [0])
+    ]
 
 
 class Files:
@@ -41,7 +50,8 @@ class Files:
 
     def name(self, key: Key) -> str:
         """The row's name among files and rows: what it was made of, in short."""
-        of = {PTQ: f"-{self.options.scheme}-{self.options.method}", QAT: "-" + self._digest(key)}.get(key.system, "")
+        ptq = f"-{key.scheme}-{self.options.method}"
+        of = {PTQ: ptq, ONNX: ptq, QAT: "-" + self._digest(key)}.get(key.system, "")
         return f"{Path(self.options.model).name}-{key.system}{of}-{key.seed}"
 
     def _digest(self, key: Key) -> str:
@@ -49,9 +59,9 @@ class Files:
         return hashlib.sha256(str(Path(checkpoint).resolve()).encode()).hexdigest()[:8]
 
     def file(self, key: Key) -> Path:
-        """The row's .gguf file."""
-        path = self.folder / f"{self.name(key)}.gguf"
-        if not path.is_file():
+        """The row's .gguf file, or its ONNX folder."""
+        path = self.folder / f"{self.name(key)}{'' if key.system == ONNX else '.gguf'}"
+        if not path.exists():
             print(f"making {path.name}", flush=True)
             self._make(key, path)
         return path
@@ -61,7 +71,7 @@ class Files:
             self._export(self.loaded, path, "f16")
         elif key.system == QAT:
             self._export(self._load(self.options.checkpoint[key.seed]), path)
-        elif key.system == PTQ:
+        elif key.system in (PTQ, ONNX):
             self._quantize(key, path)
         else:
             self._by_llama_cpp(key, path)
@@ -98,16 +108,21 @@ class Files:
     def _quantize(self, key: Key, path: Path) -> None:
         import copy
 
+        from edgequant.export.onnx.write import write_onnx
         from edgequant.quantization import checkpoint
         from edgequant.quantization.ptq.quantize import quantize
         from edgequant.quantization.scheme import parse_scheme
 
-        scheme, model = parse_scheme(self.options.scheme), copy.deepcopy(self.loaded.model)
+        scheme, model = parse_scheme(key.scheme), copy.deepcopy(self.loaded.model)
         quantize(model, scheme, calibration=[self.calibration(key.seed)], method=self.options.method)
-        folder = path.with_suffix("")
+        folder = path.with_name(f"{self.name(key)}-checkpoint")
         parameters = sum(parameter.numel() for parameter in self.loaded.model.parameters())
         checkpoint.save(model, self.loaded.tokenizer, folder, scheme, parameters=parameters, made_from=key.system)
-        self._export(self._load(str(folder)), path)
+        made = self._load(str(folder))
+        if key.system == ONNX:
+            write_onnx(made, path)
+        else:
+            self._export(made, path)
 
     def _by_llama_cpp(self, key: Key, path: Path) -> None:
         partial = path.with_suffix(".partial")

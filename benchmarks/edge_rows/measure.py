@@ -1,4 +1,4 @@
-"""What is measured of a file, in llama.cpp: its size, what it predicts and answers, times and memory."""
+"""What is measured of a file in llama.cpp or a folder in ONNX Runtime: size, predictions, answers, times, memory."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from peers.ptq_rows import Row
 
 from edge_rows.files import Key
 from edgequant.evaluation.backends.llama_cpp_model import LlamaCppModel
+from edgequant.evaluation.backends.onnx_model import OnnxModel
 from edgequant.evaluation.efficiency.shipped import shipped_metrics
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.evaluation.suite import evaluate_model
@@ -25,13 +26,14 @@ def measured_row(key: Key, file: Path, options: argparse.Namespace) -> Row:
     """Measure a file; prints what it found."""
     start = time.perf_counter()
     metrics = shipped_metrics(file, threads=options.threads, repetitions=options.repetitions)
-    model = LlamaCppModel(file, threads=options.threads)
+    model = (OnnxModel if file.is_dir() else LlamaCppModel)(file, threads=options.threads)
     windows = options.windows and options.windows * WINDOWS_PER_LIMIT
     metrics |= _scores(model, TEXTS, options, windows)
     metrics |= _scores(model, QUESTIONS, options, options.limit or None)
     row = Row(key.system, f"seed {key.seed}", 0.0, metrics=metrics)
     row.seconds, row.perplexity = time.perf_counter() - start, metrics["wikitext2/perplexity"]
-    print(f"{key.system:14} {key.seed} {file.stat().st_size / 1e6:7.1f} MB {row.perplexity:8.3f} {row.seconds:6.0f} s")
+    size = 1000 * metrics["deploy/size_gb"]
+    print(f"{key.label:20} {key.seed} {size:7.1f} MB {row.perplexity:8.3f} {row.seconds:6.0f} s", flush=True)
     return row
 
 

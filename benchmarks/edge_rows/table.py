@@ -30,7 +30,7 @@ def edge_table(found: list[tuple[Key, Row]]) -> str:
     """Markdown: every system, its figures, and what its perplexity lost beside F16's."""
     systems: dict[str, list[Row]] = {}
     for key, row in found:
-        systems.setdefault(key.system, []).append(row)
+        systems.setdefault(key.label, []).append(row)
     start = statistics.mean(row.metrics[LOST] for row in systems[F16]) if F16 in systems else math.nan
     lines = [
         [f"{system} ({len(rows)} seeds)" if len(rows) > 1 else system, _lost(rows, start), *_cells(rows)]

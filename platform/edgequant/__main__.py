@@ -1,4 +1,4 @@
-"""The command line: `edgequant <workflow> --key value`: MLproject's entry points, `chat` and `doctor`."""
+"""The command line: `edgequant <workflow> --key value`: MLproject's entry points, `chat`, `push` and `doctor`."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ WORKFLOWS = {
     "report": "edgequant.workflows.report",
     "pipeline": "edgequant.workflows.pipeline",
     "chat": "edgequant.workflows.chat",
+    "push": "edgequant_registry.push",
     "doctor": "edgequant.workflows.doctor",
 }
 

@@ -11,24 +11,18 @@ from importlib import metadata
 from pathlib import Path
 
 import mlflow
-from mlflow.models import Model, ModelSignature
+from mlflow.models import Model
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+from packaging.version import Version
 
 import edgequant
+import edgequant_registry
 from edgequant import tracking
+from edgequant.evaluation.backends.llama_cpp.library import version as llama_cpp_version
 
 REQUIREMENTS = ("mlflow", "torch", "transformers", "safetensors", "numpy")
-SIGNATURE = ModelSignature(
-    inputs=Schema([ColSpec(DataType.string)]),
-    outputs=Schema([ColSpec(DataType.string)]),
-    params=ParamSchema(
-        [
-            ParamSpec("max_new_tokens", DataType.long, 64),
-            ParamSpec("temperature", DataType.double, 0.0),
-        ]
-    ),
-)
+LLAMA_CPP = "xllamacpp"
+LLAMA_CPP_RUNS_ON = 'sys_platform == "linux"'  # of a version with a GGUF file; elsewhere torch serves it
 
 
 def make_servable(name: str, version: str) -> None:
@@ -38,18 +32,27 @@ def make_servable(name: str, version: str) -> None:
     checkout and serves with the code that promoted.
     """
     source = tracking.client().get_model_version_download_uri(name, version)
+    files = [Path(file.path).name for file in get_artifact_repository(source).list_artifacts()]
     with tempfile.TemporaryDirectory(prefix="edgequant-") as temporary:
         folder = Path(temporary) / "model"
         with _quiet_save():
             mlflow.pyfunc.save_model(
                 path=str(folder),
                 python_model=str(Path(__file__).with_name("served_model.py")),
-                code_paths=[str(Path(edgequant.__file__).parent)],
-                pip_requirements=[f"{package}=={metadata.version(package)}" for package in REQUIREMENTS],
-                signature=SIGNATURE,
+                code_paths=[str(Path(str(package.__file__)).parent) for package in (edgequant, edgequant_registry)],
+                pip_requirements=requirements(has_gguf=any(file.endswith(".gguf") for file in files)),
+                model_config={"model": f"{name}/{version}"},
             )
         _point_at_the_checkpoint(folder / "MLmodel", source)
         get_artifact_repository(source).log_artifacts(str(folder))
+
+
+def requirements(*, has_gguf: bool) -> list[str]:
+    """What a server installs: the versions of here, without the label of a local build, which no index has."""
+    pinned = [f"{package}=={Version(metadata.version(package)).public}" for package in REQUIREMENTS]
+    if has_gguf and (found := llama_cpp_version()) is not None:
+        pinned.append(f"{LLAMA_CPP}=={found}; {LLAMA_CPP_RUNS_ON}")
+    return pinned
 
 
 def _point_at_the_checkpoint(file: Path, source: str) -> None:

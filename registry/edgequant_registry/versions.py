@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-import mlflow
 from mlflow.entities.model_registry import ModelVersion
 
 from edgequant import tracking
@@ -85,7 +84,7 @@ def _registered_name(model: str) -> str:
             return name
     known = ", ".join(sorted(name for name in names if name.startswith(PREFIX))) or "none"
     raise UserError(
-        f"registered model {model!r} or {PREFIX}{model} not found in {mlflow.get_tracking_uri()}; there are: {known}. "
+        f"registered model {model!r} or {PREFIX}{model} not found in {tracking.shown_store()}; there are: {known}. "
         f"`edgequant qat --model {model.removeprefix(PREFIX)}` registers one"
     )
 
@@ -102,7 +101,7 @@ def _all_versions() -> list[ModelVersion]:
     found = [one for one in tracking.client().search_model_versions() if one.name.startswith(PREFIX)]
     if not found:
         raise UserError(
-            f"no {PREFIX}* model is registered in {mlflow.get_tracking_uri()}; "
+            f"no {PREFIX}* model is registered in {tracking.shown_store()}; "
             "`edgequant qat` and `edgequant tune` register one, and $MLFLOW_TRACKING_URI names another store"
         )
     return found

@@ -92,6 +92,8 @@ def promote(
         _check_candidate(candidate, alias, is_named=version is not None)
         if not dry_run:
             versions.check_has_evidence(candidate)
+    if not (dry_run or history):
+        tracking.check_may_change(candidate.name)
     with tracking.workflow_run("promote", config, experiment=experiment) as run:
         tracking.set_tags(results.tags_of(candidate))
         stopped: SystemExit | None = None

@@ -34,12 +34,13 @@ ALLOWED = {
     "evaluation": BELOW,
     # whose packed weights it writes
     "export": BELOW | {"quantization.scheme", "quantization.weight_spec", "quantization.layers"},
-    # how a task's metrics are shown, and what they are evidence of
-    "reporting": BELOW | {"evaluation.tasks.task", "evaluation.tasks.registry", "evaluation.evidence"},
+    # how a task's metrics are shown, what they are evidence of, how two models differ item by item
+    "reporting": BELOW
+    | {"evaluation.tasks.task", "evaluation.tasks.registry", "evaluation.evidence", "evaluation.harm"},
     "workflows": BELOW | PACKAGES,
     "api_checks": {"errors", "settings_checks"},
     "api": BELOW | PACKAGES | {"workflows", "api_checks"},
-    "command_line": BASE | {"workflows"},
+    "command_line": BASE | {"workflows", "tracking"},
     "__main__": BASE | {"workflows", "command_line"},
 }
 

@@ -62,5 +62,5 @@ def test_the_folders_of_tests_are_the_packages_or_what_holds_for_all_of_them():
     """Tests of corpora/ stand in tests/corpora; tests/architecture, tests/documents and tests/ are about the whole."""
     packages = {path.parent.name for path in (ROOT / "platform" / "edgequant").glob("*/__init__.py")}
     folders = {path.parent.relative_to(ROOT / "tests").parts[:1] for path in modules("tests")} - {()}
-    whole = {"tune", "registry", "benchmarks", "examples", "architecture", "documents", "reliability"}
+    whole = {"tune", "registry", "benchmarks", "examples", "architecture", "documents", "reliability", "server"}
     assert {name for (name,) in folders} <= packages | whole

@@ -65,11 +65,15 @@ def options(**given) -> argparse.Namespace:
         "checkpoint": [],
         "model": "a/tiny",
     }
-    return argparse.Namespace(**values | {"quantizer": None, "scheme": "q4_0", "method": "auto"} | given)
+    return argparse.Namespace(
+        **values | {"quantizer": None, "schemes": ["q4_0", "q8_0"], "onnx_scheme": "w4-g32", "method": "auto"} | given
+    )
 
 
 def test_rows_that_need_what_is_not_there_are_left_out(capsys):
-    assert planned(options()) == [Key("F16", 0), Key("PTQ", 0), Key("PTQ", 1)]
+    ours = [Key("PTQ", seed, scheme) for scheme in ("q4_0", "q8_0") for seed in (0, 1)]
+    assert planned(options()) == [Key("F16", 0), *ours]
+    assert planned(options(rows=["ONNX"], seeds=[3])) == [Key("ONNX", 3, "w4-g32")]
     assert "without --quantizer there is no Q4_0, Q4_0-imatrix" in capsys.readouterr().err
     whole = planned(options(quantizer="python", checkpoint=["a", "b", "c"]))
     assert [key.seed for key in whole if key.system == "QAT"] == [0, 1, 2]
@@ -87,9 +91,9 @@ def test_several_seeds_are_one_line_with_their_interval():
         return Row("PTQ", "", 0.0, metrics={"wikitext2/perplexity": perplexity, "deploy/size_gb": 0.0775} | more)
 
     rows = [(Key("F16", 0), row(20.0, **{"wikitext2/perplexity_ci_low": 19.0, "wikitext2/perplexity_ci_high": 21.5}))]
-    rows += [(Key("PTQ", seed), row(value)) for seed, value in enumerate((21.0, 22.0, 23.0))]
+    rows += [(Key("PTQ", seed, "q4_0"), row(value)) for seed, value in enumerate((21.0, 22.0, 23.0))]
     first, second = edge_table(rows).splitlines()[2:]
     assert first.startswith("| F16 | +0.0 % | 77.5 |") and "| 20.00 (19.00 to 21.50) |" in first
     half = 4.3027 * 1.0 / math.sqrt(3)  # Student's t of two degrees of freedom, standard deviation 1
-    assert second.startswith("| PTQ (3 seeds) | +10.0 % | 77.5 |")
+    assert second.startswith("| PTQ q4_0 (3 seeds) | +10.0 % | 77.5 |")
     assert f"| 22.00 ({22 - half:.2f} to {22 + half:.2f}) |" in second

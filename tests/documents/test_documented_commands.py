@@ -110,7 +110,7 @@ def test_every_setting_that_is_named_exists():
 
 
 # of mlflow, vLLM, llama.cpp and torchrun; and what stands for any option
-FOREIGN = {"env", "nproc_per_node", "backend", "no", "dtype", "key", "nested.key"}
+FOREIGN = {"env", "port", "timeout", "nproc_per_node", "backend", "no", "dtype", "key", "nested.key"}
 
 
 def test_every_option_that_a_document_names_by_itself_exists():

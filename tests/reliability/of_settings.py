@@ -125,7 +125,7 @@ SITUATIONS = [
     ),
     refused(
         "less than no doubt in correlations", "ptq --ptq.shrinkage -1",
-        "edgequant ptq: ptq.shrinkage must be 0 (all correlations are believed) or more, got -1.0",
+        "edgequant ptq: ptq.shrinkage must be from 0 to 1, got -1.0",
         command("ptq", *TINY, "--ptq.shrinkage", "-1"),
     ),
     refused(
@@ -240,8 +240,8 @@ SITUATIONS = [
     ),
     refused(
         "data to measure on again that are not there", "promote --data_dir nowhere",
-        "edgequant promote: data_dir must be a folder with wikitext-2/, boolq/ and squad/ in their official formats, got "
-        "'nowhere': not found; ...",
+        "edgequant promote: data_dir must be a folder with wikitext-2/, boolq/ and squad/ in their official formats, "
+        "got 'nowhere': not found; ...",
         command("promote", "--data_dir", "nowhere"),
     ),
     refused(
@@ -254,6 +254,26 @@ SITUATIONS = [
         "a search without end", "tune --space FILE",
         "edgequant tune: hyperparameter learning_rate: uniform must be finite numbers, got inf; e.g. ...",
         search_space("learning_rate: {uniform: [1e-5, .inf]}\n"),
+    ),
+    refused(
+        "a push to nowhere", "push --model small",
+        "edgequant push: repo must be OWNER/NAME of letters, digits, . _ and -, got nothing; e.g. --repo me/small",
+        command("push", "--model", "small"),
+    ),
+    refused(
+        "a repository with a part too many", "push --repo a/b/c",
+        "edgequant push: repo must be OWNER/NAME of letters, digits, . _ and -, got 'a/b/c'; e.g. --repo me/small",
+        command("push", "--repo", "a/b/c"),
+    ),
+    refused(
+        "a branch that git refuses", "push --repo me/small --revision 'a b'",
+        "edgequant push: revision must be the name of a branch, got 'a b'; leave it out for main",
+        command("push", "--repo", "me/small", "--revision", "a b"),
+    ),
+    refused(
+        "a push without a network", "push --repo me/small",
+        "edgequant push: https://huggingface.co cannot be reached (offline, or HF_HUB_OFFLINE is set); connect ...",
+        command("push", "--repo", "me/small"),
     ),
     refused(
         "an experiment that was deleted", "corpus --experiment old",

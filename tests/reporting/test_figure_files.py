@@ -11,6 +11,7 @@ from PIL import Image
 
 from edgequant import tracking
 from edgequant.reporting import plots
+from edgequant.reporting.charts.marks import VARIANT_COLORS
 from edgequant.reporting.description import description, description_table
 from edgequant.reporting.figure_files import log_figure
 from edgequant.reporting.layer_bits import layer_bits_figure
@@ -63,7 +64,7 @@ def test_a_figure_becomes_a_page_that_needs_no_network_and_a_picture(store):
 def test_bars_are_as_long_as_their_values():
     bare = [row | {"domain/perplexity": value} for row, value in zip(ROWS, (10.0, 20.0), strict=True)]
     image = pixels(png(plots.bars(bare, "domain/perplexity")))
-    short, long = (counted(image, plots.VARIANT_COLORS[name]) for name in ("baseline", "qat"))
+    short, long = (counted(image, VARIANT_COLORS[name]) for name in ("baseline", "qat"))
     assert long / short == pytest.approx(2.0, rel=0.05)  # its number stands beside a bar
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from edgequant.reporting.plots import bars, pareto_front, row_labels, scatter
+from edgequant.reporting.charts.marks import pareto_front, row_labels
+from edgequant.reporting.plots import bars, scatter
 
 ROWS = [
     {"variant": "baseline", "scheme": "fp16", "size/checkpoint_gb": 0.27, "domain/perplexity": 17.9, "squad/f1": 42.0},

@@ -38,7 +38,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
     asked.handle_chat_completions = answer(asked.chats, lambda word: {"delta": {"content": word}})
     asked.handle_completions = answer(asked.completions, lambda word: {"text": word})
-    monkeypatch.setattr("edgequant.workflows.chat._server", lambda *_: asked)
+    monkeypatch.setattr("edgequant.workflows.chat.start_server", lambda *_, **__: asked)
     return asked
 
 

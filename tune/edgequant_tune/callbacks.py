@@ -37,7 +37,7 @@ def search_callbacks(spec: SearchSpec, run: tracking.Run) -> list[Callback]:
     """What the driver does beside searching: nested runs in MLflow, the record on disk, the progress line."""
     tags = {"variant": "trial", "model": spec.model_name, "phase": "tune", "split": "validation"}
     mlflow_trials = MlflowTrials(
-        tracking_uri=absolute_store(tracking.client().tracking_uri),
+        tracking_uri=_kept_store(absolute_store(tracking.client().tracking_uri)),
         experiment_id=run.experiment_id,
         parent_id=run.id,
         tags={f"edgequant.{key}": value for key, value in tags.items()},
@@ -55,7 +55,7 @@ class MlflowTrials(LoggerCallback):
     """
 
     def __init__(
-        self, *, spec: TrialSpec, tracking_uri: str, experiment_id: str, parent_id: str, tags: Mapping[str, str]
+        self, *, spec: TrialSpec, tracking_uri: str | None, experiment_id: str, parent_id: str, tags: Mapping[str, str]
     ) -> None:
         self.tracking_uri, self.experiment_id, self.parent_id = tracking_uri, experiment_id, parent_id
         self.spec, self.tags = spec, dict(tags)
@@ -236,6 +236,11 @@ def last_line(text: str) -> str:
     """The line of a traceback that names the error."""
     lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
     return lines[-1] if lines else "unknown error"
+
+
+def _kept_store(uri: str) -> str | None:
+    """What Ray writes to disk with the search: a file's address; others may hold passwords and are asked for anew."""
+    return uri if uri.startswith("sqlite:") else None
 
 
 def absolute_store(uri: str) -> str:

@@ -61,6 +61,8 @@ def told(error: Exception) -> str | None:
         fix = SYSTEM.get(error.errno, "check the path and the disk")
         what = f"{str(error.filename)!r}: " if error.filename is not None else ""
         return f"{what}{error.strerror or name}; {fix}"
+    if library in ("mlflow", "requests") and (refused := _refused_by_server(error)):
+        return refused
     if library in LIBRARIES:
         return f"{library} reports {name}: {_first_line(error)}; {LIBRARIES[library]}"
     if isinstance(error, UnicodeDecodeError):
@@ -71,6 +73,18 @@ def told(error: Exception) -> str | None:
     if isinstance(error, RuntimeError) and "home directory" in str(error):
         return f"{_first_line(error)} A path begins with ~ and no such user; write the path in full"
     return None
+
+
+def _refused_by_server(error: Exception) -> str | None:
+    """What a tracking server said no to while a run was going on; MLflow is loaded if the error is its own."""
+    import sys
+
+    if "mlflow" not in sys.modules:
+        return None
+    from edgequant.tracking import refusal, shown_store
+
+    found = refusal(error)
+    return f"tracking store {shown_store()!r}: {found[0]}; {found[1]}" if found else None
 
 
 def _first_line(error: Exception) -> str:

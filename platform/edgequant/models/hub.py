@@ -79,14 +79,15 @@ def cached_card(repository: str) -> Path | None:
 
 def _unavailable(name: str, repository: str, why: str) -> UserError:
     return UserError(
-        f"model {name!r} could not be loaded: tried {repository} on {_endpoint()} and in the local hub cache ({why}). "
+        f"model {name!r} could not be loaded: tried {repository} on {endpoint()} and in the local hub cache ({why}). "
         f"With network: `hf download {repository}` (gated models: accept the licence on the model's page, then `hf "
         "auth login`). Without: copy the model's folder from a machine that has it and pass --model FOLDER; "
         "smollm2-135m and tiny need no network."
     )
 
 
-def _endpoint() -> str:
+def endpoint() -> str:
+    """The hub's address."""
     return os.environ.get("HF_ENDPOINT", "https://huggingface.co")
 
 
@@ -94,7 +95,7 @@ def is_reachable() -> bool:
     """Whether the hub, or the proxy before it, accepts a connection within seconds; never where it is switched off."""
     from huggingface_hub import constants
 
-    return not constants.HF_HUB_OFFLINE and _accepts(_first_stop(urlsplit(_endpoint())))
+    return not constants.HF_HUB_OFFLINE and _accepts(_first_stop(urlsplit(endpoint())))
 
 
 def _first_stop(hub: SplitResult) -> SplitResult:

@@ -95,19 +95,20 @@ def _check_scheme(folder: Path, scheme: Any) -> None:
         )
 
 
-def verify_if_ours(folder: Path) -> None:
-    """`verify` for a folder that has a manifest, or whose config.json says that it must have one.
+def verify_if_ours(folder: Path) -> dict[str, Any] | None:
+    """`verify` for a folder that has a manifest, or whose config.json says that it must have one; else None.
 
     Raises:
         UserError: as `verify`.
     """
     if (folder / MANIFEST).is_file():
-        verify(folder)
-    elif needs_manifest(folder):
+        return verify(folder)
+    if needs_manifest(folder):
         raise UserError(
             f"checkpoint {folder}: {MANIFEST} not found, without which its files cannot be checked; copy the whole "
             "folder again"
         )
+    return None
 
 
 def _read(file: Path) -> dict[str, Any]:

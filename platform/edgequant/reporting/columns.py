@@ -9,13 +9,13 @@ import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, SupportsFloat, TypeGuard
 
 from edgequant.errors import UserError
 from edgequant.evaluation.evidence import floor_of, is_evidence, lacks_interval
-from edgequant.evaluation.tasks.registry import TASKS, known_tasks
+from edgequant.evaluation.tasks.registry import TASKS, find_task, known_tasks
 from edgequant.evaluation.tasks.task import Metric, Task
 
 Row = Mapping[str, Any]
@@ -43,28 +43,25 @@ _SIZE = {
     "size/resident_gb": Metric("resident", "GB", "lower", prominence="detail"),
 }
 _DEPLOY = {
-    "deploy/format": Metric("shipped as", prominence="summary"),
+    "deploy/format": Metric("shipped format", prominence="summary"),
     "deploy/size_gb": Metric("shipped size", "GB", "lower", prominence="summary"),
     "deploy/reduction_vs_fp16": Metric("shipped reduction vs fp16", "%", "higher", prominence="summary"),
     "deploy/fits": Metric("fits the device (1: yes)", "", "higher", prominence="summary"),
-    "deploy/decode_ms_per_token": Metric("shipped decode ms/token", "", "lower", prominence="summary"),
-    "deploy/time_to_first_token_ms": Metric("shipped first token", "ms", "lower", prominence="table"),
-    "deploy/prefill_ms_per_token": Metric("shipped prefill ms/token", "", "lower", prominence="table"),
-    "deploy/load_ms": Metric("shipped load", "ms", "lower", prominence="table"),
     "deploy/peak_rss_gb": Metric("shipped peak RSS", "GB", "lower", prominence="table"),
     "deploy/tokens_per_second": Metric("shipped tokens/s", "", "higher", prominence="table"),
     "deploy/headroom_gb": Metric("memory left on the device", "GB", "higher", prominence="table"),
     "deploy/disk_headroom_gb": Metric("disk left on the device", "GB", "higher", prominence="detail"),
-    "deploy/threads": Metric("shipped threads", prominence="table"),
-    **{
-        f"deploy/{name}_p90": Metric(f"shipped {shown} p90", unit, "lower", prominence="detail")
-        for name, shown, unit in (
-            ("decode_ms_per_token", "decode ms/token", ""),
-            ("time_to_first_token_ms", "first token", "ms"),
-            ("prefill_ms_per_token", "prefill ms/token", ""),
-            ("load_ms", "load", "ms"),
-        )
-    },
+    "deploy/threads": Metric("shipped threads", digits=1, prominence="table"),
+    "deploy/load_ms_p90": Metric("shipped load p90", "ms", "lower", prominence="detail"),
+}
+# What is timed of a model is timed of what ships as well.
+_TIMED = {
+    name.replace("latency/", "deploy/"): replace(
+        shown,
+        heading=f"shipped {shown.heading}",
+        prominence="summary" if shown.prominence == "figure" else shown.prominence,
+    )
+    for name, shown in find_task("latency").display.items()
 }
 _CONVERSION_AND_TRAINING = {
     "qat/recovered_fraction": Metric("PTQ loss recovered", "%", "higher", scale=100.0, prominence="summary"),
@@ -86,7 +83,7 @@ def described_metrics() -> Mapping[str, Metric]:
         {name: shown for task in tasks if task.kind == kind for name, shown in task.display.items()}
         for kind in ("quality", "efficiency")
     )
-    return quality | _SIZE | _DEPLOY | efficiency | _CONVERSION_AND_TRAINING
+    return quality | _SIZE | _DEPLOY | _TIMED | efficiency | _CONVERSION_AND_TRAINING
 
 
 def shown_tasks() -> tuple[Task, ...]:
@@ -253,6 +250,6 @@ def _is_number(value: Any) -> TypeGuard[SupportsFloat]:
     return isinstance(value, SupportsFloat) and not isinstance(value, bool | str)
 
 
-def is_finite(value: Any) -> bool:
+def is_finite(value: Any) -> TypeGuard[SupportsFloat]:
     """Whether a row's value is a number that can be drawn and compared."""
     return _is_number(value) and abs(float(value)) < sys.float_info.max  # which MLflow's database keeps for infinity

@@ -11,23 +11,18 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgequant.evaluation.tasks.task import Metric
-from edgequant.reporting.columns import HIGH, IDENTITY, LOW, Row, is_finite, metric, shown_metric, significant
-from edgequant.reporting.label_placement import label_positions
+from edgequant.reporting.charts.axes import Axis, axis, tick_label
+from edgequant.reporting.charts.labels import Box, Label, place_labels
+from edgequant.reporting.charts.marks import colors, pareto_fronts, row_labels
+from edgequant.reporting.charts.text_width import text_width
+from edgequant.reporting.columns import HIGH, LOW, Row, figure_metrics, is_finite, shown_metric, significant
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-VARIANT_COLORS = {
-    "baseline": "#767676",
-    "control": "#56B4E9",
-    "ptq": "#E69F00",
-    "qat": "#0072B2",
-    "finetuned": "#009E73",
-}
-OTHER_COLORS = ("#CC79A7", "#D55E00", "#009E73", "#56B4E9", "#E69F00")
-SINGLE_COLOR = "#0072B2"
 INK, GRID = "#4d4d4d", "rgba(128,128,128,0.25)"
-LOG_ABOVE = 10.0  # a positive axis whose largest value is more than so many times the smallest is logarithmic
+SIZE, DECODE = "size/checkpoint_gb", "latency/decode_ms_per_token"
+AREA, FONT, RADIUS = (860.0, 300.0), 13.0, 6.5  # pixels, where a page or picture is about 1000 wide
 
 
 def bars(rows: Sequence[Row], metric_name: str) -> Figure:
@@ -39,7 +34,7 @@ def bars(rows: Sequence[Row], metric_name: str) -> Figure:
     """
     from plotly import graph_objects
 
-    kept, labels, colors = _kept(rows, metric_name)
+    kept, _, labels, drawn = _kept(rows, metric_name)
     shown = _shown(kept, metric_name)
     values = [row[metric_name] * shown.scale for row in kept]
     bar = graph_objects.Bar(
@@ -47,7 +42,7 @@ def bars(rows: Sequence[Row], metric_name: str) -> Figure:
         y=list(range(len(kept))),
         orientation="h",
         width=0.6,
-        marker={"color": colors, "line_width": 0},
+        marker={"color": drawn, "line_width": 0},
         error_x=_error_bars(kept, metric_name, shown),
         text=[significant(value, shown.digits) for value in values],
         textposition="inside" if _has_interval(kept, metric_name) else "outside",
@@ -77,91 +72,103 @@ def scatter(rows: Sequence[Row], x: str, y: str) -> Figure:
     """
     from plotly import graph_objects
 
-    kept, labels, colors = _kept(rows, x, y)
+    kept, numbers, labels, drawn = _kept(rows, x, y)
     shown_x, shown_y = _shown(kept, x), _shown(kept, y)
     xs, ys = [row[x] * shown_x.scale for row in kept], [row[y] * shown_y.scale for row in kept]
+    scales = axis(x, _reach(kept, x, shown_x)), axis(y, _reach(kept, y, shown_y))
+    names, sides, key = _names(list(zip(xs, ys, strict=True)), scales, numbers, labels)
     points = graph_objects.Scatter(
         x=xs,
         y=ys,
         mode="markers+text",
-        marker={"color": colors, "size": 13},
+        marker={"color": drawn, "size": 2 * RADIUS},
         error_x=_error_bars(kept, x, shown_x),
         error_y=_error_bars(kept, y, shown_y),
-        text=labels,
-        textposition=label_positions(_placed(xs), _placed(ys), labels),
+        text=names,
+        textposition=sides,
+        customdata=labels,
         cliponaxis=False,
-        hovertemplate=f"%{{text}}<br>{shown_x.label} %{{x:.4~g}}<br>{shown_y.label} %{{y:.4~g}}<extra></extra>",
+        hovertemplate=f"%{{customdata}}<br>{shown_x.label} %{{x:.4~g}}<br>{shown_y.label} %{{y:.4~g}}<extra></extra>",
     )
-    front = pareto_front(kept, x, y)
-    line = graph_objects.Scatter(
-        x=[xs[i] for i in front],
-        y=[ys[i] for i in front],
-        mode="lines",
-        line={"color": "#999999", "width": 1.5, "dash": "dot"},
-        hoverinfo="skip",
-    )
-    figure = graph_objects.Figure([line, points] if kept else None)
-    figure.update_layout(_layout(f"{shown_y.label} against {shown_x.label}", _corner(shown_x, shown_y), 440))
-    for axis, name, shown in ((figure.update_xaxes, x, shown_x), (figure.update_yaxes, y, shown_y)):
-        reach = _scale(_reach(kept, name, shown))
-        axis(title_text=shown.label, gridcolor=GRID, zeroline=False, automargin=True, **reach)
+    lines = [_front([(xs[i], ys[i]) for i in front]) for front in pareto_fronts(kept, x, y) if len(front) > 1]
+    figure = graph_objects.Figure([*lines, points] if kept else None)
+    corner = _corner(shown_x, shown_y) + ("; dotted: Pareto front" if lines else "")
+    figure.update_layout(_layout(f"{shown_y.label} against {shown_x.label}", corner, 440 + 20 * len(key)))
+    for update, scale, shown in ((figure.update_xaxes, scales[0], shown_x), (figure.update_yaxes, scales[1], shown_y)):
+        update(title_text=shown.label, gridcolor=GRID, zeroline=False, automargin=True, **_range(scale))
+    if key:
+        figure.update_layout(margin_b=60 + 20 * len(key))
+        place: dict[str, Any] = {"xref": "paper", "yref": "paper", "x": 0, "y": -0.18, "xanchor": "left"}
+        figure.add_annotation(text="<br>".join(key), showarrow=False, align="left", yanchor="top", **place)
     return figure if kept else _empty(figure, x, y)
 
 
-def pareto_front(rows: Sequence[Row], x: str, y: str) -> list[int]:
-    """Indices of the rows that no other row beats in both metrics (equal in one, better in the other counts as beaten).
-
-    Returns:
-        Indices by increasing x; empty when one of the metrics has no better end.
-    """
-    signs = [{"lower": 1.0, "higher": -1.0}.get(metric(name).better or "") for name in (x, y)]
-    if None in signs:
-        return []
-    costs = [tuple(float(row[name]) * (sign or 0.0) for name, sign in zip((x, y), signs, strict=True)) for row in rows]
-    front = [i for i, cost in enumerate(costs) if not any(_dominates(other, cost) for other in costs)]
-    return sorted(front, key=lambda i: float(rows[i][x]))
-
-
-def row_labels(rows: Sequence[Row]) -> list[str]:
-    """What tells the rows apart: those of model, variant and scheme that differ, and the run's name if none does."""
-    varying = [key for key in IDENTITY if len({str(row.get(key, "")) for row in rows}) > 1]
-    labels = [" ".join(str(row[key]) for key in varying if row.get(key) not in (None, "", "none")) for row in rows]
-    plain = [
-        label or str(row.get("variant") or row.get("model") or row.get("run") or "")
-        for label, row in _pairs(labels, rows)
-    ]
-    return [
-        f"{label} {row['run']}" if plain.count(label) > 1 and row.get("run") else label
-        for label, row in _pairs(plain, rows)
-    ]
+def figures(rows: Sequence[Row]) -> dict[str, Figure]:
+    """Plots for the metrics that at least two rows have: trade-offs first, then bars; by a name fit for a file."""
+    found = {}
+    quality = [name for name in figure_metrics() if name not in (SIZE, DECODE)]
+    for x, y in (*((cost, name) for name in quality for cost in (SIZE, DECODE)), (SIZE, DECODE)):
+        if sum(is_finite(row.get(x)) and is_finite(row.get(y)) for row in rows) > 1:
+            found[f"{_file_name(y)}-against-{_file_name(x)}"] = scatter(rows, x, y)
+    for name in figure_metrics():
+        if sum(is_finite(row.get(name)) for row in rows) > 1:
+            found[_file_name(name)] = bars(rows, name)
+    return found
 
 
-def _pairs(labels: list[str], rows: Sequence[Row]) -> list[tuple[str, Row]]:
-    return list(zip(labels, rows, strict=True))
+def _file_name(name: str) -> str:
+    return name.replace("/", "-").replace("_", "-")
 
 
-def _kept(rows: Sequence[Row], *names: str) -> tuple[list[Row], list[str], list[str]]:
-    """Rows that have all the metrics, with the labels and colours they have among all rows (so that figures agree)."""
-    chosen = [
-        (row, escape_label(label), color)
-        for row, label, color in zip(rows, row_labels(rows), _colors(rows), strict=True)
-        if all(is_finite(row.get(name)) for name in names)
-    ]
-    return [row for row, _, _ in chosen], [label for _, label, _ in chosen], [color for _, _, color in chosen]
+def _front(points: list[tuple[float, float]]) -> Any:
+    from plotly.graph_objects import Scatter
+
+    xs, ys = zip(*points, strict=True)
+    line = {"color": "#999999", "width": 1.5, "dash": "dot"}
+    return Scatter(x=list(xs), y=list(ys), mode="lines", line=line, hoverinfo="skip")
+
+
+def _names(
+    points: list[tuple[float, float]], scales: tuple[Axis, Axis], numbers: list[int], labels: list[str]
+) -> tuple[list[str], list[str], list[str]]:
+    """What stands beside each point, on which side, and a key's lines: names where all find a place, else numbers."""
+    width, height = AREA
+    centres = [(width * scales[0].at(x), height * (1 - scales[1].at(y))) for x, y in points]
+    area = Box(-20.0, -20.0, width + 40.0, height + 20.0)
+
+    def placed(names: list[str]) -> list[Label | None]:
+        sizes = [(text_width(name, FONT) + 4, FONT + 5.0) for name in names]
+        return place_labels(centres, sizes, [], area, radius=RADIUS + 4)
+
+    found = placed(labels)
+    if all(found):
+        return labels, [label.side for label in found if label], []
+    found = placed([str(number) for number in numbers])
+    names = [str(number) if label else "" for number, label in zip(numbers, found, strict=True)]
+    told = [f"{number} {label}" for number, label in zip(numbers, labels, strict=True)]
+    return names, [label.side if label else "top center" for label in found], _wrapped(told)
+
+
+def _wrapped(parts: list[str]) -> list[str]:
+    lines: list[str] = []
+    for part in parts:
+        if lines and text_width(f"{lines[-1]} · {part}", FONT) <= AREA[0]:
+            lines[-1] += f" · {part}"
+        else:
+            lines.append(part)
+    return lines
+
+
+def _kept(rows: Sequence[Row], *names: str) -> tuple[list[Row], list[int], list[str], list[str]]:
+    """Rows that have all the metrics, with the numbers, labels and colours that they have among all rows."""
+    kept = [at for at, row in enumerate(rows) if all(is_finite(row.get(name)) for name in names)]
+    labels, drawn = [escape_label(label) for label in row_labels(rows)], colors(rows)
+    return [rows[at] for at in kept], [at + 1 for at in kept], [labels[at] for at in kept], [drawn[at] for at in kept]
 
 
 def escape_label(text: str) -> str:
     """Plotly reads a little HTML in its texts; names of models and runs come from users and must stay text."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-
-
-def _colors(rows: Sequence[Row]) -> list[str]:
-    variants = list(dict.fromkeys(str(row.get("variant", "")) for row in rows))
-    if len(variants) < 2:
-        return [SINGLE_COLOR] * len(rows)
-    unknown = [variant for variant in variants if variant not in VARIANT_COLORS]
-    given = VARIANT_COLORS | {name: OTHER_COLORS[i % len(OTHER_COLORS)] for i, name in enumerate(unknown)}
-    return [given[str(row.get("variant", ""))] for row in rows]
 
 
 def _shown(rows: Sequence[Row], name: str) -> Metric:
@@ -189,30 +196,13 @@ def _reach(rows: Sequence[Row], name: str, shown: Metric) -> list[float]:
     return [row[key] * shown.scale for row in rows for key in keys if is_finite(row.get(key))]
 
 
-def _dominates(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
-    return one != other and all(a <= b for a, b in zip(one, other, strict=True))
-
-
-def _scale(values: list[float]) -> dict[str, Any]:
-    """Room for the labels at both ends; logarithmic where the values span more than an order of magnitude."""
-    placed = _placed(values)
-    low, high = min(placed, default=0.0), max(placed, default=1.0)
-    margin = 0.18 * (high - low) or 0.1 * abs(high) or 0.5
-    axis: dict[str, Any] = {"range": [low - margin, high + margin]}
-    if not _is_logarithmic(values):
-        return axis | {"type": "linear"}
-    ticks = [digit * 10.0**power for power in range(-6, 9) for digit in (1, 2, 5)]
-    shown = [tick for tick in ticks if low - margin <= math.log10(tick) <= high + margin]
-    return axis | {"type": "log", "tickvals": shown, "ticktext": [f"{tick:,.10g}" for tick in shown]}
-
-
-def _is_logarithmic(values: list[float]) -> bool:
-    return min(values, default=0.0) > 0 and max(values) > LOG_ABOVE * min(values)
-
-
-def _placed(values: list[float]) -> list[float]:
-    """Where the values lie along their axis."""
-    return [math.log10(value) for value in values] if _is_logarithmic(values) else values
+def _range(scale: Axis) -> dict[str, Any]:
+    """As plotly takes an axis."""
+    if not scale.is_logarithmic:
+        return {"type": "linear", "range": [scale.low, scale.high]}
+    ends = [math.log10(scale.low), math.log10(scale.high)]
+    texts = [tick_label(tick) for tick in scale.ticks]
+    return {"type": "log", "range": ends, "tickvals": scale.ticks, "ticktext": texts}
 
 
 def _direction(shown: Metric) -> str:
@@ -223,7 +213,7 @@ def _corner(shown_x: Metric, shown_y: Metric) -> str:
     if not (shown_x.better and shown_y.better):
         return ""
     vertical, horizontal = {"lower": "lower", "higher": "upper"}[shown_y.better], {"lower": "left", "higher": "right"}
-    return f"{vertical} {horizontal[shown_x.better]} is better; dotted: Pareto front"
+    return f"{vertical} {horizontal[shown_x.better]} is better"
 
 
 def _layout(title: str, subtitle: str, height: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from edgequant.tracking.addresses import shown_store, without_password
 from edgequant.tracking.details import all_metrics, details_of
 from edgequant.tracking.environment import PACKAGES, environment
 from edgequant.tracking.experiments import VIEW
@@ -21,6 +22,7 @@ from edgequant.tracking.logging import (
 )
 from edgequant.tracking.names import short_name
 from edgequant.tracking.pages import compare_url, run_url, runs_url, ui_command, version_url
+from edgequant.tracking.permissions import check_may_change
 from edgequant.tracking.registry import active_run_id, asked_model, download, filed_evidence, register_checkpoint
 from edgequant.tracking.runs import (
     EXPERIMENT,
@@ -30,12 +32,12 @@ from edgequant.tracking.runs import (
     is_alive,
     run_folder,
     this_process,
-    tracking_uri,
     variant_run,
     workflow_run,
 )
 from edgequant.tracking.search import FinishedRun, find_runs
 from edgequant.tracking.store import answers
+from edgequant.tracking.store_errors import refusal
 
 __all__ = [
     "EXPERIMENT",
@@ -48,6 +50,7 @@ __all__ = [
     "all_metrics",
     "answers",
     "asked_model",
+    "check_may_change",
     "client",
     "compare_url",
     "describe_run",
@@ -67,16 +70,18 @@ __all__ = [
     "log_table",
     "log_text",
     "name_run",
+    "refusal",
     "register_checkpoint",
     "run_folder",
     "run_url",
     "runs_url",
     "set_tags",
     "short_name",
+    "shown_store",
     "this_process",
-    "tracking_uri",
     "ui_command",
     "variant_run",
     "version_url",
+    "without_password",
     "workflow_run",
 ]

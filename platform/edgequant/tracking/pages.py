@@ -9,6 +9,8 @@ from urllib.parse import quote
 
 import mlflow
 
+from edgequant.tracking.addresses import ADDRESS, move_credentials, without_password
+
 MACHINE_LEARNING = "workflowType=machine_learning"
 DEFAULT_SERVER = "http://127.0.0.1:5000"  # of `mlflow ui`
 
@@ -37,11 +39,15 @@ def version_url(name: str, version: str) -> str:
 
 def ui_command() -> str | None:
     """The command that serves the store in a browser; None when a tracking server does already."""
-    uri = mlflow.get_tracking_uri()
-    return None if _is_server(uri) else f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
+    uri = str(mlflow.get_tracking_uri())
+    if _is_server(uri):
+        return None
+    address = shlex.quote(uri) if without_password(uri) == uri else f'"${ADDRESS}"'
+    return f"mlflow ui --backend-store-uri {address}"
 
 
 def _server() -> str:
+    move_credentials()
     uri = str(mlflow.get_tracking_uri())
     return uri.rstrip("/") if _is_server(uri) else DEFAULT_SERVER
 

@@ -14,6 +14,7 @@ from mlflow.entities import LifecycleStage
 
 from edgequant.errors import UserError
 from edgequant.files import sha256_of
+from edgequant.tracking.addresses import shown_store
 from edgequant.tracking.runs import PARENT_TAG, client
 
 CHECKPOINT, EVIDENCE = "checkpoint", "evidence.json"  # what a version's files are called in its run
@@ -148,5 +149,5 @@ def download(uri: str) -> Path:
     try:
         return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=target))
     except (mlflow.exceptions.MlflowException, OSError) as error:
-        where = mlflow.get_tracking_uri()
+        where = shown_store()
         raise UserError(f"{uri} could not be fetched from {where}: {error}; check the name in the MLflow UI") from error

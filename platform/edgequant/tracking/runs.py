@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import socket
+import sys
 import threading
 import traceback
 from collections.abc import Iterator, Mapping
@@ -24,14 +25,17 @@ import psutil
 from mlflow.entities import Run as MlflowRun
 from mlflow.entities import RunStatus, ViewType
 
+from edgequant.errors import first_line
 from edgequant.files import sha256_of_bytes
 from edgequant.progress import heartbeat
 from edgequant.tracking.environment import git_tags, log_environment
 from edgequant.tracking.experiments import prepare_experiment
 from edgequant.tracking.logging import describe_run, inherit, log_config, log_params, name_run
-from edgequant.tracking.names import asked_for, headline_parameters, is_generated, run_name
+from edgequant.tracking.names import asked_for, headline_parameters, is_generated, run_name, short_name
 from edgequant.tracking.pages import run_url
-from edgequant.tracking.store import check_experiment, check_store, store_errors_told
+from edgequant.tracking.permissions import check_may_register
+from edgequant.tracking.store import check_artifact_store, check_experiment, check_store
+from edgequant.tracking.store_errors import asked_once, store_errors_told
 
 EXPERIMENT = "edgequant"
 PARENT_TAG = "mlflow.parentRunId"
@@ -63,11 +67,6 @@ def client() -> mlflow.MlflowClient:
     return mlflow.MlflowClient()
 
 
-def tracking_uri() -> str:
-    """The store's address, without opening it: a client would make the database of an sqlite store."""
-    return str(mlflow.get_tracking_uri())
-
-
 def run_folder(workflow: str, run_id: str) -> Path:
     """Where a run keeps its files: outputs/<workflow>/<run id> in the working directory."""
     return Path("outputs").resolve() / workflow / run_id
@@ -94,6 +93,8 @@ def workflow_run(
     digest = _config_digest(workflow, config)
     nested = mlflow.active_run() is not None
     name = run_name(workflow, config)
+    if config.get("register") and not nested:
+        check_may_register(short_name(config.get("model")))
     run, interrupted = _begin(workflow, name, digest, experiment, nested=nested, resume=resume)
     with _ended_with_its_status(nested), heartbeat(name):
         if is_generated(run.info.run_name or ""):
@@ -144,7 +145,7 @@ def _begin(
             _close_orphans(except_run=interrupted)
             if "MLFLOW_RUN_ID" not in os.environ or interrupted:
                 check_experiment(experiment)
-                mlflow.set_experiment(experiment)
+                check_artifact_store(mlflow.set_experiment(experiment).artifact_location)
         run = _start(name, interrupted, nested)
         prepare_experiment(run.info.experiment_id)
         return run, interrupted
@@ -172,11 +173,10 @@ def _ended_with_its_status(nested: bool) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
-        mlflow.end_run(RunStatus.to_string(RunStatus.KILLED))
+        _end_without_masking(RunStatus.KILLED)
         raise
     except BaseException:
-        _without_masking(mlflow.log_text, traceback.format_exc(), "traceback.txt")
-        mlflow.end_run(RunStatus.to_string(RunStatus.FAILED))
+        _end_without_masking(RunStatus.FAILED, traceback.format_exc())
         raise
     else:
         mlflow.end_run()
@@ -185,12 +185,20 @@ def _ended_with_its_status(nested: bool) -> Iterator[None]:
             signal.signal(signal.SIGTERM, restore)
 
 
-def _without_masking(function: Any, *arguments: Any) -> None:
-    """Call `function`; if it fails too (a store that is gone), the first error stays the one that is reported."""
+def _end_without_masking(status: Any, traceback_text: str = "") -> None:
+    """End the active run; where that fails too (a server that is gone), the first error stays the one that is told."""
     try:
-        function(*arguments)
-    except Exception:
-        traceback.print_exc()
+        with asked_once():
+            if traceback_text:
+                mlflow.log_text(traceback_text, "traceback.txt")
+    except Exception as error:
+        print(f"traceback.txt could not be filed with the run: {first_line(error)[:200]}", file=sys.stderr, flush=True)
+    try:
+        with asked_once():
+            mlflow.end_run(RunStatus.to_string(status))
+    except Exception as error:
+        end = "the next workflow on this machine ends it, or --resume true goes on with it"
+        print(f"the run could not be ended in its store: {first_line(error)[:200]}; {end}", file=sys.stderr, flush=True)
 
 
 def _raise_on_sigterm() -> Any:

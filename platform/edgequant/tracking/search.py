@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import mlflow
 from mlflow.entities import Run as MlflowRun
 
 from edgequant.errors import UserError
+from edgequant.tracking.addresses import shown_store
 from edgequant.tracking.pages import run_url
 from edgequant.tracking.runs import PARENT_TAG, client, search_runs
 
@@ -49,7 +49,7 @@ def _experiment_id(name: str) -> str:
     found = client().get_experiment_by_name(name)
     if found is None:
         known = ", ".join(sorted(experiment.name for experiment in client().search_experiments()))
-        raise UserError(f"experiment {name!r} not found in {mlflow.get_tracking_uri()}; there are: {known}")
+        raise UserError(f"experiment {name!r} not found in {shown_store()}; there are: {known}")
     return str(found.experiment_id)
 
 

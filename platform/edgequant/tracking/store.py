@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import os
-import re
 import socket
 import sqlite3
 import tempfile
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from functools import cache
 from pathlib import Path
-from unittest import mock
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import mlflow
 
 from edgequant.errors import UserError, first_line
+from edgequant.tracking.addresses import move_credentials, without_password
+from edgequant.tracking.store_errors import ELSEWHERE, asked_once, refusal, store_errors_told, unusable
 from edgequant.yaml_files import check_regular
 
 SECONDS_TO_ANSWER = 3.0
-ELSEWHERE = "name another store in MLFLOW_TRACKING_URI, such as sqlite:///mlflow.db or http://HOST:5000"
+PROBE = "edgequant-looks-whether-it-answers"  # below an experiment's artifacts, where nothing is
+CLIENT_NEEDS = (
+    "start the server with --serve-artifacts, for a new experiment, or give this machine the store's own library and "
+    "keys (for s3: pip install boto3, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and MLFLOW_S3_ENDPOINT_URL)"
+)
 
 
 def check_store() -> None:
@@ -30,8 +33,8 @@ def check_store() -> None:
     Raises:
         UserError: names the store's address and what to do.
     """
-    uri = str(mlflow.get_tracking_uri())
-    _check(uri, os.getcwd())
+    move_credentials()
+    _check(str(mlflow.get_tracking_uri()), os.getcwd())
 
 
 @cache
@@ -41,12 +44,12 @@ def _check(uri: str, _folder: str) -> None:
         address = urlsplit(uri)
         port = address.port
     except ValueError as error:
-        raise _unusable(uri, str(error)) from error
+        raise unusable(uri, str(error)) from error
     if address.scheme in ("http", "https"):
         _check_server(uri, address, port)
     elif uri.startswith("sqlite:"):
         _check_sqlite(uri)
-    with store_errors_told(), mock.patch.dict(os.environ, {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}):
+    with store_errors_told(), asked_once():
         mlflow.MlflowClient().search_experiments(max_results=1)
 
 
@@ -63,12 +66,33 @@ def check_experiment(name: str) -> None:
     if found is not None and found.lifecycle_stage != "active":
         restore = f"mlflow experiments restore --experiment-id {found.experiment_id}"
         raise UserError(
-            f"experiment {name!r} was deleted in {_without_password(mlflow.get_tracking_uri())}; bring it back with "
+            f"experiment {name!r} was deleted in {without_password(mlflow.get_tracking_uri())}; bring it back with "
             f"`{restore}`, or choose another with --experiment"
         )
     uri = str(mlflow.get_tracking_uri())
     if found is not None or uri.startswith("sqlite:"):  # whose artifacts lie in the working folder by default
         _check_artifacts(name, found.artifact_location if found is not None else "mlruns")
+
+
+def check_artifact_store(location: str) -> None:
+    """Refuse a store of artifacts elsewhere that does not answer, before a run exists.
+
+    Args:
+        location: of an experiment's artifacts; folders of this machine are `check_experiment`'s.
+
+    Raises:
+        UserError: names the location and what to do.
+    """
+    if urlsplit(location).scheme in ("", "file"):
+        return
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    try:
+        with asked_once():
+            get_artifact_repository(f"{location}/{PROBE}").list_artifacts()
+    except Exception as error:  # of whichever library speaks to such a store
+        why, fix = refusal(error) or (first_line(error) or type(error).__name__, CLIENT_NEEDS)
+        raise UserError(f"artifacts at {without_password(location)!r} cannot be reached: {why}; {fix}") from error
 
 
 def _check_artifacts(experiment: str, location: str) -> None:
@@ -88,24 +112,6 @@ def _nearest(path: Path) -> Path:
     return next(place for place in (path.absolute(), *path.absolute().parents) if os.path.lexists(place))
 
 
-@contextmanager
-def store_errors_told() -> Iterator[None]:
-    """What MLflow, its database or the network raise becomes one line with the store's address.
-
-    Raises:
-        UserError: in their place.
-    """
-    from alembic.util.exc import CommandError
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        yield
-    except UserError:
-        raise
-    except (mlflow.exceptions.MlflowException, SQLAlchemyError, CommandError, OSError, ImportError) as error:
-        raise _unusable(str(mlflow.get_tracking_uri()), _first_sentence(error)) from error
-
-
 def answers(host: str | None, port: int, seconds: float = SECONDS_TO_ANSWER) -> bool:
     """Whether a server accepts a connection within seconds."""
     try:
@@ -115,31 +121,12 @@ def answers(host: str | None, port: int, seconds: float = SECONDS_TO_ANSWER) -> 
         return False
 
 
-def _unusable(uri: str, why: str, fix: str = ELSEWHERE) -> UserError:
-    if "out-of-date database schema" in why:
-        fix = f"back it up and run `mlflow db upgrade {uri}`, install the mlflow that made it, or {ELSEWHERE}"
-    elif "already exists" in why:
-        fix = "a run was stopped while it was made; move the file away if it holds no runs, or " + ELSEWHERE
-    elif "filesystem tracking backend" in why:
-        fix = f"`mlflow migrate-filestore` moves its runs to a database; or {ELSEWHERE}"
-    return UserError(f"tracking store {_without_password(uri)!r} cannot be used: {why}; {_without_password(fix)}")
-
-
-def _without_password(text: str) -> str:
-    """Addresses in it as one may show them to others."""
-    return re.sub(r"(://[^\s/@:]*):[^\s/@]+@", r"\1:***@", text)
-
-
-def _first_sentence(error: Exception) -> str:
-    return (first_line(error) or type(error).__name__).split(". ")[0].rstrip(".")[:200]
-
-
 def _check_server(uri: str, address: SplitResult, port: int | None) -> None:
     if not address.hostname:
-        raise _unusable(uri, "it names no host")
+        raise unusable(uri, "it names no host")
     is_direct = not getproxies().get(address.scheme) or proxy_bypass(address.hostname)
     if is_direct and not answers(address.hostname, port or (443 if address.scheme == "https" else 80)):
-        raise _unusable(uri, "it does not answer", f"start the server, or {ELSEWHERE}")
+        raise unusable(uri, "it does not answer", f"start the server, or {ELSEWHERE}")
 
 
 def _check_sqlite(uri: str) -> None:
@@ -148,7 +135,7 @@ def _check_sqlite(uri: str) -> None:
     with store_errors_told():
         database = make_url(uri).database
     if not database or ":memory:" in database or "mode=memory" in uri:
-        raise _unusable(uri, "it is in memory, where no run is kept")
+        raise unusable(uri, "it is in memory, where no run is kept")
     if database.startswith("file:"):
         return
     path = Path(database)
@@ -158,7 +145,7 @@ def _check_sqlite(uri: str) -> None:
         return
     parent = _nearest(path)
     if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise _unusable(uri, f"{str(parent)!r} is no folder that can be written to")
+        raise unusable(uri, f"{str(parent)!r} is no folder that can be written to")
     if "?" not in uri:
         _make_database(path)
 
@@ -195,7 +182,7 @@ def _check_database(path: Path, uri: str) -> None:
             database.rollback()
     except sqlite3.DatabaseError as error:
         if "locked" not in str(error):  # another process writes, which is no fault
-            raise _unusable(uri, str(error)) from error
+            raise unusable(uri, str(error)) from error
         return
     if tables and not tables & {"alembic_version", "experiments"}:
-        raise _unusable(uri, f"it is another program's database, with a table {sorted(tables)[0]!r}")
+        raise unusable(uri, f"it is another program's database, with a table {sorted(tables)[0]!r}")

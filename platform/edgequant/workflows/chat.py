@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgequant.errors import UserError
+from edgequant.evaluation.backends.llama_cpp.server import file_beside, start_server
 from edgequant.export.choice import AUTO
 from edgequant.export.formats import FOLDERS
 from edgequant.workflows.export import target_of, write
@@ -21,8 +22,6 @@ from edgequant.workflows.validate import check_threads
 
 if TYPE_CHECKING:
     from edgequant.models.sources import ModelSource
-
-CONTEXT = 4096  # tokens at most: a whole context of a small model may take more memory than its weights
 
 
 def chat(
@@ -43,7 +42,7 @@ def chat(
     source = models.check_available(model or default_model())
     with tempfile.TemporaryDirectory(prefix="edgequant-chat-") as scratch:
         file = file_of(source, Path(scratch))
-        server, has_template = _server(file, threads), _has_template(file)
+        server, has_template = start_server(file, threads=threads), _has_template(file)
         messages: list[dict[str, str]] = []
         for asked in _prompts(prompt):
             messages = [*messages, {"role": "user", "content": asked}] if has_template else []
@@ -79,9 +78,8 @@ def file_of(source: ModelSource, scratch: Path) -> Path:
     location = Path(source.location)
     if source.kind == "gguf":
         return location
-    beside = sorted(location.glob("*.gguf")) if source.kind == "folder" else []
-    if beside:
-        return beside[0]
+    if source.kind == "folder" and (beside := file_beside(location)) is not None:
+        return beside
     aim = target_of(source, AUTO, None)
     if aim.format in FOLDERS:
         raise UserError(f"model must be one that llama.cpp runs, got {source.name!r}: {aim.because}")
@@ -94,21 +92,6 @@ def _has_template(file: Path) -> bool:
     from edgequant.models.gguf.contents import read_contents
 
     return "tokenizer.chat_template" in read_contents(file).fields
-
-
-def _server(file: Path, threads: int | None) -> Any:
-    import xllamacpp
-
-    from edgequant.evaluation.backends.llama_cpp.cores import physical_cores
-
-    settings = xllamacpp.CommonParams()
-    settings.model.path = str(file)
-    settings.n_ctx, settings.warmup, settings.verbosity = CONTEXT, False, -1
-    settings.cpuparams.n_threads = threads or physical_cores()
-    try:
-        return xllamacpp.Server(settings)
-    except RuntimeError as error:
-        raise UserError(f"llama.cpp could not load {file}: {error}; export the model again") from error
 
 
 def _prompts(prompt: str | None) -> Iterator[str]:

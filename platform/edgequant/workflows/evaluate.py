@@ -83,7 +83,7 @@ def evaluate(
         else:
             asked = threads if device_profile is None or chosen == "torch" else timing.threads_used
             row = measure_model(source, settings, run, runtime=chosen, threads=asked)
-            ships = deploy_source(source, row, timing)
+            ships = deploy_source(source, row, timing, runtime=chosen)
             row |= ships.cells
             title, following = f"evaluate: {row['model']}", next_command(str(model), row["scheme"])
         tracking.log_metrics(metrics_of(row))

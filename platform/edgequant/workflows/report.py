@@ -7,15 +7,19 @@ edgequant report --runs '[3f2a91c0, 77ab02de]' --output comparison
 
 from __future__ import annotations
 
+import importlib
+import inspect
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgequant.folders import atomic_folder
 from edgequant.outputs import check_output, check_own_folder
-from edgequant.workflows.settings import WorkflowResult
+from edgequant.workflows.settings import WorkflowResult, configuration
 
 if TYPE_CHECKING:
     from edgequant.reporting.comparison import Comparison
+    from edgequant.reporting.findings.commands import Command
 
 REPORT = "report"  # kind of its folder
 
@@ -42,7 +46,7 @@ def report(
     target = check_folder(output)
 
     from edgequant import tracking
-    from edgequant.reporting.comparison import compare
+    from edgequant.reporting.gathering import compare
     from edgequant.workflows.steps.summary import print_summary
 
     compared = compare(ids)
@@ -77,28 +81,47 @@ def run_ids(runs: list[str] | str | None) -> list[str]:
 def write_report(compared: Comparison, title: str, folder: Path) -> Path:
     """Write the page, its twins and the cards; returns the page."""
     from edgequant.files import write_atomically
-    from edgequant.reporting.html_report import html_report, markdown_report
+    from edgequant.reporting.pages.html_report import html_report
+    from edgequant.reporting.pages.markdown_report import markdown_report
     from edgequant.reporting.tables import csv_table
 
+    commands = commands_of(compared)
     with atomic_folder(folder, REPORT) as temporary:
-        write_atomically(temporary / "report.md", markdown_report(compared, title))
+        write_atomically(temporary / "report.md", markdown_report(compared, title, commands))
         write_atomically(temporary / "report.csv", csv_table(compared.rows))
         for name, card in model_cards(compared).items():
             write_atomically(temporary / "cards" / f"{name}.md", card)
-        write_atomically(temporary / "report.html", html_report(compared, title))
+        write_atomically(temporary / "report.html", html_report(compared, title, commands))
     return folder / "report.html"
+
+
+def commands_of(compared: Comparison) -> dict[str, Command]:
+    """The command that makes each workflow run again, by the run's id."""
+    from edgequant.reporting.findings.commands import command
+    from edgequant.reporting.gathering import MEASURING_WORKFLOWS
+
+    known = {name: defaults_of(name) for name in {run.workflow for run in compared.parents} & {*MEASURING_WORKFLOWS}}
+    return {run.id: command(run.workflow, run.id, known.get(run.workflow)) for run in compared.parents}
+
+
+def defaults_of(workflow: str) -> dict[str, Any]:
+    """Options of a measuring workflow with their defaults, in groups, as its runs keep them."""
+    function = getattr(importlib.import_module(f"edgequant.workflows.{workflow}"), workflow)
+    defaults = {name: each.default for name, each in inspect.signature(function).parameters.items()}
+    given = configuration(defaults) if "run" in defaults else defaults
+    return {name: asdict(value) if is_dataclass(value) else value for name, value in given.items()}  # type: ignore[arg-type]
 
 
 def model_cards(compared: Comparison) -> dict[str, str]:
     """A card for every registered version that the compared runs made, by file name."""
     from edgequant import tracking
-    from edgequant.reporting.model_card import model_card
+    from edgequant.reporting.model_card import card_of_version, model_card
 
     cards: dict[str, str] = {}
     for parent in compared.parents:
         versions: Any = tracking.client().search_model_versions(f"run_id = '{parent.id}'")
         for version in versions:
-            card = model_card(version.name, str(version.version), dict(version.tags), parent.url)
+            card = model_card(card_of_version(version.name, str(version.version), version.tags, parent.url))
             cards[f"{version.name}-v{version.version}"] = card
     return cards
 
@@ -106,7 +129,7 @@ def model_cards(compared: Comparison) -> dict[str, str]:
 def log_figures(compared: Comparison) -> None:
     """Each plot on its own as well, where the MLflow UI shows it."""
     from edgequant.reporting.figure_files import log_figure
-    from edgequant.reporting.html_report import figures
+    from edgequant.reporting.plots import figures
 
     for name, figure in figures(compared.rows).items():
         log_figure(figure, f"plots/{name}.html")

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from edgequant.models.sources import ModelSource
 
 RUN_AS_THEY_ARE = ("gguf", "onnx")  # kinds of a model source that a runtime of devices takes
+TIMES = ("load_ms", "time_to_first_token_ms", "prefill_ms_per_token", "decode_ms_per_token")
 PROMPT, NEW_TOKENS = 128, 32  # tokens, where the settings leave them open
 _ABSENT = f"xllamacpp is not installed ({INSTALL})"
 
@@ -177,11 +178,13 @@ def deploy_folder(checkpoint: Path, export: str | None, plan: TimingPlan) -> Dep
     return deploy(models.load(str(checkpoint), dtype="auto", device="cpu"), checkpoint, export, plan)
 
 
-def deploy_source(source: ModelSource, measured: Mapping[str, Any], plan: TimingPlan) -> Deployed:
+def deploy_source(source: ModelSource, measured: Mapping[str, Any], plan: TimingPlan, *, runtime: str) -> Deployed:
     """What ships of an evaluated model: a .gguf file or an ONNX folder as it is; of a checkpoint with a profile.
 
     Args:
         measured: of the model; its `size/...` are a file's or a folder's own.
+        runtime: that it was measured in. Where that is the one of devices, and no profile limits it, its times are
+            those of fresh processes already and are taken over.
 
     Returns:
         NOTHING_SHIPS of floating-point models, and of checkpoints without a profile.
@@ -189,8 +192,24 @@ def deploy_source(source: ModelSource, measured: Mapping[str, Any], plan: Timing
     if source.kind in RUN_AS_THEY_ARE:
         names = {"size/checkpoint_gb": "deploy/size_gb", "size/reduction_vs_fp16": "deploy/reduction_vs_fp16"}
         sizes = {name: measured[key] for key, name in names.items() if key in measured}
+        if runtime != "torch" and plan.profile is None and not plan.left_out:
+            return _measured_already(source, measured, sizes, plan)
         return deploy_file(Path(source.location), source.kind, sizes, plan)
     return NOTHING_SHIPS if plan.profile is None else deploy_folder(Path(source.location), None, plan)
+
+
+def _measured_already(
+    source: ModelSource, measured: Mapping[str, Any], sizes: Mapping[str, float], plan: TimingPlan
+) -> Deployed:
+    own = [f"latency/{name}" for name in TIMES]
+    times = {
+        name.replace("latency/", "deploy/"): value
+        for name, value in measured.items()
+        if any(name == each or name.startswith((f"{each}_ci_", f"{each}_p90")) for each in own)
+    }
+    metrics = times | {"deploy/peak_rss_gb": measured["size/peak_rss_gb"], "deploy/threads": float(plan.threads_used)}
+    how = {"edgequant.deploy_runtime": _runtime_of(Path(source.location))}
+    return Deployed(format=source.kind, metrics=metrics | dict(sizes), tags=how)
 
 
 def _shipped(loaded: LoadedModel, checkpoint: Path, export: str | None, scratch: Path | None) -> Shipped:

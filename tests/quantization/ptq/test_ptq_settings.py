@@ -82,7 +82,7 @@ def test_a_method_that_cannot_work_is_refused_where_it_is_made(values, said):
 
 @pytest.mark.parametrize(
     "values",
-    [{"dampening_frac": 2.0}, {"shrinkage": -1.0}, {"signround_steps": 0}, {"signround_learning_rate": 0.0}],
+    [{"dampening_frac": 2.0}, {"shrinkage": 1.5}, {"signround_steps": 0}, {"signround_learning_rate": 0.0}],
 )
 def test_impossible_settings_are_refused_by_name(values):
     with pytest.raises(UserError, match=next(iter(values))):

@@ -1,4 +1,4 @@
-"""Batched greedy generation that stops at the first line end and drops finished rows from the batch."""
+"""Batched generation that drops finished rows from the batch; greedy answers that stop at the first line end."""
 
 from __future__ import annotations
 
@@ -40,9 +40,8 @@ def greedy(
     Raises:
         UserError: the model's logits are NaN.
     """
-    decoding = _Decoding(model, head, stop)
-    tokens = decoding.prefill(prompts)
-    return decoding.continue_from(tokens, max_new_tokens)
+    decoding = BatchDecoding(model, head, stop.device)
+    return _greedily(decoding, decoding.prefill(prompts), stop, max_new_tokens)
 
 
 def greedy_in_groups(
@@ -54,9 +53,8 @@ def greedy_in_groups(
     max_new_tokens: int,
 ) -> list[list[int]]:
     """As `greedy` for the groups' members, in the groups' order, reading each group's common beginning once."""
-    decoding = _Decoding(model, head, stop)
-    tokens = decoding.prefill_groups(prompts, groups)
-    return decoding.continue_from(tokens, max_new_tokens)
+    decoding = BatchDecoding(model, head, stop.device)
+    return _greedily(decoding, decoding.prefill_groups(prompts, groups), stop, max_new_tokens)
 
 
 def can_share_prefixes(model: Any) -> bool:
@@ -76,16 +74,45 @@ def _left_padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[t
     return padded.to(device), mask.long().to(device)
 
 
-class _Decoding:
-    def __init__(self, model: Any, head: LMHead, stop: torch.Tensor) -> None:
-        self.model, self.head, self.stop = model, head, stop
+def _greedily(
+    decoding: BatchDecoding, logits: torch.Tensor, stop: torch.Tensor, max_new_tokens: int
+) -> list[list[int]]:
+    tokens = logits.argmax(dim=-1)
+    rows = torch.arange(len(tokens), device=tokens.device)
+    generated = torch.full((len(tokens), max_new_tokens), -1, device=tokens.device)
+    finished = torch.zeros_like(tokens, dtype=torch.bool)
+    for step in range(max_new_tokens):
+        generated[rows[~finished], step] = tokens[~finished]
+        finished |= stop[tokens]
+        left = len(tokens) - int(finished.sum())
+        if left == 0 or step == max_new_tokens - 1:
+            break
+        if left <= 0.7 * len(tokens):
+            keep = (~finished).nonzero(as_tuple=True)[0]
+            rows, tokens, finished = rows[keep], tokens[keep], finished[keep]
+            decoding.keep(keep)
+        tokens = decoding.step(tokens).argmax(dim=-1)
+    return [[token for token in row if token >= 0] for row in generated.tolist()]
+
+
+class BatchDecoding:
+    """Sequences that grow by a token each at a time, over one cache; rows may leave, and others join.
+
+    Example:
+        decoding = BatchDecoding(model, LMHead(model), model.device)
+        logits = decoding.prefill([[1, 2, 3], [4, 5]])     # [2, vocabulary]
+        logits = decoding.step(logits.argmax(-1))          # behind one more token of each
+    """
+
+    def __init__(self, model: Any, head: LMHead, device: torch.device) -> None:
+        self.model, self.head, self.device = model, head, device
         self.cache = DynamicCache(config=model.config)
         self.mask: torch.Tensor | None = None
         self.positions = torch.empty(0)
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Read the prompts; the first generated token of each, [batch]."""
-        tokens, mask = _left_padded(prompts, self.stop.device)
+        """Read the prompts; the logits behind each, [batch, vocabulary]."""
+        tokens, mask = _left_padded(prompts, self.device)
         self.positions = mask.sum(1)
         # Without padding the causal kernel needs no mask, which is faster and exact.
         self.mask = None if bool(mask.all()) else mask
@@ -93,7 +120,7 @@ class _Decoding:
 
     def prefill_groups(self, prompts: Sequence[Sequence[int]], groups: Sequence[Group]) -> torch.Tensor:
         """Read each group's common beginning once, copy its cache to the members, then read what is their own."""
-        device = self.stop.device
+        device = self.device
         tokens, mask = _left_padded([prompts[group.members[0]][: group.shared] for group in groups], device)
         self.mask = mask
         self._next(tokens, (mask.cumsum(1) - 1).clamp(min=0))
@@ -106,35 +133,39 @@ class _Decoding:
         self.positions = before + suffix_mask.sum(1)
         return self._next(tokens, (before[:, None] + suffix_mask.cumsum(1) - 1).clamp(min=0))
 
-    def continue_from(self, tokens: torch.Tensor, max_new_tokens: int) -> list[list[int]]:
-        rows = torch.arange(len(tokens), device=tokens.device)
-        generated = torch.full((len(tokens), max_new_tokens), -1, device=tokens.device)
-        finished = torch.zeros_like(tokens, dtype=torch.bool)
-        for step in range(max_new_tokens):
-            generated[rows[~finished], step] = tokens[~finished]
-            finished |= self.stop[tokens]
-            left = len(tokens) - int(finished.sum())
-            if left == 0 or step == max_new_tokens - 1:
-                break
-            if left <= 0.7 * len(tokens):
-                keep = (~finished).nonzero(as_tuple=True)[0]
-                rows, tokens, finished = rows[keep], tokens[keep], finished[keep]
-                self._keep(keep)
-            tokens = self._step(tokens)
-        return [[token for token in row if token >= 0] for row in generated.tolist()]
-
-    def _keep(self, rows: torch.Tensor) -> None:
-        self.cache.batch_select_indices(rows)
-        self.positions = self.positions[rows]
-        self.mask = self.mask[rows] if self.mask is not None else None
-
-    def _step(self, tokens: torch.Tensor) -> torch.Tensor:
+    def step(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Read one more token of each row, [batch]; the logits behind it, [batch, vocabulary]."""
         if self.mask is not None:
             self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], dim=1)
         positions = self.positions[:, None] if self.mask is not None else None
         following = self._next(tokens[:, None], positions)
         self.positions = self.positions + 1
         return following
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Go on with these rows alone, in this order."""
+        self.cache.batch_select_indices(rows)
+        self.positions = self.positions[rows]
+        self.mask = self.mask[rows] if self.mask is not None else None
+
+    def join(self, other: BatchDecoding) -> None:
+        """Add another's rows behind the own ones; only where `can_share_prefixes(model)`.
+
+        What no row needs any more is cut off in front, so that a batch that never empties grows no longer than its
+        longest row.
+        """
+        self.mask = torch.cat(_aligned(self._whole_mask(), other._whole_mask(), dim=1))
+        padding = int(self.mask.argmax(dim=1).min())
+        for layer, added in zip(self.cache.layers, other.cache.layers, strict=True):
+            for name in ("keys", "values"):
+                joined = torch.cat(_aligned(getattr(layer, name), getattr(added, name), dim=-2))
+                setattr(layer, name, joined[..., padding:, :].contiguous())
+        self.mask = self.mask[:, padding:]
+        self.positions = torch.cat([self.positions, other.positions])
+
+    def _whole_mask(self) -> torch.Tensor:
+        length, rows = self.cache.get_seq_length(), len(self.positions)
+        return self.mask if self.mask is not None else self.positions.new_ones(rows, length)
 
     def _next(self, input_ids: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
         kwargs = {
@@ -150,4 +181,16 @@ class _Decoding:
             logits = self.head.logits(hidden[:, -1])
         if input_ids.shape[1] > 1 and bool(logits.isnan().any()):
             raise UserError(f"{type(self.model).__name__} gives NaN logits while generating; its weights are broken")
-        return logits.argmax(dim=-1)
+        return logits
+
+
+def _aligned(first: torch.Tensor, second: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both with zeros in front, along a dimension, of the shorter one."""
+    length = max(first.shape[dim], second.shape[dim])
+    return _padded(first, length, dim), _padded(second, length, dim)
+
+
+def _padded(tensor: torch.Tensor, length: int, dim: int) -> torch.Tensor:
+    shape = list(tensor.shape)
+    shape[dim] = length - shape[dim]
+    return torch.cat([tensor.new_zeros(shape), tensor], dim=dim) if shape[dim] else tensor

@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from edgequant.quantization.layers.fake_quantized import FakeQuantizedLinear, fake_quantized_linears
 from edgequant.quantization.ptq.block_stream import BlockStream, capture_inputs, run_until_captured
+from edgequant.quantization.ptq.second_moments import SecondMoment, SecondMomentSum
 
 ERROR_BATCHES = 2  # enough for a table
 
@@ -128,18 +129,11 @@ class CalibratedBlock:
             for batch in range(min(len(self.inputs), batches or len(self.inputs))):
                 run_until_captured(lambda batch=batch: self.run(batch))  # type: ignore[misc]
 
-    def hessians(self, names: list[str]) -> dict[str, Tensor]:
-        """For each named layer the mean of x x^T over its inputs as they are at present, [in, in] float32."""
-        sums: dict[str, Tensor] = {}
-        tokens = dict.fromkeys(names, 0)
-
-        def add(name: str, inputs: Tensor) -> None:
-            product = inputs.t() @ inputs
-            sums[name] = sums[name].add_(product) if name in sums else product
-            tokens[name] += len(inputs)
-
-        self.capture_inputs(names, add)
-        return {name: total / tokens[name] for name, total in sums.items()}
+    def second_moments(self, names: list[str]) -> dict[str, SecondMoment]:
+        """For each named layer the mean of x x^T over its inputs as they are at present."""
+        sums = {name: SecondMomentSum() for name in names}
+        self.capture_inputs(names, lambda name, inputs: sums[name].add(inputs))
+        return {name: total.moment() for name, total in sums.items()}
 
     def set_phase(self, *, quantize_inputs: bool, observe: bool) -> None:
         """As `convert.set_phase`, for this block."""

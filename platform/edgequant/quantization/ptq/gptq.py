@@ -28,16 +28,6 @@ class Rounded(NamedTuple):
     compensated: Tensor
 
 
-def shrunk(hessian: Tensor, tokens: int, shrinkage: float) -> Tensor:
-    """A mean x x^T [in, in] whose correlations count tokens / (tokens + shrinkage in): few tokens show many by chance.
-
-    A covariance estimated from few samples is better shrunk towards its diagonal (Ledoit and Wolf 2004, "A
-    well-conditioned estimator for large-dimensional covariance matrices"). What is made up for by inputs that go
-    together in the calibration text alone would hurt on any other.
-    """
-    return torch.lerp(torch.diag(hessian.diagonal()), hessian, tokens / (tokens + shrinkage * len(hessian)))
-
-
 @torch.no_grad()
 def round_columns(
     weight: Tensor, hessian: Tensor, scale: Tensor, offset: Tensor, integer_range: tuple[int, int], **options: float

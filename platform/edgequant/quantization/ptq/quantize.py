@@ -40,11 +40,12 @@ from edgequant.quantization.ptq.end_to_end import QuantizedModel, tie_heads
 from edgequant.quantization.ptq.equivalent_scaling import keeps_output
 from edgequant.quantization.ptq.methods import AUTO, Combination, parse_method
 from edgequant.quantization.ptq.rounding import Rounding
+from edgequant.quantization.ptq.second_moments import SecondMoment, SecondMomentSum
 from edgequant.quantization.ptq.settings import PtqSettings
+from edgequant.quantization.ptq.tied_embedding import moment_of_both_uses
 from edgequant.quantization.scheme import Scheme
 
 ErrorRow = dict[str, Any]
-EVEN_SHARE = 0.1  # of the mean square: what every feature of a tied embedding counts, whose rows are inputs as well
 
 
 def quantize(
@@ -200,7 +201,7 @@ class _Calibrated:
         """Choose every layer's integers; returns the error table."""
         floating = self.stream.first_inputs()
         errors = [_round(name, layer, self.steps.round) for name, layer in self._outside().items()]
-        errors += self._shared_embedding(floating)
+        errors += self._shared_embedding()
         hidden = self.stream.first_inputs()  # behind a quantised embedding
         shown = Progress(len(self.stream.blocks), self.method, "block")
         for index, name in enumerate(self.stream.blocks):
@@ -260,17 +261,13 @@ class _Calibrated:
         left = () if self.steps.round.uses_inputs else by_inputs
         return {name: layer for name, layer in outside.items() if name not in by_inputs or name in left}
 
-    def _shared_embedding(self, floating: list[Tensor]) -> list[ErrorRow]:
-        """Integers of an embedding that is the head too, by what the head is given in the floating-point model."""
+    def _shared_embedding(self) -> list[ErrorRow]:
+        """Integers of an embedding that is the head too, by what both do in the floating-point model."""
         if not (self.targets.tied and self.targets.embedding and self.targets.head and self.steps.round.uses_inputs):
             return []
-        hidden = floating
-        for index in range(len(self.stream.blocks)):
-            hidden = [self._forward(index, batch, states) for batch, states in enumerate(hidden)]
-        hessian, tokens = self._mean_square(hidden, fake_quantized_linears(self.model)[self.targets.head])
-        hessian.diagonal().add_(EVEN_SHARE * hessian.diagonal().mean())
         layer = fake_quantized_layers(self.model)[self.targets.embedding]
-        self.steps.round.quantize_layers({self.targets.embedding: layer}, hessian, tokens)
+        head = fake_quantized_linears(self.model)[self.targets.head]
+        self.steps.round.quantize_layers({self.targets.embedding: layer}, moment_of_both_uses(self.stream, layer, head))
         return [_weight_error(self.targets.embedding, layer)]
 
     def _head(self, hidden: list[Tensor]) -> list[ErrorRow]:
@@ -283,13 +280,12 @@ class _Calibrated:
                 head.input_quantizer.observe(inputs)
         if self.targets.tied or not self.steps.round.uses_inputs:
             return []
-        self.steps.round.quantize_layers({self.targets.head: head}, *self._mean_square(hidden, head))
+        self.steps.round.quantize_layers({self.targets.head: head}, self._moment(hidden, head))
         return [_weight_error(self.targets.head, head)]
 
-    def _mean_square(self, hidden: list[Tensor], head: FakeQuantizedLayer) -> tuple[Tensor, int]:
-        """The mean x x^T [in, in] of what the head is given behind a last block's outputs, and of how many tokens."""
-        total, tokens = torch.zeros((), device=head.weight.device), 0
+    def _moment(self, hidden: list[Tensor], head: FakeQuantizedLayer) -> SecondMoment:
+        """Of what the head is given behind a last block's outputs."""
+        total = SecondMomentSum()
         for inputs in self.stream.head_inputs(hidden, head):
-            flat = inputs.reshape(-1, inputs.shape[-1]).float()
-            total, tokens = total + flat.t() @ flat, tokens + len(flat)
-        return total / tokens, tokens
+            total.add(inputs.reshape(-1, inputs.shape[-1]).float())
+        return total.moment()

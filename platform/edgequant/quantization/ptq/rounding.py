@@ -14,7 +14,8 @@ from edgequant.quantization.arithmetic.range_search import choose_grid, quantize
 from edgequant.quantization.layers.fake_quantized import FakeQuantizedLayer
 from edgequant.quantization.layers.fixed_weights import fix_codes
 from edgequant.quantization.ptq.calibrated_block import CalibratedBlock
-from edgequant.quantization.ptq.gptq import quantize_sharing_input, shrunk
+from edgequant.quantization.ptq.gptq import quantize_sharing_input
+from edgequant.quantization.ptq.second_moments import SecondMoment
 from edgequant.quantization.ptq.settings import PtqSettings
 from edgequant.quantization.scheme import WeightSpec
 
@@ -39,11 +40,11 @@ class Rounding:
         for layer in block.layers.values():
             fix_codes(layer, self.quantized(layer.weight.detach(), layer.spec))
 
-    def quantize_layers(self, layers: Layers, hessian: Tensor, tokens: int) -> dict[str, Tensor]:
+    def quantize_layers(self, layers: Layers, moment: SecondMoment) -> dict[str, Tensor]:
         """Choose the integers of layers of equal bits that share an input.
 
         Args:
-            hessian: mean x x^T of the input over so many `tokens` of calibration text, [in, in].
+            moment: of the input over the calibration text, [in, in].
 
         Returns:
             By layer, the weights [out, in] that the integers were rounded from, where these are not its own.
@@ -80,9 +81,9 @@ class Clipping(Rounding):
             fix_codes(layer, quantize_clipped(layer.weight, layer.spec, squares.get(name)))
 
     @torch.no_grad()
-    def quantize_layers(self, layers: Layers, hessian: Tensor, tokens: int) -> dict[str, Tensor]:
+    def quantize_layers(self, layers: Layers, moment: SecondMoment) -> dict[str, Tensor]:
         for layer in layers.values():
-            fix_codes(layer, quantize_clipped(layer.weight, layer.spec, hessian.diagonal()))
+            fix_codes(layer, quantize_clipped(layer.weight, layer.spec, moment.mean.diagonal()))
         return {}
 
 
@@ -96,16 +97,15 @@ class HessianRounding(Rounding):
 
     @torch.no_grad()
     def apply(self, block: CalibratedBlock) -> None:
-        tokens = sum(batch.numel() for batch in block.stream.batches)
         for group in block.groups:
-            hessian = block.hessians(group.names[:1])[group.names[0]]
+            moment = block.second_moments(group.names[:1])[group.names[0]]
             layers = {name: block.layers[name] for name in group.names}
             for bits in {layer.spec.bits: None for layer in layers.values()}:  # mixed precision: one width at a time
                 alike = {name: layer for name, layer in layers.items() if layer.spec.bits == bits}
-                block.rounded_from |= self.quantize_layers(alike, hessian, tokens)
+                block.rounded_from |= self.quantize_layers(alike, moment)
 
     @abstractmethod
-    def quantize_layers(self, layers: Layers, hessian: Tensor, tokens: int) -> dict[str, Tensor]: ...
+    def quantize_layers(self, layers: Layers, moment: SecondMoment) -> dict[str, Tensor]: ...
 
 
 class Gptq(HessianRounding):
@@ -115,9 +115,9 @@ class Gptq(HessianRounding):
         self.settings = settings
 
     @torch.no_grad()
-    def quantize_layers(self, layers: Layers, hessian: Tensor, tokens: int) -> dict[str, Tensor]:
+    def quantize_layers(self, layers: Layers, moment: SecondMoment) -> dict[str, Tensor]:
         settings = self.settings
-        importance = hessian.diagonal() if settings.activation_weighted else None
+        importance = moment.mean.diagonal() if settings.activation_weighted else None
         weights = [layer.weight.float() for layer in layers.values()]
         grids = [choose_grid(w, layer.spec, importance) for w, layer in zip(weights, layers.values(), strict=True)]
         options = {
@@ -126,8 +126,8 @@ class Gptq(HessianRounding):
             "refit": settings.refit_scales,
         }
         try:
-            trusted = shrunk(hessian, tokens, settings.shrinkage)
-            found = quantize_sharing_input(weights, trusted, grids, **options)  # type: ignore[arg-type]
+            hessian = moment.without_chance(settings.shrinkage)
+            found = quantize_sharing_input(weights, hessian, grids, **options)  # type: ignore[arg-type]
         except UserError as error:
             raise UserError(f"{', '.join(layers)} cannot be quantised by gptq: {error}") from error
         for layer, chosen in zip(layers.values(), found, strict=True):

@@ -22,9 +22,9 @@ class PtqSettings:
     dampening_frac: float = 0.01
     """Of `gptq`: this share of the Hessian's mean diagonal is added to it (Frantar et al. 2022, section 3.3)."""
 
-    shrinkage: float = 5.0
-    """Of `gptq`: what makes up for an error goes by the inputs' correlations, of which N / (N + shrinkage x inputs)
-    is believed after N tokens of calibration text, since few tokens show many that are not there; 0 believes all."""
+    shrinkage: float | None = None
+    """Of `gptq`: the share of the correlations between inputs that is not believed, from 0 (all is) to 1; None finds it
+    for each layer, as the one under which a part of the calibration text is likeliest by the others (Warton 2008)."""
 
     act_order: bool = True
     """Of `gptq`: quantise the columns with the largest inputs first, each on its own group's grid."""
@@ -69,9 +69,7 @@ class PtqSettings:
         for name in ("alphas", "signround_steps", "block_ap_steps", "tune_steps"):
             if getattr(self, name) < 1:
                 raise UserError(f"ptq.{name} must be at least 1, got {getattr(self, name)}")
-        if self.shrinkage < 0:
-            raise UserError(f"ptq.shrinkage must be 0 (all correlations are believed) or more, got {self.shrinkage}")
-        for name in ("dampening_frac", "smoothing_strength"):
+        for name in ("dampening_frac", "shrinkage", "smoothing_strength"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise UserError(f"ptq.{name} must be from 0 to 1, got {value}")

@@ -18,7 +18,7 @@ def tracking_store() -> list[Finding]:
     """The tracking URI, whether it answers, and where artifacts go."""
     from edgequant import tracking
 
-    uri = tracking.tracking_uri()
+    uri = tracking.shown_store()
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         return [Finding("tracking store", "ok", f"{uri} (made by the first run)")]
     try:

@@ -66,6 +66,7 @@ def register_version(
     from edgequant.models.sources import origin
     from edgequant.quantization.checkpoint import ensure_manifest
     from edgequant.reporting.description import description_table
+    from edgequant.reporting.model_card import Card, exported_files, write_card
 
     scores = [Scores(numbers(each.metrics), each.items) for each in (measured, baseline)]
     _check_figures(checkpoint, *scores)
@@ -77,6 +78,11 @@ def register_version(
         measured=scores[0], baseline=scores[1], conditions=conditions,
     )  # fmt: skip
     name, made_from = f"{PREFIX}{model}", origin(tracking.asked_model() or model)
+    card = Card(
+        title=name, origin=made_from, scheme=scheme, variant=variant, metrics=scores[0].metrics,
+        baseline=scores[1].metrics, files=exported_files(checkpoint),
+    )  # fmt: skip
+    write_card(checkpoint, card)
     rows = [
         {"variant": "baseline", "scheme": "none", **baseline.metrics},
         {"variant": variant, "scheme": scheme, **measured.metrics},
@@ -84,7 +90,8 @@ def register_version(
     with tempfile.TemporaryDirectory(prefix="edgequant-") as folder:
         version = tracking.register_checkpoint(
             checkpoint, name, tags=stated | _short_copy(evidence), about=_about(model, made_from),
-            description=f"{MADE} `{variant}` of {_terms(made_from)}.\n\n{description_table(rows)}",
+            description=f"{MADE} `{variant}` of {_terms(made_from)}; model card: README.md.\n\n"
+            + description_table(rows),
             evidence=_with_its_manifest(evidence, checkpoint, Path(folder)),
         )  # fmt: skip
     return f"models:/{name}/{version}"

@@ -38,7 +38,7 @@ def print_summary(
     """
     from edgequant import tracking
     from edgequant.reporting.description import description
-    from edgequant.reporting.html_report import finding
+    from edgequant.reporting.findings.best import finding
 
     tracking.log_summary(rows)
     compare = comparison_page(run)

@@ -1,0 +1,142 @@
+"""Gathering what a report compares: chosen runs or the newest ones, and what comes of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from edgequant import tracking
+from edgequant.errors import UserError
+from edgequant.reporting.comparison import Comparison
+from edgequant.reporting.findings.caveats import caveats
+from edgequant.reporting.findings.paired import paired
+from edgequant.reporting.findings.recovered import FRACTION, recovered
+from edgequant.tracking.runs import PARENT_TAG
+from edgequant.tracking.search import FinishedRun
+
+MEASURING_WORKFLOWS = ("baseline", "ptq", "qat", "finetune", "evaluate")
+ALL_RUNS = 20_000  # more than a laptop's store holds
+
+
+def compare(ids: Sequence[str] = (), *, experiment: str | None = None) -> Comparison:
+    """Gather runs for comparison.
+
+    Args:
+        ids: runs by id (the first characters are enough): workflow runs, whose measured models are taken, or single
+            measured models. None: the newest finished run of each measuring workflow.
+        experiment: look only there.
+
+    Raises:
+        UserError: an id that is not there or ambiguous, or nothing measured at all.
+    """
+    known = tracking.find_runs(experiment=experiment, limit=ALL_RUNS)
+    chosen = [_by_id(known, given) for given in ids] if ids else _newest(known)
+    everything = list({run.id: run for parent in chosen for run in _measured(parent, known)}.values())
+    shown = _ordered(everything if ids else _newest_of_each(everything))
+    if not shown:
+        raise UserError(
+            "finished run with metrics not found; make one with `edgequant qat --model tiny` or "
+            "`edgequant baseline`, or name runs with --runs"
+        )
+    by_id = {run.id: run for run in known}
+    owners = {run.id: by_id.get(run.tags.get(PARENT_TAG, ""), run) for run in everything}
+    owners |= {run.id: run for run in everything if run.workflow}  # a workflow inside a pipeline stands for itself
+    parents = sorted({owners[run.id].id: owners[run.id] for run in shown}.values(), key=lambda run: run.start_time)
+    rows = [_row(run, owners[run.id]) for run in shown]
+    environments = {parent.id: _environment(parent) for parent in parents}
+    gathered = Comparison(
+        rows, shown, [owners[run.id] for run in shown], parents, [(run, owners[run.id]) for run in everything],
+        environments, caveats(rows, shown, parents, environments),
+    )  # fmt: skip
+    return _with_findings(gathered)
+
+
+def _with_findings(gathered: Comparison) -> Comparison:
+    """With paired comparisons, and the recovered fraction where it means something and nowhere else."""
+    said: dict[int, str] = {}
+    for at, row in enumerate(gathered.rows):
+        row.pop(FRACTION, None)
+        if row["variant"] == "qat":
+            share, text = recovered(gathered, at)
+            row |= {} if share is None else {FRACTION: share}
+            said |= {at: text} if text else {}
+    return replace(gathered, pairs=paired(gathered), recovered=said)
+
+
+def _by_id(known: list[FinishedRun], given: str) -> FinishedRun:
+    found = [run for run in known if run.id.startswith(given.strip())] if given.strip() else []
+    if len(found) != 1:
+        what = "not found" if not found else f"is ambiguous ({len(found)} runs begin so)"
+        recent = ", ".join(f"{run.id[:12]} ({run.workflow})" for run in known if run.workflow)[:300]
+        raise UserError(f"run {given!r} {what}; the newest workflow runs are {recent or 'none'}")
+    return found[0]
+
+
+def _newest(known: list[FinishedRun]) -> list[FinishedRun]:
+    finished = [run for run in known if run.status == "FINISHED"]
+    newest = [next((run for run in finished if run.workflow == name), None) for name in MEASURING_WORKFLOWS]
+    return [run for run in newest if run is not None]
+
+
+def _measured(parent: FinishedRun, known: list[FinishedRun]) -> list[FinishedRun]:
+    """The models that a workflow measured, in the order in which it did; the run itself if it has no such children."""
+    nested = [run for run in known if run.tags.get(PARENT_TAG) == parent.id]
+    variants = [run for run in nested if "edgequant.variant" in run.tags and _has_results(run)]
+    inner = [run for child in nested if child.workflow in MEASURING_WORKFLOWS for run in _measured(child, known)]
+    found = sorted([*variants, *inner], key=lambda run: run.start_time)
+    return found or ([parent] if _has_results(parent) else [])
+
+
+def _has_results(run: FinishedRun) -> bool:
+    return run.status == "FINISHED" and any("/" in name and not name.startswith("system/") for name in run.metrics)
+
+
+def _newest_of_each(runs: list[FinishedRun]) -> list[FinishedRun]:
+    """A model that several workflows measured (the baseline, mostly) is shown once, as it was measured last."""
+    newest: dict[tuple[str, ...], FinishedRun] = {}
+    for run in sorted(runs, key=lambda run: run.start_time):
+        newest[_identity(run)] = run
+    return [run for run in runs if newest[_identity(run)] is run]
+
+
+def _ordered(runs: list[FinishedRun]) -> list[FinishedRun]:
+    """Model by model, each one's baseline first."""
+    models = list(dict.fromkeys(_identity(run)[0] for run in runs))
+    return sorted(runs, key=lambda run: (models.index(_identity(run)[0]), _identity(run)[1] != "baseline"))
+
+
+def _identity(run: FinishedRun) -> tuple[str, ...]:
+    return tuple(run.tags.get(f"edgequant.{key}", "") for key in ("model", "variant", "scheme"))
+
+
+def _row(run: FinishedRun, owner: FinishedRun) -> dict[str, Any]:
+    measured = tracking.details_of(run.id) | run.metrics
+    metrics = {name: value for name, value in measured.items() if "/" in name and not name.startswith("system/")}
+    return {
+        "model": run.tags.get("edgequant.model") or run.params.get("cfg.model", ""),
+        "variant": run.tags.get("edgequant.variant") or run.workflow,
+        "scheme": run.tags.get("edgequant.scheme", ""),
+        "run": f"{owner.workflow or owner.name} {owner.id[:8]}",
+        **metrics,
+        **_shipped(run, owner),
+    }
+
+
+def _shipped(run: FinishedRun, owner: FinishedRun) -> dict[str, Any]:
+    """What ships, which the workflow knows of the model that it delivers."""
+    is_delivered = owner.tags.get("edgequant.delivered") == run.tags.get("edgequant.variant")
+    knows = owner if is_delivered and owner.id != run.id else run
+    measured = tracking.details_of(owner.id) | owner.metrics if knows is owner else {}
+    found: dict[str, Any] = {name: value for name, value in measured.items() if name.startswith("deploy/")}
+    if (format := knows.tags.get("edgequant.deploy_format", "none")) != "none":
+        found["deploy/format"] = format
+    return found
+
+
+def _environment(parent: FinishedRun) -> dict[str, Any]:
+    try:
+        return dict(json.loads(tracking.download(f"runs:/{parent.id}/environment.json").read_text()))
+    except (UserError, OSError, ValueError):
+        return {}
