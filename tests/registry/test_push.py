@@ -15,7 +15,7 @@ from edgequant import models
 from edgequant.errors import UserError
 from edgequant.models.sources import Origin
 from edgequant.reporting.model_card import Card, write_card
-from edgequant_registry.push import push
+from edgequant_registry.hub.push import push
 
 REPO = "me/small"
 

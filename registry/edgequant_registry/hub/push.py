@@ -34,7 +34,7 @@ def push(
     """
     check_settings(repo, revision)
     from edgequant import models
-    from edgequant_registry.hub_upload import check_hub, upload
+    from edgequant_registry.hub.upload import check_hub, upload
 
     check_hub()
     source = models.check_available(model or default_model())
