@@ -13,7 +13,7 @@ from edgequant.errors import UserError
 from edgequant_registry.aliases.claims import Claim, claimed
 from edgequant_registry.aliases.history import Entry, new_entry, stints
 from edgequant_registry.aliases.journal import CHALLENGER, CHAMPION, Standing, move, settle, standing
-from edgequant_registry.evidence import verified_checkpoint
+from edgequant_registry.evidence.filed import verified_checkpoint
 from edgequant_registry.gates import Verdict
 from edgequant_registry.packaging import make_servable
 from edgequant_registry.policy import Policy

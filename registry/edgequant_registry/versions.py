@@ -13,7 +13,7 @@ from edgequant.errors import UserError
 from edgequant.evaluation.evidence_file import FILE, Evidence
 from edgequant.evaluation.pairing import Pairing
 from edgequant.workflows.steps.register import PREFIX
-from edgequant_registry import evidence
+from edgequant_registry.evidence.filed import evidence_of
 from edgequant_registry.gates import Reference
 
 
@@ -41,7 +41,7 @@ class Registered:
         Raises:
             UserError: it is not what the run that registered the version wrote down, or that run was deleted.
         """
-        return evidence.evidence_of(self.name, self.version, self.run_id)
+        return evidence_of(self.name, self.version, self.run_id)
 
     @property
     def variant(self) -> str:

@@ -17,9 +17,9 @@ from edgequant.workflows.settings import WorkflowResult
 
 if TYPE_CHECKING:
     from edgequant.tracking.runs import Run
+    from edgequant_registry.evidence.remeasure import Remeasuring
     from edgequant_registry.policy import Policy
     from edgequant_registry.promotion import Judgement, Rollback
-    from edgequant_registry.remeasure import Remeasuring
     from edgequant_registry.versions import Registered
 
 
@@ -84,7 +84,7 @@ def promote(
 
     from edgequant import tracking
     from edgequant_registry import promotion, results, versions
-    from edgequant_registry.remeasure import Remeasuring
+    from edgequant_registry.evidence.remeasure import Remeasuring
 
     candidate = versions.find_version(model, None if version is None else str(version))
     plan = promotion.plan_rollback(candidate.name, alias, steps) if rollback else None
@@ -180,7 +180,7 @@ def _judged(candidate: Registered, alias: str, policy: Policy, again: Remeasurin
     from edgequant import tracking
     from edgequant_registry import gates, promotion, versions
     from edgequant_registry.asked import asked_of_run
-    from edgequant_registry.remeasure import with_findings
+    from edgequant_registry.evidence.remeasure import with_findings
 
     champion = versions.with_alias(candidate.name, promotion.compared_with(alias))
     folder = promotion.verify_checkpoint(candidate)

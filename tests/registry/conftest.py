@@ -56,7 +56,7 @@ def fresh_process():
 @pytest.fixture(autouse=True)
 def figures_that_are_believed(request, monkeypatch):
     """Nothing is measured again, unless a test asks for `fresh_process`."""
-    from edgequant_registry import remeasure
+    from edgequant_registry.evidence import remeasure
 
     if "fresh_process" not in request.fixturenames:
         monkeypatch.setattr(remeasure, "remeasure", lambda *_: remeasure.Remeasured((), "believed by a test"))

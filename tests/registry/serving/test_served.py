@@ -23,13 +23,14 @@ GOOD = {"size/reduction_vs_fp16": 71.5, "domain/perplexity": 25.0}
 def place(open_store: Any, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with a store in which one version is servable, and is the champion."""
     from edgequant import tracking
+    from edgequant.evaluation.evidence_file import Scores
     from edgequant.workflows.steps.register import register_version
 
     folder = tmp_path_factory.mktemp("served")
     names = {"model": "tiny", "scheme": "w4a8-g32+emb4", "variant": "qat"}
     with open_store(folder) as client:
         with tracking.workflow_run("qat", {"of": "a test"}):
-            register_version(checkpoint, **names, metrics=GOOD, baseline={"domain/perplexity": 24.0})
+            register_version(checkpoint, **names, measured=Scores(GOOD), baseline=Scores({"domain/perplexity": 24.0}))
         packaging.make_servable(NAME, "1")
         client.set_registered_model_alias(NAME, "champion", "1")
         yield folder

@@ -13,7 +13,7 @@ from edgequant.evaluation.evidence_file import Evidence
 from edgequant.evaluation.reproduction import Reproduction
 from edgequant_registry.gates import Verdict, allowed
 
-MODULE = "edgequant_registry.remeasuring"
+MODULE = "edgequant_registry.evidence.remeasuring"
 RESTS_ON_ALL = "against_baseline/"  # whether a model was harmed is read off every other figure
 
 

@@ -14,8 +14,8 @@ import pytest
 from edgequant.evaluation.evidence_file import FILE, Evidence, Scores
 from edgequant.files import sha256_of
 from edgequant.models.manifest import list_file
-from edgequant_registry import remeasure
-from edgequant_registry.remeasuring import main, remeasured
+from edgequant_registry.evidence import remeasure
+from edgequant_registry.evidence.remeasuring import main, remeasured
 from edgequant_registry.workflow import PromotionRefusedError, promote
 
 NAME = "edgequant-tiny"

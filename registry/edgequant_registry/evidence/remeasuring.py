@@ -1,4 +1,4 @@
-"""`python -m edgequant_registry.remeasuring JSON`: load a checkpoint in a process that holds nothing else, and measure.
+"""`python -m edgequant_registry.evidence.remeasuring JSON`: load a checkpoint in a fresh process, and measure.
 
 `remeasure` starts it; the last line that it prints says what was found.
 """
