@@ -114,8 +114,7 @@ import json
 from dataclasses import replace
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.reporting.columns import columns
-from edgequant.reporting.html_report import figures
-from edgequant.reporting.plots import bars
+from edgequant.reporting.plots import bars, figures
 from edgequant.reporting.protocols import protocols_for
 from edgequant.workflows.steps.data import evaluation_data
 from edgequant.workflows.steps.measure import headline, quality_only

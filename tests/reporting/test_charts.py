@@ -35,6 +35,7 @@ def rows(count: int, seed: int = 0) -> list[dict]:
         ("domain/perplexity", [1.1, 3.0], (1.0, None)),
         ("boolq/accuracy", [2.0, 99.0], (0.0, 100.0)),
         ("squad/f1", [0.0, 8.0], (0.0, None)),
+        ("parity/argmax_agreement", [1.0, 100.0], (0.0, 100.0)),
         (SIZE, [0.1, 0.5], (None, None)),
         (SIZE, [0.01, 0.05], (None, None)),
         ("size/reduction_vs_fp16", [-50.0, 99.0], (None, 100.0)),

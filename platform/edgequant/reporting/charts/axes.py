@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from edgequant.reporting.columns import metric
 
 LOG_ABOVE = 10.0  # an axis whose largest value is more than so many times the smallest is logarithmic; of shares none
+CHANGES = ("size", "deploy", "qat")  # whose shares are of what was saved or won, and below 0 where it was lost
 MARGIN = 0.08  # of the values' span, at each end
 STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
 
@@ -62,7 +63,7 @@ def possible(key: str) -> tuple[float, float]:
     if group != "parity" and own.startswith("perplexity"):
         return 1.0, math.inf
     if shown.unit == "%":
-        return (0.0, 100.0) if shown.floor is not None else (-math.inf, 100.0)
+        return (-math.inf if group in CHANGES else 0.0), 100.0
     is_amount = shown.better == "lower" or group in ("size", "latency", "energy", "train")
     return (0.0 if is_amount and "delta" not in own and "headroom" not in own else -math.inf), math.inf
 
