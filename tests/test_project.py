@@ -203,7 +203,19 @@ def test_three_source_roots_are_named_everywhere(root, pyproject):
         assert (root / package / "__init__.py").is_file()
 
 
-TARGETS = ["qat", "test", "test-lowest", "test-slow", "check", "docs", "setup", "test-isa", "test-isa-short", "clean"]
+TARGETS = [
+    "qat",
+    "test",
+    "test-lowest",
+    "test-slow",
+    "test-server",
+    "check",
+    "docs",
+    "setup",
+    "test-isa",
+    "test-isa-short",
+    "clean",
+]
 
 
 @pytest.mark.parametrize("target", TARGETS)

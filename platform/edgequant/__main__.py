@@ -35,7 +35,7 @@ WORKFLOWS = {
     "report": "edgequant.workflows.report",
     "pipeline": "edgequant.workflows.pipeline",
     "chat": "edgequant.workflows.chat",
-    "push": "edgequant_registry.push",
+    "push": "edgequant_registry.hub.push",
     "doctor": "edgequant.workflows.doctor",
 }
 

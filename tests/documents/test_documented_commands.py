@@ -110,7 +110,7 @@ def test_every_setting_that_is_named_exists():
 
 
 # of mlflow, vLLM, llama.cpp and torchrun; and what stands for any option
-FOREIGN = {"env", "port", "timeout", "nproc_per_node", "backend", "no", "dtype", "key", "nested.key"}
+FOREIGN = {"env", "port", "timeout", "serve", "nproc_per_node", "backend", "no", "dtype", "key", "nested.key"}
 
 
 def test_every_option_that_a_document_names_by_itself_exists():
@@ -124,7 +124,7 @@ def test_every_option_that_a_document_names_by_itself_exists():
         if path.name not in REFUSED_NAMES
         for span in spans(path.read_text())
         for option in re.findall(r"(?<![\w-])--([a-z][\w.]*)", span)
-        if not re.match(r"(python|pip|git|mkdocs|\.venv)", span)
+        if not re.match(r"(python|pip|git|mkdocs|docker|\$compose|\.venv)", span)
     }
     assert sorted(entry for entry in named if entry[1].rstrip(".") not in everywhere) == []
 

@@ -34,7 +34,7 @@ def test_every_path_that_is_named_exists():
 
 
 def test_every_file_of_ours_that_a_document_names_exists():
-    """By the end of its path: `ptq/awq.py`, `tests/near_ties.py`, `qat.yaml`."""
+    """By the end of its path: `ptq/scaling/awq.py`, `tests/near_ties.py`, `qat.yaml`."""
     ends = {"/".join(path.relative_to(ROOT).parts[-n:]) for path in [*FILES, *SCRIPTS] for n in range(1, 7)}
     named = {
         (path.name, file)

@@ -15,7 +15,7 @@ from edgequant import models
 from edgequant.errors import UserError
 from edgequant.models.sources import Origin
 from edgequant.reporting.model_card import Card, write_card
-from edgequant_registry.push import push
+from edgequant_registry.hub.push import push
 
 REPO = "me/small"
 
@@ -107,6 +107,16 @@ def test_a_folder_without_a_card_gets_one_of_what_is_known(hub: FakeHub, folder:
     assert "w4a8-g32+emb4" in ModelCard(card).data.tags and "Nothing was measured" in card
     push(repo="me/plain", model=str(tiny_folder))
     assert "quantized" not in ModelCard(hub.files("me/plain")["README.md"].decode()).data.tags
+
+
+@pytest.mark.parametrize(("repo", "noted"), [("me/small", True), ("me/Llama-small", False)])
+def test_a_name_that_llamas_licence_forbids_is_told(
+    hub: FakeHub, folder: Path, repo: str, noted: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_card(folder, Card(title="x", origin=Origin("meta-llama/Llama-3.2-1B"), scheme="w4a8-g32+emb4"))
+    push(repo=repo, model=str(folder))
+    assert ("a name that begins with Llama" in capsys.readouterr().out) is noted
+    assert b"Llama 3.2 Community License" in hub.files(repo)["NOTICE"]
 
 
 @pytest.mark.parametrize(

@@ -28,11 +28,6 @@ def recipe(content: str | bytes, workflow: str = "qat") -> Callable[[Place], str
     return run
 
 
-def named_pipe(place: Place) -> str:
-    os.mkfifo(place.folder / "policy.yaml")
-    return place.edgequant("promote", "--policy", "policy.yaml")
-
-
 def broken_link(place: Place) -> str:
     (place.folder / "recipe.yaml").symlink_to("gone.yaml")
     return place.edgequant("ptq", "--config", "recipe.yaml")
@@ -49,16 +44,6 @@ def search_space(content: str) -> Callable[[Place], str]:
         return place.edgequant("tune", *TINY, "--space", "space.yaml")
 
     return run
-
-
-def policy(place: Place) -> str:
-    (place.folder / "policy.yaml").write_text("gates:\n- {metric: squad/f1, min: .nan}\n")
-    return place.edgequant("promote", "--policy", "policy.yaml")
-
-
-def unknown_metric(place: Place) -> str:
-    (place.folder / "policy.yaml").write_text("gates:\n- {metric: squad/f11, min: 50, optional: true}\n")
-    return place.edgequant("promote", "--policy", "policy.yaml")
 
 
 def deleted_experiment(place: Place) -> str:
@@ -204,51 +189,10 @@ SITUATIONS = [
         broken_link,
     ),
     refused(
-        "a policy that is a pipe", "promote --policy PIPE",
-        "edgequant promote: policy 'policy.yaml' must be a file, got no regular file (a pipe or device); name a file",
-        named_pipe,
-    ),
-    refused(
         "a folder where a file is meant", "evaluate --squad_predictions FOLDER",
         "edgequant evaluate: squad_predictions must be a JSON file of question id to answer; 'predictions' must be a "
         "file, got a folder; name a file",
         folder_for_a_file,
-    ),
-    refused(
-        "a bound that is no number", "promote --policy FILE",
-        "edgequant promote: gate 1 (squad/f1): min must be a number, got nan", policy,
-    ),
-    refused(
-        "a metric that nobody measures", "promote --policy FILE",
-        "edgequant promote: gate 1 (squad/f11): metric 'squad/f11' is unknown; did you mean squad/f1? ...",
-        unknown_metric,
-    ),
-    refused(
-        "a rollback that goes nowhere", "promote --rollback true --steps 0",
-        "edgequant promote: steps must be at least 1, got 0; a rollback goes back",
-        command("promote", "--rollback", "true", "--steps", "0"),
-    ),
-    refused(
-        "a history that changes something", "promote --history true --rollback true",
-        "edgequant promote: history only shows, and takes neither rollback nor dry_run nor version",
-        command("promote", "--history", "true", "--rollback", "true"),
-    ),
-    refused(
-        "an alias that promotions keep themselves", "promote --alias previous_champion",
-        "edgequant promote: alias must not begin with previous_, which promote keeps itself, got 'previous_champion'",
-        command("promote", "--alias", "previous_champion"),
-    ),
-    refused(
-        "data to measure on again that are not there", "promote --data_dir nowhere",
-        "edgequant promote: data_dir must be a folder with wikitext-2/, boolq/ and squad/ in their official formats, "
-        "got 'nowhere': not found; ...",
-        command("promote", "--data_dir", "nowhere"),
-    ),
-    refused(
-        "data to measure on again, and nothing to be measured", "promote --data_dir DATA --remeasure false",
-        "edgequant promote: data_dir is read to measure again, got 'DATA' with remeasure false, rollback or history, "
-        "which measure nothing; leave it out",
-        command("promote", "--data_dir", "DATA", "--remeasure", "false"),
     ),
     refused(
         "a search without end", "tune --space FILE",

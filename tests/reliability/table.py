@@ -18,6 +18,7 @@ from of_models import SITUATIONS as MODELS
 from of_onnx import SITUATIONS as ONNX
 from of_outputs import SITUATIONS as OUTPUTS
 from of_paths import SITUATIONS as PATHS
+from of_promotion import SITUATIONS as PROMOTION
 from of_runs import SITUATIONS as RUNS
 from of_settings import SITUATIONS as SETTINGS
 from of_ties import SITUATIONS as TIES
@@ -32,6 +33,7 @@ KINDS: dict[str, list[Situation]] = {
     "Model folders": MODELS,
     "Adapters and checkpoints": CHECKPOINTS,
     "Settings and machines": SETTINGS,
+    "Promotion": PROMOTION,
     "One tensor with two roles": TIES,
     "GGUF files": GGUF,
     "ONNX and GPTQ folders": ONNX,

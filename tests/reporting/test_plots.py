@@ -74,3 +74,16 @@ def test_names_of_runs_do_not_become_html() -> None:
 def test_rows_that_no_name_tells_apart_are_labeled_by_their_run() -> None:
     same = {"model": "m", "variant": "qat", "scheme": "w8"}
     assert row_labels([{**same, "run": "a1"}, {**same, "run": "b2"}]) == ["qat a1", "qat b2"]
+
+
+def test_points_that_crowd_are_called_by_numbers_with_a_key_of_their_names() -> None:
+    rows = [{**ROWS[1], "scheme": f"scheme-number-{at}", "domain/perplexity": 25.0} for at in range(20)]
+    figure = scatter(rows, "size/checkpoint_gb", "domain/perplexity")
+    assert {*figure.data[-1].text} <= {"", *map(str, range(1, 21))}
+    assert "20 scheme-number-19" in figure.layout.annotations[0].text.replace("<br>", " · ")
+    assert figure.data[-1].customdata[0] == "scheme-number-0"  # under the pointer
+
+
+def test_an_axis_of_a_plot_ends_where_values_can_be() -> None:
+    figure = scatter([{**ROWS[0], "squad/f1": 0.0}, {**ROWS[1], "squad/f1": 1.0}], "size/checkpoint_gb", "squad/f1")
+    assert figure.layout.yaxis.range[0] == 0

@@ -164,7 +164,7 @@ def edgequant(folder: Path, uri: str, user: str, password: str) -> Callable[...,
     paths = os.pathsep.join(str(ROOT / name) for name in ("platform", "tune", "registry"))
     account = {"MLFLOW_TRACKING_URI": uri, "MLFLOW_TRACKING_USERNAME": user, "MLFLOW_TRACKING_PASSWORD": password}
 
-    def run(*arguments: str, timeout: float = 200, **changed: str) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: str, timeout: float = 400, **changed: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "edgequant", *arguments]
         environment = os.environ | {"PYTHONPATH": paths} | account | changed
         return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout)

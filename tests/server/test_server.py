@@ -15,8 +15,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.request import Request, urlopen
 
+import pytest
 from conftest import ask
 from services import ROOT, SECRETS, accepts, end, free_port, wait
+
+pytestmark = pytest.mark.timeout(600)  # beside other work on the same cores
 
 SHORT = ("--model", "tiny", "--evaluation.limit", "4", "--evaluation.tasks", "[domain_perplexity]")
 QAT = ("qat", *SHORT, "--training.steps", "2")

@@ -10,6 +10,8 @@ import pytest
 from conftest import PYTHON, ask
 from services import SETTINGS, Mlflow, edgequant, end
 
+pytestmark = pytest.mark.timeout(600)  # beside other work on the same cores
+
 PTQ = (
     *("ptq", "--model", "tiny", "--scheme", "w4-g32", "--method", "rtn"),
     *("--evaluation.limit", "4", "--evaluation.tasks", "[domain_perplexity]"),

@@ -68,7 +68,8 @@ def _dress(axes: Any, layout: Any) -> None:
 def _annotate(axes: Any, note: Any) -> None:
     places = "axes fraction" if note.xref == "paper" else "data"
     shift: dict[str, Any] = {"xytext": (note.xshift or 0, note.yshift or 0), "textcoords": "offset points"}
-    side: dict[str, Any] = {"ha": note.xanchor if note.xanchor in ("left", "right") else "center", "va": "center"}
+    side: dict[str, Any] = {"ha": note.xanchor if note.xanchor in ("left", "right") else "center"}
+    side["va"] = note.yanchor if note.yanchor in ("top", "bottom") else "center"
     axes.annotate(plain(note.text), (note.x, note.y), xycoords=places, color=INK, fontsize=9, **shift, **side)
 
 

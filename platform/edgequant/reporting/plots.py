@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgequant.evaluation.tasks.task import Metric
 from edgequant.reporting.charts.axes import Axis, axis, tick_label
-from edgequant.reporting.charts.labels import Box, Label, place_labels
+from edgequant.reporting.charts.labels import Box, Label, Line, place_labels
 from edgequant.reporting.charts.marks import colors, pareto_fronts, row_labels
 from edgequant.reporting.charts.text_width import text_width
 from edgequant.reporting.columns import HIGH, LOW, Row, figure_metrics, is_finite, shown_metric, significant
@@ -76,7 +76,8 @@ def scatter(rows: Sequence[Row], x: str, y: str) -> Figure:
     shown_x, shown_y = _shown(kept, x), _shown(kept, y)
     xs, ys = [row[x] * shown_x.scale for row in kept], [row[y] * shown_y.scale for row in kept]
     scales = axis(x, _reach(kept, x, shown_x)), axis(y, _reach(kept, y, shown_y))
-    names, sides, key = _names(list(zip(xs, ys, strict=True)), scales, numbers, labels)
+    centres = [_placed(scales, *point) for point in zip(xs, ys, strict=True)]
+    names, sides, key = _names(centres, _bars(kept, (x, shown_x), (y, shown_y), scales), numbers, labels)
     points = graph_objects.Scatter(
         x=xs,
         y=ys,
@@ -98,8 +99,8 @@ def scatter(rows: Sequence[Row], x: str, y: str) -> Figure:
         update(title_text=shown.label, gridcolor=GRID, zeroline=False, automargin=True, **_range(scale))
     if key:
         figure.update_layout(margin_b=60 + 20 * len(key))
-        place: dict[str, Any] = {"xref": "paper", "yref": "paper", "x": 0, "y": -0.18, "xanchor": "left"}
-        figure.add_annotation(text="<br>".join(key), showarrow=False, align="left", yanchor="top", **place)
+        place: dict[str, Any] = {"xref": "paper", "yref": "paper", "x": 0, "y": 0, "xanchor": "left"}
+        figure.add_annotation(text="<br>".join(key), showarrow=False, align="left", yshift=-48, yanchor="top", **place)
     return figure if kept else _empty(figure, x, y)
 
 
@@ -128,17 +129,41 @@ def _front(points: list[tuple[float, float]]) -> Any:
     return Scatter(x=list(xs), y=list(ys), mode="lines", line=line, hoverinfo="skip")
 
 
+def _placed(scales: tuple[Axis, Axis], x: float, y: float) -> tuple[float, float]:
+    """Where a point lies on a page, about."""
+    return AREA[0] * scales[0].at(x), AREA[1] * (1 - scales[1].at(y))
+
+
+def _bars(
+    rows: Sequence[Row], along: tuple[str, Metric], up: tuple[str, Metric], scales: tuple[Axis, Axis]
+) -> list[Line]:
+    """Where the intervals lie."""
+    found = []
+    for row in rows:
+        (left, x, right), (low, y, high) = (
+            [
+                float(row[end]) * shown.scale if is_finite(row.get(end)) else float(row[key]) * shown.scale
+                for end in ends
+            ]
+            for key, shown in (along, up)
+            for ends in [(key + LOW, key, key + HIGH)]
+        )
+        ends = [(left, y), (right, y), (x, low), (x, high)]
+        a, b, c, d = (_placed(scales, *end) for end in ends)
+        found += [Line(*a, *b), Line(*c, *d)]
+    return found
+
+
 def _names(
-    points: list[tuple[float, float]], scales: tuple[Axis, Axis], numbers: list[int], labels: list[str]
+    centres: list[tuple[float, float]], bars: list[Line], numbers: list[int], labels: list[str]
 ) -> tuple[list[str], list[str], list[str]]:
     """What stands beside each point, on which side, and a key's lines: names where all find a place, else numbers."""
     width, height = AREA
-    centres = [(width * scales[0].at(x), height * (1 - scales[1].at(y))) for x, y in points]
     area = Box(-20.0, -20.0, width + 40.0, height + 20.0)
 
     def placed(names: list[str]) -> list[Label | None]:
         sizes = [(text_width(name, FONT) + 4, FONT + 5.0) for name in names]
-        return place_labels(centres, sizes, [], area, radius=RADIUS + 4)
+        return place_labels(centres, sizes, bars, area, radius=RADIUS + 4)
 
     found = placed(labels)
     if all(found):

@@ -11,11 +11,11 @@ from random_architectures import KINDS
 from edgequant.errors import UserError
 from edgequant.quantization.layers.convert import prepare
 from edgequant.quantization.layers.fixed_weights import IdentityQuantizer
-from edgequant.quantization.ptq.awq import ActivationAwareScaling
 from edgequant.quantization.ptq.block_stream import BlockStream
 from edgequant.quantization.ptq.calibrated_block import CalibratedBlock
-from edgequant.quantization.ptq.equivalent_scaling import find_scaling_pairs, keeps_output
-from edgequant.quantization.ptq.smoothquant import Smoothing
+from edgequant.quantization.ptq.scaling.awq import ActivationAwareScaling
+from edgequant.quantization.ptq.scaling.equivalent_scaling import find_scaling_pairs, keeps_output
+from edgequant.quantization.ptq.scaling.smoothquant import Smoothing
 from edgequant.quantization.scheme import parse_scheme
 
 # What each block allows, worked out by hand: norms before linears, value heads before the output projection, and the

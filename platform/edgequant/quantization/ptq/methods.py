@@ -94,13 +94,13 @@ def _gptq(settings: PtqSettings) -> Any:
 
 
 def _awq(settings: PtqSettings) -> Any:
-    from edgequant.quantization.ptq.awq import ActivationAwareScaling
+    from edgequant.quantization.ptq.scaling.awq import ActivationAwareScaling
 
     return ActivationAwareScaling(settings.alphas)
 
 
 def _smoothquant(settings: PtqSettings) -> Any:
-    from edgequant.quantization.ptq.smoothquant import Smoothing
+    from edgequant.quantization.ptq.scaling.smoothquant import Smoothing
 
     return Smoothing(settings.smoothing_strength)
 

@@ -37,9 +37,9 @@ from edgequant.quantization.ptq.block_checkpoints import BlockCheckpoints, finge
 from edgequant.quantization.ptq.block_stream import BlockStream
 from edgequant.quantization.ptq.calibrated_block import CalibratedBlock, Step, relative_error
 from edgequant.quantization.ptq.end_to_end import QuantizedModel, tie_heads
-from edgequant.quantization.ptq.equivalent_scaling import keeps_output
 from edgequant.quantization.ptq.methods import AUTO, Combination, parse_method
 from edgequant.quantization.ptq.rounding import Rounding
+from edgequant.quantization.ptq.scaling.equivalent_scaling import keeps_output
 from edgequant.quantization.ptq.second_moments import SecondMoment, SecondMomentSum
 from edgequant.quantization.ptq.settings import PtqSettings
 from edgequant.quantization.ptq.tied_embedding import moment_of_both_uses

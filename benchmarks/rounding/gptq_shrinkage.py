@@ -1,8 +1,8 @@
 """What `gptq` should believe of correlations between inputs: fixed shares beside the one that it finds by itself.
 
-    python benchmarks/gptq_shrinkage.py --data_dir DATA                        # SmolLM2, about half an hour on 2 cores
-    python benchmarks/gptq_shrinkage.py --model FOLDER --data_dir DATA --datasets disaster
-    python benchmarks/gptq_shrinkage.py --model tiny --data_dir DATA --sequences 4 --length 128    # a minute
+    python benchmarks/rounding/gptq_shrinkage.py --data_dir DATA   # SmolLM2, about half an hour on 2 cores
+    python benchmarks/rounding/gptq_shrinkage.py --model FOLDER --data_dir DATA --datasets disaster
+    python benchmarks/rounding/gptq_shrinkage.py --model tiny --data_dir DATA --sequences 4 --length 128    # a minute
 
 Every row is one PTQ on one calibration text; its columns are the rise of perplexity, in per cent of the model as it
 came, on texts that it was not calibrated on and the one that it was. Windows are the same throughout.
@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "platform"))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

@@ -34,12 +34,15 @@ def push(
     """
     check_settings(repo, revision)
     from edgequant import models
-    from edgequant_registry.hub_upload import check_hub, upload
+    from edgequant_registry.hub.upload import check_hub, upload
 
     check_hub()
     source = models.check_available(model or default_model())
     folder = folder_of(source)
-    page, pushed = upload(folder, str(repo), card_of(source, folder, str(repo)), private=private, revision=revision)
+    card = card_of(source, folder, str(repo))
+    if is_misnamed(card, str(repo)):
+        print("note    Llama's licence wants a name that begins with Llama; move the repository, or push to another")
+    page, pushed = upload(folder, str(repo), card, private=private, revision=revision)
     size = sum(len(one) if isinstance(one, bytes) else one.stat().st_size for one in pushed.values())
     print(f"pushed  {source.name}: {len(pushed)} files, {size / 1e6:.1f} MB\npage    {page}")
 
@@ -81,3 +84,11 @@ def card_of(source: ModelSource, folder: Path, repo: str) -> str:
     made_from = origin(source.name if source.name in SHORT_NAMES else str(folder))
     title, files = repo.split("/")[1], exported_files(folder)
     return model_card(Card(title=title, origin=made_from, scheme=scheme, files=files, location=repo))
+
+
+def is_misnamed(card: str, repo: str) -> bool:
+    """Whether the card's licence asks for a name that the repository has not: Llama 3's and later ones do."""
+    from huggingface_hub import ModelCard
+
+    license = str(ModelCard(card, ignore_metadata_errors=True).data.to_dict().get("license"))
+    return re.match(r"llama[3-9]", license) is not None and not repo.partition("/")[2].lower().startswith("llama")

@@ -12,8 +12,8 @@ from edgequant.quantization.arithmetic.affine import grouped
 from edgequant.quantization.arithmetic.grids import grid_of_extremes
 from edgequant.quantization.layers.fake_quantized import FakeQuantizedLinear
 from edgequant.quantization.ptq.calibrated_block import CalibratedBlock
-from edgequant.quantization.ptq.equivalent_scaling import ScalingPair, find_scaling_pairs
 from edgequant.quantization.ptq.gptq import output_error
+from edgequant.quantization.ptq.scaling.equivalent_scaling import ScalingPair, find_scaling_pairs
 
 
 class ActivationAwareScaling:

@@ -1,7 +1,7 @@
 """What a scheme's grid costs a model's weights: relative squared rounding errors beside bits per weight.
 
-    python benchmarks/rounding_errors.py                                  # SmolLM2, every 15th linear, half a minute
-    python benchmarks/rounding_errors.py --model tiny --every 1 --schemes w4-g32 w4-g32-sym
+    python benchmarks/rounding/rounding_errors.py   # SmolLM2, every 15th linear, half a minute
+    python benchmarks/rounding/rounding_errors.py --model tiny --every 1 --schemes w4-g32 w4-g32-sym
 
 Weights alone decide, each as much as any other: no text, no perplexity.
 """

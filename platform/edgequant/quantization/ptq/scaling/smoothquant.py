@@ -19,7 +19,7 @@ from edgequant.quantization.arithmetic.affine import (
 from edgequant.quantization.layers.fake_quantized import FakeQuantizedLinear
 from edgequant.quantization.layers.input_quantizers import INT8
 from edgequant.quantization.ptq.calibrated_block import CalibratedBlock
-from edgequant.quantization.ptq.equivalent_scaling import ScalingPair, find_scaling_pairs
+from edgequant.quantization.ptq.scaling.equivalent_scaling import ScalingPair, find_scaling_pairs
 
 SAMPLED_TOKENS = 512  # of each input, on which exponents are compared
 ALPHAS = [step / 10 for step in range(11)]

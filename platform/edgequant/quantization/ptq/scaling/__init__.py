@@ -1,0 +1,1 @@
+"""Steps that move difficulty between a layer's weight and its inputs before either is rounded."""
