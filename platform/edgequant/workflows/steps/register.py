@@ -125,7 +125,7 @@ def _short_copy(evidence: Evidence) -> dict[str, str]:
 
     def few(metrics: Mapping[str, float]) -> dict[str, float]:
         shown = [name for name in summary_metrics() if name in metrics and not name.startswith(OF_LESS_INTEREST)]
-        return {name: float(f"{metrics[name]:.6g}") for name in shown}
+        return {name: float(f"{metrics[name]:.10g}") for name in shown}
 
     names = {"model": evidence.model, "scheme": evidence.scheme, "variant": evidence.variant}
     return {
