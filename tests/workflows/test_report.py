@@ -12,6 +12,8 @@ import pytest
 
 from edgequant import tracking
 from edgequant.errors import UserError
+from edgequant.evaluation.evidence_file import Evidence, Scores
+from edgequant.tracking.registry import FiledEvidence
 from edgequant.workflows.report import report, run_ids
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "reporting"))
@@ -56,6 +58,22 @@ def test_a_registered_version_gets_its_card(tmp_path) -> None:
     report(output=str(tmp_path / "out"))
     card = (tmp_path / "out" / "cards" / "edgequant-smollm2-135m-v1.md").read_text()
     assert "22.40" in card and "w4a8-g32+emb4" in card
+
+
+def test_a_card_has_every_figure_of_the_evidence_and_not_the_few_of_the_tags(tmp_path, monkeypatch) -> None:
+    run = store_qat()
+    client = tracking.client()
+    client.create_registered_model("edgequant-smollm2-135m")
+    tags = {"domain/perplexity": "22.4", "edgequant.scheme": "w4a8-g32+emb4", "edgequant.model": "smollm2-135m"}
+    client.create_model_version("edgequant-smollm2-135m", f"runs:/{run}/checkpoint", run, tags=tags)
+    scores = Scores({"domain/perplexity": 21.25, "squad/f1": 51.5}), Scores({"domain/perplexity": 20.0})
+    names = {"model": "smollm2-135m", "scheme": "w4a8-g32+emb4", "variant": "qat", "run": run}
+    evidence = Evidence(**names, files={}, settings={}, measured=scores[0], baseline=scores[1], conditions=None)
+    filed = FiledEvidence("-", evidence.to_json().encode())
+    monkeypatch.setattr(tracking, "filed_evidence", lambda *_which: filed)
+    report(output=str(tmp_path / "out"))
+    card = (tmp_path / "out" / "cards" / "edgequant-smollm2-135m-v1.md").read_text()
+    assert "21.25" in card and "51.5" in card and "20.00" in card and "22.40" not in card
 
 
 def test_with_nothing_measured_the_error_says_what_to_run() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from edgequant.workflows.settings import WorkflowResult, configuration
 if TYPE_CHECKING:
     from edgequant.reporting.comparison import Comparison
     from edgequant.reporting.findings.commands import Command
+    from edgequant.reporting.model_card import Card
 
 REPORT = "report"  # kind of its folder
 
@@ -115,15 +116,28 @@ def defaults_of(workflow: str) -> dict[str, Any]:
 def model_cards(compared: Comparison) -> dict[str, str]:
     """A card for every registered version that the compared runs made, by file name."""
     from edgequant import tracking
-    from edgequant.reporting.model_card import card_of_version, model_card
+    from edgequant.reporting.model_card import model_card
 
     cards: dict[str, str] = {}
     for parent in compared.parents:
         versions: Any = tracking.client().search_model_versions(f"run_id = '{parent.id}'")
         for version in versions:
-            card = model_card(card_of_version(version.name, str(version.version), version.tags, parent.url))
-            cards[f"{version.name}-v{version.version}"] = card
+            cards[f"{version.name}-v{version.version}"] = model_card(_card(version, parent.url))
     return cards
+
+
+def _card(version: Any, run_url: str | None) -> Card:
+    """With every figure of the version's evidence; tags hold a few of them."""
+    from edgequant import tracking
+    from edgequant.evaluation.evidence_file import read
+    from edgequant.reporting.model_card import card_of_version
+
+    card = card_of_version(version.name, str(version.version), version.tags, run_url)
+    filed = tracking.filed_evidence(version.name, str(version.version), version.run_id)
+    if filed is None:
+        return card
+    evidence = read(filed.copy.decode(), f"the evidence of {version.name} version {version.version}")
+    return replace(card, metrics=evidence.measured.metrics, baseline=evidence.baseline.metrics)
 
 
 def log_figures(compared: Comparison) -> None:
