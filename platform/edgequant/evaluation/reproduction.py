@@ -14,10 +14,11 @@ from edgequant.evaluation.pairing import value_of
 from edgequant.evaluation.tasks.registry import find_task
 from edgequant.evaluation.tasks.task import Paired, Rows, Task
 
-QUESTIONS, WINDOWS = 24, 2  # of each task; a `limit` draws a twentieth of itself as windows or documents
+QUESTIONS, WINDOWS = 16, 2  # of each task; a `limit` draws a twentieth of itself as windows or documents
 MOST_PER_CENT, LEAST_PER_CENT = 2.0, 0.5  # by which a perplexity moves between machines, at the most and at the least
-MOST_ITEMS = 2  # answers of the sample that a near tie turns on another machine
-ENOUGH_FOR_A_TIE = 8  # items of which one may turn
+# Answers of the sample that near ties turn where others share the batch, at the most and at the least: of SmolLM2 in
+# bfloat16, 1.1 of 24 answers to SQuAD's questions. Never more than a quarter of the sample.
+MOST_ITEMS, LEAST_ITEMS = 3.0, 2.0
 EXACT = 1e-6  # of sizes, and of figures beside their items
 SIZES = ("checkpoint_gb", "parameters", "bits_per_parameter", "reduction_vs_fp16", "reduction_vs_fp32")
 
@@ -142,7 +143,7 @@ def _answers(
 ) -> tuple[bool, str]:
     moved = sum(abs(before[value] - after[value]) for before, after in pairs)
     half = _half_width(filed, metric)
-    most = min(MOST_ITEMS, max(1.0, (half or 0.0) / 100 * len(pairs))) if len(pairs) >= ENOUGH_FOR_A_TIE else 0.0
+    most = min(MOST_ITEMS, max(LEAST_ITEMS, (half or 0.0) / 100 * len(pairs)), len(pairs) / 4)
     told = f"{metric} of {len(pairs)} of the same items: {moved:.3g} scored otherwise (at most {most:.3g})"
     return moved <= most, told
 
