@@ -42,7 +42,7 @@ def test_ptq_errs_less_than_llama_cpps_own_rounding(tiny, tokens, scheme, method
             model = copy.deepcopy(tiny.model)
             quantize(model, parse_scheme(scheme), calibration=[tokens], method=how)
             distances.append(float((model(input_ids=tokens).logits - expected).square().mean()))
-    assert distances[0] < 0.9 * distances[1]
+    assert distances[0] < 0.95 * distances[1]
 
 
 @pytest.mark.parametrize("method", ["mse_clip", "gptq"])

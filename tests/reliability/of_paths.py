@@ -110,7 +110,7 @@ SITUATIONS = [
     Situation(
         "a tracking server with a password that does not answer", "MLFLOW_TRACKING_URI=http://me:secret@... corpus",
         "refused",
-        "edgequant corpus: tracking store 'http://me:***@127.0.0.1:9' cannot be used: it does not answer; ...",
+        "edgequant corpus: tracking store 'http://127.0.0.1:9' cannot be used: it does not answer; ...",
         stored_at("http://me:secret@127.0.0.1:9"),
     ),
 ]  # fmt: skip

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgequant.files import write_atomically
+from edgequant.files import sha256_of, write_atomically
+from edgequant.folders import MANIFEST
+from edgequant.models.manifest import list_file
 from edgequant.models.sources import Origin, origin
 from edgequant.reporting.licenses import Terms, terms_of
 from edgequant.reporting.protocols import protocols_for
@@ -112,13 +114,18 @@ def _number(text: str) -> float | None:
 
 
 def write_card(folder: Path, card: Card) -> None:
-    """Put a card into a checkpoint's folder, and the notice that its licence asks for; a person's own card stays."""
-    place = folder / FILE
+    """Put a card into a checkpoint's folder, and the notice that its licence asks for; a person's own card stays.
+
+    Both are listed in the folder's manifest, so that a later run may replace the folder.
+    """
+    place, notice = folder / FILE, terms_of(card.origin).notice
     if place.is_file() and not is_ours(place.read_text(encoding="utf-8", errors="replace")):
         return
-    write_atomically(place, model_card(card))
-    if notice := terms_of(card.origin).notice:
-        write_atomically(folder / NOTICE, notice + "\n")
+    texts = {FILE: model_card(card)} | ({NOTICE: notice + "\n"} if notice else {})
+    for name, text in texts.items():
+        digest = sha256_of(write_atomically(folder / name, text))
+        if (folder / MANIFEST).is_file():
+            list_file(folder, name, digest)
 
 
 def is_ours(text: str) -> bool:
