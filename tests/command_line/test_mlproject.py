@@ -107,6 +107,7 @@ def stub(tmp_path) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_the_verbatim_command_runs_in_the_environment_that_conda_makes(project, stub):
     """`mlflow run . -e qat -P model=tiny`, with the recipe's own numbers."""
     done = mlflow_run(project, "-e", "qat", "-P", "model=tiny", **clean_environment(stub / "bin"), STUB=str(stub))

@@ -89,6 +89,7 @@ def test_quantize_and_compare_prints_what_the_checkpoint_that_it_saves_is_worth(
     assert "\nIn a flood warning," in out
 
 
+@pytest.mark.long
 def test_qat_of_a_folder_trains_a_folder_on_a_folder(tiny_folder, environment, tmp_path):
     (tmp_path / "texts").mkdir()
     for number in range(4):
@@ -167,6 +168,7 @@ def test_the_task_can_be_registered_as_its_file_says(flood_cloze):
 # --------------------------------------------------------------------------------------------------------- notebook
 
 
+@pytest.mark.long
 def test_the_notebook_runs_and_shows_what_its_workflow_logged(environment, tmp_path):
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     (at,) = (at for at, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", []))

@@ -49,6 +49,7 @@ save_file({"logits": model(input_ids=torch.arange(0, 250, 5)[None]).logits.detac
 """
 
 
+@pytest.mark.long
 def test_a_fresh_process_loads_it_after_import_edgequant(original, tmp_path, environment):
     command = [sys.executable, "-c", LOAD, str(original[0]), str(tmp_path / "logits.safetensors")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)

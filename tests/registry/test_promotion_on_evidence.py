@@ -6,6 +6,7 @@ import json
 import multiprocessing
 from pathlib import Path
 
+import pytest
 from racing import promote_each
 
 from edgequant import tracking
@@ -104,6 +105,7 @@ def test_a_policy_with_an_unknown_metric_is_refused_by_name_before_anything(stor
     assert "edgequant.promotion" not in store.get_model_version(NAME, "1").tags
 
 
+@pytest.mark.long
 def test_of_two_promoters_at_once_one_wins_and_the_other_is_told_who_did(store, models):
     names = [models(versions=3) for _ in range(ROUNDS)]
     for name in names:

@@ -33,6 +33,7 @@ def final_loss(model, sequences, counting, settings, test, folder) -> float:
     return result.looks[-1].losses["text"]
 
 
+@pytest.mark.long
 def test_the_rate_found_trains_nearly_as_well_as_the_best_of_a_grid(_tiny, sequences, counting, tmp_path):
     model = copy.deepcopy(_tiny.model)
     found = find_learning_rate(model, sequences, SETTINGS, Watch(texts={"text": counting}))

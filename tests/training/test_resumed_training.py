@@ -91,6 +91,7 @@ def test_resuming_where_nothing_was_saved_starts_at_the_beginning(tiny, sequence
     assert run(tiny.model, sequences, tmp_path / "new", resume=True).steps == 8
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("state", [None, "", '{"epoch": 0.5, "global_step'])
 def test_a_checkpoint_that_was_being_written_is_passed_over(tiny, sequences, tmp_path, state):
     whole = run(copy.deepcopy(tiny.model), sequences, tmp_path / "a")

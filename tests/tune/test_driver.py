@@ -73,6 +73,7 @@ def test_failed_and_diverged_trials_do_not_stop_the_search(tmp_path, store, ray_
     assert any("batch_size 8 does not fit" in row.get("error", "") for row in table(spec, records))
 
 
+@pytest.mark.long
 def test_a_search_in_which_nothing_works_says_why(tmp_path, store, ray_here):
     from edgequant import tracking
     from edgequant_tune.results import log_search
@@ -119,6 +120,7 @@ def test_two_objectives_keep_the_trade_offs(tmp_path, store, ray_here):
     }
 
 
+@pytest.mark.long
 def test_the_time_budget_ends_the_search_and_leaves_no_run_open(tmp_path, store, ray_here):
     long = TrainingSettings(steps=40000)
     _, records, parent = run(
@@ -136,6 +138,7 @@ def test_the_record_on_disk_is_what_was_found(tmp_path, store, ray_here):
     assert [entry["values"] for entry in kept] == [record.values for record in records]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("begun_with", [None, {"format": 1}])
 def test_an_interrupted_search_of_another_version_is_refused_by_name(tmp_path, store, ray_here, begun_with):
     from edgequant import tracking

@@ -58,6 +58,7 @@ def judged_by_its_gates(store, tags) -> None:
     assert loss["verdict"] == ("passed" if loss["value"] <= allowed else "FAILED")
 
 
+@pytest.mark.long
 def test_finetuning_is_searched_too_and_its_best_model_goes_on_to_qat(tmp_path, store, ray_here, capsys):
     from edgequant import models
 

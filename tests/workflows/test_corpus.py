@@ -102,6 +102,7 @@ def test_augmented_rows_are_in_train_alone(tmp_path: Path, store: Any, cache: Pa
     assert "not official guidance" in (tmp_path / "out" / "README.md").read_text()
 
 
+@pytest.mark.long
 def test_ray_gives_the_same_data_set_as_local_workers(
     tmp_path: Path, store: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -202,6 +202,7 @@ def test_what_qat_delivers_replaces_an_earlier_checkpoint_and_nothing_else(tiny:
     assert tree(tmp_path / "run" / "checkpoint") == made, "what was trained is where the run keeps it"
 
 
+@pytest.mark.long
 def test_a_second_pipeline_goes_into_the_folder_of_the_first(
     store: Any, tmp_path: Path, quick: Any, cache: Path
 ) -> None:

@@ -75,6 +75,7 @@ def divergence(model, other, rows: torch.Tensor) -> float:
     return float((ours.exp() * (ours - theirs)).sum(-1).mean())
 
 
+@pytest.mark.long
 def test_predicted_and_measured_increases_of_the_loss_rank_layers_and_bits_alike(trained, text):
     rows, layers = text[-16:], find_targets(trained, BASE).weights
     fisher = fisher_diagonals(trained, layers, list(rows))
