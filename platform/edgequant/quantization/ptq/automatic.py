@@ -35,18 +35,19 @@ def choose_automatically(model: nn.Module, scheme: Scheme, calibration: list[Ten
     method = best_method(scheme, parameters, device.type, has_text=bool(calibration))
     sequences = [row for batch in calibration for row in batch.split(1)]
     limit = affordable_tokens(parameters, device.type)
-    seen = sequences if limit is None else _within(sequences, limit) or sequences[:1]
+    seen = sequences if limit is None else sequences_within(sequences, limit)
     if len(sequences) < 2 or not can_be_judged(scheme, method):
         return Automatic(method, seen, [])
     if len(seen) == len(sequences):
         seen = sequences[: -max(1, len(sequences) // HELD_OUT_SHARE)]
     unseen = sequences[len(seen) :]
-    return Automatic(method, seen, _within(unseen, HELD_OUT_TOKENS) or unseen[:1])
+    return Automatic(method, seen, sequences_within(unseen, HELD_OUT_TOKENS))
 
 
-def _within(sequences: list[Tensor], tokens: int) -> list[Tensor]:
+def sequences_within(sequences: list[Tensor], tokens: int) -> list[Tensor]:
+    """The first sequences [1, length] that have so many tokens together at the most; the very first in any case."""
     lengths = itertools.accumulate(row.shape[1] for row in sequences)
-    return [row for row, length in zip(sequences, lengths, strict=True) if length <= tokens]
+    return [row for row, length in zip(sequences, lengths, strict=True) if length <= tokens] or sequences[:1]
 
 
 def can_be_judged(scheme: Scheme, method: str) -> bool:

@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from edgequant.quantization.layers.fake_quantized import FakeQuantizedLinear, fake_quantized_linears
 from edgequant.quantization.ptq.block_stream import BlockStream, capture_inputs, run_until_captured
-from edgequant.quantization.ptq.second_moments import SecondMoment, SecondMomentSum
+from edgequant.quantization.ptq.second_moments import SecondMomentSum
 
 ERROR_BATCHES = 2  # enough for a table
 
@@ -129,11 +129,11 @@ class CalibratedBlock:
             for batch in range(min(len(self.inputs), batches or len(self.inputs))):
                 run_until_captured(lambda batch=batch: self.run(batch))  # type: ignore[misc]
 
-    def second_moments(self, names: list[str]) -> dict[str, SecondMoment]:
-        """For each named layer the mean of x x^T over its inputs as they are at present."""
+    def second_moments(self, names: list[str]) -> dict[str, SecondMomentSum]:
+        """For each named layer x x^T summed over its inputs as they are at present."""
         sums = {name: SecondMomentSum() for name in names}
         self.capture_inputs(names, lambda name, inputs: sums[name].add(inputs))
-        return {name: total.moment() for name, total in sums.items()}
+        return sums
 
     def set_phase(self, *, quantize_inputs: bool, observe: bool) -> None:
         """As `convert.set_phase`, for this block."""

@@ -98,7 +98,7 @@ class HessianRounding(Rounding):
     @torch.no_grad()
     def apply(self, block: CalibratedBlock) -> None:
         for group in block.groups:
-            moment = block.second_moments(group.names[:1])[group.names[0]]
+            moment = block.second_moments(group.names[:1])[group.names[0]].moment()
             layers = {name: block.layers[name] for name in group.names}
             for bits in {layer.spec.bits: None for layer in layers.values()}:  # mixed precision: one width at a time
                 alike = {name: layer for name, layer in layers.items() if layer.spec.bits == bits}

@@ -60,13 +60,18 @@ class SecondMomentSum:
         self.total += product
         self.samples.append(inputs[:, self.features])
 
-    def moment(self) -> SecondMoment:
-        """Of all inputs so far, at least one."""
+    @property
+    def mean(self) -> Tensor:
+        """x x^T [in, in] of all inputs so far, at least one."""
         assert self.total is not None
-        sample = torch.cat(self.samples)
-        kept = round(len(sample) * sample.shape[1] / len(self.total))  # tokens per feature decide what is chance
+        return self.total / sum(map(len, self.samples))
+
+    def moment(self) -> SecondMoment:
+        """The mean, and how much of it is chance, which takes time to tell."""
+        sample, mean = torch.cat(self.samples), self.mean
+        kept = round(len(sample) * sample.shape[1] / len(mean))  # tokens per feature decide what is chance
         spread = torch.linspace(0, len(sample) - 1, max(1, kept)).round().long()
-        return SecondMoment(self.total / len(sample), chance_share(sample[spread]))
+        return SecondMoment(mean, chance_share(sample[spread]))
 
 
 def chance_share(inputs: Tensor) -> float:

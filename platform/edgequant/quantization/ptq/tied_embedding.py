@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edgequant.quantization.ptq.automatic import sequences_within
 from edgequant.quantization.ptq.block_stream import BlockStream
 from edgequant.quantization.ptq.second_moments import SecondMoment, SecondMomentSum
 
 TOKENS = 1024  # of the calibration text that gradients are taken of, at least one sequence
-LOGITS = 1 << 27  # at most so many at once, unless one sequence has more
 
 
 def moment_of_both_uses(stream: BlockStream, embedding: nn.Module, head: nn.Module) -> SecondMoment:
@@ -29,20 +29,12 @@ def moment_of_both_uses(stream: BlockStream, embedding: nn.Module, head: nn.Modu
         embedding, head: modules that share their weight.
     """
     as_head, as_input = SecondMomentSum(), SecondMomentSum()
-    for ids in _sequences(stream):
-        hidden, doubt, gradient = _uses(stream, embedding, head, ids)
+    sequences = [row for batch in stream.batches for row in batch.split(1)]
+    for ids in sequences_within(sequences, TOKENS):
+        hidden, doubt, gradient = _uses(stream, embedding, head, ids.to(stream.device))
         as_head.add(hidden * doubt.sqrt().unsqueeze(-1))
         as_input.add(gradient)
     return as_head.moment() + as_input.moment()
-
-
-def _sequences(stream: BlockStream) -> Iterator[Tensor]:
-    tokens = 0
-    for ids in (row for batch in stream.batches for row in batch.split(1)):
-        if tokens and tokens + ids.numel() > TOKENS:
-            return
-        tokens += ids.numel()
-        yield ids.to(stream.device)
 
 
 @torch.enable_grad()

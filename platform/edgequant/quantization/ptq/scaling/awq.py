@@ -34,10 +34,10 @@ class ActivationAwareScaling:
             magnitudes[name] = magnitudes[name].to(inputs.device) + inputs.abs().mean(0)
 
         block.capture_inputs(firsts, add)
-        moments = block.second_moments(firsts)
+        sums = block.second_moments(firsts)
         for group, pair in pairs:
             name = group.names[0]
-            pair.apply(block, self._best_scale(block, pair, magnitudes[name] / len(block.inputs), moments[name].mean))
+            pair.apply(block, self._best_scale(block, pair, magnitudes[name] / len(block.inputs), sums[name].mean))
 
     def _best_scale(self, block: CalibratedBlock, pair: ScalingPair, magnitude: Tensor, hessian: Tensor) -> Tensor:
         layers = [block.layers[name] for name in pair.names]
