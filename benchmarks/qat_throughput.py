@@ -34,7 +34,13 @@ sys.path.insert(0, str(ROOT / "platform"))
 from peers.table import markdown_table  # noqa: E402
 
 from edgequant import models  # noqa: E402
-from edgequant.quantization.layers.convert import calibrate, has_static_ranges, prepare, set_phase  # noqa: E402
+from edgequant.quantization.layers.convert import (  # noqa: E402
+    calibrate,
+    has_static_ranges,
+    learn_ranges,
+    prepare,
+    set_phase,
+)
 from edgequant.quantization.scheme import parse_scheme  # noqa: E402
 from edgequant.training.compilation import scoring  # noqa: E402
 from edgequant.training.loop import train  # noqa: E402
@@ -104,9 +110,10 @@ def cost(options: argparse.Namespace, base: nn.Module, scheme: str | None, devic
     model = copy.deepcopy(base).to(device).requires_grad_(True)
     teacher = copy.deepcopy(base).to(device).requires_grad_(False) if options.distillation else None
     if scheme is not None:
-        prepare(model, parse_scheme(scheme))
+        prepare(model, parse_scheme(scheme), learnable_scales=True)  # as `qat` does by default
         if has_static_ranges(model):
             calibrate(model, [tokens[:2].to(device)])
+        learn_ranges(model)
     settings = TrainingSettings(
         steps=options.steps,
         learning_rate=1e-5,

@@ -42,7 +42,17 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCES = [str(ROOT / folder) for folder in ("platform", "tune", "registry")]
 
 
-LONGEST = ("tune", "workflows", "training", "command_line", "examples", "registry", "server", "quantization/qat")
+LONGEST = (
+    "benchmarks",
+    "tune",
+    "workflows",
+    "training",
+    "command_line",
+    "examples",
+    "registry",
+    "server",
+    "quantization/qat",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

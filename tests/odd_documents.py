@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
+
 LEFT = """The river rose quickly during the night and
 the families who live beside the lower bridge
 were moved to the school before the road was
@@ -25,6 +28,15 @@ HIDDEN = f"""<!doctype html><html><body><p>At noon {PROSE}</p><p hidden>SECRET o
 <noscript>SECRET four</noscript><span aria-hidden="true">ORNAMENT</span><dialog>SECRET five</dialog>
 <p>Later the water fell again after three days of wait. {" ".join(RIGHT.split())}</p></body></html>"""
 AUTHORS_AND_DATA = {"authors": ["Ann Lee", "Bo Ray"], "data": [{"text": f"At noon {PROSE}"}]}
+
+
+def archive_with_a_bomb() -> bytes:
+    """Three documents, one of which unpacks to 30 MB and one would leave the archive."""
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as members:
+        for name, content in (("bomb.txt", bytes(30_000_000)), ("../outside.txt", b"SECRET"), ("good.txt", PROSE)):
+            members.writestr(name, content)
+    return archive.getvalue()
 
 
 def columns_pdf(left: str = LEFT, right: str = RIGHT, *, by_row: bool = True) -> bytes:

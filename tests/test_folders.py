@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from edgequant.disk.faults import DiskError
 from edgequant.errors import UserError
 from edgequant.folders import MARKER, atomic_folder, check_own_file, check_shared, made_here, share_folder
 
@@ -55,7 +56,7 @@ def interrupt(folder: Path) -> None:
 @pytest.mark.parametrize("fail", [full_disk, interrupt])
 def test_a_writer_that_fails_leaves_what_was_there(folder: Path, fail: Callable[[Path], None]) -> None:
     before = tree(folder)
-    with pytest.raises((OSError, KeyboardInterrupt)), atomic_folder(folder, KIND) as temporary:
+    with pytest.raises((DiskError, KeyboardInterrupt)), atomic_folder(folder, KIND) as temporary:
         (temporary / "half").touch()
         fail(temporary)
     assert tree(folder) == before and os.listdir(folder.parent) == ["result"]
@@ -193,7 +194,7 @@ def test_a_mount_point_stays_and_what_is_in_it_changes_or_comes_back(
             raise OSError(errno.EIO, "broken disk")
         return rename(self, target)
 
-    with monkeypatch.context() as broken, pytest.raises(OSError, match="broken"):
+    with monkeypatch.context() as broken, pytest.raises(DiskError, match="the disk fails"):
         broken.setattr(Path, "replace", failing)
         write(folder, "new")
     assert tree(folder) == old

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
 
+from edgequant.disk import leftovers
 from edgequant.errors import UserError
 from edgequant.folders import atomic_folder
 from edgequant.outputs import Place, check_output, check_own_folder, places
@@ -52,6 +54,18 @@ def test_a_new_an_empty_and_an_earlier_folder_will_do_and_checking_leaves_nothin
     assert everything(tmp_path) == before
     expected = {"link": here / "earlier", "~/new": here.parent / "new"}
     assert target == expected.get(given, here / os.path.normpath(given))
+
+
+def test_what_a_killed_run_left_in_an_output_goes_and_the_folder_will_do(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leftovers, "_began", lambda: time.time() + 3600)
+    (here / "out").mkdir()
+    (here / "out" / f".tiny.gguf.{leftovers.MARK}abcdefgh.gguf").write_text("half")
+    assert check_output("out", KIND) == here / "out" and not list((here / "out").iterdir())
+    (here / "out" / "mine.gguf").write_text("x")
+    with pytest.raises(UserError, match=r"mine\.gguf"):
+        check_output("out", KIND)
 
 
 @pytest.mark.parametrize(

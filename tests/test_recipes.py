@@ -11,17 +11,27 @@ import pytest
 import yaml
 
 from edgequant.__main__ import WORKFLOWS, parse, workflow
+from edgequant.models import HUB_MODELS
+from edgequant.quantization.ptq.methods import METHODS
 from edgequant.workflows.settings import RunSettings
 
-NAMES = [name for name in WORKFLOWS if name not in ("chat", "push", "doctor")]
+NAMES = [name for name in WORKFLOWS if name not in ("chat", "push", "sync", "doctor")]
 
 
 def recipe_of(root: Path, name: str) -> Path:
     return root / "experiments" / f"{name}.yaml"
 
 
-def test_there_is_one_recipe_for_each_entry_point_and_nothing_else(root):
-    assert {path.name for path in (root / "experiments").iterdir()} == {f"{name}.yaml" for name in NAMES}
+def test_there_is_one_recipe_for_each_entry_point_and_the_methodologys_and_nothing_else(root):
+    names = {f"{name}.yaml" for name in (*NAMES, "methodology")}
+    assert {path.name for path in (root / "experiments").iterdir()} == names
+
+
+def test_the_methodologys_recipe_is_the_pipeline_of_its_four_models(root):
+    given = parse("pipeline", workflow("pipeline"), ["--config", str(recipe_of(root, "methodology"))])
+    assert tuple(given["models"].split(",")) == tuple(HUB_MODELS)
+    defaults = {key: each.default for key, each in inspect.signature(workflow("pipeline")).parameters.items()}
+    assert given | {"models": None} == defaults
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -50,6 +60,15 @@ def test_every_key_of_a_recipe_has_a_comment_above_or_beside_it(root, name):
     assert keys
     assert [lines[p] for p in keys if not lines[p - 1].strip().startswith("#") and " # " not in lines[p]] == []
     assert lines[0].startswith("# ") and any(f"mlflow run . -e {name}" in line for line in lines[:5])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_names_what_help_looks_up(root, name):
+    """A docstring's `{ptq_methods}` is filled in where help is asked for, and means nothing in a file."""
+    text = recipe_of(root, name).read_text()
+    assert re.findall(r"\{\w+\}", text) == []
+    if "init_from" in text or name == "ptq":
+        assert all(re.search(rf"# .*\b{method.name}\b", text) for method in METHODS)
 
 
 @pytest.mark.parametrize("name", NAMES)

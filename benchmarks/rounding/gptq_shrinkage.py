@@ -1,4 +1,7 @@
-"""What `gptq` should believe of correlations between inputs: fixed shares beside the one that it finds by itself.
+"""What `gptq` should believe of correlations between inputs, and what its outputs should aim at.
+
+Fixed shares beside the one that it finds by itself; with `--asymmetric true false` the floating-point model's outputs
+on its own inputs beside those on the inputs that are there.
 
     python benchmarks/rounding/gptq_shrinkage.py --data_dir DATA   # SmolLM2, about half an hour on 2 cores
     python benchmarks/rounding/gptq_shrinkage.py --model FOLDER --data_dir DATA --datasets disaster
@@ -12,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import math
 import os
 import sys
@@ -45,6 +49,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--schemes", nargs="+", default=["q4_0+embq8_0", "q4_0+embq4_0", "w3-g64"])
     parser.add_argument("--datasets", nargs="+", default=["disaster", "wikitext-2"], help="calibration texts")
     parser.add_argument("--shares", nargs="+", default=[FOUND, "0", "0.25", "0.5", "0.75", "1"])
+    parser.add_argument("--asymmetric", nargs="+", default=["true"], choices=["true", "false"])
     parser.add_argument("--sequences", type=int, default=8, help="of calibration")
     parser.add_argument("--length", type=int, default=512, help="tokens of each sequence")
     parser.add_argument("--windows", type=int, default=8, help="of each text that is scored")
@@ -58,18 +63,22 @@ def main() -> None:
     texts = scored_texts(options, loaded.tokenizer)
     before = {name: perplexity(loaded.model, rows) for name, rows in texts.items()}
     print(f"{options.model} as it came: " + ", ".join(f"{name} {value:.2f}" for name, value in before.items()))
-    print("| scheme | calibrated on | share not believed | " + " | ".join(texts) + " | s |\n" + "|---" * 7 + "|")
+    columns = ["scheme", "calibrated on", "share not believed", "asymmetric", *texts, "s"]
+    print(f"| {' | '.join(columns)} |\n" + "|---" * len(columns) + "|")
     for scheme in options.schemes:
         for dataset in options.datasets:
             calibration = drawn(options, training_texts(dataset, options.data_dir), loaded.tokenizer)
-            for share in options.shares:
+            for share, asymmetric in itertools.product(options.shares, options.asymmetric):
                 started = time.perf_counter()
                 model = copy.deepcopy(loaded.model)
-                settings = PtqSettings(shrinkage=None if share == FOUND else float(share))
+                settings = PtqSettings(
+                    shrinkage=None if share == FOUND else float(share), asymmetric_calibration=asymmetric == "true"
+                )
                 quantize(model, parse_scheme(scheme), calibration=[calibration], method="gptq", settings=settings)
                 taken = time.perf_counter() - started
                 rises = [f"{100 * (perplexity(model, rows) / before[name] - 1):.2f} %" for name, rows in texts.items()]
-                print(f"| {scheme} | {dataset} | {share} | {' | '.join(rises)} | {taken:.0f} |", flush=True)
+                cells = [scheme, dataset, share, asymmetric, *rises, f"{taken:.0f}"]
+                print(f"| {' | '.join(cells)} |", flush=True)
 
 
 def drawn(options: argparse.Namespace, texts: Any, tokenizer: Any) -> Tensor:

@@ -1,24 +1,33 @@
-"""The command line: `edgequant <workflow> --key value`: MLproject's entry points, `chat`, `push` and `doctor`."""
+"""The command line: `edgequant <workflow> --key value`: MLproject's entry points, `chat`, `push`, `sync`, `doctor`."""
 
 from __future__ import annotations
+
+if __name__ == "__main__":  # before the imports below: a signal is told in one line from here on
+    import sys
+
+    from edgequant.command_line.shell import run
+
+    sys.exit(run())
 
 import importlib
 import io
 import os
 import sys
-import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any, get_type_hints
 
-from edgequant import commands  # noqa: F401 - looks at the environment before MLflow changes it
+from edgequant import commands  # looks at the environment before MLflow changes it
 from edgequant.command_line.given import check_given, read_given
 from edgequant.command_line.library_errors import told
 from edgequant.command_line.messages import one_line, readable
 from edgequant.command_line.options import options_of
 from edgequant.command_line.renamed_options import refuse_renamed
+from edgequant.command_line.shell import run as run  # programs that were installed before ask for it here
+from edgequant.disk.faults import fault
 from edgequant.errors import UserError
+from edgequant.redaction import without_secrets
 from edgequant.workflows.settings import RunSettings
 
 # Where each workflow's typed function lives; its signature and docstring are its options and their help.
@@ -36,18 +45,9 @@ WORKFLOWS = {
     "pipeline": "edgequant.workflows.pipeline",
     "chat": "edgequant.workflows.chat",
     "push": "edgequant_registry.hub.push",
+    "sync": "edgequant.workflows.checks.sync",
     "doctor": "edgequant.workflows.doctor",
 }
-
-
-def run() -> int:
-    """`main` for a shell, where 1 means that a workflow says no: an error that nobody foresaw keeps its traceback and
-    ends with 2, as all errors do."""
-    try:
-        return main()
-    except Exception:
-        traceback.print_exc()
-        return 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,14 +71,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         returned = function(**parse(name, function, given[1:]))
         return returned if isinstance(returned, int) else 0
     except UserError as error:
-        return _refuse(f"{name}: {error}")
+        return _refuse(f"{name}: {error}{_way_on(error, name)}", getattr(error, "exit_status", 2))
     except KeyboardInterrupt:
         _refuse(f"{name}: interrupted")
         return 130  # as shells have it: 128 and the number of SIGINT
     except Exception as error:
         if (line := told(error)) is None:
             raise
-        return _refuse(f"{name}: {line}")
+        return _refuse(f"{name}: {line}{_way_on(error, name)}")
+
+
+def _way_on(error: Exception, name: str) -> str:
+    """After a disk's fault a run goes on from its last checkpoint, where the entry point can."""
+    if fault(error) is None or "resume" not in options_of(workflow(name)):
+        return ""
+    return "; then repeat the command with --resume true, which goes on with the run"
 
 
 def workflow(name: str) -> Callable[..., Any]:
@@ -179,8 +186,10 @@ def quiet_libraries() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    for name in ("alembic", "mlflow.store.db.utils", "bitsandbytes", "mlflow.system_metrics"):
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # they open GenAI's pages; ours do not
+    for name in ("alembic", "bitsandbytes", "mlflow.system_metrics"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # prints each traceback, which we tell
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
 
@@ -192,9 +201,9 @@ def _show_every_character() -> None:
             stream.reconfigure(errors="replace")
 
 
-def _refuse(message: str) -> int:
-    print(one_line(f"edgequant {message}"), file=sys.stderr)
-    return 2
+def _refuse(message: str, status: int = 2) -> int:
+    print(commands.with_runnable(one_line(without_secrets(f"edgequant {message}"))), file=sys.stderr)
+    return status
 
 
 def _overview() -> str:
@@ -206,7 +215,3 @@ def _overview() -> str:
 
 def _summary(name: str) -> str:
     return (workflow(name).__doc__ or "").split("\n", 1)[0]
-
-
-if __name__ == "__main__":
-    sys.exit(run())

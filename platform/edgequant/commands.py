@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -30,6 +31,11 @@ def runnable(command: str) -> str:
     beside = Path(sys.executable).parent / program
     begun = shlex.quote(_from_here(beside)) if beside.is_file() else _as_module(program)
     return f"{begun} {rest}".rstrip()
+
+
+def with_runnable(text: str) -> str:
+    """A message with the commands that stand in it between backticks as `runnable` writes them."""
+    return re.sub(r"`([a-z]+ [^`]+)`", lambda found: f"`{runnable(found[1])}`", text)
 
 
 def _viewer() -> str:

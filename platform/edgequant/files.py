@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import json
 import os
-import tempfile
+import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
+
+from edgequant.disk.faults import writing
+from edgequant.disk.leftovers import is_own_scratch, scratch_file
 
 
 @contextmanager
@@ -18,18 +25,56 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     A reader sees the old file or the new one, never a part. On an exception nothing is left behind.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=target.suffix, dir=target.parent)
-    os.close(descriptor)
-    temporary = Path(name)
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with scratch_file(target) as temporary:
+            yield temporary
+            with temporary.open("rb+") as handle:
+                os.fsync(handle.fileno())
+            temporary.chmod(0o666 & ~umask())
+            temporary.replace(target)
+
+
+@contextmanager
+def one_at_a_time(folder: Path, seconds: float = 60.0) -> Iterator[None]:
+    """Inside, no other process is inside for the same folder; it is waited for so long, where the disk knows locks.
+
+    For what goes well without, in all but moments: somebody else's lock on the folder costs a minute, and nothing else.
+    """
+    if is_own_scratch(folder):  # this process has locked it, against all others
+        yield
+        return
+    descriptor, until = os.open(folder, os.O_RDONLY), time.monotonic() + seconds
     try:
-        yield temporary
-        with temporary.open("rb+") as handle:
-            os.fsync(handle.fileno())
-        temporary.chmod(0o666 & ~umask())
-        temporary.replace(target)
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    break
+                time.sleep(0.05)
+            except OSError:
+                break
+        yield
     finally:
-        temporary.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def settle(folder: Path, *, lasting: bool) -> None:
+    """Ordinary permissions for all that is in it; on the disk, where something is about to be removed for it."""
+    mask = umask()
+    for root, _, names in os.walk(folder):
+        inherited = os.stat(root).st_mode & stat.S_ISGID
+        os.chmod(root, (0o777 & ~mask) | inherited)
+        for name in names:
+            file = Path(root, name)
+            if file.is_symlink():
+                continue
+            file.chmod(0o666 & ~mask)
+            if lasting:
+                with file.open("rb+") as handle:
+                    os.fsync(handle.fileno())
 
 
 def umask() -> int:
@@ -81,3 +126,11 @@ def source_digest(package: str, *others: str) -> str:
 def cache_dir() -> Path:
     """Where things that can be made again are kept: $EDGEQUANT_CACHE, else ~/.cache/edgequant."""
     return Path(os.environ.get("EDGEQUANT_CACHE") or Path.home() / ".cache" / "edgequant")
+
+
+def read_json(path: Path) -> Any | None:
+    """What a JSON file holds; None where there is none, or it is damaged, so that it has to be made again."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

@@ -7,23 +7,26 @@ each file. What they do not list, or what was changed since, is somebody else's,
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import os
 import shutil
-import stat
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from edgequant.disk.faults import writing
+from edgequant.disk.leftovers import Scratch, remove_leftovers
 from edgequant.errors import UserError
-from edgequant.files import sha256_of, umask, write_atomically
+from edgequant.files import one_at_a_time, settle, sha256_of, write_atomically
 
 MARKER = "edgequant-output.json"
 MANIFEST, CHECKPOINT = "edgequant.json", "checkpoint"  # of `models.manifest`, and the kind of folder that has it
 CORPUS = "corpus"
+FINETUNED = "finetune"  # kind of the folder that a fine-tuning's adapter/ and merged/ share
 # What file managers and `datasets` leave behind by themselves.
 BY_THEMSELVES = (".DS_Store", "Thumbs.db", "desktop.ini", f"cache-{'[0-9a-f]' * 16}*.arrow")
 
@@ -196,41 +199,38 @@ def atomic_folder(path: str | os.PathLike[str], made: str = CHECKPOINT) -> Itera
             lies beside it then, and the message says where.
     """
     target = Path(path).resolve()
-    check_replaceable(target, made)
     place = working_place(target)
-    place.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=place))
-    try:
-        yield temporary
-        if made != CHECKPOINT:
-            mark_folder(temporary, made)
-        _settle(temporary, lasting=target.exists())
-        _check_again(temporary, target, made)
-        (_exchange_entries if place == target else _exchange)(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    _put_back(target, made)
+    check_replaceable(target, made)
+    with writing(target):
+        place.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(place)
+        with Scratch(place, f".{target.name}.") as made_in:
+            temporary = Path(made_in)
+            yield temporary
+            if made != CHECKPOINT:
+                mark_folder(temporary, made)
+            settle(temporary, lasting=target.exists())
+            _check_again(temporary, target, made)
+            (_exchange_entries if place == target else _exchange)(temporary, target)
+
+
+def _put_back(target: Path, made: str) -> None:
+    """What a kill between two renames left beside its place."""
+    if working_place(target) == target or not target.parent.is_dir():
+        return
+    with one_at_a_time(target.parent):
+        for aside in target.parent.glob(f"{glob.escape(target.name)}.replaced-????????/"):
+            if not any(aside.iterdir()):
+                aside.rmdir()
+            elif not target.exists() and _obstacle(aside, made, None, contents=False) is None:
+                aside.replace(target)
 
 
 def working_place(target: Path) -> Path:
     """Where a folder is written until it is whole: beside its place, or in it where that cannot be moved."""
     fixed = target.is_dir() and (os.path.ismount(target) or not os.access(target.parent, os.W_OK))
     return target if fixed else target.parent
-
-
-def _settle(folder: Path, *, lasting: bool) -> None:
-    """Ordinary permissions for all that is in it; on the disk, where something is about to be removed for it."""
-    mask = umask()
-    for root, _, names in os.walk(folder):
-        inherited = os.stat(root).st_mode & stat.S_ISGID
-        os.chmod(root, (0o777 & ~mask) | inherited)
-        for name in names:
-            file = Path(root, name)
-            if file.is_symlink():
-                continue
-            file.chmod(0o666 & ~mask)
-            if lasting:
-                with file.open("rb+") as handle:
-                    os.fsync(handle.fileno())
 
 
 def _check_again(new: Path, target: Path, made: str) -> None:
@@ -246,14 +246,15 @@ def _exchange(new: Path, target: Path) -> None:
     if not target.exists() or not any(target.iterdir()):
         new.replace(target)
         return
-    aside = Path(tempfile.mkdtemp(prefix=f"{target.name}.replaced-", dir=target.parent))
-    try:
-        _move(target, aside)
-        new.replace(target)
-    finally:
-        if new.exists() and not target.exists():
-            aside.replace(target)
-        _discard(aside, unless_needed=new.exists())
+    with one_at_a_time(target.parent):
+        aside = Path(tempfile.mkdtemp(prefix=f"{target.name}.replaced-", dir=target.parent))
+        try:
+            _move(target, aside)
+            new.replace(target)
+        finally:
+            if new.exists() and not target.exists():
+                aside.replace(target)
+            _discard(aside, unless_needed=new.exists())
 
 
 def _move(folder: Path, empty: Path) -> None:
@@ -288,6 +289,8 @@ def _exchange_entries(new: Path, target: Path) -> None:
 def _discard(aside: Path, *, unless_needed: bool) -> None:
     """Remove what was replaced; where the new folder does not stand, only if the old one is back in its place."""
     if not unless_needed:
+        with Scratch(aside.parent, f".{aside.name}.") as going, suppress(OSError):  # for the next run, after a kill
+            aside.replace(Path(going, "replaced"))
         shutil.rmtree(aside, ignore_errors=True)
     elif aside.exists() and not any(aside.iterdir()):
         aside.rmdir()

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from edgequant.disk.leftovers import remove_leftovers
 from edgequant.errors import UserError
 from edgequant.files import cache_dir
 from edgequant.folders import CHECKPOINT, CORPUS, check_replaceable, check_shared, made_here, refusal, working_place
@@ -56,7 +57,8 @@ def places(named: Mapping[str, str | None]) -> list[Place]:
 def check_output(
     output: str | os.PathLike[str], kind: str, *, reads: Sequence[Place] = (), shared: bool = False
 ) -> Path:
-    """Where a result goes, symbolic links resolved. Called before a run exists; leaves nothing behind.
+    """Where a result goes, symbolic links resolved. Called before a run exists; leaves nothing behind, and nothing
+    that a killed run left there.
 
     Args:
         output: what the user said.
@@ -71,6 +73,7 @@ def check_output(
     try:
         target = _resolved(given)
         _check_places(target, given, kind, reads)
+        remove_leftovers(target)  # of a run that was killed while it wrote there
         (check_shared if shared else check_replaceable)(target, kind, given=given)
         _check_writable(target, shared)
     except UserError:

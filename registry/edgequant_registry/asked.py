@@ -12,7 +12,7 @@ from edgequant.evaluation.tasks.registry import COMPARISON_TASKS, DEFAULT_TASKS,
 from edgequant.evaluation.tasks.task import Task
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
+    from edgequant.evaluation.evidence_file import Evidence
 
 UNSET = ("", "None", "none", "False", "false")
 MEASURED_UNASKED = (
@@ -31,7 +31,7 @@ class Asked:
         data: names of the data sets that were there.
         settings: of its run by their full names, such as `export`, as text.
         variant: what made the checkpoint, such as `qat`.
-        unknown: why none of this is known; empty where it is.
+        unknown: that, and why, none of this is known; empty where it is.
     """
 
     tasks: Collection[str] = ()
@@ -75,44 +75,18 @@ def _is_size(metric: str) -> bool:
     return metric in ("deploy/size_gb", "deploy/reduction_vs_fp16")
 
 
-def asked_of_run(run_id: str | None, variant: str = "") -> Asked:
-    """What a run was asked for, by its settings and its data sets, or those of the workflow that it is a part of."""
-    from edgequant.tracking.runs import PARENT_TAG
-
-    if not run_id:
-        return Asked(unknown="the version names no run, so that nobody knows")
-    while run_id:
-        run = _run(run_id)
-        if run is None or run.info.lifecycle_stage == "deleted":
-            return Asked(unknown=f"its run {run_id} is gone, so that nobody knows")
-        if settings := {key[4:]: value for key, value in run.data.params.items() if key.startswith("cfg.")}:
-            return _asked(run, settings, variant)
-        run_id = run.data.tags.get(PARENT_TAG)
-    return NOTHING_ASKED  # a script that registered a checkpoint by itself
-
-
-def _run(run_id: str) -> Run | None:
-    from mlflow.exceptions import MlflowException
-
-    from edgequant.tracking.runs import client
-
-    try:
-        return client().get_run(run_id)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return None
-
-
-def _asked(run: Run, settings: dict[str, str], variant: str) -> Asked:
-    given = run.inputs.dataset_inputs if run.inputs is not None else []
-    if run.data.tags.get("edgequant.workflow") != "qat":
+def asked_of(evidence: Evidence | None) -> Asked:
+    """What a version's workflow was asked for, as its evidence has it."""
+    if evidence is None or evidence.asked is None:
+        return Asked(unknown="the version's evidence does not say")
+    settings = dict(evidence.asked)
+    if settings.get("workflow") != "qat":
         settings.pop("qat.max_task_loss", None)  # trials of a search are QAT, and not compared with the baseline
     return Asked(
         tasks=_names(settings.get("evaluation.tasks", "")),
-        data={one.dataset.name for one in given if any(tag.value == "evaluation" for tag in one.tags)},
+        data=() if evidence.conditions is None else tuple(evidence.conditions.data),
         settings=settings,
-        variant=variant,
+        variant=evidence.variant,
     )
 
 
@@ -120,5 +94,5 @@ def _names(text: str) -> tuple[str, ...]:
     try:
         found = ast.literal_eval(text) if text else ()
     except (ValueError, SyntaxError):
-        raise UserError(f"evaluation.tasks of the version's run must be a list of names, got {text!r}") from None
+        raise UserError(f"evaluation.tasks of the version's evidence must be a list of names, got {text!r}") from None
     return (found,) if isinstance(found, str) else tuple(str(name) for name in found)

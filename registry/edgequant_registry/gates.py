@@ -5,20 +5,22 @@ A verdict blocks a promotion, or it does not; only one that was measured, compar
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
-from edgequant.evaluation.evidence import floor_of, is_evidence, lacks_interval
+from edgequant.evaluation.evidence import floor_of, is_evidence
+from edgequant.evaluation.statistics.verdicts import holm
+from edgequant_registry.amounts import amount, difference
 from edgequant_registry.asked import NOTHING_ASKED, Asked
+from edgequant_registry.decision import UNSHOWN, Estimate, decide, difference_interval, ends, estimate, plus
 from edgequant_registry.policy import Gate
 
 if TYPE_CHECKING:
     from edgequant.evaluation.pairing import PairedDifference, Pairing
 
 Metrics = Mapping[str, float]
-UNSHOWN = -math.inf
+ALPHA = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +35,7 @@ class Reference:
     pairs: Pairing | None = None
 
 
-Outcome = Literal["passed", "failed", "warned", "says nothing", "not asked for"]
+Outcome = Literal["passed", "failed", "warned", "says nothing", "nothing to compare", "not asked for"]
 WORDS: Mapping[Outcome, str] = {"failed": "FAILED", "warned": "WARNING"}
 
 
@@ -43,8 +45,9 @@ class Verdict:
 
     Attributes:
         outcome: `warned`: broken, where the gate only warns. `says nothing`: kept, but a reference that scores what a
-            model scores that knows nothing leaves no room for a loss. `not asked for`: the metric is missing, the gate
-            is optional, and the run was not asked to measure it.
+            model scores that knows nothing leaves no room for a loss. `nothing to compare`: there is no other champion.
+            `not asked for`: the metric is missing, the gate is optional, and the run was not asked to measure it.
+        p: of a gate with `test: worse`, two-sided p-value of "the difference is the accepted loss", where items tell.
     """
 
     gate: Gate
@@ -52,6 +55,7 @@ class Verdict:
     value: float | None
     limit: float | None
     reason: str
+    p: float | None = None
 
     @property
     def passed(self) -> bool:
@@ -61,6 +65,11 @@ class Verdict:
     def blocks(self) -> bool:
         """Whether it refuses the version."""
         return self.outcome == "failed"
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether it was not kept, whether or not that refuses."""
+        return self.outcome in WORDS
 
     @property
     def word(self) -> str:
@@ -89,17 +98,10 @@ class Verdict:
         }
 
 
-class Estimate(NamedTuple):
-    """A value and, where it is a sample statistic, its confidence interval."""
-
-    value: float
-    low: float | None
-    high: float | None
-
-
 def allowed(verdicts: Sequence[Verdict]) -> bool:
-    """Whether a version may be promoted: no gate blocks it, and one at least could judge it."""
-    return not any(verdict.blocks for verdict in verdicts) and any(verdict.passed for verdict in verdicts)
+    """Whether a version may be promoted: no gate blocks it, and one at least passed it, or will judge the next one."""
+    judging = ("passed", "nothing to compare")
+    return not any(verdict.blocks for verdict in verdicts) and any(verdict.outcome in judging for verdict in verdicts)
 
 
 def judge(
@@ -108,20 +110,34 @@ def judge(
     references: Mapping[str, Reference],
     asked: Asked = NOTHING_ASKED,
 ) -> list[Verdict]:
-    """Apply every gate.
+    """Apply every gate; those with `test: worse` are one family for Holm's correction.
 
     Args:
         candidate: metrics of the version, bounds included.
         references: `baseline` and `champion`.
         asked: what its run was asked to measure.
     """
-    return [judge_gate(gate, candidate, references.get(gate.against or ""), asked) for gate in gates]
+    return _corrected([judge_gate(gate, candidate, references.get(gate.against or ""), asked) for gate in gates])
+
+
+def _corrected(verdicts: Sequence[Verdict]) -> list[Verdict]:
+    """Of many breaches that were looked for, those that are still shown."""
+    tested = [at for at, verdict in enumerate(verdicts) if verdict.p is not None]
+    adjusted = dict(zip(tested, holm([verdicts[at].p or 0.0 for at in tested]), strict=True))
+    return [_still_shown(verdict, adjusted.get(at), len(tested)) for at, verdict in enumerate(verdicts)]
+
+
+def _still_shown(verdict: Verdict, p: float | None, tested: int) -> Verdict:
+    if p is None or p < ALPHA or not verdict.is_broken:
+        return verdict
+    said = f"{verdict.reason}; undecided, p = {p:.2g} by Holm's correction for {tested} such gates"
+    return replace(verdict, outcome="passed", reason=said)
 
 
 def judge_gate(gate: Gate, candidate: Metrics, reference: Reference | None, asked: Asked = NOTHING_ASKED) -> Verdict:
     """Apply one gate.
 
-    A missing metric fails, unless the gate is optional and the run was not asked for it; a missing champion passes. A
+    A missing metric fails, unless the gate is optional and the run was not asked for it; a missing champion does not. A
     value that measures nothing (NaN, infinite, no time at all) fails always, on either side.
     """
     compared = {"the version": candidate}
@@ -133,7 +149,7 @@ def judge_gate(gate: Gate, candidate: Metrics, reference: Reference | None, aske
             return Verdict(gate=gate, outcome="failed", value=None, limit=None, reason=said)
     if gate.metric not in candidate:
         return _missing(gate, "the version has no such metric", asked)
-    value = _estimate(candidate, gate.metric)
+    value = estimate(candidate, gate.metric)
     if reference is None:
         return _absolute(gate, value)
     if reference.metrics is None:
@@ -143,12 +159,25 @@ def judge_gate(gate: Gate, candidate: Metrics, reference: Reference | None, aske
     if reference.pairs is not None and (why := reference.pairs.why_not(gate.metric)):
         return _incomparable(gate, value, f"not comparable with {reference.name}: {why}")
     paired = None if reference.pairs is None else reference.pairs.difference(gate.metric)
-    verdict = _relative(gate, value, _estimate(reference.metrics, gate.metric), reference.name, paired)
+    if gate.instead_of and (told := _decided_by(gate.instead_of, reference)):
+        return Verdict(gate=gate, outcome="says nothing", value=value.value, limit=None, reason=told)
+    verdict = _relative(gate, value, estimate(reference.metrics, gate.metric), reference.name, paired)
+    if paired is not None and paired.chance and gate.test != "not_worse":
+        said = f"{verdict.reason}; neither is told from a model that knows nothing ({paired.chance}): it says nothing"
+        return replace(verdict, outcome="says nothing", reason=said, p=None)
     nothing = _says_nothing(verdict, reference.metrics)
     if not nothing:
         return verdict
     said = f"{verdict.reason}; {reference.name}: {nothing}"
     return replace(verdict, outcome="says nothing" if verdict.passed else verdict.outcome, reason=said)
+
+
+def _decided_by(metric: str, reference: Reference) -> str:
+    """Why another gate decides: that on the right answers, unless these are at chance."""
+    paired = None if reference.pairs is None else reference.pairs.difference(metric)
+    if paired is not None and paired.chance:
+        return ""
+    return f"stands in for {metric} where that is at chance, which it is not, or was not compared"
 
 
 def _says_nothing(verdict: Verdict, reference: Metrics) -> str:
@@ -165,18 +194,12 @@ def _says_nothing(verdict: Verdict, reference: Metrics) -> str:
     return f"a model that knows nothing scores {least:.4g} and keeps this bound too, so that this gate says nothing"
 
 
-def _estimate(metrics: Metrics, name: str) -> Estimate:
-    """With the interval, if it is one: of no width it tells of a single item or of equal ones."""
-    low, high = (metrics.get(f"{name}_ci_{end}") for end in ("low", "high"))
-    if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)) or low >= high:
-        return Estimate(metrics[name], None, None)
-    return Estimate(metrics[name], low, high)
-
-
 def _missing(gate: Gate, reason: str, asked: Asked, value: float | None = None) -> Verdict:
     """Where it is the reference that lacks it, the version's run had been asked to measure both."""
     wanted = asked.why(gate.metric)
-    if wanted:
+    if asked.unknown:
+        said = f"{reason}, and {asked.unknown} whether its run was asked for it; measure it again"
+    elif wanted:
         said = f"{reason}, and its run was asked for it ({wanted}); measure it again"
     elif gate.optional:
         said = f"not compared: {reason}, and nothing asked for it (optional)"
@@ -194,8 +217,8 @@ def _incomparable(gate: Gate, value: Estimate, reason: str) -> Verdict:
 
 def _no_reference(gate: Gate, value: Estimate, reference: Reference, asked: Asked) -> Verdict:
     if gate.against == "champion":
-        said = f"nothing to compare: {reference.name}"
-        return Verdict(gate=gate, outcome="passed", value=value.value, limit=None, reason=said)
+        said = f"{amount(gate.metric, value.value)}; {reference.name}"
+        return Verdict(gate=gate, outcome="nothing to compare", value=value.value, limit=None, reason=said)
     return _missing(gate, reference.name, asked, value.value)
 
 
@@ -206,19 +229,12 @@ def _outcome(gate: Gate, margin: float) -> Outcome:
 def _absolute(gate: Gate, value: Estimate) -> Verdict:
     kind, bound = gate.bound
     sign = 1.0 if kind == "min" else -1.0
-    low, high = _ends(value, sign)
-    margin, how = _decide(gate, sign * (value.value - bound), _plus(low, -sign * bound), _plus(high, -sign * bound))
+    low, high = ends(value, sign)
+    margin, how = decide(gate, sign * (value.value - bound), plus(low, -sign * bound), plus(high, -sign * bound))
     word = "at least" if kind == "min" else "at most"
     said = "not shown to be " if margin == UNSHOWN else "" if margin >= 0 else "not "
-    reason = f"{value.value:.4g} is {said}{word} {bound:g}{how}"
+    reason = f"{amount(gate.metric, value.value)} is {said}{word} {amount(gate.metric, bound)}{how}"
     return Verdict(gate=gate, outcome=_outcome(gate, margin), value=value.value, limit=bound, reason=reason)
-
-
-def _ends(value: Estimate, sign: float) -> tuple[float | None, float | None]:
-    """The interval with higher as better."""
-    if value.low is None or value.high is None:
-        return None, None
-    return (value.low, value.high) if sign > 0 else (-value.high, -value.low)
 
 
 def _relative(
@@ -229,47 +245,22 @@ def _relative(
     before = reference.value if paired is None else paired.reference
     allowed = bound if kind == "max_loss" else bound / 100 * abs(before)
     if paired is None:
-        difference = sign * (value.value - before)
-        low, high = _difference_interval(value, reference, sign)
+        gain = sign * (value.value - before)
+        low, high = difference_interval(value, reference, sign)
     else:
-        difference = sign * paired.difference
-        low, high = _ends(Estimate(paired.difference, paired.low, paired.high), sign)
-    margin, how = _decide(gate, difference + allowed, _plus(low, allowed), _plus(high, allowed))
-    loss = f"{abs(difference):.4g} {'worse' if difference < 0 else 'better'} than {name} ({before:.4g})"
+        gain = sign * paired.difference
+        low, high = ends(Estimate(paired.difference, paired.low, paired.high), sign)
+    margin, how = decide(gate, gain + allowed, plus(low, allowed), plus(high, allowed))
     said = "not shown to be within" if margin == UNSHOWN else "within" if margin >= 0 else "beyond"
-    reason = f"{loss}, {said} {allowed:.4g}{how}" + (f"; {paired.words}" if paired else "")
+    reason = f"{_how_much(gate, gain)} {name} ({amount(gate.metric, before)}), {said} "
+    reason += f"the {difference(gate.metric, allowed)} accepted{how}" + (f"; {paired.words}" if paired else "")
     limit = before - sign * allowed
-    return Verdict(gate=gate, outcome=_outcome(gate, margin), value=value.value, limit=limit, reason=reason)
+    p = None if paired is None or gate.test != "worse" else paired.p_value(-sign * allowed)
+    return Verdict(gate=gate, outcome=_outcome(gate, margin), value=value.value, limit=limit, reason=reason, p=p)
 
 
-def _plus(end: float | None, allowed: float) -> float | None:
-    return None if end is None else end + allowed
-
-
-def _difference_interval(value: Estimate, reference: Estimate, sign: float) -> tuple[float | None, float | None]:
-    """95 % interval of value - reference, higher as better, from the two intervals (Zou and Donner 2008, MOVER).
-
-    It takes the two as independent. Models measured on the same items are not, so it is wider than a paired interval:
-    it never claims more than the data show. Two equal scores on 20 questions leave a wide one.
-    """
-    (a_low, a_high), (b_low, b_high) = _ends(value, sign), _ends(reference, sign)
-    if a_low is None or a_high is None or b_low is None or b_high is None:
-        return None, None
-    a, b = sign * value.value, sign * reference.value
-    return a - b - math.hypot(a - a_low, b_high - b), a - b + math.hypot(a_high - a, b - b_low)
-
-
-def _decide(gate: Gate, measured: float, low: float | None, high: float | None) -> tuple[float, str]:
-    """The margin that decides (0 or more passes), of the value or of an end of its interval; how it was chosen."""
-    if gate.test == "values":
-        return measured, ""
-    if low is None or high is None:
-        if gate.test == "not_worse" and lacks_interval(gate.metric, {}):
-            return UNSHOWN, ": an interval is missing, as of a single item, and this gate wants it shown"
-        return measured, " (no intervals: the measured values decide)"
-    if gate.test == "not_worse":
-        return low, " at 95 %, by the worse end of the interval"
-    return high, " at 95 %, by the better end of the interval"
+def _how_much(gate: Gate, gain: float) -> str:
+    return f"{difference(gate.metric, abs(gain))} {'worse' if gain < 0 else 'better'} than" if gain else "as good as"
 
 
 def _rounded(value: float | None) -> float | None:

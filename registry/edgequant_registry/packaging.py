@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 
@@ -18,7 +19,9 @@ from packaging.version import Version
 import edgequant
 import edgequant_registry
 from edgequant import tracking
+from edgequant.disk.leftovers import Scratch
 from edgequant.evaluation.backends.llama_cpp.library import version as llama_cpp_version
+from edgequant_registry.serving.limits import Limits
 
 REQUIREMENTS = ("mlflow", "torch", "transformers", "safetensors", "numpy")
 LLAMA_CPP = "xllamacpp"
@@ -33,7 +36,7 @@ def make_servable(name: str, version: str) -> None:
     """
     source = tracking.client().get_model_version_download_uri(name, version)
     files = [Path(file.path).name for file in get_artifact_repository(source).list_artifacts()]
-    with tempfile.TemporaryDirectory(prefix="edgequant-") as temporary:
+    with Scratch() as temporary:
         folder = Path(temporary) / "model"
         with _quiet_save():
             mlflow.pyfunc.save_model(
@@ -41,10 +44,20 @@ def make_servable(name: str, version: str) -> None:
                 python_model=str(Path(__file__).with_name("served_model.py")),
                 code_paths=[str(Path(str(package.__file__)).parent) for package in (edgequant, edgequant_registry)],
                 pip_requirements=requirements(has_gguf=any(file.endswith(".gguf") for file in files)),
-                model_config={"model": f"{name}/{version}"},
+                model_config={"model": f"{name}/{version}", **asdict(Limits())},
             )
         _point_at_the_checkpoint(folder / "MLmodel", source)
-        get_artifact_repository(source).log_artifacts(str(folder))
+        _file(folder, source)
+
+
+def _file(folder: Path, source: str) -> None:
+    """MLflow's copy stops where another promotion makes the same folder just then: it is copied on."""
+    repository = get_artifact_repository(source)
+    for _ in (path for path in folder.rglob("*") if path.is_dir()):
+        with contextlib.suppress(FileExistsError):
+            repository.log_artifacts(str(folder))
+            return
+    repository.log_artifacts(str(folder))
 
 
 def requirements(*, has_gguf: bool) -> list[str]:

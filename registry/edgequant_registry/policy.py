@@ -14,6 +14,7 @@ from typing import Any, Literal
 import yaml
 
 from edgequant.errors import UserError
+from edgequant.evaluation.tasks.registry import paired_metrics
 from edgequant.files import sha256_of_bytes
 from edgequant.settings_checks import fits
 from edgequant.yaml_files import parse_yaml, read_yaml
@@ -54,6 +55,9 @@ class Gate:
 
     better: Literal["higher", "lower"] | None = None
     """Which end of the metric is better, where the project does not know."""
+
+    instead_of: str | None = None
+    """Judge only where this metric of right-or-wrong answers is at chance, by the items of both."""
 
     severity: Literal["fail", "warn"] = "fail"
     """Whether a broken bound refuses the version, or is only told."""
@@ -111,7 +115,9 @@ def read_policy(source: str) -> Policy:
     if source in bundled_policies():
         found = parse_yaml(bundled.read_text(encoding="utf-8"), f"policy {source!r}", _LINE)
     elif not os.path.lexists(os.path.expanduser(source)):
-        raise UserError(f"policy {source!r} not found; give a YAML file or one of {', '.join(bundled_policies())}")
+        near = get_close_matches(source, bundled_policies(), n=1)
+        said = f"did you mean {near[0]}? Else give" if near else "give"
+        raise UserError(f"policy {source!r} not found; {said} a YAML file or one of {', '.join(bundled_policies())}")
     else:
         found = read_yaml(source, "policy", _LINE)
     if not isinstance(found.get("gates"), list) or not found["gates"]:
@@ -144,7 +150,18 @@ def _gate(number: int, found: Any) -> Gate:
     gate = Gate(**values)
     check_metric(where, gate.metric, is_described=gate.better is not None)
     _check_direction(where, gate)
+    _check_instead_of(where, gate)
     return gate
+
+
+def _check_instead_of(where: str, gate: Gate) -> None:
+    if gate.instead_of is None:
+        return
+    known = [paired.metric for paired in paired_metrics() if paired.unit == "points" and paired.value]
+    if gate.instead_of not in known:
+        raise UserError(f"{where}: instead_of must be one of {', '.join(known)}, got {gate.instead_of!r}")
+    if gate.against is None:
+        raise UserError(f"{where}: instead_of goes with `against: baseline` or `champion`, got none")
 
 
 def _check_bound(where: str, found: Mapping[str, Any]) -> None:

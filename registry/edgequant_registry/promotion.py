@@ -3,6 +3,7 @@ history."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,10 +178,10 @@ def _plan(found: Standing, alias: str, steps: int) -> Rollback:
     lost, line = found.aliases.get(alias), found.line(alias)
     earlier = line[:-1] if lost is not None else line
     if steps > len(earlier):
-        had = f"{len(earlier)} earlier {alias}{'s are' if len(earlier) != 1 else ' is'} known and still there"
+        had = f"{len(earlier) or 'no'} earlier {alias}{'s are' if len(earlier) > 1 else ' is'} known and still there"
         raise UserError(
-            f"{found.name} cannot be rolled back by {steps}: {had}; `edgequant promote --model {found.name} --history "
-            "true` lists them, and --version promotes any version"
+            f"{found.name} cannot be rolled back by {steps}: {had}; `edgequant promote --model "
+            f"{shlex.quote(found.name)} --history true` tells who was, and --version promotes any version"
         )
     restored = earlier[-steps]
     since = {stint.version for stint in stints(found.entries, alias) if stint.number > restored.number}
@@ -197,8 +198,10 @@ def verify_restored(version: Registered, plan: Rollback) -> None:
     try:
         verify_checkpoint(version)
     except UserError as error:
-        further = f"edgequant promote --model {plan.name} --rollback true --steps {plan.steps + 1}"
-        raise UserError(f"{version.label} cannot be rolled back to: {error}; to go back further: {further}") from error
+        further = f"edgequant promote --model {shlex.quote(plan.name)} --rollback true --steps {plan.steps + 1}"
+        raise UserError(
+            f"{version.label} cannot be rolled back to: {error}; to go back further: `{further}`"
+        ) from error
 
 
 def roll_back(plan: Rollback, run_id: str) -> str:

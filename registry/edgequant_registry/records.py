@@ -26,7 +26,7 @@ def summary_of(verdicts: Sequence[Verdict]) -> str:
     """Verdicts in a line: how many of each kind, and which gates are broken."""
     counts = Counter(verdict.word for verdict in verdicts)
     told = ", ".join(f"{count} {word}" for word, count in counts.items())
-    broken = [verdict.said for verdict in verdicts if verdict.outcome in ("failed", "warned")]
+    broken = [verdict.said for verdict in verdicts if verdict.is_broken]
     return f"{len(verdicts)} gates: {told}" + "".join(f"; {reason}" for reason in broken)
 
 
@@ -52,7 +52,10 @@ def write_verdicts(
         registry.set_model_version_tag(version.name, version.version, key, value)
     mark = "Refused as" if is_refused else "Passed as"
     headline = f"{mark} {alias} under policy {policy.name} ({policy.digest}):"
-    reasons = [f"- {verdict.said}" for verdict in sorted(verdicts, key=lambda one: not one.blocks)]
+    judged = [verdict for verdict in verdicts if verdict.outcome != "not asked for"]
+    reasons = [f"- {each.word}: {each.said}" for each in sorted(judged, key=lambda one: not one.blocks)]
+    if silent := dict.fromkeys(each.gate.metric for each in verdicts if each not in judged):
+        reasons.append(f"- not asked for: {', '.join(silent)}")
     _describe(registry, version.name, version.version, headline, reasons)
 
 
@@ -110,4 +113,4 @@ def _short(verdicts: Sequence[Verdict]) -> str:
 
 
 def _row(verdict: Verdict) -> dict[str, Any]:
-    return verdict.to_row() if verdict.outcome in ("failed", "warned") else verdict.to_short_row()
+    return verdict.to_row() if verdict.is_broken else verdict.to_short_row()

@@ -24,13 +24,17 @@ class ServedModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
 
     def load_context(self, context: Any) -> None:
         """Load the checkpoint beside this file, its files verified."""
+        from edgequant_registry.serving.http.app import ServingApp
+        from edgequant_registry.serving.http.hook import put_around_mlflows_app
+        from edgequant_registry.serving.limits import limits_of
         from edgequant_registry.serving.load_engine import load_engine
-        from edgequant_registry.serving.openai_paths import offer_openai_paths
         from edgequant_registry.serving.predict import predict
 
-        name = (context.model_config or {}).get("model", "edgequant")
-        self.answer = partial(predict, load_engine(Path(context.artifacts["checkpoint"])), name)
-        offer_openai_paths(name, self.answer)
+        config = context.model_config or {}
+        name, limits = config.get("model", "edgequant"), limits_of(config)
+        engine = load_engine(Path(context.artifacts["checkpoint"]))
+        self.answer = partial(predict, engine, name, limits)
+        put_around_mlflows_app(partial(ServingApp, model=name, engine=engine, limits=limits))
 
     # without type hints: MLflow would take a signature from them, and refuse what OpenAI's clients send
     def predict(self, context, model_input):  # type: ignore[no-untyped-def]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cached_property
 
 from mlflow.entities.model_registry import ModelVersion
@@ -12,7 +14,8 @@ from edgequant import tracking
 from edgequant.errors import UserError
 from edgequant.evaluation.evidence_file import FILE, Evidence
 from edgequant.evaluation.pairing import Pairing
-from edgequant.workflows.steps.register import PREFIX
+from edgequant.models import resolve
+from edgequant.tracking import REGISTERED
 from edgequant_registry.evidence.filed import evidence_of
 from edgequant_registry.gates import Reference
 
@@ -69,24 +72,40 @@ def find_version(model: str | None, version: str | None) -> Registered:
     versions = _versions_of(_registered_name(model)) if model else _all_versions()
     wanted = [one for one in versions if version is None or str(one.version) == str(version)]
     if not wanted:
-        there = ", ".join(f"{one.name}/{one.version}" for one in versions) or "none"
-        raise UserError(f"version {version} of {model or 'any model'} not found; there are: {there}")
+        listed = sorted(versions, key=lambda one: (one.name, int(one.version)))
+        there = ", ".join(f"{one.name}/{one.version}" for one in listed) or "none"
+        which = "" if version is None else f"{version} "
+        raise UserError(f"version {which}of {model or 'any model'} not found; there are: {there}")
     return _registered(max(wanted, key=lambda one: (one.creation_timestamp, int(one.version))))
 
 
 def _registered_name(model: str) -> str:
-    """`tiny` and `edgequant-tiny` both mean `edgequant-tiny`, unless a model of the given name is registered itself."""
+    """`tiny` and `edgequant-tiny` both mean `edgequant-tiny`, unless a model of the given name is registered itself.
+
+    A hub id or a folder means the model that is registered of it.
+    """
     if model.startswith("models:/"):
         raise UserError(f"model {model!r}: give the registered name alone, and --version for the version")
     names = _names()
-    for name in (model, f"{PREFIX}{model}"):
+    for name in (model, f"{REGISTERED}{model}", *_made_from(model)):
         if name in names:
             return name
-    known = ", ".join(sorted(name for name in names if name.startswith(PREFIX))) or "none"
+    ours = sorted(name for name in names if name.startswith(REGISTERED))
+    wanted = REGISTERED + model.removeprefix(REGISTERED)
+    near = get_close_matches(wanted, ours, n=1, cutoff=0.8)
+    hint = f"did you mean {near[0]}? " if near else ""
+    there, short = ", ".join(ours) or "none", shlex.quote(wanted.removeprefix(REGISTERED))
     raise UserError(
-        f"registered model {model!r} or {PREFIX}{model} not found in {tracking.shown_store()}; there are: {known}. "
-        f"`edgequant qat --model {model.removeprefix(PREFIX)}` registers one"
+        f"registered model {wanted!r} not found in {tracking.shown_store()}; {hint}there are: {there}. "
+        f"`edgequant qat --model {short}` registers one"
     )
+
+
+def _made_from(model: str) -> list[str]:
+    try:
+        return [f"{REGISTERED}{resolve(model).name}"]
+    except UserError:
+        return []
 
 
 def _names() -> set[str]:
@@ -98,10 +117,10 @@ def _versions_of(name: str) -> list[ModelVersion]:
 
 
 def _all_versions() -> list[ModelVersion]:
-    found = [one for one in tracking.client().search_model_versions() if one.name.startswith(PREFIX)]
+    found = [one for one in tracking.client().search_model_versions() if one.name.startswith(REGISTERED)]
     if not found:
         raise UserError(
-            f"no {PREFIX}* model is registered in {tracking.shown_store()}; "
+            f"no {REGISTERED}* model is registered in {tracking.shown_store()}; "
             "`edgequant qat` and `edgequant tune` register one, and $MLFLOW_TRACKING_URI names another store"
         )
     return found

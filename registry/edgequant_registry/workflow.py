@@ -9,10 +9,12 @@ edgequant promote --model tiny --history true
 
 from __future__ import annotations
 
+import json
 import re
 from typing import TYPE_CHECKING
 
 from edgequant.errors import UserError
+from edgequant.folders import MANIFEST
 from edgequant.workflows.settings import WorkflowResult
 
 if TYPE_CHECKING:
@@ -96,6 +98,7 @@ def promote(
         tracking.check_may_change(candidate.name)
     with tracking.workflow_run("promote", config, experiment=experiment) as run:
         tracking.set_tags(results.tags_of(candidate))
+        tracking.log_params(results.parameters_of(candidate))
         stopped: SystemExit | None = None
         if history:
             result = results.tell_history(candidate.name, run)
@@ -145,12 +148,15 @@ def _check_data(data_dir: str | None, *, is_read: bool) -> None:
 
 def _check_candidate(candidate: Registered, alias: str, *, is_named: bool) -> None:
     """A promotion that runs every night must not undo a rollback; and a champion is nobody's challenger."""
+    from edgequant.workflows.steps.register import promote_command
     from edgequant_registry import versions
     from edgequant_registry.aliases.journal import rolled_back
 
     if not is_named and candidate.version in rolled_back(candidate.name, alias):
-        again = f"edgequant promote --model {candidate.name} --version {candidate.version}"
-        raise UserError(f"{candidate.label} is the newest and was rolled back; to promote it again: {again}")
+        raise UserError(
+            f"{candidate.label} is the newest and was rolled back; to promote it again: "
+            f"`{promote_command(candidate.uri)}`"
+        )
     if alias == "challenger":
         champion = versions.with_alias(candidate.name, "champion")
         if champion is not None and champion.version == candidate.version:
@@ -179,12 +185,12 @@ def _judged(candidate: Registered, alias: str, policy: Policy, again: Remeasurin
     """Check the files first: metrics of a checkpoint that is not what was measured mean nothing."""
     from edgequant import tracking
     from edgequant_registry import gates, promotion, versions
-    from edgequant_registry.asked import asked_of_run
+    from edgequant_registry.asked import asked_of
     from edgequant_registry.evidence.remeasure import with_findings
 
     champion = versions.with_alias(candidate.name, promotion.compared_with(alias))
     folder = promotion.verify_checkpoint(candidate)
-    asked = asked_of_run(candidate.run_id, candidate.variant)
+    asked = asked_of(candidate.evidence)
     verdicts = gates.judge(policy.gates, candidate.metrics, versions.references(candidate, champion), asked)
     found = again.of(folder, candidate.evidence, verdicts)
     verdicts = with_findings(verdicts, found)
@@ -192,7 +198,8 @@ def _judged(candidate: Registered, alias: str, policy: Policy, again: Remeasurin
     tracking.log_text(policy.to_yaml(), "policy.yaml")
     tracking.log_table([verdict.to_row() for verdict in verdicts], "gates.json")
     tracking.log_table(found.rows, "remeasured.json")
-    tracking.log_text(f"{len(list(folder.iterdir()))} files are those that were filed\n", "integrity.txt")
+    listed = json.loads((folder / MANIFEST).read_text())["sha256"]
+    tracking.log_text(f"{len(listed)} files are those that were filed\n", "integrity.txt")
     return promotion.Judgement(
         candidate=candidate, alias=alias, champion=None if champion is None else champion.version, policy=policy,
         verdicts=verdicts, remeasured=found.words, run_id=run_id,

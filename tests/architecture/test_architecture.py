@@ -12,7 +12,9 @@ from source_trees import ROOT, all_sources, import_graph, modules, top
 IMPORTS = import_graph(all_sources())
 PLATFORM = sorted(name for name in IMPORTS if name.startswith("edgequant."))
 
-BASE = {"commands", "errors", "progress", "files", "folders", "outputs", "extensions", "settings_checks", "yaml_files"}
+FILES = {"disk", "files", "folders", "outputs"}
+BASE = FILES | {"commands", "errors", "extensions", "interruption", "progress", "ray_signals", "redaction"}
+BASE |= {"settings_checks", "yaml_files"}
 BELOW = BASE | {"models", "tracking"}
 PACKAGES = {"corpora", "quantization", "training", "evaluation", "export", "reporting"}
 # package or module of edgequant: what it may import of edgequant, beside itself
@@ -21,9 +23,13 @@ ALLOWED = {
     "progress": set(),
     "errors": set(),
     "extensions": {"errors"},
-    "files": set(),
-    "folders": {"errors", "files"},
-    "outputs": {"errors", "files", "folders"},
+    "interruption": set(),
+    "ray_signals": set(),
+    "disk": {"errors"},
+    "redaction": set(),
+    "files": {"disk"},
+    "folders": {"disk", "errors", "files"},
+    "outputs": {"disk", "errors", "files", "folders"},
     "settings_checks": {"errors"},
     "yaml_files": {"errors"},
     "tracking": BASE,
@@ -36,7 +42,8 @@ ALLOWED = {
     "export": BELOW | {"quantization.scheme", "quantization.weight_spec", "quantization.layers"},
     # how a task's metrics are shown, what they are evidence of, how two models differ item by item
     "reporting": BELOW
-    | {"evaluation.tasks.task", "evaluation.tasks.registry", "evaluation.evidence", "evaluation.harm"},
+    | {"evaluation.tasks.task", "evaluation.tasks.registry", "evaluation.evidence", "evaluation.harm"}
+    | {"evaluation.ranking", "evaluation.statistics.verdicts"},
     "workflows": BELOW | PACKAGES,
     "api_checks": {"errors", "settings_checks"},
     "api": BELOW | PACKAGES | {"workflows", "api_checks"},
@@ -57,6 +64,7 @@ WITHIN = {
         "layers": SCHEME | {"arithmetic"},
         "ptq": SCHEME | {"arithmetic", "layers"},
         "qat": SCHEME | {"arithmetic", "layers", "ptq"},
+        "adapters": SCHEME | {"arithmetic", "layers"},
         "checkpoint": {"scheme"},
         "mixed_precision": {"scheme", "arithmetic", "layers", "checkpoint"},
         "transformers_quantizer": {"scheme", "layers", "checkpoint"},
@@ -72,6 +80,7 @@ WITHIN = {
         "harm": {"statistics", "tasks"},
         "evidence_file": {"settings", "tasks"},
         "pairing": {"evidence_file", "harm", "statistics", "tasks"},
+        "ranking": {"harm", "pairing", "statistics", "tasks"},
         "reproduction": {"backends", "evidence_file", "pairing", "tasks"},
         "evidence": {"tasks"},
         "suite": {"settings", "backends", "tasks", "evidence"},
@@ -80,6 +89,7 @@ WITHIN = {
         **{name: set() for name in ("text", "settings", "sources", "packing", "contamination")},
         "documents": {"text"},
         "training_files": {"text", "extraction"},
+        "instruction_rows": {"text"},
         "benchmark_rows": {"text"},
         "benchmarks": {"text", "benchmark_rows"},
         "processed_file": {"text"},
@@ -104,6 +114,7 @@ WITHIN = {
 # steps that several workflows take, and the checks of doctor, know none of the workflows
 WORKFLOW_PARTS = {
     "steps": {"settings"},
+    "adaptation": {"settings", "steps", "validate"},
     "checks": set(),
     "settings": set(),
     "shipping": {"validate"},
@@ -164,8 +175,11 @@ def users(package: str) -> set[str]:
     return {name for name, found in IMPORTS.items() if package in map(top, found) and top(name) != package}
 
 
-def test_search_and_registry_are_imported_by_nobody_and_not_by_each_other():
-    assert users("edgequant_tune") | users("edgequant_registry") == set()
+def test_search_and_registry_are_imported_by_nobody_but_the_policy_by_the_search_that_keeps_it():
+    assert users("edgequant_tune") == set()
+    assert users("edgequant_registry") == {"edgequant_tune.scoring.policy_gates"}
+    imported = IMPORTS["edgequant_tune.scoring.policy_gates"]
+    assert {name for name in imported if top(name) == "edgequant_registry"} == {"edgequant_registry.policy"}
 
 
 def test_search_and_registry_use_the_platform():
@@ -175,14 +189,15 @@ def test_search_and_registry_use_the_platform():
 # -------------------------------------------------------------------------------------------------- other libraries
 
 
-def test_mlflow_is_imported_by_tracking_the_searchs_callback_and_the_registry_alone():
+def test_mlflow_is_imported_by_tracking_the_searchs_bookkeeping_and_the_registry_alone():
     outside = {name for name in users("mlflow") if top(name) != "edgequant_registry"}
-    assert {name for name in outside if not name.startswith("edgequant.tracking.")} <= {"edgequant_tune.callbacks"}
+    homes = ("edgequant.tracking.", "edgequant_tune.bookkeeping.")
+    assert {name for name in outside if not name.startswith(homes)} == set()
 
 
 def test_ray_stays_in_the_search_and_in_the_corpus_engine():
     outside = {name for name in users("ray") if top(name) != "edgequant_tune"}
-    assert outside <= {"edgequant.corpora.processing.ray_engine"}
+    assert outside <= {"edgequant.corpora.processing.ray_engine", "edgequant.ray_signals"}
 
 
 def test_quantization_knows_neither_trackers_nor_data_sets_nor_model_classes():

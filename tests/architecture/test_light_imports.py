@@ -15,7 +15,9 @@ HEAVY = (
 )
 PLATFORM = sorted(name for name in all_sources() if name.partition(".")[0] == "edgequant")
 HOLD_MODELS = ("qat_experiment", "qat_variants", "held_out", "teacher", "ptq_choice")
-TRAINING_STEPS = {f"edgequant.workflows.steps.{name}" for name in HOLD_MODELS}
+TRAINING_STEPS = {f"edgequant.workflows.steps.{name}" for name in HOLD_MODELS} | {
+    "edgequant.workflows.adaptation.loftq"
+}
 LIGHT = [
     *("edgequant", "edgequant.__main__", "edgequant.errors", "edgequant.files", "edgequant.models"),
     *("edgequant.quantization.scheme", "edgequant.quantization.ptq.methods"),

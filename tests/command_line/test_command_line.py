@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import signal
 import subprocess
 import sys
 from dataclasses import fields
@@ -59,7 +60,10 @@ REFUSED = {
     "ptq: unknown method": (["ptq", "--method", "magic"], ["magic", "rtn"]),
     "ptq: unknown model": (["ptq", "--model", "nope"], ["model 'nope' is unknown"]),
     "finetune: unknown base": (["finetune", "--base", "int3"], ["int3", "bnb-nf4"]),
-    "finetune: impossible rank": (["finetune", "--lora.rank", "0"], ["lora.rank must be at least 1", "got 0"]),
+    "finetune: impossible rank": (
+        ["finetune", "--lora.rank", "-1"],
+        ["lora.rank must be 0 (no adapters) or more", "got -1"],
+    ),
     "finetune: unknown model": (["finetune", "--model", "nope"], ["model 'nope' is unknown"]),
     "pipeline: unknown phase": (["pipeline", "--phases", "[corpus,bake]"], ["'bake'", "finetune"]),
     "pipeline: unknown scheme": (["pipeline", "--scheme", "int4"], ["scheme 'int4' is unknown"]),
@@ -237,15 +241,16 @@ def test_an_error_of_ours_is_one_line_and_any_other_keeps_its_traceback(monkeypa
 
 
 def test_for_a_shell_a_fault_of_the_program_is_no_refusal_and_a_refusal_is_no_fault(monkeypatch, capsys):
-    import edgequant.__main__ as command_line
+    from edgequant.command_line.shell import run
 
     def ends_with(what):
         def main():
             raise what
 
-        monkeypatch.setattr(command_line, "main", main)
-        return command_line.run
+        monkeypatch.setattr("edgequant.__main__.main", main)
+        return run
 
+    monkeypatch.setattr(signal, "SIG_DFL", signal.default_int_handler)  # for what runs behind this test
     assert ends_with(ZeroDivisionError("of ours"))() == 2
     assert "Traceback" in (said := capsys.readouterr().err) and "ZeroDivisionError: of ours" in said
     with pytest.raises(SystemExit) as left:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from edgequant import commands
+from edgequant.__main__ import main
 from edgequant.commands import runnable
 
 
@@ -36,6 +37,20 @@ def said_by_a_shell(command: str) -> str:
 def test_a_program_that_is_not_on_the_path_is_named_by_its_place(environment):
     assert runnable("edgequant promote --model tiny") == ".venv/bin/edgequant promote --model tiny"
     assert said_by_a_shell(runnable("mlflow ui")) == "this is mlflow ui"
+
+
+def test_a_command_that_an_error_names_is_named_by_its_place_too(store, environment, capsys):
+    said = commands.with_runnable(
+        "run `edgequant qat --model 'my model'` or `mlflow ui`; `qat` and `a b` are no commands"
+    )
+    assert said == (
+        "run `.venv/bin/edgequant qat --model 'my model'` or `.venv/bin/mlflow ui`; `qat` and `a b` are no commands"
+    )
+    assert main(["promote"]) == 2
+    assert (
+        "no edgequant-* model is registered" in (told := capsys.readouterr().err)
+        and "`.venv/bin/edgequant qat`" in told
+    )
 
 
 def test_in_an_activated_environment_the_name_is_enough(environment, monkeypatch):

@@ -18,9 +18,12 @@ import edgequant
 from edgequant import __main__, tracking
 from edgequant.command_line.library_errors import told
 from edgequant.errors import UserError
+from edgequant.models import resolve
 from edgequant.models.load_errors import told_in_one_line
 from edgequant.quantization.scheme import parse_scheme
+from edgequant.training.settings import LoraSettings
 from edgequant.workflows import corpus, evaluate, finetune, ptq
+from edgequant.workflows.adaptation.ways import Written, way_of
 from edgequant.yaml_files import parse_yaml, read_yaml
 
 
@@ -169,16 +172,17 @@ def test_a_terminal_without_dashes_gets_a_question_mark(monkeypatch):
 
 @pytest.mark.parametrize("path", ["my data/out", "~/out", "größe", "plain/out", "it's"])
 def test_the_next_command_is_what_a_shell_hands_back(path):
-    folder = Path(path)
+    folder, source = Path(path), resolve("tiny")
+    way = way_of(source, "tiny", "float", LoraSettings(), apart=False, dtype="auto", device="cpu")
     commands = [
         corpus.next_command(path),
         ptq.next_command(path, parse_scheme("w8"), folder),
         ptq.next_command("tiny", parse_scheme("bnb-nf4"), folder),
         evaluate.next_command(path, "none"),
+        *(finetune.next_command(Written(None, folder, whole, {}), way, None) for whole in (True, False)),
     ]
     for command in commands:
         assert path in shlex.split(command), command
-    assert shlex.split(finetune.next_command(folder, "float"))[-1] == f"{path}/merged"
 
 
 def test_the_next_command_of_what_is_quantised_is_none_that_refuses_it(tmp_path):

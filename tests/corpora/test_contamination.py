@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from edgequant.corpora.contamination import measure_overlap, refuse_overlap, words_of
+from edgequant.corpora.contamination import Overlap, refuse_overlap, words_of
 from edgequant.errors import UserError
 
 SENTENCE = "the boats left the jetty at dawn and carried nine people each across the flooded lagoon to the school"
+
+
+def measure_overlap(training: list[str], evaluation: list[str]) -> Overlap:
+    return refuse_overlap(training, {"any": evaluation}, max_share=1.0)["any"]
 
 
 def test_overlap_shares_are_counted_on_both_sides() -> None:
@@ -42,3 +46,53 @@ def test_bundled_training_documents_do_not_overlap_the_held_out_ones() -> None:
 
     held_out = [document.text for split in ("validation", "test") for document in bundled_documents(split)]
     refuse_overlap([document.text for document in bundled_documents("train")], {"held out": held_out}, max_share=0.0)
+
+
+# ----------------------------------------------------------------------------------- questions, which have no 13-gram
+
+QUESTIONS = [f"is the {place} bridge closed to all heavy traffic" for place in ("north", "south", "old", "new")]
+
+
+def test_questions_that_are_trained_on_are_found_whole() -> None:
+    lines = "\n".join(f"{question.capitalize()}? Yes." for question in QUESTIONS[:2])
+    with pytest.raises(UserError, match=r"repeats questions of boolq: 50\.0% of them, .* remove them"):
+        refuse_overlap([lines, SENTENCE], {"boolq": QUESTIONS})
+
+
+def test_a_few_questions_of_many_are_found_where_they_are_the_training_text() -> None:
+    many = [f"is road {n} of the district closed to all traffic" for n in range(1_000)]
+    with pytest.raises(UserError, match=r"0\.1% of them, which make 90\.9% of it"):
+        refuse_overlap([many[7] + " yes"], {"boolq": many})
+    elsewhere = " ".join(f"word{n}" for n in range(2_000))
+    assert refuse_overlap([many[7], elsewhere], {"boolq": many})["boolq"].share < 0.01
+
+
+def test_questions_of_five_words_may_be_asked_anywhere() -> None:
+    assert refuse_overlap(["is the bridge open now"], {"boolq": ["is the bridge open now"]})["boolq"].share == 0.0
+
+
+def test_everything_that_is_scored_has_its_text_compared(data_dir) -> None:
+    """One folder for each data set, which repeats it; the bundled training text passes them all."""
+    from edgequant.corpora.disaster.corpus import bundled_documents
+    from edgequant.evaluation.tasks.registry import TASKS, find_data_set
+    from edgequant.workflows.steps.data import rows_of
+    from edgequant.workflows.steps.sequences import evaluated_texts
+
+    names = [each.name for task in TASKS for each in task.data if each.name != "guard"]
+    data = {name: rows_of(find_data_set(name), find_data_set(name).report, str(data_dir)) for name in names}
+    texts = evaluated_texts(data)
+    assert len(texts) == len(names)
+    train = [document.text for document in bundled_documents("train") if document.language == "en"]
+    refuse_overlap(train, texts)
+    leaks = {
+        "boolq/validation": " ".join(row["question"] + "? yes" for row in data["boolq"][:40]),
+        "squad/validation": data["squad"][100]["context"],
+        "domain_boolean/test": next(
+            document.text for document in bundled_documents() if document.source == data["domain_boolean"][0]["source"]
+        ),
+        "domain_span/test": data["domain_span"][0]["context"],
+        "wikitext-2/test": "".join(data["wikitext2"][:60]),
+    }
+    for name, leak in leaks.items():
+        with pytest.raises(UserError, match=f"(overlaps|repeats questions of) {name}"):
+            refuse_overlap([leak], {name: texts[name]})

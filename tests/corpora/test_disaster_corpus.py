@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
-from edgequant.corpora.disaster.corpus import DOCUMENTS, boolean_questions, bundled_documents, span_questions
+from edgequant.corpora.curation.annotation import shingles
+from edgequant.corpora.disaster.corpus import (
+    DOCUMENTS,
+    boolean_questions,
+    bundled_documents,
+    closed_book_questions,
+    instructions,
+    span_questions,
+)
 from edgequant.corpora.disaster.domain_classifier import classify, held_out_report
 from edgequant.corpora.disaster.questions import (
     bundled_faults,
@@ -23,8 +32,14 @@ from edgequant.corpora.output.data_card import most_repeated
 from edgequant.corpora.text.chunking import Chunk
 from edgequant.errors import UserError
 
-TYPES = {"sop", "guideline", "field_report", "directive", "checklist", "situation_report"}
-HAZARDS = {"flood", "cyclone", "landslide", "tsunami", "drought", "epidemic"}
+HELD_OUT = "d3fc09af7f70d61bfe93804ef963badec6638d85e0a48f17ada3d4917d82bd66"  # English validation and test documents
+TYPES = {"sop", "guideline", "field_report", "directive", "checklist", "situation_report"}  # of the field
+INVENTED = ("invented", "made up", "fictitious", "exercise", "composite", "composed", "nowhere", "simulation")
+VOICES = {
+    *("after_action_review", "bulletin", "dialogue", "explainer", "faq", "glossary", "handout", "interview"),
+    *("lesson_plan", "letter", "minutes", "plan", "radio_transcript", "technical_note"),
+}
+HAZARDS = {"flood", "cyclone", "landslide", "tsunami", "drought", "epidemic", "earthquake", "heat", "fire", "wildfire"}
 
 
 @pytest.fixture(scope="module")
@@ -39,18 +54,55 @@ def chunks() -> list[tuple[str, str, Chunk]]:
     found = []
     for document in bundled_documents():
         path = DOCUMENTS / document.source
-        for part in process_file(str(path), path.name, None, CorpusSettings(), count).parts:
+        for part in process_file(str(path), path.name, CorpusSettings(), count).parts:
             found += [(document.domain, document.language, chunk) for chunk in part.chunks]
     return found
 
 
-def test_sixty_documents_of_all_types_and_hazards_flood_first() -> None:
+def test_documents_of_all_types_and_hazards_flood_first() -> None:
     documents = bundled_documents()
-    assert len(documents) >= 60
-    assert {document.document_type for document in documents} == TYPES
-    assert {document.hazard_type for document in documents} == HAZARDS
+    assert len(documents) == 128
+    assert {document.document_type for document in documents} == TYPES | VOICES
+    assert {document.hazard_type for document in documents} == HAZARDS | {"chemical", "multiple"}
     assert Counter(document.hazard_type for document in documents).most_common(1)[0][0] == "flood"
     assert all(document.license == "MIT" and document.standard for document in documents)
+
+
+def test_80_000_english_training_words_by_more_voices_than_reports() -> None:
+    training = [document for document in bundled_documents("train") if document.language == "en"]
+    words = Counter[str]()
+    for document in training:
+        words[document.document_type] += len(document.text.split())
+    assert words.total() >= 80_000
+    assert sum(words[voice] for voice in VOICES) >= 0.4 * words.total()
+    assert min(Counter(document.domain for document in training)[name] for name in DOMAINS) >= 13
+
+
+def test_what_is_measured_on_stays_as_it_was_when_training_documents_are_added() -> None:
+    held_out = [document for document in bundled_documents() if document.split != "train" and document.language == "en"]
+    text = "\n".join(document.text for document in held_out)
+    assert len(held_out) == 24 and sha256(text.encode()).hexdigest() == HELD_OUT
+
+
+def test_no_document_passes_for_a_report_of_a_real_agency_or_event() -> None:
+    for document in bundled_documents():
+        assert document.agency.endswith("(fictional)"), document.source
+        told = document.text.lower()
+        assert document.setting in ("invented", "exercise", "composite", "general"), document.source
+        if document.setting in ("exercise", "composite"):
+            assert any(word in told for word in INVENTED), document.source
+
+
+def test_no_two_passages_of_the_corpus_are_nearly_the_same(chunks: list[tuple[str, str, Chunk]]) -> None:
+    grams = [shingles(chunk.text) for _, _, chunk in chunks]
+    where: dict[str, list[int]] = {}
+    shared = Counter[tuple[int, int]]()
+    for number, own in enumerate(grams):
+        for gram in own:
+            shared.update((other, number) for other in where.setdefault(gram, []))
+            where[gram].append(number)
+    (one, other), alike = shared.most_common(1)[0]
+    assert alike < 0.3 * len(grams[one] | grams[other]), (chunks[one], chunks[other])
 
 
 def test_550_chunks_and_80_in_every_domain(chunks: list[tuple[str, str, Chunk]]) -> None:
@@ -73,7 +125,7 @@ def test_30_chunks_each_in_sinhala_and_tamil_with_a_real_tokenizer(data_dir: Pat
     for document in bundled_documents():
         if document.language != "en":
             path = DOCUMENTS / document.source
-            result = process_file(str(path), path.name, None, CorpusSettings(), count)
+            result = process_file(str(path), path.name, CorpusSettings(), count)
             numbers[document.language] += sum(len(part.chunks) for part in result.parts)
     assert min(numbers["si"], numbers["ta"]) >= 30
 
@@ -83,10 +135,28 @@ def test_the_bundled_questions_pass_their_checker() -> None:
     assert len(boolean_questions()) >= 300 and len(span_questions()) >= 300
 
 
-def test_every_span_starts_where_it_says() -> None:
-    for question in span_questions():
+@pytest.mark.parametrize("language", ["en", "si", "ta"])
+def test_every_answer_starts_where_it_says_and_a_paraphrase_beside_the_context_nowhere(language: str) -> None:
+    for question in span_questions(language):
         for text, start in zip(question["answers"]["text"], question["answers"]["answer_start"], strict=True):
-            assert question["context"][start : start + len(text)] == text
+            assert start == question["context"].find(text) or question["context"][start : start + len(text)] == text
+    for question in span_questions(language, paraphrased=False):
+        assert min(question["answers"]["answer_start"]) >= 0
+
+
+@pytest.mark.parametrize("language", ["si", "ta"])
+def test_two_test_documents_each_in_sinhala_and_tamil_have_questions_of_both_kinds(language: str) -> None:
+    documents = {document.source for document in bundled_documents("test") if document.language == language}
+    for rows, fewest in ((boolean_questions(language), 12), (span_questions(language), 7)):
+        asked = Counter(row["source"] for row in rows)
+        assert set(asked) == documents and len(documents) >= 2
+        assert min(asked.values()) >= fewest
+
+
+def test_an_unknown_language_is_refused_with_those_that_there_are() -> None:
+    for rows in (boolean_questions, span_questions, closed_book_questions, instructions):
+        with pytest.raises(UserError, match="language must be one of en, si, ta, got 'fr'"):
+            rows("fr")
 
 
 def test_the_checker_finds_a_foreign_passage_a_wrong_split_and_a_missing_span() -> None:
@@ -100,6 +170,7 @@ def test_the_checker_finds_a_foreign_passage_a_wrong_split_and_a_missing_span() 
     assert "not verbatim" in faults and "in split train, not held out" in faults
     span = {**span_questions()[0], "answers": ["no such span"]}
     assert "is not in its context" in "\n".join(check_spans([span]))
+    assert "is in language en, not si" in "\n".join(check_boolean([item], "si"))
 
 
 def test_the_overlap_baseline_sees_through_an_easy_set_and_the_filter_makes_it_harder() -> None:

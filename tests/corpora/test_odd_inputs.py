@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import zipfile
 import zlib
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 from test_sandbox import pdf_of
 
 from edgequant.corpora.extraction.extracted import ExtractionError
-from edgequant.corpora.processing.file_processing import is_archive, list_members, process_content, process_file
+from edgequant.corpora.processing.file_processing import process_content
 from edgequant.corpora.settings import CorpusSettings
 from edgequant.errors import UserError
 from edgequant.workflows.corpus import corpus
@@ -102,21 +101,3 @@ def test_markup_nested_beyond_recursion_is_read_or_refused():
     assert process(html, "deep.html").words == len(SENTENCE.split())
     with pytest.raises(ExtractionError, match="not JSON"):
         process(b"[" * depth + b"]" * depth, "deep.json")
-
-
-def test_an_archive_within_an_archive_is_not_opened_and_a_locked_member_says_so(tmp_path: Path):
-    inner = io.BytesIO()
-    with zipfile.ZipFile(inner, "w") as archive:
-        archive.writestr("hidden.txt", SENTENCE)
-    path = tmp_path / "a.zip"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("inner.zip", inner.getvalue())
-        archive.writestr("locked.txt", SENTENCE)
-    data = bytearray(path.read_bytes())
-    data[data.rfind(b"PK\x01\x02") + 8] |= 1  # the flag "encrypted" of the last entry
-    path.write_bytes(data)
-    members, refused = list_members(str(path), "a.zip", CorpusSettings())
-    assert is_archive(str(path)) and [name for _, name in members] == ["a.zip!/inner.zip"]
-    assert [item.refused for item in refused] == ["encrypted archive member; needs its password"]
-    opened = process_file(str(path), "a.zip!/inner.zip", "inner.zip", CorpusSettings(), words)
-    assert not opened.parts and "archive in an archive" in opened.refused

@@ -11,7 +11,7 @@ from edgequant.corpora.processed_file import ProcessedFile
 from edgequant.corpora.processing.sandbox import process_in_workers
 from edgequant.corpora.settings import CorpusSettings
 from edgequant.corpora.sources import list_files
-from edgequant.corpora.text.tokens import tokenizer_file
+from edgequant.corpora.text.tokens import TokenCounter, tokenizer_file
 from edgequant.errors import UserError
 
 GOOD = "The boats left the jetty at dawn and came back with nine people. " * 30
@@ -86,3 +86,17 @@ def test_workers_leave_no_process_behind(tmp_path: Path) -> None:
 def test_impossible_settings_are_refused_by_name(values: dict, named: str) -> None:
     with pytest.raises(UserError, match=named):
         CorpusSettings(**values)
+
+
+@pytest.mark.parametrize("name", ["tiny", "smollm2-135m"])
+def test_a_cut_or_changed_tokenizer_in_the_cache_is_made_again(tmp_path: Path, monkeypatch, name: str) -> None:
+    monkeypatch.setenv("EDGEQUANT_CACHE", str(tmp_path))
+    file = tokenizer_file(name)
+    kept, counts = file.read_bytes(), TokenCounter(file)(["A flood came."])
+    digests = sorted(file.parent.glob("*.sha256"))
+    assert len(digests) == (name == "smollm2-135m")  # comes with a pinned package: found without transformers
+    for changed in (file, *digests):
+        for content in (b"", b"{", b"\xb7\x00/../x", b"0" * 64):
+            changed.write_bytes(content)
+            assert tokenizer_file(name) == file and file.read_bytes() == kept
+    assert TokenCounter(file)(["A flood came."]) == counts

@@ -9,8 +9,9 @@ import pytest
 from datasets import Dataset, DatasetDict
 from odd_documents import columns_pdf
 
-from edgequant.corpora.training_files import read_training_files
+from edgequant.corpora.training_files import read_training_files, split_documents
 from edgequant.errors import UserError
+from edgequant.folders import CORPUS, mark_folder
 
 TEXT = "The café by the river\nclosed at noon.\n"
 
@@ -41,7 +42,7 @@ def test_marks_of_files_that_were_put_together_go_too(tmp_path: Path) -> None:
         (
             "a.txt",
             columns_pdf(),
-            "must be Markdown or plain text, got pdf; make a data set of it first: edgequant corpus",
+            "must be Markdown or plain text, got pdf; make a data set of it first: `edgequant corpus",
         ),
         ("a.pdf", columns_pdf(), "got pdf"),
         ("a.json", b'{"text": "The river."}', "got json;"),
@@ -108,3 +109,72 @@ def test_a_damaged_data_set_is_refused_and_one_without_splits_is_read(tmp_path: 
         read_training_files(folder)
     Dataset.from_dict({"text": ["One."]}).save_to_disk(str(tmp_path / "b"))
     assert read_training_files(tmp_path / "b")[0] == ["One."]
+
+
+# -------------------------------------------------------------------------------------------- documents out of chunks
+
+
+def corpus_of(folder, splits):
+    """As `edgequant corpus` writes it: a row for each chunk (text, document, domain, augmented)."""
+    from datasets import Dataset, DatasetDict
+
+    made = {}
+    for split, rows in splits.items():
+        columns = {
+            "text": [row[0] for row in rows], "sha256": [row[1] for row in rows], "source": [row[1] for row in rows],
+            "domain": [row[2] for row in rows], "augmented": [row[3] for row in rows],
+        }  # fmt: skip
+        made[split] = Dataset.from_dict(columns)
+    DatasetDict(made).save_to_disk(str(folder))
+    return folder
+
+
+ROWS = [
+    ("one", "a.md", "Water", False), ("two", "a.md", "Water", False), ("three", "a.md", "Food", False),
+    ("four", "b.md", "Food", False), ("two, changed", "a.md", "Water", True), ("two, again", "a.md", "Water", True),
+]  # fmt: skip
+
+
+def test_chunks_of_one_document_are_one_text_and_augmented_ones_are_texts_of_their_own(tmp_path):
+    folder = corpus_of(tmp_path / "corpus", {"train": ROWS})
+    texts, _ = read_training_files(folder)
+    assert texts == ["one\n\ntwo\n\nthree", "four", "two, changed", "two, again"]
+
+
+def test_a_data_set_of_others_keeps_its_rows_as_they_are(tmp_path):
+    from datasets import Dataset, DatasetDict
+
+    rows = {"text": ["one", "two"], "source": ["wikipedia", "wikipedia"]}
+    DatasetDict({"train": Dataset.from_dict(rows)}).save_to_disk(str(tmp_path / "theirs"))
+    assert read_training_files(tmp_path / "theirs")[0] == ["one", "two"]
+
+
+def test_documents_of_a_split_have_the_domain_of_most_of_their_chunks(tmp_path):
+    folder = corpus_of(tmp_path / "corpus", {"train": ROWS, "test": ROWS[:4]})
+    assert split_documents(folder, "test") == [("Water", "one\n\ntwo\n\nthree"), ("Food", "four")]
+    assert split_documents(folder, "validation") == [] == split_documents(tmp_path, "test")
+
+
+@pytest.mark.parametrize("name", ["train/state.json", "train/data-00000-of-00001.arrow", "dataset_dict.json"])
+def test_a_data_set_of_ours_with_a_changed_byte_or_a_file_that_is_gone_is_refused_by_name(
+    tmp_path: Path, name: str
+) -> None:
+    rows = Dataset.from_dict({"text": ["Water rose.", "It fell."]})
+    DatasetDict({"train": rows, "test": rows}).save_to_disk(str(tmp_path / "texts"))
+    (tmp_path / "texts" / "README.md").write_text("# A card, which is no text to train on")
+    mark_folder(tmp_path / "texts", CORPUS)
+    assert read_training_files(tmp_path / "texts")[0] == ["Water rose.", "It fell."]
+    file = tmp_path / "texts" / name
+    whole = file.read_bytes()
+    changed = bytearray(whole)
+    changed[len(changed) // 2] ^= 1
+    for content, why in ((bytes(changed), "was changed since edgequant wrote it"), (None, "is missing")):
+        file.unlink()
+        if content is not None:
+            file.write_bytes(content)
+        with pytest.raises(UserError, match=f"{name} {why}; make it again"):
+            read_training_files(tmp_path / "texts")
+    file.write_bytes(whole)
+    (tmp_path / "texts" / "test" / "state.json").write_text("{}")
+    with pytest.raises(UserError, match=r"test/state.json was changed"):
+        split_documents(tmp_path / "texts", "test")

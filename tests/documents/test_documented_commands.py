@@ -14,8 +14,7 @@ from edgequant.__main__ import WORKFLOWS, parse, workflow
 from edgequant.command_line.options import options_of
 from edgequant.quantization.ptq.methods import AUTO, parse_method
 from edgequant.quantization.scheme import parse_scheme
-from edgequant.workflows.steps.data import SELF_GENERATED, TEXTS
-from edgequant.workflows.steps.text_mix import parse_mix
+from edgequant.workflows.steps.text_mix import NAMED, parse_mix
 
 
 def commands() -> list[tuple[str, str, str]]:
@@ -90,7 +89,7 @@ def test_the_parser_takes_every_command(where, name, rest):
     if name == "ptq":
         assert values["method"] == AUTO or parse_method(values["method"])
     for part in parse_mix(str(values.get("dataset", ""))) if values.get("dataset") else []:
-        assert part.name in (*TEXTS, SELF_GENERATED) or re.search(r"[A-Z/]", part.name), part.name
+        assert part.name in NAMED or re.search(r"[A-Z/]", part.name), part.name
 
 
 OWNERS = ("training", "qat", "ptq", "calibration", "evaluation", "lora", "settings")
@@ -109,8 +108,23 @@ def test_every_setting_that_is_named_exists():
     assert sorted(wrong) == []
 
 
-# of mlflow, vLLM, llama.cpp and torchrun; and what stands for any option
-FOREIGN = {"env", "port", "timeout", "serve", "nproc_per_node", "backend", "no", "dtype", "key", "nested.key"}
+# of mlflow, vLLM, llama.cpp, torchrun and ray; and what stands for any option
+FOREIGN = {
+    *(
+        "head",
+        "resources",
+        "env",
+        "port",
+        "timeout",
+        "serve",
+        "nproc_per_node",
+        "backend",
+        "no",
+        "dtype",
+        "key",
+        "nested.key",
+    )
+}
 
 
 def test_every_option_that_a_document_names_by_itself_exists():

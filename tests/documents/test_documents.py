@@ -126,7 +126,7 @@ def test_a_documents_policy_and_search_space_are_read_by_the_code(tmp_path):
     (tmp_path / "policy.yaml").write_text(yaml.safe_dump(policy))
     assert len(read_policy(str(tmp_path / "policy.yaml")).gates) == len(policy["gates"])
     (space,) = yaml_blocks(ROOT / "docs" / "tune.md")
-    assert read_space(space, (TrainingSettings, QatSettings), with_scheme=True)
+    assert read_space(space, (TrainingSettings, QatSettings))
 
 
 def yaml_blocks(path: Path) -> list[dict]:

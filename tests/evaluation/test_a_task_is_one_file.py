@@ -120,8 +120,9 @@ from edgequant.workflows.steps.data import evaluation_data
 from edgequant.workflows.steps.measure import headline, quality_only
 from edgequant_tune.objective_tasks import check_objectives, trial_evaluation
 from edgequant_tune.objectives import read_objectives
-from edgequant_tune.train_candidate import validation_data
-rows = [{"model": "m", "variant": v, "size/checkpoint_gb": s, "cloze/accuracy": a, "latency/decode_ms_per_token": 1.0}
+from edgequant_tune.scoring.selection import selection
+rows = [{"model": "m", "variant": v, "size/checkpoint_gb": s, "cloze/accuracy": a, "latency/decode_ms_per_token": 1.0,
+         "cloze/accuracy_ci_low": a - 5, "cloze/accuracy_ci_high": a + 5}
         for v, s, a in (("baseline", 1.0, 75.0), ("ptq", 0.5, 50.0))]
 objectives = read_objectives(["cloze/accuracy"])
 check_objectives(objectives)
@@ -135,7 +136,7 @@ print(json.dumps({
     "protocol": protocols_for(["cloze/accuracy"]),
     "mode": objectives[0].mode,
     "trial": trial_evaluation(EvaluationSettings(), objectives).tasks,
-    "selection": len(validation_data(data, "disaster", None)["flood_cloze"]),
+    "selection": len(selection(data, ("flood_cloze",), "disaster", None).select["flood_cloze"]),
     "headline": headline({"cloze/accuracy": 1.0, "cloze/accuracy_ci_low": 0.5, "cloze/other": 2.0}),
     "references": quality_only(asked).tasks,
     "unasked": EvaluationSettings().tasks,
@@ -148,7 +149,7 @@ print(json.dumps({
     assert seen["title"] == "cloze of floods (%)"
     assert seen["protocol"] == {"cloze": "The likelier of two endings of a sentence about a flood."}
     assert seen["trial"] == ["domain_perplexity", "flood_cloze"]
-    assert seen["selection"] == 4
+    assert 0 < seen["selection"] < 4, "a half of its rows, for want of another split"
     assert seen["headline"] == {"cloze/accuracy": 1.0, "cloze/accuracy_ci_low": 0.5}
     assert seen["references"] == ["flood_cloze"]
     assert "flood_cloze" not in seen["unasked"] and "boolq" in seen["unasked"]

@@ -48,7 +48,7 @@ def test_answers_are_paired_question_by_question():
     found = pairing.difference("boolq/accuracy")
     assert (found.reference, found.difference, found.items) == (60.0, pytest.approx(-3.0), 100)
     assert -10 < found.low < -3 < found.high < 1.5  # by the two intervals alone it would reach from -17 to 11
-    assert "paired on 100 items: -3" in found.words
+    assert "paired on 100 questions of 100 passages: -3" in found.words
 
 
 def test_only_shared_items_count_where_limits_differ():

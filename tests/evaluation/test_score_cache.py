@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from edgequant.evaluation.backends.cached_model import CachedModel
+from edgequant.evaluation.backends.language_model import Window
 from edgequant.evaluation.backends.transformers_model import TransformersModel
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.evaluation.suite import evaluate_model
@@ -127,3 +128,17 @@ def test_a_half_written_line_is_computed_again(small_model, byte_tokenizer, ques
     again = CachedModel(TransformersModel(small_model("llama"), byte_tokenizer), tmp_path)
     assert squad_items(again, questions) == expected
     assert again.reused == len(questions) - 1
+
+
+@pytest.mark.parametrize("byte", [b"\xb7", b"9"])
+def test_a_line_that_a_disk_changed_is_computed_again(small_model, byte_tokenizer, tmp_path, byte):
+    windows = [Window(tokens=tuple(range(10 + n, 30 + n)), scored=19) for n in range(3)]
+    scorer = CachedModel(TransformersModel(small_model("llama"), byte_tokenizer), tmp_path)
+    expected = dict(scorer.losses(windows))
+    file = tmp_path / scorer.key / "losses.jsonl"
+    text = file.read_bytes()
+    at = text.index(b".") + 1  # a digit of the first loss
+    assert text[at : at + 1] != byte
+    file.write_bytes(text[:at] + byte + text[at + 1 :])
+    again = CachedModel(TransformersModel(small_model("llama"), byte_tokenizer), tmp_path)
+    assert dict(again.losses(windows)) == expected and again.reused == 2

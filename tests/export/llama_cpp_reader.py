@@ -18,6 +18,8 @@ parameters = xllamacpp.CommonParams()
 parameters.model.path, parameters.n_ctx, parameters.n_gpu_layers, parameters.warmup = sys.argv[1], 256, 0, False
 parameters.n_parallel, parameters.cpuparams.n_threads, parameters.no_extra_bufts = 1, 1, True
 parameters.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+if len(sys.argv) > 7:
+    parameters.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(sys.argv[7], 1.0)]
 parameters.cache_type_k = parameters.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
 server = xllamacpp.Server(parameters)
 ids, ends, size = json.loads(sys.argv[2]), json.loads(sys.argv[3]), int(sys.argv[4])
@@ -43,15 +45,18 @@ needs_llama_cpp = pytest.mark.skipif(not INSTALLED, reason="xllamacpp is not ins
 
 
 def read_by_llama_cpp(
-    file: Path, ids: Sequence[int], ends: Sequence[int], vocabulary: int, text: str = "a"
+    file: Path, ids: Sequence[int], ends: Sequence[int], vocabulary: int, text: str = "a", lora: Path | None = None
 ) -> tuple[np.ndarray, list[int]]:
     """Log-probabilities of the next token behind the first `end` tokens [ends, vocabulary], and a text's tokens.
+
+    With `lora`, a LoRA file, put beside the model.
 
     Raises:
         RuntimeError: llama.cpp does not load the file; its own last words.
     """
     saved = file.with_suffix(".npy")
     arguments = [str(file), json.dumps(list(ids)), json.dumps(list(ends)), str(vocabulary), str(saved), text]
+    arguments += [] if lora is None else [str(lora)]
     done = subprocess.run([sys.executable, "-c", XLLAMACPP, *arguments], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])

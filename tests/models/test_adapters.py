@@ -15,7 +15,7 @@ from refused_twice import load, refusal
 from safetensors.torch import load_file, save_file
 
 from edgequant import models
-from edgequant.workflows.ptq import bitsandbytes_config
+from edgequant.models.adapters.quantized_base import bitsandbytes_config
 
 WEIGHTS = "adapter_model.safetensors"
 

@@ -201,7 +201,7 @@ def test_what_is_stored_in_half_precision_is_read_as_it_is(folder):
 @pytest.fixture(scope="module", params=["bnb-int8", "bnb-nf4"])
 def quantized(request, _tiny, tmp_path_factory) -> tuple[Path, torch.Tensor]:
     """(bitsandbytes' folder, its logits before saving)"""
-    from edgequant.workflows.ptq import bitsandbytes_config
+    from edgequant.models.adapters.quantized_base import bitsandbytes_config
 
     options = {"quantization_config": bitsandbytes_config(request.param, "float32")}
     loaded = models.load("tiny", dtype="float32", device="cpu", load_options=options)

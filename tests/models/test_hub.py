@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from edgequant import models
 from edgequant.errors import UserError
 from edgequant.models import hub
+from edgequant.models.sources import origin
 
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
@@ -134,6 +135,42 @@ def test_what_is_in_the_cache_is_looked_at_before_it_is_loaded(cached, tiny, tmp
     cached(tmp_path / "whole", "owner/part")
     with pytest.raises(UserError, match=r"model\.layers\.1\.mlp\.up_proj\.weight"):
         models.check_available("owner/part")
+
+
+def test_a_revision_is_pinned_by_the_name_and_what_was_loaded_is_recorded(cached, tiny, tmp_path, store):
+    from edgequant import tracking
+
+    tiny.model.save_pretrained(tmp_path / "whole")
+    tiny.tokenizer.save_pretrained(tmp_path / "whole")
+    now = cached(tmp_path / "whole", "owner/whole")
+    pinned = now.parent / ("1" * 40)
+    shutil.copytree(now, pinned)
+    weights = load_file(pinned / "model.safetensors")
+    weights["model.norm.weight"] += 1
+    save_file(weights, pinned / "model.safetensors", metadata={"format": "pt"})
+    (now.parent.parent / "refs" / "v1").write_text("1" * 40)
+    for revision in ("v1", "1" * 40):
+        source = models.check_available(f"owner/whole@{revision}")
+        assert (source.name, origin(source).base_model) == ("whole", "owner/whole")
+        with tracking.workflow_run("evaluate", {"of": "a test"}) as run:
+            loaded = models.load(source)
+        assert loaded.model.model.norm.weight.equal(tiny.model.model.norm.weight + 1)
+        assert store.get_run(run.id).data.params["revision.owner/whole"] == "1" * 40
+        assert models.context_length(f"owner/whole@{revision}") == tiny.model.config.max_position_embeddings
+        assert len(models.load_tokenizer(f"owner/whole@{revision}")) == len(tiny.tokenizer)
+    with tracking.workflow_run("evaluate", {"of": "a test"}) as run:
+        assert models.load("owner/whole").model.model.norm.weight.equal(tiny.model.model.norm.weight)
+    assert store.get_run(run.id).data.params["revision.owner/whole"] == "0" * 40
+    with pytest.raises(UserError, match="`hf download owner/whole --revision v2`"):
+        models.load("owner/whole@v2")
+
+
+def test_short_names_take_a_revision_and_odd_ones_are_refused():
+    assert models.resolve("qwen2.5-0.5b@abc").location == "Qwen/Qwen2.5-0.5B@abc"
+    assert models.resolve("owner/name@refs/pr/1").location == "owner/name@refs/pr/1"
+    for odd in ("owner/name@", "owner/name@a b", "owner/name@../x", "nothing@v1", "tiny@v1"):
+        with pytest.raises(UserError, match="is unknown"):
+            models.resolve(odd)
 
 
 def test_evaluate_says_so_within_seconds_and_starts_no_run(edgequant, closed, tmp_path):

@@ -11,7 +11,8 @@ import torch
 
 from edgequant import models
 from edgequant.errors import UserError
-from edgequant.folders import CHECKPOINT, check_replaceable
+from edgequant.export.gguf.write import write_gguf
+from edgequant.folders import CHECKPOINT, check_replaceable, mark_folder
 from edgequant.models import manifest, smollm2
 from edgequant.models.folders import kept_folder
 from edgequant.models.tiny import tiny_folder, tiny_model
@@ -208,3 +209,14 @@ def test_a_card_written_with_a_model_may_be_edited_and_is_known_as_ours(tmp_path
     manifest.verify(tmp_path)
     with pytest.raises(UserError, match=r"'README\.md', which was changed since edgequant wrote it"):
         check_replaceable(tmp_path, CHECKPOINT)
+
+
+def test_a_gguf_that_we_wrote_and_a_disk_changed_is_refused(tmp_path) -> None:
+    file = tmp_path / "tiny.gguf"
+    write_gguf(models.load("tiny", device="cpu"), file, "f32")
+    mark_folder(tmp_path, "gguf")
+    assert models.load(str(file), dtype="float32", device="cpu").model is not None
+    content = file.read_bytes()
+    file.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])  # in the last weights: no structure tells
+    with pytest.raises(UserError, match=r"tiny\.gguf.*was changed since edgequant wrote it"):
+        models.load(str(file), dtype="float32", device="cpu")

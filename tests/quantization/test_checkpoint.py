@@ -89,6 +89,17 @@ def test_a_flipped_byte_is_refused_with_the_files_name(folder, name, place):
         checkpoint.open_checkpoint(folder)
 
 
+def test_a_changed_digest_in_the_manifest_is_told_with_the_manifests_name(folder):
+    manifest = json.loads((folder / "edgequant.json").read_text())
+    digest = manifest["sha256"]["config.json"]
+    manifest["sha256"]["config.json"] = digest[:-1] + ("0" if digest[-1] != "0" else "1")
+    (folder / "edgequant.json").write_text(json.dumps(manifest))
+    with pytest.raises(
+        UserError, match=rf"config\.json is damaged \(SHA-256 {digest}, edgequant\.json lists {digest[:-1]}"
+    ):
+        checkpoint.open_checkpoint(folder)
+
+
 def test_transformers_refuses_flipped_weights_too(folder):
     content = bytearray((folder / "model.safetensors").read_bytes())
     content[-7] ^= 0x10

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import socket
 
 import pytest
 from registry_in_memory import RegistryInMemory
@@ -19,7 +18,8 @@ from edgequant_registry.aliases.history import PREFIX, history_rows, read_histor
 from edgequant_registry.aliases.journal import settle, standing
 from edgequant_registry.promotion import plan_rollback, promote_version, roll_back
 
-DEAD = f"{socket.gethostname()}:4194305:0"  # no process has this number
+HOST, _, PLACE = tracking.this_process().partition(":")
+DEAD = ":".join([HOST, "4194305", *PLACE.split(":")[1:]])  # no process has this number
 WRITES = ("set_", "delete_", "update_")
 
 
@@ -149,7 +149,7 @@ def test_rollback_goes_back_any_number_of_steps_also_where_a_version_was_champio
         assert roll_back(plan_rollback(name, "champion", 1), "run") == ""
         assert (aliases(store, name)["champion"], aliases(store, name).get("previous_champion")) == (champion, previous)
         check(store, name)
-    with pytest.raises(UserError, match="cannot be rolled back by 1: 0 earlier champions are known"):
+    with pytest.raises(UserError, match="cannot be rolled back by 1: no earlier champion is known"):
         plan_rollback(name, "champion", 1)
 
 

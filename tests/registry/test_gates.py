@@ -76,7 +76,22 @@ def test_a_verdict_says_value_bound_and_reason():
     reference = Reference(name="version 4", metrics={"squad/f1": 60.0})
     row = verdict({"metric": "squad/f1", "against": "champion", "max_loss": 2}, 57.0, reference).to_row()
     assert (row["verdict"], row["value"], row["limit"]) == ("FAILED", 57.0, 58.0)
-    assert "3 worse than version 4 (60), beyond 2" in row["reason"]
+    assert row["reason"] == "squad/f1 3 points worse than version 4 (60 %), beyond the 2 points accepted"
+
+
+@pytest.mark.parametrize(
+    ("metric", "after", "reason"),
+    [
+        ("squad/f1", 60.0, "as good as version 1 (60 %), within the 1 point accepted"),
+        ("domain/perplexity", 59.0, "1 better than version 1 (60), within the 1 accepted"),
+        ("deploy/size_gb", 60.5, "0.5 GB worse than version 1 (60 GB), within the 1 GB accepted"),
+        ("latency/decode_ms_per_token", 62.0, "2 ms worse than version 1 (60 ms), beyond the 1 ms accepted"),
+    ],
+)
+def test_a_reason_has_the_unit_in_which_a_policy_states_its_bound(metric, after, reason):
+    gate = {"metric": metric, "against": "champion", "max_loss": 1}
+    assert verdict(gate, after, Reference(name="version 1", metrics={metric: 60.0})).reason == reason
+    assert verdict({"metric": "parity/argmax_agreement", "min": 0.95}, 0.98).reason == "0.98 is at least 0.95"
 
 
 # f1 1 point lower, both +-1.5 points: the difference is -1 +- sqrt(1.5^2 + 1.5^2) = -1 +- 2.1213
@@ -115,9 +130,9 @@ def test_without_an_interval_nothing_is_shown_to_be_good_enough(test, passed, in
     gate = {"metric": "squad/f1", "against": "champion", "max_loss": 2, "test": test}
     found = verdict(gate, 59.0, champion(squad__f1=60.0, squad__f1_ci_low=55.0, squad__f1_ci_high=65.0), **interval)
     assert found.passed is passed
-    assert ("not shown to be within 2" in found.reason) is not passed
+    assert ("not shown to be within the 2 points" in found.reason) is not passed
     absolute = verdict({"metric": "squad/f1", "min": 50, "test": test}, 59.0, **interval)
-    assert absolute.passed is passed and ("59 is not shown to be at least 50" in absolute.reason) is not passed
+    assert absolute.passed is passed and ("59 % is not shown to be at least 50 %" in absolute.reason) is not passed
 
 
 def test_what_is_no_sample_needs_no_interval():
@@ -167,7 +182,9 @@ def test_missing_metrics_fail_unless_the_gate_is_optional_and_both_say_so():
 
 def test_without_a_champion_there_is_nothing_to_lose_but_without_a_baseline_the_gate_fails():
     nobody = Reference(name="there is no champion yet", metrics=None)
-    assert verdict({"metric": "squad/f1", "against": "champion", "max_loss": 2}, 60.0, nobody).passed
+    found = verdict({"metric": "squad/f1", "against": "champion", "max_loss": 2}, 60.0, nobody)
+    assert (found.outcome, found.passed, found.blocks) == ("nothing to compare", False, False)
+    assert allowed([found]), "a policy of such gates alone has to begin with some version"
     assert not verdict({"metric": "squad/f1", "against": "baseline", "max_loss": 2}, 60.0, nobody).passed
 
 
@@ -192,13 +209,19 @@ QAT = {"qat.max_task_loss": "2.0"}
         (Asked(settings=QAT), "against_baseline/harmed", "qat.max_task_loss 2.0"),
         (Asked(settings=QAT, variant="ptq"), "parity/argmax_agreement", ""),
         (Asked(settings=QAT, variant="qat"), "parity/argmax_agreement", "qat.max_task_loss 2.0"),
-        (Asked(unknown="its run is gone"), "deploy/fits", "its run is gone"),
     ],
 )  # fmt: skip
 def test_an_optional_gate_fails_where_the_run_was_asked_for_its_metric_and_lacks_it(asked, metric, why):
     found = judge_gate(Gate(metric=metric, min=1, optional=True), {}, None, asked)
     assert found.outcome == ("failed" if why else "not asked for")
     assert (f"its run was asked for it ({why})" in found.reason) is bool(why)
+
+
+def test_an_optional_gate_fails_where_nobody_can_say_what_the_run_was_asked_for():
+    found = judge_gate(
+        Gate(metric="deploy/fits", min=1, optional=True), {}, None, Asked(unknown="its evidence does not say")
+    )
+    assert found.outcome == "failed" and "its evidence does not say whether its run was asked for it" in found.reason
 
 
 def test_a_baseline_that_lacks_what_was_asked_for_fails_the_gate_too():
@@ -257,7 +280,7 @@ def test_the_default_policy_warns_of_a_version_that_is_slower_than_its_baseline_
     reference = Reference(name="the baseline", metrics={name: 4.6, f"{name}_ci_low": 3.9, f"{name}_ci_high": 6.2})
     found = judge_gate(gate, slower, reference)
     assert (found.outcome, found.blocks, found.passed, found.to_row()["verdict"]) == ("warned", False, False, "WARNING")
-    assert "3.4 worse than the baseline" in found.reason
+    assert "3.4 ms worse than the baseline" in found.reason
     assert judge_gate(replace(gate, severity="fail"), slower, reference).blocks
     assert judge_gate(gate, slower | {name: 4.0}, reference).passed
     assert judge_gate(gate, {name: 0.0}, reference).blocks  # no measurement is no warning

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from edgequant import tracking
 from edgequant.errors import UserError
 from edgequant_registry.workflow import PromotionRefusedError, promote
 
@@ -26,6 +27,7 @@ def test_promotion_moves_the_alias_keeps_the_version_before_and_writes_down_why(
     assert version.tags["edgequant.promotion"] == "promoted"
     run = store.get_run(version.tags["edgequant.promoted_by"])
     assert run.info.status == "FINISHED" and run.data.tags["edgequant.workflow"] == "promote"
+    assert (run.data.params["model"], run.data.params["scheme"]) == ("tiny", "w4a8-g32+emb4")
     assert version.tags["edgequant.policy"].startswith("default@")
     verdicts = json.loads(version.tags["edgequant.gates"])
     said = {"verdict": "passed", "metric": "size/reduction_vs_fp16", "value": 71.5, "gate": "min 70", "limit": 70.0}
@@ -33,6 +35,9 @@ def test_promotion_moves_the_alias_keeps_the_version_before_and_writes_down_why(
     assert "Promoted to champion" in version.description
     names = {file.path for file in store.list_artifacts(run.info.run_id)}
     assert {"summary.json", "policy.yaml", "gates.json", "integrity.txt"} <= names
+    told = Path(store.download_artifacts(run.info.run_id, "integrity.txt")).read_text()
+    listed = json.loads(tracking.download(f"{version.source}/edgequant.json").read_text())["sha256"]
+    assert told.startswith(f"{len(listed)} files ")  # whatever else lies beside them by now
 
 
 def test_what_was_not_asked_for_is_told_and_not_passed_silently(store, register, capsys):
@@ -40,7 +45,7 @@ def test_what_was_not_asked_for_is_told_and_not_passed_silently(store, register,
     promote()
     told = " ".join(capsys.readouterr().out.split())
     assert "not asked for, and so not judged: deploy/reduction_vs_fp16, deploy/size_gb, deploy/fits, latency/" in told
-    assert "under policy default: 3 gates passed, 12 not asked for" in told
+    assert "under policy default: 2 gates passed, 1 with nothing to compare, 13 not asked for" in told
     verdicts = json.loads(store.get_model_version(NAME, "1").tags["edgequant.gates"])
     assert {row["verdict"] for row in verdicts if row["metric"] == "deploy/fits"} == {"not asked for"}
 
@@ -52,7 +57,7 @@ def test_a_failed_gate_refuses_with_its_value_exit_code_1_and_a_finished_run(sto
     assert stopped.value.code == 1
     assert aliases(store) == {}
     told = capsys.readouterr().out
-    assert "refused" in told and "FAILED" in told and "50 is not at least 70" in told
+    assert "version 1 refused as champion under" in told and "FAILED" in told and "50 % is not at least 70 %" in told
     version = store.get_model_version(NAME, "1")
     assert version.tags["edgequant.promotion"] == "refused"
     assert store.get_run(version.tags["edgequant.refused_by"]).info.status == "FINISHED"
@@ -139,18 +144,31 @@ def test_the_newest_version_of_any_model_of_ours_is_the_default(store, register)
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"model": "phi-1.5"}, "there are: edgequant-tiny"),
-        ({"version": 9}, "version 9"),
+        ({"model": "phi-1.5"}, "registered model 'edgequant-phi-1.5' not found .*; there are: edgequant-tiny. `"),
+        ({"model": "edgequant-tinny"}, "did you mean edgequant-tiny[?] .*`edgequant qat --model tinny` registers one"),
+        ({"model": "my model"}, "`edgequant qat --model 'my model'` registers one"),  # as a shell takes it
+        ({"version": 9}, "version 9 of any model not found; there are: edgequant-tiny/1, edgequant-tiny/2$"),
         ({"version": 0}, "version must be at least 1, got 0"),
         ({"alias": "latest"}, "alias must be .*, got 'latest'"),
         ({"policy": "no-such-policy"}, "no-such-policy"),
+        ({"policy": "defalt"}, "did you mean default[?]"),
         ({"rollback": True, "version": 1}, "rollback"),
     ],
 )
 def test_bad_input_is_refused_with_what_there_is(store, register, wrong, said):
-    register()
+    for _ in range(2):
+        store.create_registered_model(NAME) if not store.search_registered_models() else None
+        store.create_model_version(NAME, "nowhere")
     with pytest.raises(UserError, match=said):
         promote(**wrong)
+
+
+def test_a_registered_model_is_found_by_what_it_was_made_from(store, register, tiny_folder, tmp_path):
+    shutil.copytree(tiny_folder, tmp_path / "my Model")
+    register(name="edgequant-my-model")
+    for given in ("my-model", "edgequant-my-model", str(tmp_path / "my Model"), "someone/my-model"):
+        with pytest.raises(UserError, match="version 7 of"):
+            promote(model=given, version=7)
 
 
 def test_an_empty_registry_says_how_to_fill_it(store):
@@ -166,9 +184,9 @@ def test_a_refusal_stays_within_what_stores_take_and_broken_gates_come_first(sto
         promote(policy="many.yaml")
     version = store.get_model_version(NAME, "1")
     rows = json.loads(version.tags["edgequant.gates"])
-    assert rows[0]["verdict"] == "FAILED" and "71.5 is not at least 80" in rows[0]["reason"] and len(rows) > 20
+    assert rows[0]["verdict"] == "FAILED" and "71.5 % is not at least 80 %" in rows[0]["reason"] and len(rows) > 20
     assert max(len(version.tags["edgequant.gates"]), len(version.description)) < 5000
-    assert version.description.splitlines()[2] == "- size/reduction_vs_fp16 71.5 is not at least 80"
+    assert version.description.splitlines()[2] == "- FAILED: size/reduction_vs_fp16 71.5 % is not at least 80 %"
     assert "Made by edgequant" in version.description
 
 

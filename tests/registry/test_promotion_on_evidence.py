@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.training.settings import TrainingSettings
 from edgequant.workflows.finetune import finetune
 from edgequant.workflows.settings import RunSettings
+from edgequant_registry import packaging
 from edgequant_registry.aliases.claims import PREFIX as CLAIM
 from edgequant_registry.aliases.journal import standing
 
@@ -149,3 +151,19 @@ def test_a_promoter_that_was_overtaken_ends_with_its_own_exit_status(store, regi
     assert aliases(store) == {"champion": "1", "challenger": "2"}
     run = tracking.find_runs(workflow="promote")[0]
     assert (run.status, run.tags["edgequant.promotion"]) == ("FINISHED", "overtaken")
+
+
+def test_code_that_another_promotion_files_at_the_same_moment_is_filed_all_the_same(tmp_path, monkeypatch):
+    (tmp_path / "model" / "code" / "deep").mkdir(parents=True)
+    (tmp_path / "model" / "code" / "deep" / "a.py").write_text("a = 1")
+    mkdir = os.mkdir
+
+    def second(path, *rest):
+        mkdir(path, *rest)
+        raise FileExistsError(path)
+
+    (tmp_path / "filed").mkdir()
+    with monkeypatch.context() as race:
+        race.setattr(os, "mkdir", second)
+        packaging._file(tmp_path / "model", str(tmp_path / "filed"))
+    assert (tmp_path / "filed" / "code" / "deep" / "a.py").read_text() == "a = 1"

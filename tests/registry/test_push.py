@@ -59,14 +59,19 @@ def test_a_checkpoint_arrives_whole_in_one_commit_with_its_card_and_loads_again(
     card = hub.files(REPO)["README.md"].decode()
     assert ModelCard(card).data.base_model == "Qwen/Qwen2.5-0.5B" and f'from_pretrained("{REPO}")' in card
     assert f"{hub.address}/{REPO}" in capsys.readouterr().out
-    fetched = tmp_path / "fetched"
+    assert loaded(hub, tmp_path).config.edgequant_model == "tiny"
+
+
+def loaded(hub: FakeHub, folder: Path) -> Any:
+    """The model as somebody fetches it, verified file by file."""
+    fetched = folder / "fetched"
     fetched.mkdir()
     for name, content in hub.files(REPO).items():
         (fetched / name).write_bytes(content)
-    assert models.load(str(fetched), device="cpu").model.config.edgequant_model == "tiny"  # verified file by file
+    return models.load(str(fetched), device="cpu").model
 
 
-def test_a_registered_version_is_pushed_without_what_serves_it(hub: FakeHub, register: Any) -> None:
+def test_a_registered_version_is_pushed_without_what_serves_it(hub: FakeHub, register: Any, tmp_path: Path) -> None:
     from edgequant_registry.packaging import make_servable
 
     register()
@@ -77,6 +82,8 @@ def test_a_registered_version_is_pushed_without_what_serves_it(hub: FakeHub, reg
     assert not {"MLmodel", "served_model.py", "requirements.txt"} & set(hub.files(REPO))
     assert not [name for name in hub.files(REPO) if name.startswith("code/")]
     assert "**domain**" in hub.files(REPO)["README.md"].decode()  # with its results
+    assert "evidence.json" not in hub.files(REPO)  # which names folders and machines of its makers
+    assert loaded(hub, tmp_path).config.edgequant_model == "tiny"
 
 
 def test_a_second_push_leaves_no_file_of_the_model_before_and_no_other_goes(hub: FakeHub, folder: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import math
 from pathlib import Path
 
+import mlflow
 import pytest
 
 from edgequant import tracking
@@ -73,7 +74,7 @@ def test_a_fine_tuned_model_that_was_merged_is_promoted_where_the_policy_allows_
 
 
 def test_adapters_over_quantized_weights_cannot_be_registered(store):
-    with pytest.raises(UserError, match="register true needs base float, got base bnb-nf4"):
+    with pytest.raises(UserError, match="register true needs base auto, got base bnb-nf4"):
         finetune(model="tiny", base="bnb-nf4", register=True)
     assert tracking.find_runs() == []
 
@@ -84,6 +85,42 @@ def test_a_checkpoint_without_its_metrics_or_its_baselines_is_not_registered(sto
     with tracking.workflow_run("ptq", {"of": "a test"}), pytest.raises(UserError, match="measure it first"):
         register_version(checkpoint, **names, measured=Scores(measured), baseline=Scores(reference))
     assert store.search_registered_models() == []
+
+
+def test_two_versions_of_one_run_have_files_of_their_own(store, checkpoint):
+    with tracking.workflow_run("ptq", {"of": "a test"}) as run:
+        for variant, perplexity in (("ptq", 25.0), ("qat", 24.0)):
+            row = Scores({"domain/perplexity": perplexity})
+            register_version(checkpoint, model="tiny", scheme="w8", variant=variant, measured=row, baseline=row)
+    assert [store.get_model_version(NAME, number).source.partition(run.id)[2] for number in ("1", "2")] == [
+        "/checkpoint",
+        "/checkpoint-2",
+    ]
+    for number, perplexity in (("1", 25.0), ("2", 24.0)):
+        assert get_version(NAME, number).evidence.measured.metrics == {"domain/perplexity": perplexity}
+
+
+def test_the_same_files_of_a_run_that_was_killed_behind_their_registration_are_one_version(
+    store, checkpoint, monkeypatch
+):
+    names = {"model": "tiny", "scheme": "w8", "variant": "ptq"}
+    row = Scores({"domain/perplexity": 25.0})
+    with tracking.workflow_run("ptq", {"of": "a test"}) as run:
+        monkeypatch.setattr(mlflow.MlflowClient, "log_text", lambda *_: (_ for _ in ()).throw(RuntimeError("killed")))
+        with pytest.raises(RuntimeError, match="killed"):
+            register_version(checkpoint, **names, measured=row, baseline=row)
+        monkeypatch.undo()
+        assert len(store.search_model_versions(f"name = '{NAME}'")) == 1  # without its run's copy of the evidence
+        later = Scores({"domain/perplexity": 25.0, "latency/decode_ms_per_token": 3.0})  # as of a second timing
+        store.create_registered_model("somebodys")
+        for _ in range(2):  # "Register model" in the UI, of the same files
+            store.create_model_version("somebodys", store.get_model_version(NAME, "1").source, run.id)
+        uris = [register_version(checkpoint, **names, measured=later, baseline=row) for _ in range(2)]
+        assert uris == [f"models:/{NAME}/1"] * 2 and len(store.search_model_versions(f"name = '{NAME}'")) == 1
+        assert get_version(NAME, "1").evidence.measured.metrics == {"domain/perplexity": 25.0}
+        place = Path(store.get_run(run.id).info.artifact_uri.removeprefix("file://"))
+        (place / "checkpoint" / "model.safetensors").unlink()  # somebody tidied up
+        assert register_version(checkpoint, **names, measured=later, baseline=row) == f"models:/{NAME}/2"
 
 
 def test_names_and_remarks_of_a_row_are_not_filed_as_metrics(store, checkpoint):
@@ -104,10 +141,14 @@ def test_a_registered_model_and_its_version_say_base_model_licence_and_results(s
         tracking.workflow_run("ptq", {"model": "qwen2.5-0.5b"}),
         tracking.variant_run("ptq", model="q", scheme="w8", phase="ptq"),
     ):
+        tracking.log_revision("Qwen/Qwen2.5-0.5B", "0a1b2c")
         register_version(checkpoint, **names, measured=Scores(row), baseline=Scores(row))
     model = store.get_registered_model("edgequant-smollm2-135m")
     assert model.tags == {"base_model": "Qwen/Qwen2.5-0.5B", "license": "apache-2.0"}  # of the model that was asked for
     assert "Qwen/Qwen2.5-0.5B" in model.description and "apache-2.0" in model.description
+    assert get_version("edgequant-smollm2-135m", "1").evidence.settings["edgequant.base_commit"] == "0a1b2c"
+    card = tracking.download("models:/edgequant-smollm2-135m/1/README.md").read_text()
+    assert "`Qwen/Qwen2.5-0.5B` at commit `0a1b2c` with scheme `w8`" in card
     told = store.get_model_version("edgequant-smollm2-135m", "1").description
     assert "ptq" in told and "| perplexity (domain) | 25.00" in told and "apache-2.0" in told
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
-from odd_documents import AUTHORS_AND_DATA, COLUMNS, HIDDEN, columns_pdf
+from odd_documents import AUTHORS_AND_DATA, COLUMNS, HIDDEN, archive_with_a_bomb, columns_pdf
 from situation import Place, Situation
 
 BOOLQ = {"question": "is it", "title": "It", "passage": "It is.", "answer": True}
@@ -278,6 +278,11 @@ SITUATIONS = [
         "a PDF in two columns that is drawn row by row", "corpus --source FOLDER", "told",
         "...1 page in columns that were drawn row by ...",
         corpus("columns.pdf", columns_pdf(), [" ".join(column.split()[2:-1]) for column in COLUMNS], []),
+    ),
+    Situation(
+        "a zip with a bomb in it and a path that leaves it", "corpus --source FOLDER", "told",
+        "...left out: 2 members not read: 1:...",
+        corpus("a.zip", archive_with_a_bomb(), ["river rose quickly"], ["SECRET"]),
     ),
     Situation(
         "a page with hidden text", "corpus --source FOLDER", "read as meant", "next  edgequant finetune ...",

@@ -139,6 +139,40 @@ SITUATIONS = [
         command("tune", *TINY, "--constraints", "[deploy/fits>=1]"),
     ),
     Situation(
+        "one and a half GPUs for a trial", "tune --gpus_per_trial 1.5", "refused",
+        "edgequant tune: gpus_per_trial must be a whole number, or a share below 1, got 1.5; use 1 or 2",
+        command("tune", *TINY, "--gpus_per_trial", "1.5"),
+    ),
+    Situation(
+        "no memory for a trial", "tune --memory_per_trial_gb 0", "refused",
+        "edgequant tune: memory_per_trial_gb must be above 0, or none, got 0...",
+        command("tune", *TINY, "--memory_per_trial_gb", "0"),
+    ),
+    Situation(
+        "storage of a kind that nobody knows", "tune --storage_path bucket://models", "refused",
+        "edgequant tune: storage_path must be a folder or an address such as s3://bucket/folder, got "
+        "'bucket://models'; "
+        "its store must be one of s3, gs, abfs, hdfs, file",
+        command("tune", *TINY, "--storage_path", "bucket://models"),
+    ),
+    Situation(
+        "address of a client of Ray", "tune --address ray://head:10001", "refused",
+        "edgequant tune: address must be that of Ray's head node, HOST:6379, or auto, got 'ray://head:10001', ...",
+        command("tune", *TINY, "--address", "ray://head:10001"),
+    ),
+    Situation(
+        "warm start from a run that is not there", "tune --warm_start 12ab", "refused",
+        "edgequant tune: warm_start '12ab' must be the id of a search's run in this store: ...",
+        command("tune", *TINY, "--warm_start", "12ab"),
+    ),
+    Situation(
+        "successive halving by a loss that says nothing", "tune --scheduler asha --objectives '[boolq/accuracy]'",
+        "refused",
+        "edgequant tune: scheduler asha compares losses on held-out text, which do not predict boolq/accuracy; use "
+        "none",
+        command("tune", *TINY, "--scheduler", "asha", "--objectives", "[boolq/accuracy]"),
+    ),
+    Situation(
         "device smaller than llama.cpp itself", "export --device_profile FILE", "told",
         "device profile device: does not fit, since memory is over its limit: memory ... GB (at most 0.005 GB), ...",
         tried("threads: 1\nmemory_gb: 0.005\ndisk_gb: 1\n"),

@@ -18,8 +18,11 @@ def spans(place: Place, limit: int) -> str:
     """Ask `tiny`, which answers at random, some of as many questions as SQuAD has."""
     answers = [{"text": "the river", "answer_start": 0}]
     asked = [{"id": f"q{at}", "question": f"What rose on day {at}?", "answers": answers} for at in range(10_570)]
-    article = {"title": "Flood", "paragraphs": [{"context": "the river rose", "qas": asked}]}
-    return measured(place, "squad", limit, "dev-v1.1.json", json.dumps({"version": "1.1", "data": [article]}))
+    articles = [
+        {"title": f"Flood {at}", "paragraphs": [{"context": "the river rose", "qas": [question]}]}
+        for at, question in enumerate(asked)
+    ]
+    return measured(place, "squad", limit, "dev-v1.1.json", json.dumps({"version": "1.1", "data": articles}))
 
 
 def always_yes(place: Place, limit: int) -> str:
@@ -69,28 +72,28 @@ SITUATIONS = [
         "SQuAD: none of 20 questions answered",
         "evaluate --model FOLDER --limit 20",
         "told",
-        "SQuAD exact match (%) ... 0 (0 to 16.1), at the floor",
+        "SQuAD exact match (%), 20 questions of 20 articles ... 0 (0 to 16.1), at the floor",
         lambda place: spans(place, 20),
     ),
     Situation(
         "SQuAD: one question",
         "evaluate --model FOLDER --limit 1",
         "told",
-        "SQuAD exact match (%) ... (no interval), at the floor",
+        "SQuAD exact match (%), 1 question of 1 article ... (no interval), at the floor",
         lambda place: spans(place, 1),
     ),
     Situation(
         "BoolQ: questions whose answer is always yes",
         "evaluate --model FOLDER --limit 6",
         "told",
-        "BoolQ accuracy (%) ..., at the floor",
+        "BoolQ accuracy (%), 6 questions of 1 passage ..., at chance",
         lambda place: always_yes(place, 6),
     ),
     Situation(
         "perplexity of one document",
         "evaluate --model FOLDER --limit 20",
         "told",
-        "perplexity (domain) ... (no interval)",
+        "perplexity (domain), 1 document ... (no interval)",
         of_one_document,
     ),
     Situation(

@@ -18,8 +18,19 @@ def policy(place: Place) -> str:
     return place.edgequant("promote", "--policy", "policy.yaml")
 
 
+def not_utf8(place: Place) -> str:
+    (place.folder / "policy.yaml").write_bytes(b"name: \xff\xfe\ngates: []\n")
+    return place.edgequant("promote", "--policy", "policy.yaml")
+
+
 def unknown_metric(place: Place) -> str:
     (place.folder / "policy.yaml").write_text("gates:\n- {metric: squad/f11, min: 50, optional: true}\n")
+    return place.edgequant("promote", "--policy", "policy.yaml")
+
+
+def instead_of_nothing(place: Place) -> str:
+    gate = "{metric: squad/f1, against: baseline, max_loss: 2, instead_of: domain/perplexity}"
+    (place.folder / "policy.yaml").write_text(f"gates:\n- {gate}\n")
     return place.edgequant("promote", "--policy", "policy.yaml")
 
 
@@ -29,6 +40,25 @@ SITUATIONS = [
         "promote --policy PIPE",
         "edgequant promote: policy 'policy.yaml' must be a file, got no regular file (a pipe or device); name a file",
         named_pipe,
+    ),
+    refused(
+        "a policy that is not UTF-8",
+        "promote --policy FILE",
+        "edgequant promote: policy 'policy.yaml' must be UTF-8 text, got 0xff at byte 6; ...",
+        not_utf8,
+    ),
+    refused(
+        "a policy whose name is nearly right",
+        "promote --policy defalt",
+        "edgequant promote: policy 'defalt' not found; did you mean default? ...",
+        command("promote", "--policy", "defalt"),
+    ),
+    refused(
+        "a promotion where nothing was registered",
+        "promote",
+        "edgequant promote: no edgequant-* model is registered in ...; `edgequant qat` and `edgequant tune` register "
+        "one, ...",
+        command("promote"),
     ),
     refused(
         "a bound that is no number",
@@ -41,6 +71,12 @@ SITUATIONS = [
         "promote --policy FILE",
         "edgequant promote: gate 1 (squad/f11): metric 'squad/f11' is unknown; did you mean squad/f1? ...",
         unknown_metric,
+    ),
+    refused(
+        "a gate that stands in for what has no chance level",
+        "promote --policy FILE",
+        "edgequant promote: gate 1 (squad/f1): instead_of must be one of boolq/accuracy, ..., got 'domain/perplexity'",
+        instead_of_nothing,
     ),
     refused(
         "a rollback that goes nowhere",

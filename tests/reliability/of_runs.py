@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import sys
+from pathlib import Path
 from unittest import mock
 
 from situation import Place, Situation
@@ -70,6 +73,90 @@ def own_view(place: Place) -> str:
     return said
 
 
+EVALUATE = (
+    "evaluate",
+    "--evaluation.tasks",
+    "[domain_perplexity]",
+    "--evaluation.limit",
+    "4",
+    "--evaluation.window",
+    "64",
+)
+
+
+def evaluated(place: Place, status: str = "FINISHED") -> tuple[str, Path]:
+    """A run of `evaluate` of a folder, as one that ended so would have left it; its id and the folder."""
+    from edgequant import tracking
+
+    folder = Path(shutil.copytree(place.tiny_folder, place.folder / "mine"))
+    place.edgequant(*EVALUATE, "--model", "mine")
+    (found,) = tracking.find_runs(workflow="evaluate")
+    tracking.client().update_run(found.id, status)
+    return found.id, folder
+
+
+def remove_runs() -> None:
+    from edgequant import tracking
+
+    for run in tracking.find_runs():
+        tracking.client().delete_run(run.id)
+
+
+def resumed(place: Place) -> str:
+    return place.edgequant(*EVALUATE, "--model", "mine", "--resume", "true")
+
+
+def nothing_to_resume(place: Place) -> str:
+    from edgequant import tracking
+
+    evaluated(place)
+    said = resumed(place)
+    assert len(tracking.find_runs(workflow="evaluate")) == 2
+    return said
+
+
+def alive(place: Place) -> str:
+    from edgequant import tracking
+
+    live, _ = evaluated(place, "RUNNING")
+    said = resumed(place)
+    assert [(run.id, run.status) for run in tracking.find_runs(workflow="evaluate")] == [(live, "RUNNING")]
+    remove_runs()
+    return said
+
+
+def changed_meanwhile(place: Place) -> str:
+    from edgequant import tracking
+
+    killed, folder = evaluated(place, "KILLED")
+    with (folder / "config.json").open("a") as config:
+        config.write("\n")
+    said = resumed(place)
+    assert [(run.id, run.status) for run in tracking.find_runs(workflow="evaluate")] == [(killed, "KILLED")]
+    remove_runs()
+    return said
+
+
+def unchanged(place: Place) -> str:
+    from edgequant import tracking
+
+    killed, _ = evaluated(place, "KILLED")
+    said = resumed(place)
+    assert [(run.id, run.status) for run in tracking.find_runs(workflow="evaluate")] == [(killed, "FINISHED")]
+    return said
+
+
+def impatient(place: Place) -> str:
+    with mock.patch.dict(os.environ, EDGEQUANT_TRACKING_PATIENCE="5m"):
+        return place.edgequant("report")
+
+
+def on_a_full_disk(place: Place) -> str:
+    """As a tmpfs has it: what is written finds no room."""
+    with mock.patch.object(Path, "replace", side_effect=OSError(errno.ENOSPC, "No space left on device")):
+        return place.edgequant("corpus", "--model", "tiny")
+
+
 SITUATIONS = [
     Situation(
         "two measured models", "report", "told", "... 58.0 (55.0 to 60.5) ...", report,
@@ -98,5 +185,39 @@ SITUATIONS = [
     Situation(
         "an experiment whose view somebody has changed", "report", "told", "run   http://...?workflowType=machine_learning",
         own_view,
+    ),
+    Situation(
+        "a run that was killed", "evaluate --model mine --resume true", "told",
+        "resume: goes on with run ... (evaluate mine), which is KILLED", unchanged,
+    ),
+    Situation(
+        "no run that was interrupted", "evaluate --model mine --resume true", "told",
+        "resume: no interrupted run of this configuration (the last one, ..., is FINISHED); begins anew",
+        nothing_to_resume,
+    ),
+    Situation(
+        "a run that is still at work", "evaluate --model mine --resume true", "refused",
+        "edgequant evaluate: run ... is still running (process ..., last sign of life ... s ago); wait ...",
+        alive,
+    ),
+    Situation(
+        "a model that was changed after its run was killed", "evaluate --model mine --resume true", "refused",
+        "edgequant evaluate: model ... has changed since run ... was interrupted, which cannot go on with it; ...",
+        changed_meanwhile,
+    ),
+    Situation(
+        "a patience that is no number of seconds", "EDGEQUANT_TRACKING_PATIENCE=5m report", "refused",
+        "edgequant report: EDGEQUANT_TRACKING_PATIENCE must be a number of seconds, 0 or more, got '5m'; leave ...",
+        impatient,
+    ),
+    Situation(
+        "a folder of entries that is not there", "sync --folder nope", "refused",
+        "edgequant sync: folder 'nope' not found; name a run's, such as outputs/qat/RUN_ID, or leave it out",
+        lambda place: place.edgequant("sync", "--folder", "nope"),
+    ),
+    Situation(
+        "a disk that fills up", "corpus", "ended",
+        "edgequant corpus: '...' could not be written: the disk is full (... bytes free); free some ...",
+        on_a_full_disk,
     ),
 ]  # fmt: skip

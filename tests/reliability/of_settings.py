@@ -99,6 +99,17 @@ SITUATIONS = [
         "edgequant ptq: model 'nope' is unknown; give ...", command("ptq", "--model", "nope"),
     ),
     refused(
+        "a revision of a model as an option of its own", "ptq --model Qwen/Qwen2.5-0.5B --revision v1",
+        "edgequant ptq: option --revision is push's; a model of the hub is pinned by its name: --model "
+        "OWNER/NAME@REVISION",
+        command("ptq", "--model", "Qwen/Qwen2.5-0.5B", "--revision", "v1"),
+    ),
+    refused(
+        "a revision that is none", "ptq --model Qwen/Qwen2.5-0.5B@",
+        "edgequant ptq: model 'Qwen/Qwen2.5-0.5B@' is unknown; give ...OWNER/NAME@REVISION...",
+        command("ptq", "--model", "Qwen/Qwen2.5-0.5B@"),
+    ),
+    refused(
         "the beginning of an option's name", "qat --training.step 3",
         "edgequant qat: option --training.step is unknown. Did you mean --training.steps? There are: ...",
         command("qat", *TINY, "--training.step", "3"),
@@ -198,6 +209,38 @@ SITUATIONS = [
         "a search without end", "tune --space FILE",
         "edgequant tune: hyperparameter learning_rate: uniform must be finite numbers, got inf; e.g. ...",
         search_space("learning_rate: {uniform: [1e-5, .inf]}\n"),
+    ),
+    refused(
+        "a search of settings that contradict each other", "tune --space FILE",
+        "edgequant tune: the search space holds lora_rank 8, trainable scales, which do not go together: "
+        "qat.lora_rank must be 0 with qat.trainable scales, ...; keep them apart with `when`",
+        search_space("lora_rank: {choice: [0, 8]}\ntrainable: {choice: [all, scales]}\n"),
+    ),
+    refused(
+        "a condition on what is not searched", "tune --space FILE",
+        "edgequant tune: hyperparameter lora_alpha: when must name hyperparameters that stand above it (nothing), got "
+        "'lora_rank'; write that one first",
+        search_space("lora_alpha: {uniform: [4, 64], when: {lora_rank: '>0'}}\n"),
+    ),
+    refused(
+        "bits that no scheme has", "tune --space FILE",
+        "edgequant tune: hyperparameter weight_bits must be from 2 to 8, got 1",
+        search_space("weight_bits: {integers: [1, 4]}\n"),
+    ),
+    refused(
+        "the best of several seeds", "tune --space FILE",
+        "edgequant tune: hyperparameter seed must be {replicates: 3}: ..., got {'choice': [1, 2]}; ...",
+        search_space("lora_rank: {choice: [0, 8]}\nseed: {choice: [1, 2]}\n"),
+    ),
+    refused(
+        "an objective that no task has", "tune --objectives '[min:domain/perplexty]'",
+        "edgequant tune: objective 'domain/perplexty' is not measured; did you mean domain/perplexity? domain has ...",
+        command("tune", *TINY, "--objectives", "[min:domain/perplexty]"),
+    ),
+    refused(
+        "a policy that is not there", "tune --policy strict",
+        "edgequant tune: policy 'strict' not found; give a YAML file or one of default",
+        command("tune", *TINY, "--policy", "strict"),
     ),
     refused(
         "a push to nowhere", "push --model small",

@@ -8,6 +8,7 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # what situations are made of
 sys.path.append(str(Path(__file__).resolve().parent / "exported"))
 
+from of_adaptation import SITUATIONS as ADAPTATION
 from of_checkpoints import SITUATIONS as CHECKPOINTS
 from of_data import SITUATIONS as DATA
 from of_devices import SITUATIONS as DEVICES
@@ -32,6 +33,7 @@ KINDS: dict[str, list[Situation]] = {
     "Containers, links, home folders and addresses": PATHS,
     "Model folders": MODELS,
     "Adapters and checkpoints": CHECKPOINTS,
+    "Adaptation": ADAPTATION,
     "Settings and machines": SETTINGS,
     "Promotion": PROMOTION,
     "One tensor with two roles": TIES,

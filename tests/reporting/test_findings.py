@@ -12,7 +12,6 @@ from edgequant import tracking
 from edgequant.evaluation.harm import Loss
 from edgequant.reporting.findings.domains import breakdowns
 from edgequant.reporting.findings.in_words import change, in_words, signed
-from edgequant.reporting.findings.paired import outcome
 from edgequant.reporting.findings.recovered import FRACTION
 from edgequant.reporting.gathering import compare
 from edgequant.reporting.pages.html_report import html_report
@@ -39,7 +38,7 @@ def adapted(one_store):
 
 def outcomes(compared) -> dict[tuple[str, str], str]:
     return {
-        (compared.rows[pair.row]["variant"], pair.reference): outcome(pair.losses[0])
+        (compared.rows[pair.row]["variant"], pair.reference): pair.losses[0].outcome
         for pair in compared.pairs
         if pair.losses
     }
@@ -72,8 +71,9 @@ def test_a_paired_interval_that_includes_zero_is_called_undecided_on_every_page(
     assert outcomes(compared)["qat", "ptq"] == "undecided"
     for page in (words(compared), html_report(compared), markdown_report(compared)):
         assert "undecided" in page
-    assert "Against PTQ, it is undecided, because the interval includes zero, in perplexity (domain), −" in words(
-        compared
+    assert (
+        "Against PTQ, it is undecided, as the data do not show a difference, in perplexity (domain) on 8 documents, −"
+        in words(compared)
     )
 
 
@@ -83,7 +83,8 @@ def test_a_paired_interval_that_includes_zero_is_called_undecided_on_every_page(
      (0.0, 2.0, 1.0, "undecided"), (None, None, 0.0, "the same"), (None, None, 1.0, "no interval")],
 )  # fmt: skip
 def test_what_an_interval_says(low, high, loss, said):
-    assert outcome(Loss(metric="squad/f1", loss=loss, low=low, high=high, margin=0, unit="points", items=9)) == said
+    found = Loss(metric="squad/f1", loss=loss, low=low, high=high, margin=0, unit="points", items=9)
+    assert found.outcome == said
 
 
 def test_a_change_has_the_sign_of_the_metric_and_not_of_the_loss():
@@ -161,7 +162,7 @@ def test_the_words_name_what_was_delivered_its_size_and_its_harm_first():
     (told,) = in_words(compare([run]))
     assert told.lead == "ptq w4-g32 was delivered: 80.0 MB, 70.4 % smaller than fp16."
     assert told.sentences[0] == "It is not offered for promotion, because it is harmed: guard/perplexity rose by 17%."
-    assert "Against PTQ, QAT is better in perplexity (domain), 3" in " ".join(told.sentences)
+    assert "Against PTQ, QAT is better in perplexity (domain) on 8 documents, 3" in " ".join(told.sentences)
 
 
 def test_without_a_quantised_model_the_words_say_so():

@@ -99,10 +99,13 @@ def test_the_configuration_and_the_commit_are_in_the_page() -> None:
 
 
 def test_markdown_marks_the_best_in_bold_and_keeps_pipes_inside_cells() -> None:
-    rows = [{"model": "a|b", "squad/f1": 1.0}, {"model": "c", "squad/f1": 2.0}]
+    rows = [
+        {"model": model, "squad/f1": value, "squad/f1_ci_low": value - 0.1, "squad/f1_ci_high": value + 0.1}
+        for model, value in (("a|b", 1.0), ("c", 2.0))
+    ]
     table = markdown_table(rows).splitlines()
-    assert table[0] == "| model | SQuAD F1 (%) |" and table[2] == r"| a\|b | 1.00 (no interval) |"
-    assert table[3] == "| c | **2.00 (no interval)** |"
+    assert table[0] == "| model | SQuAD F1 (%) |" and table[2] == r"| a\|b | 1.00 (0.900 to 1.10) |"
+    assert table[3] == "| c | **2.00 (1.90 to 2.10)** |"
 
 
 def test_csv_keeps_full_precision_and_disarms_formulas() -> None:

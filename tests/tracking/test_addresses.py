@@ -10,8 +10,6 @@ import pytest
 from edgequant.tracking import refusal, ui_command
 from edgequant.tracking.addresses import move_credentials, without_password
 from edgequant.tracking.pages import run_url
-from edgequant.tracking.permissions import PREFIX
-from edgequant.workflows.steps import register
 
 
 @pytest.fixture
@@ -42,6 +40,20 @@ def test_a_databases_password_is_in_no_command(address):
 
 
 @pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("postgresql://host/db?user=me&password=p@ss&sslmode=require", "postgresql://host/db?user=me&password=***&sslmode=require"),
+        ("mssql://host/db?odbc_connect=DRIVER=x;UID=me;PWD=p4ss;Port=1", "mssql://host/db?odbc_connect=DRIVER=x;UID=me;PWD=***;Port=1"),
+        ("https://host/a?access_token=abc", "https://host/a?access_token=***"),
+        ("https://a:b@x/1 and ftp://c:d@y/2", "https://a:***@x/1 and ftp://c:***@y/2"),
+        ("max_new_tokens=5, pad_token=<pad>", "max_new_tokens=5, pad_token=<pad>"),
+    ],
+)  # fmt: skip
+def test_a_password_in_the_query_of_an_address_is_hidden_too(given, shown):
+    assert without_password(given) == shown
+
+
+@pytest.mark.parametrize(
     ("text", "why", "fix"),
     [
         ("endpoint /api/2.0/mlflow/experiments/search failed with error code 401 != 200", "'earlier'", "PASSWORD"),
@@ -57,7 +69,3 @@ def test_what_a_server_refuses_is_told_with_what_to_do(address, text, why, fix):
 
 def test_any_other_error_is_none_of_the_servers():
     assert refusal(mlflow.exceptions.MlflowException("experiment 401 not found")) is None
-
-
-def test_permissions_are_asked_for_the_name_that_versions_are_filed_under():
-    assert PREFIX == register.PREFIX

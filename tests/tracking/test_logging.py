@@ -6,12 +6,17 @@ import json
 import os
 import subprocess
 from importlib import metadata
+from pathlib import Path
 
+import mlflow
+import numpy as np
 import pytest
+import torch
 import yaml
 from stored_artifacts import artifact
 
 from edgequant import tracking
+from edgequant.tracking.environment import git_tags
 
 
 def test_the_resolved_configuration_is_filed_as_parameters_and_as_yaml(store):
@@ -37,6 +42,15 @@ def test_commit_environment_and_process_are_filed(store, root):
     assert environment["cpu_count"] == os.cpu_count()
 
 
+def test_a_run_takes_no_lock_in_the_repository_that_it_looks_at(tmp_path, monkeypatch):
+    (tmp_path / "git").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\necho abc\n')
+    (tmp_path / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert git_tags()["mlflow.source.git.commit"] == "abc"
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert len(asked) == 2 and all(line.startswith("--no-optional-locks ") for line in asked)  # a kill would leave it
+
+
 def test_data_sets_are_inputs_with_digest_source_and_context(store):
     digest = "0123456789abcdef" * 4
     with tracking.workflow_run("evaluate", {}) as run:
@@ -56,16 +70,35 @@ def test_tables_summary_text_and_folders_are_artifacts(store, tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "x.txt").write_text("x")
     with tracking.workflow_run("evaluate", {}) as run:
-        tracking.log_table(rows, "items/boolq.json")
+        for _ in range(2):  # as of a run that was killed behind its table and goes on
+            tracking.log_table(rows, "items/boolq.json")
         tracking.log_table([], "items/none.json")
         tracking.log_summary([{"model": "tiny", "boolq/accuracy": 0.5}])
         tracking.log_text("remark", "notes.txt")
         tracking.log_folder(tmp_path / "folder", "adapter")
     table = json.loads(artifact(run.id, "items/boolq.json"))
     assert table["columns"] == ["id", "correct", "f1"] and len(table["data"]) == 2
+    assert list(mlflow.load_table("items/boolq.json", [run.id])["id"]) == ["a", "b"]  # by MLflow's own tag
     assert json.loads(artifact(run.id, "summary.json")) == [{"model": "tiny", "boolq/accuracy": 0.5}]
     assert artifact(run.id, "notes.txt") == "remark"
     assert artifact(run.id, "adapter/x.txt") == "x"
+
+
+def test_any_cell_becomes_json_and_no_secret_is_filed(store):
+    link = '<a href="http://h/?token=abc&x=1">'
+    cells = {
+        "link": link, "nan": np.float32("nan"), "many": np.array([1, 2]), "tensor": torch.tensor(0.5),
+        "inner": {"loss": float("inf"), "id": np.int64(3)}, "path": Path("a"), "yes": True, "none": None,
+    }  # fmt: skip
+    with tracking.workflow_run("evaluate", {}) as run:
+        tracking.log_table([cells], "cells.json")
+    table = json.loads(artifact(run.id, "cells.json"))
+    row = dict(zip(table["columns"], table["data"][0], strict=True))
+    assert "abc" not in row.pop("link")
+    assert row == {
+        "nan": None, "many": [1, 2], "inner": {"loss": None, "id": 3}, "tensor": 0.5, "path": "a", "yes": True,
+        "none": None,
+    }  # fmt: skip
 
 
 def test_metrics_keep_their_steps(store):

@@ -127,9 +127,11 @@ def test_resume_continues_the_killed_run_and_its_variant(working, store):
 
 
 def test_a_live_run_is_never_taken_over(working, store):
-    _, (parent, _) = working
-    with tracking.workflow_run("qat", {"a": 1}, resume=True) as run:
-        assert run.id != parent and not run.resumed
+    _, ids = working
+    told = rf"run {ids[0]} of this configuration is still running .* or begin another without --resume true"
+    with pytest.raises(UserError, match=told), tracking.workflow_run("qat", {"a": 1}, resume=True):
+        pass
+    assert [store.get_run(run).info.status for run in ids] == ["RUNNING", "RUNNING"]
 
 
 def test_resume_takes_only_a_run_of_the_same_configuration(store):
@@ -171,7 +173,8 @@ def test_resuming_under_mlflow_run_continues_the_old_run_and_says_so_on_the_new(
     monkeypatch.setenv("MLFLOW_RUN_ID", launched.info.run_id)
     with tracking.workflow_run("qat", {}, resume=True) as run:
         assert run.id == old.id
-    assert store.get_run(launched.info.run_id).data.tags["edgequant.resumed_run"] == old.id
+    found = store.get_run(launched.info.run_id)
+    assert found.data.tags["edgequant.resumed_run"] == old.id and found.info.status == "FINISHED"
 
 
 def test_runs_are_found_newest_first_by_workflow_in_every_experiment(store):

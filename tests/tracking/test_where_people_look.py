@@ -158,6 +158,20 @@ def test_an_experiment_is_model_training_and_offers_a_view_of_known_metrics(stor
     assert set(METRICS) <= set(described_metrics())
 
 
+def test_charts_of_the_view_begin_with_what_people_compare(store):
+    """Without the view MLflow draws one for each metric, by the alphabet."""
+    parent, _ = measured_run()
+    state = json.loads(
+        json.loads(store.get_experiment(parent.experiment_id).tags[f"mlflow.sharedViewState.{tracking.VIEW}"])["state"]
+    )
+    (section,), charts = state["compareRunSections"], state["compareRunCharts"]
+    assert {chart["metricSectionId"] for chart in charts} == {section["uuid"]} and state["isAccordionReordered"]
+    assert len({chart["uuid"] for chart in charts}) == len(charts)
+    drawn = [chart.get("metricKey") or (chart["xaxis"]["key"], chart["yaxis"]["key"]) for chart in charts]
+    assert drawn[:3] == ["domain/perplexity", "size/checkpoint_gb", ("size/checkpoint_gb", "domain/perplexity")]
+    assert {name for name in drawn if isinstance(name, str)} <= set(described_metrics())
+
+
 def test_what_a_person_has_set_on_the_experiment_stays(store):
     parent, _ = measured_run()
     store.set_experiment_tag(parent.experiment_id, "mlflow.experimentKind", "finetuning")

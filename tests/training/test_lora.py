@@ -10,6 +10,7 @@ from random_architectures import KINDS, make
 
 from edgequant import models
 from edgequant.errors import UserError
+from edgequant.models.adapters.quantized_base import bitsandbytes_config
 from edgequant.models.same_function import merging
 from edgequant.models.same_function.comparison import relative_difference
 from edgequant.models.same_function.integers_of_bitsandbytes import dequantized
@@ -18,7 +19,6 @@ from edgequant.models.tiny import tiny_tokenizer
 from edgequant.training.loop import train
 from edgequant.training.lora import attach, merge
 from edgequant.training.settings import LoraSettings, TrainingSettings
-from edgequant.workflows.ptq import bitsandbytes_config
 
 SETTINGS = TrainingSettings(steps=4, batch_size=2, sequence_length=32, learning_rate=1e-2, precision="float32")
 
@@ -86,7 +86,7 @@ def test_unknown_targets_are_refused_with_the_layers_there_are(tiny):
         attach(tiny.model, LoraSettings(targets="query"), made_from="tiny")
 
 
-@pytest.mark.parametrize("values", [{"rank": 0}, {"alpha": 0.0}, {"dropout": 1.0}, {"targets": " "}])
+@pytest.mark.parametrize("values", [{"rank": -1}, {"alpha": 0.0}, {"dropout": 1.0}, {"targets": " "}])
 def test_impossible_adapters_are_refused(values):
     with pytest.raises(UserError, match=rf"lora\.{next(iter(values))}"):
         LoraSettings(**values)

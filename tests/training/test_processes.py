@@ -83,6 +83,7 @@ def test_without_a_launcher_there_is_one_process_which_answers_itself(monkeypatc
     assert from_main_process(lambda: 3) == 3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("passes", [1, 2])
 def test_two_processes_train_what_one_trains(tmp_path, passes):
     subprocess.run(

@@ -123,7 +123,16 @@ def test_every_rate_that_diverges_is_passed_over(tiny, sequences, counting, monk
 def test_the_highest_rate_is_taken_that_does_no_harm(tiny, sequences, counting, monkeypatch, steps, after, expected):
     """Rates in steps of FACTOR from FIRST, each with what a trial at it adds to the held-out loss."""
     trials = rate_test._Trials(
-        tiny.model, sequences, replace(SETTINGS, steps=steps), Watch(texts={"text": counting}), None, 0, "", None
+        tiny.model,
+        sequences,
+        replace(SETTINGS, steps=steps),
+        Watch(texts={"text": counting}),
+        None,
+        None,
+        0,
+        "",
+        None,
+        None,
     )
     before = trials.watch.losses(tiny.model)["text"]
     power = lambda rate: round(math.log(rate / rate_test.FIRST, rate_test.FACTOR))  # noqa: E731

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
+from edgequant.errors import UserError
 from edgequant.quantization.layers.convert import calibrate, has_static_ranges, prepare, set_phase
 from edgequant.quantization.scheme import parse_scheme
+from edgequant.training.checkpoints import MANIFEST, newest_whole, text_digest
 from edgequant.training.loop import train
 from edgequant.training.settings import TrainingSettings
 
@@ -91,20 +96,97 @@ def test_resuming_where_nothing_was_saved_starts_at_the_beginning(tiny, sequence
     assert run(tiny.model, sequences, tmp_path / "new", resume=True).steps == 8
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("state", [None, "", '{"epoch": 0.5, "global_step'])
-def test_a_checkpoint_that_was_being_written_is_passed_over(tiny, sequences, tmp_path, state):
-    whole = run(copy.deepcopy(tiny.model), sequences, tmp_path / "a")
+@pytest.fixture(scope="module")
+def cut(_tiny, tmp_path_factory):
+    """A training that was killed at its seventh step: its folder, and the loss of one that was not."""
+    torch.manual_seed(0)
+    rows = torch.randint(5, 250, (16, 32))
+    folder = tmp_path_factory.mktemp("cut")
+    whole = run(copy.deepcopy(_tiny.model), rows, folder / "whole")
     with pytest.raises(Killed):
-        run(copy.deepcopy(tiny.model), sequences, tmp_path / "b", kill_at=7)
-    assert [path.name for path in (tmp_path / "b").glob("checkpoint-*")] == ["checkpoint-6"]  # one is kept
-    half = tmp_path / "b" / "checkpoint-7"
+        run(copy.deepcopy(_tiny.model), rows, folder / "cut", kill_at=7)
+    return folder / "cut", rows, whole.loss
+
+
+def test_the_two_newest_checkpoints_are_kept_and_each_lists_its_files(cut):
+    folder, _, _ = cut
+    assert sorted(path.name for path in folder.glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-6"]
+    for path in folder.glob("checkpoint-*"):
+        listed = json.loads((path / MANIFEST).read_text())["files"]
+        assert {*listed, MANIFEST} == {file.name for file in path.iterdir()} and "optimizer.pt" in listed
+
+
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def halved(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def changed(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [emptied, halved, changed, Path.unlink])
+def test_whatever_file_of_a_checkpoint_is_damaged_the_one_before_is_gone_on_with(cut, tmp_path, damage, capsys):
+    folder, rows, _ = cut
+    files = [path.name for path in (folder / "checkpoint-6").iterdir()]
+    assert len(files) >= 6
+    for name in files:
+        shutil.copytree(folder, tmp_path / name)
+        damage(tmp_path / name / "checkpoint-6" / name)
+        found = newest_whole(tmp_path / name, text_digest(rows), "qat tiny")
+        assert found == (tmp_path / name / "checkpoint-3", 3), name
+        assert not (tmp_path / name / "checkpoint-6").exists()
+        said = capsys.readouterr().out.splitlines()
+        assert said[0].startswith("qat tiny: training checkpoint checkpoint-6 ") and "passed over" in said[0]
+        assert said[1] == "qat tiny: goes on behind step 3, from checkpoint-3"
+
+
+def test_a_damaged_checkpoint_costs_its_own_steps_and_changes_no_number(tiny, cut, tmp_path):
+    folder, rows, loss = cut
+    shutil.copytree(folder, tmp_path / "cut")
+    halved(tmp_path / "cut" / "checkpoint-6" / "optimizer.pt")
+    found = run(tiny.model, rows, tmp_path / "cut", resume=True)
+    assert (found.steps, found.loss) == (8, loss)
+
+
+@pytest.mark.parametrize("state", [None, "", '{"epoch": 0.5, "global_step'])
+def test_a_checkpoint_that_was_being_written_is_passed_over(cut, tmp_path, state):
+    folder, rows, _ = cut
+    shutil.copytree(folder, tmp_path / "cut")
+    half = tmp_path / "cut" / "checkpoint-7"
     half.mkdir()
     (half / "model.safetensors").write_bytes(b"half of it")
     if state is not None:
         (half / "trainer_state.json").write_text(state)
-    found = run(tiny.model, sequences, tmp_path / "b", resume=True)
-    assert (found.steps, found.loss) == (8, whole.loss)
+    assert newest_whole(tmp_path / "cut", text_digest(rows), "qat tiny") == (tmp_path / "cut" / "checkpoint-6", 6)
+
+
+def test_text_that_has_changed_is_refused_before_a_step_is_trained(tiny, cut, tmp_path):
+    folder, rows, _ = cut
+    shutil.copytree(folder, tmp_path / "cut")
+    other = rows.clone()
+    other[3, 3] += 1
+    before = copy.deepcopy(tiny.model.state_dict())
+    with pytest.raises(UserError, match=r"the training text has changed since .*checkpoint-6.*without --resume true"):
+        run(tiny.model, other, tmp_path / "cut", resume=True)
+    assert all(torch.equal(before[name], tensor) for name, tensor in tiny.model.state_dict().items())
+
+
+def test_behind_the_last_step_no_other_is_trained(tiny, sequences, tmp_path):
+    """Trainer itself would do one more."""
+    settings = dataclasses.replace(SETTINGS, save_steps=4)
+    whole, seen = copy.deepcopy(tiny.model), []
+    expected = train(whole, sequences, settings, tmp_path, seed=5)
+    resumed = copy.deepcopy(tiny.model)
+    found = train(resumed, sequences, settings, tmp_path, seed=5, resume=True, on_log=lambda step, _: seen.append(step))
+    assert seen == [] and (found.steps, found.loss) == (8, expected.loss)
+    assert "train/tokens_per_second" not in found.metrics
+    assert all(torch.equal(tensor, resumed.state_dict()[name]) for name, tensor in whole.state_dict().items())
 
 
 @pytest.mark.parametrize(

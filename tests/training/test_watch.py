@@ -13,7 +13,7 @@ import torch
 
 from edgequant.training.loop import train
 from edgequant.training.settings import TrainingSettings
-from edgequant.training.watch import Watch, rows_to_watch
+from edgequant.training.watch import Look, Watch, Watching, rows_to_watch
 
 SETTINGS = TrainingSettings(
     steps=12, batch_size=4, sequence_length=32, learning_rate=5e-3, precision="float32", patience=0, eval_steps=3
@@ -58,7 +58,7 @@ def test_looks_are_mean_next_token_losses_from_before_the_first_step_on(tiny, se
     )  # fmt: skip
     assert [look.step for look in result.looks] == [0, 3, 6, 9, 12]
     assert result.looks[0].losses == {"counting": pytest.approx(before[0]), "noise": pytest.approx(before[1])}
-    assert seen == {(look.step, f"held_out/{k}_loss"): v for look in result.looks for k, v in look.losses.items()}
+    assert seen == {(look.step, f"watched/{k}_loss"): v for look in result.looks for k, v in look.losses.items()}
 
 
 def test_the_model_ends_as_it_was_at_its_best_look(tiny, sequences, counting, tmp_path):
@@ -87,6 +87,16 @@ def test_training_ends_when_held_out_text_has_not_gained_for_long(forgetful, seq
     settings = replace(SETTINGS, steps=60, patience=2)
     result = train(forgetful, sequences, settings, tmp_path, watch=Watch(texts={"noise": noise}))
     assert result.steps < 60 and "no better look at held-out text in 2" in result.ended
+
+
+def test_a_high_rate_s_noise_does_not_end_the_first_half_of_a_training(tiny, noise):
+    """What a high rate hides shows when it falls: a look below the start's loss plus a little ends nothing before."""
+    watching = Watching(Watch(texts={"noise": noise}), tiny.model, "float32")
+    watching.looks = [Look(step, {"noise": loss}) for step, loss in ((0, 4.0), (10, 4.05), (20, 4.09), (40, 4.02))]
+    watching.best = watching.looks[0]
+    assert watching.looks_without_gain(80) == 1 and watching.looks_without_gain(20) == 3
+    watching.looks += [Look(41, {"noise": 4.2})]
+    assert watching.looks_without_gain(100) == 1, "so far above the start that no lower rate wins it back"
 
 
 def test_a_training_that_diverges_ends_with_the_best_state_and_says_so(tiny, sequences, counting, tmp_path):

@@ -33,13 +33,25 @@ def bowl(trial: Any, work_dir: Path, on_report: Any) -> Candidate:
 
 
 def fragile(trial: Any, work_dir: Path, on_report: Any) -> Candidate:
-    """Batches of more than 4 do not fit the memory, and a batch of 2 diverges."""
+    """Batches of more than 4 are refused, and a batch of 2 diverges."""
     if trial.training.batch_size > 4:
-        raise MemoryError(f"batch_size {trial.training.batch_size} does not fit")
+        raise ValueError(f"batch_size {trial.training.batch_size} does not fit")
     candidate = bowl(trial, work_dir, on_report)
     if trial.training.batch_size == 2:
         candidate.metrics["domain/perplexity"] = math.nan
     return candidate
+
+
+def large(trial: Any, work_dir: Path, on_report: Any) -> Candidate:
+    """A batch of 8 is more than the memory holds, one of 16 kills the process, and one of 3 does at every size."""
+    training = trial.training
+    if training.batch_size == 8:
+        raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB")
+    if training.batch_size == 16:
+        os.kill(os.getpid(), 9)
+    if training.sequences_per_step == 3:
+        raise MemoryError
+    return bowl(trial, work_dir, on_report)
 
 
 def broken(_trial: Any, _work_dir: Path, _on_report: Any) -> Candidate:

@@ -51,7 +51,8 @@ def test_only_checkpoints_that_nothing_beats_stay_on_disk(tmp_path, store, ray_h
 
     spec, records, _ = run(tmp_path, ray_here, fake_candidates.bowl)
     best = ranked(records, spec.objectives)[0]
-    assert [folder.name for folder in (spec.trial.folder / "trials").iterdir()] == [best.id]
+    kept = {folder.name for folder in (spec.trial.folder / "trials").iterdir()}
+    assert kept == {best.id, records[0].id}, "the recipe's stays too"
     assert abs(math.log10(best.values["learning_rate"] / 1e-4)) <= 1.0  # no worse than the first trial
 
 
@@ -79,8 +80,8 @@ def test_a_search_in_which_nothing_works_says_why(tmp_path, store, ray_here):
     from edgequant_tune.results import log_search
 
     spec, records, _ = run(tmp_path, ray_here, fake_candidates.broken, trials=2)
-    with pytest.raises(RuntimeError, match="disk is gone"), tracking.workflow_run("tune", {}):
-        log_search(spec, records)
+    with pytest.raises(RuntimeError, match="disk is gone"), tracking.workflow_run("tune", {}) as again:
+        log_search(spec, records, again)
 
 
 def test_the_scheduler_stops_what_lags_behind_and_its_run_says_so(tmp_path, store, ray_here):
@@ -108,7 +109,8 @@ def test_two_objectives_keep_the_trade_offs(tmp_path, store, ray_here):
     assert all(record.status == "finished" for record in records)
     front = pareto_front(records, spec.objectives)
     assert {record.values["scheme"] for record in front} == {"w4a8-g32+emb4", "w8a8"}
-    assert {folder.name for folder in (spec.trial.folder / "trials").iterdir()} == {record.id for record in front}
+    kept = {record.id for record in (*front, records[0])}
+    assert {folder.name for folder in (spec.trial.folder / "trials").iterdir()} == kept
     schemes = {name: run.data.tags["edgequant.scheme"] for name, run in children(store, parent).items()}
     assert schemes == {record.name: record.values["scheme"] for record in records}
     assert set(figures(records, spec.space, spec.objectives)) == {
@@ -117,6 +119,7 @@ def test_two_objectives_keep_the_trade_offs(tmp_path, store, ray_here):
         "figures/importance_size_checkpoint_gb.html",
         "figures/parallel_coordinates.html",
         "figures/history.html",
+        "figures/hypervolume.html",
     }
 
 
@@ -134,8 +137,28 @@ def test_the_time_budget_ends_the_search_and_leaves_no_run_open(tmp_path, store,
 
 def test_the_record_on_disk_is_what_was_found(tmp_path, store, ray_here):
     spec, records, _ = run(tmp_path, ray_here, fake_candidates.bowl, trials=2)
-    kept = json.loads((spec.trial.folder / "trials.json").read_text())
-    assert [entry["values"] for entry in kept] == [record.values for record in records]
+    lines = [json.loads(line) for line in (spec.trial.folder / "trials.jsonl").read_text().splitlines()]
+    ends = {entry["id"]: entry["values"] for entry in lines if entry["status"] == "finished"}
+    assert ends == {record.id: record.values for record in records}
+    assert len(lines) == 2 * len(records)  # one when a trial begins, one when it ends
+
+
+def test_a_search_that_ray_ends_before_its_last_trial_has_not_finished(tmp_path, store, ray_here, monkeypatch):
+    from ray import tune
+
+    class EndsAtOnce:
+        def __init__(self, *_given, **_more):
+            pass
+
+        def fit(self):
+            pass
+
+    monkeypatch.setattr(tune, "Tuner", EndsAtOnce)
+    told = r"the search ended after 0 of 4 trials.*--resume true goes on with it"
+    with pytest.raises(UserError, match=told):
+        run(tmp_path, ray_here, fake_candidates.bowl, trials=4)
+    experiments = [experiment.experiment_id for experiment in store.search_experiments()]
+    assert [one.info.status for one in store.search_runs(experiments)] == ["FAILED"]
 
 
 @pytest.mark.long

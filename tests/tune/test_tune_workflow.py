@@ -16,6 +16,7 @@ SHORT = TrainingSettings(steps=4, batch_size=2, sequence_length=64, learning_rat
 QUICK = EvaluationSettings(tasks=("domain_perplexity",), limit=20)
 
 
+@pytest.mark.long
 def test_tune_trains_measures_and_registers_the_best_trial_of_tiny(tmp_path, store, ray_here, capsys):
     from edgequant import models
 
@@ -80,10 +81,10 @@ def test_finetuning_is_searched_too_and_its_best_model_goes_on_to_qat(tmp_path, 
 
 def test_trials_are_scored_on_other_documents_than_the_winner():
     from edgequant.corpora.disaster.corpus import bundled_documents
-    from edgequant_tune.train_candidate import validation_data
+    from edgequant_tune.scoring.selection import selection
 
     final = [(document.domain, document.text) for document in bundled_documents("test")]
-    scored = validation_data({"domain": final, "boolq": None}, "disaster", None)
+    scored = selection({"domain": final, "boolq": None}, ("domain_perplexity", "boolq"), "disaster", None).select
     assert scored["domain"] and not {text for _, text in scored["domain"]} & {text for _, text in final}
     assert set(scored) == {"domain"}
 

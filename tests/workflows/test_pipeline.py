@@ -11,8 +11,11 @@ import pytest
 from edgequant import tracking
 from edgequant.errors import UserError
 from edgequant.quantization import checkpoint
-from edgequant.workflows.pipeline import PHASES, pipeline
+from edgequant.workflows.pipeline import pipeline
 from edgequant.workflows.settings import RunSettings
+
+DONE = ["corpus", "baseline", "ptq", "qat", "finetune", "adapt-after", "evaluate", "export", "report"]
+WORKFLOWS = {"adapt-after": "finetune"}  # by phase, where the names differ
 
 
 @pytest.fixture(scope="module")
@@ -22,17 +25,19 @@ def finished(open_store, tmp_path_factory, quick, short):
     with open_store(folder) as client:
         pipeline(
             model="tiny", training=replace(short, steps=3), evaluation=quick, run=RunSettings(device="cpu"),
-            output=str(folder / "made"),
+            adapt=("after",), output=str(folder / "made"),
         )  # fmt: skip
         (parent,) = tracking.find_runs(workflow="pipeline")
-        phases = {run.workflow: run for run in tracking.find_runs(parent=parent.id) if run.workflow}
-        yield client, parent, phases, folder / "made"
+        rows = json.loads(Path(client.download_artifacts(parent.id, "summary.json")).read_text())
+        runs = {run.id: run for run in tracking.find_runs(parent=parent.id)}
+        yield client, parent, {row["phase"]: runs[row["run"]] for row in rows if row["run"]}, folder / "made"
 
 
 def test_every_phase_is_a_finished_run_under_the_parent_in_this_order(finished):
     _, parent, phases, _ = finished
     assert parent.status == "FINISHED"
-    assert [run.workflow for run in sorted(phases.values(), key=lambda run: run.start_time)] == list(PHASES)
+    assert [phase for phase, _ in sorted(phases.items(), key=lambda pair: pair[1].start_time)] == DONE
+    assert {phase: run.workflow for phase, run in phases.items()} == {name: WORKFLOWS.get(name, name) for name in DONE}
     assert {run.status for run in phases.values()} == {"FINISHED"}
 
 
@@ -42,39 +47,60 @@ def test_the_parent_repeats_the_metrics_of_the_model_it_delivers(finished):
     assert parent.metrics["size/checkpoint_gb"] == phases["qat"].metrics["size/checkpoint_gb"]
 
 
-def test_the_summary_names_the_run_of_each_phase(finished):
-    client, parent, phases, _ = finished
-    rows = json.loads(Path(client.download_artifacts(parent.id, "summary.json")).read_text())
-    assert [(row["phase"], row["run"]) for row in rows] == [(phase, phases[phase].id) for phase in PHASES]
-
-
 def test_each_phase_leaves_its_folder(finished):
     *_, folder = finished
     assert (folder / "corpus" / "dataset_dict.json").is_file()
-    assert checkpoint.open_checkpoint(folder / "qat").scheme.name == "w4a8-g32+emb4"
-    assert checkpoint.open_checkpoint(folder / "ptq" / "w4a8-g32+emb4")
+    made = {checkpoint.open_checkpoint(folder / name).weight_bytes for name in ("qat", "ptq/w4a8-g32+emb4")}
+    assert {checkpoint.open_checkpoint(folder / "adapt-after" / "merged").weight_bytes} == made
     assert (folder / "finetune" / "merged" / "model.safetensors").is_file()
-    assert (folder / "report" / "report.html").is_file()
+    assert (folder / "report" / "report.html").is_file() and list((folder / "export").glob("*.gguf"))
 
 
 def test_training_reads_the_corpus_that_was_just_made(finished):
     _, _, phases, folder = finished
-    for phase in ("ptq", "qat", "finetune"):
-        written_too = ",self-generated" if phase == "qat" else ""
-        assert phases[phase].params["cfg.dataset"] == f"{folder / 'corpus'}{written_too}"
+    text, replayed = str(folder / "corpus"), f"{folder / 'corpus'}:0.8,self-generated:0.2"
+    read = {phase: phases[phase].params["cfg.dataset"] for phase in ("ptq", "qat", "finetune", "adapt-after")}
+    assert read == {"ptq": text, "qat": f"{text},self-generated", "finetune": replayed, "adapt-after": replayed}
 
 
-def test_evaluation_measures_the_checkpoint_of_qat(finished):
+def test_evaluation_and_export_take_the_checkpoint_of_qat(finished):
     _, _, phases, folder = finished
-    assert phases["evaluate"].params["cfg.model"] == str(folder / "qat")
+    assert {phases[phase].params["cfg.model"] for phase in ("evaluate", "export")} == {str(folder / "qat")}
     evaluated, trained = phases["evaluate"].metrics, phases["qat"].metrics
     assert evaluated["size/checkpoint_gb"] == trained["size/checkpoint_gb"]
     assert evaluated["domain/perplexity"] == pytest.approx(trained["domain/perplexity"], rel=1e-4)
 
 
-def test_the_checkpoint_is_registered(finished):
+def test_what_qat_and_the_orders_make_is_registered_under_the_models_name(finished):
     client, _, phases, _ = finished
-    assert client.get_model_version("edgequant-tiny", "1").run_id == phases["qat"].id
+    versions = [client.get_model_version("edgequant-tiny", str(number)).run_id for number in (1, 2)]
+    assert versions == [phases["qat"].id, phases["adapt-after"].id]
+
+
+def test_the_orders_stand_in_one_table_with_differences_from_base_and_adapted_model(finished):
+    client, parent, phases, folder = finished
+    lines = (folder / "orders.md").read_text().splitlines()
+    named = [line.split("|")[1].strip() for line in lines if line.startswith("| ") and line.split("|")[1].strip()]
+    compared = ["adapted", "quantised", "quantised->adapted"]
+    assert named == ["base", *compared, *compared, *compared[1:]]
+    rows = {row["row"]: row for row in json.loads((folder / "orders.json").read_text())}
+    assert rows["quantised->adapted"]["domain/perplexity"] == pytest.approx(
+        phases["adapt-after"].metrics["domain/perplexity"], rel=1e-4
+    )
+    assert rows["quantised"]["deploy/size_gb"] == rows["quantised->adapted"]["deploy/size_gb"]
+    assert client.list_artifacts(parent.id, "orders/tiny")
+
+
+def test_a_phase_whose_inputs_are_unchanged_is_not_done_again(finished, quick, short, monkeypatch):
+    _, _, phases, folder = finished
+    settings = {"model": "tiny", "evaluation": quick, "adapt": ("after",), "run": RunSettings(device="cpu")}
+    settings |= {"output": str(folder), "training": replace(short, steps=3), "phases": ("corpus", "ptq", "finetune")}
+    again = pipeline(**settings)
+    assert [(row["phase"], row["run"], row["minutes"]) for row in again.rows] == [
+        (phase, phases[phase].id, None) for phase in ("corpus", "ptq", "finetune")
+    ]
+    changed = pipeline(**settings | {"replay": None})  # which the corpus and PTQ do not depend on
+    assert [row["minutes"] is None for row in changed.rows] == [True, True, False]
 
 
 def test_only_the_phases_asked_for_run(store, tmp_path, quick, short):
@@ -126,7 +152,19 @@ def test_an_interrupted_pipeline_goes_on_with_the_phase_that_was_not_done(store,
     assert sorted(done) == ["corpus", "evaluate"] and len(calls) == 2
 
 
-def test_an_unknown_phase_is_refused_with_the_known_ones(store):
-    with pytest.raises(UserError, match=r"phases must be some of corpus, baseline, ptq, .* got 'bake'"):
-        pipeline(model="tiny", phases=("qat", "bake"))
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"phases": ("qat", "bake")}, r"phases must be some of corpus, baseline, ptq, .* got 'bake'"),
+        ({"adapt": ("between",)}, "adapt must be some of before, after, joint, got 'between'"),
+        ({"phases": ("qat", "adapt")}, "adapt before needs phase finetune, got phases qat, adapt"),
+        ({"replay": "wikitext-2"}, "replay must be one text and its share, such as self-generated:0.2"),
+        ({"replay": "nowhere:0.1"}, "replay must be one of .* got 'nowhere'"),
+        ({"models": "tiny,tiny"}, "models must differ in name, got 'tiny' and 'tiny'"),
+        ({"models": " ,"}, "models must name one or more"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_a_run_exists(store, settings, message):
+    with pytest.raises(UserError, match=message):
+        pipeline(model="tiny", **settings)
     assert tracking.find_runs() == []

@@ -1,44 +1,46 @@
-"""The Ray Tune driver: start Ray with what there is, search, survive a crash, leave nothing behind."""
+"""The Ray Tune driver: search, or go on with a search, and leave nothing behind."""
 
 from __future__ import annotations
 
-import importlib
 import json
-import logging
 import os
-import shutil
-import signal
-import tempfile
-import threading
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
-import ray
 from ray import tune
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
-from edgequant import tracking
+from edgequant import interruption, tracking
+from edgequant.disk.leftovers import Scratch
 from edgequant.errors import UserError
 from edgequant.files import write_atomically
-from edgequant_tune.callbacks import absolute_store, search_callbacks, trials_closed
-from edgequant_tune.objectives import HELD_OUT
-from edgequant_tune.optuna_search import METRICS, OptunaTpe
-from edgequant_tune.search_spec import REDUCTION_FACTOR, SearchSpec
+from edgequant_tune.bookkeeping.ledger import Ledger
+from edgequant_tune.bookkeeping.numbered_trials import NumberedTrials
+from edgequant_tune.bookkeeping.trial_runs import TrialRuns, forget_best
+from edgequant_tune.callbacks import TimeBudget, TrialCallback
+from edgequant_tune.cluster.connection import inherited, node_resources, ray_cluster
+from edgequant_tune.cluster.node_checks import check_nodes, local_inputs
+from edgequant_tune.cluster.node_folder import delete_on_nodes
+from edgequant_tune.fidelity.scheduler import scheduler_of
+from edgequant_tune.progress import Progress
+from edgequant_tune.scoring.selection import told_splits
+from edgequant_tune.search_algorithm import SearchAlgorithm
+from edgequant_tune.search_spec import SearchSpec
 from edgequant_tune.trial import trainable
 from edgequant_tune.trial_records import TrialRecord, read_records
+from edgequant_tune.trial_spec import TrialSpec
 
-STATE = "ray"  # folder of Ray Tune's own state, beside trials/ and trials.json
-# Ray's state pickles names of our modules and classes: a version that changes them raises the number, so that a search
-# begun before is refused by name. Searches older than the file have none.
-FORMAT, FORMAT_FILE = 3, "format.json"
-PACKAGES = ("edgequant", "edgequant_tune")
-# Ray Tune reads these when the search runs: state on disk ten times a second, so that a crash costs no finished trial
-# and a begun one goes on in its own run; no other loggers; reports need not hold every objective; Ctrl-C reaches us.
+__all__ = ["ray_cluster", "run_search"]
+
+ENDING_PATIENCE_S = 30.0  # for the tracking store, where the search failed or was stopped anyway
+# What is on disk of a search: a version that changes it raises the number, so that a search begun before is refused by
+# name. Searches older than the file have none.
+FORMAT, FORMAT_FILE = 4, "format.json"
+# Ray Tune reads these when the search runs. The ledger is the search's state, so Ray's own is written at the end alone;
+# no other loggers; reports need not hold every objective; Ctrl-C reaches us.
 SETTINGS = {
-    "TUNE_GLOBAL_CHECKPOINT_S": "0.1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
@@ -48,37 +50,110 @@ SETTINGS = {
 }
 
 
-def run_search(spec: SearchSpec, run: tracking.Run) -> list[TrialRecord]:
+def run_search(spec: SearchSpec, run: tracking.Run, earlier: Sequence[TrialRecord] = ()) -> list[TrialRecord]:
     """Search, or go on with the search that the folder holds; Ray must run already.
 
     Args:
         spec: as `SearchSpec.on` made it for Ray's resources.
         run: the search's run; trials are nested under it.
+        earlier: trials of other searches, which the searcher learns from.
 
     Returns:
         All trials, of the interrupted search too, in the order in which they were begun.
 
     Raises:
-        UserError: the folder holds a search that another version began.
+        UserError: the folder holds a search that another version began, a node cannot do a trial, the tracking store
+            stayed away, or Ray ended the search before its last trial.
     """
-    resources = {"cpu": spec.cpus_per_trial, "gpu": spec.gpus_per_trial}
-    with _environment(SETTINGS), warnings.catch_warnings(), trials_closed(run):
-        warnings.simplefilter("ignore")
-        _tuner(spec, tune.with_resources(trainable(spec.trial), resources), run).fit()
+    _check_format(spec.trial.folder)
+    trial = spec.trial
+    ledger = Ledger(trial.folder, spec.objectives, trial.trials_folder, storage=trial.storage)
+    forget_best(run)
+    with trial_runs(spec, run) as runs:
+        runs.file_missing(ledger.ended)
+        if (left := spec.trials - len(ledger.ended)) > 0:
+            _check_cluster(trial)
+            if ledger.records:
+                print(f"search: goes on behind {len(ledger.ended)} of {spec.trials} trials", flush=True)
+            with _shared_on_nodes(trial):
+                may_have_fewer = _fit(spec, left, ledger, runs, earlier)
+            if not may_have_fewer:
+                _check_complete(spec, ledger)
+    ledger.fetch_front()
     return read_records(spec.trial.folder)
 
 
-def _tuner(spec: SearchSpec, function: Any, run: tracking.Run) -> tune.Tuner:
-    folder = spec.trial.folder
-    if tune.Tuner.can_restore(str(folder / STATE)):
-        _check_format(folder)
-        return tune.Tuner.restore(str(folder / STATE), function)
-    write_atomically(folder / FORMAT_FILE, json.dumps({"format": FORMAT}))
-    return tune.Tuner(function, tune_config=_tune_config(spec), run_config=_run_config(spec, run))
+def _check_cluster(trial: TrialSpec) -> None:
+    """Ask every node, unless there is but the one that this process runs on."""
+    from edgequant.workflows.steps.text_mix import parse_mix
+
+    if trial.storage is None and len(node_resources()) == 1:
+        return
+    texts = [part.name for part in parse_mix(trial.dataset)]
+    check_nodes(trial.storage or str(trial.folder), local_inputs(trial.model, *texts, trial.run.data_dir))
+
+
+@contextmanager
+def _shared_on_nodes(trial: TrialSpec) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        if trial.node_folder is not None:
+            delete_on_nodes(trial.node_folder)
+
+
+def _check_complete(spec: SearchSpec, ledger: Ledger) -> None:
+    if (ended := len(ledger.ended)) < spec.trials:
+        raise UserError(
+            f"the search ended after {ended} of {spec.trials} trials, which Ray did not say why; the same command with "
+            "--resume true goes on with it"
+        )
+
+
+def _fit(spec: SearchSpec, trials: int, ledger: Ledger, runs: TrialRuns, earlier: Sequence[TrialRecord]) -> bool:
+    """Run so many trials; returns whether there may be fewer: time was up, or nothing is left to try."""
+    resources = {"cpu": spec.cpus_per_trial, "gpu": spec.gpus_per_trial}
+    resources |= {} if spec.memory is None else {"memory": spec.memory}
+    minutes = spec.time_budget_minutes
+    budget = TimeBudget(None if minutes is None else 60 * minutes)
+    unset = {name: value for name, value in SETTINGS.items() if name not in os.environ}
+    callback = TrialCallback(ledger, runs, Progress(spec.trials, spec.objectives[0]), budget)
+    proposed = NumberedTrials(_searcher(spec, ledger, earlier), ledger)
+    with inherited(unset), warnings.catch_warnings(), Scratch() as scratch:
+        warnings.simplefilter("ignore")
+        tune.Tuner(
+            tune.with_resources(trainable(spec.trial), resources),
+            tune_config=_tune_config(spec, trials, ledger, proposed),
+            run_config=tune.RunConfig(
+                name="search", storage_path=scratch, callbacks=[callback], stop=budget, verbose=0,
+                failure_config=tune.FailureConfig(max_failures=1, fail_fast=False),  # of processes that die alone
+            ),
+        ).fit()  # fmt: skip
+    return budget.reached or (proposed.is_exhausted and not ledger.unfinished)
+
+
+@contextmanager
+def trial_runs(spec: SearchSpec, run: tracking.Run) -> Iterator[TrialRuns]:
+    """The runs of the search's trials; whatever ends the search, an error or a signal, none of them stays open."""
+    trial = spec.trial
+    split = told_splits(trial.evaluation.tasks, trial.dataset, trial.run.data_dir)
+    tags = {"variant": "trial", "model": spec.model_name, "phase": "tune", "split": split}
+    runs = TrialRuns(run, tags, spec.trial.scheme)
+    try:
+        yield runs
+    except BaseException:
+        with suppress(UserError):  # the first error stays the one that is told
+            runs.close(ENDING_PATIENCE_S if interruption.received() is None else interruption.ENDING_S)
+        raise
+    runs.close()
 
 
 def _check_format(folder: Path) -> None:
     file = folder / FORMAT_FILE
+    there = [path for path in folder.iterdir() if path.name[0] != "."] if folder.is_dir() else []
+    if not there:
+        write_atomically(file, json.dumps({"format": FORMAT}))
+        return
     begun_with = json.loads(file.read_text())["format"] if file.is_file() else None
     if begun_with != FORMAT:
         raise UserError(
@@ -86,112 +161,22 @@ def _check_format(folder: Path) -> None:
         )
 
 
-def _tune_config(spec: SearchSpec) -> tune.TuneConfig:
+def _tune_config(spec: SearchSpec, trials: int, ledger: Ledger, proposed: NumberedTrials) -> tune.TuneConfig:
     return tune.TuneConfig(
-        num_samples=spec.trials,
-        time_budget_s=None if spec.time_budget_minutes is None else 60 * spec.time_budget_minutes,
+        num_samples=trials,
         max_concurrent_trials=spec.concurrent_trials,
-        search_alg=OptunaTpe(
-            spec.space, spec.objectives, spec.trial.run.seed, spec.recipe, bool(spec.trial.constraints)
-        ),
-        scheduler=_scheduler(spec),
+        search_alg=proposed,
+        scheduler=scheduler_of(spec.trial.rungs, spec.longest_training, ledger.ended),
         reuse_actors=True,
         trial_dirname_creator=lambda trial: trial.trial_id,
     )
 
 
-def _run_config(spec: SearchSpec, run: tracking.Run) -> tune.RunConfig:
-    return tune.RunConfig(
-        name=STATE,
-        storage_path=str(spec.trial.folder),
-        callbacks=search_callbacks(spec, run),
-        verbose=0,
-        failure_config=tune.FailureConfig(max_failures=0, fail_fast=False),
-    )
-
-
-def _scheduler(spec: SearchSpec) -> TrialScheduler:
-    """Successive halving on the held-out loss (Li et al. 2020, arXiv 1810.05934), at the rungs where it is measured."""
-    if not spec.trial.rungs:
-        return FIFOScheduler()
-    return ASHAScheduler(
-        time_attr="step",
-        metric=METRICS + HELD_OUT,
-        mode="min",
-        max_t=spec.longest_training,
-        grace_period=spec.trial.rungs[0],
-        reduction_factor=REDUCTION_FACTOR,
-        stop_last_trials=False,  # the last report in training comes before the checkpoint is converted and measured
-    )
-
-
-def worker_environment() -> dict[str, str]:
-    """What Ray's workers need: the packages (a checkout is on no path of theirs) and the store, by absolute paths."""
-    roots = [str(Path(importlib.import_module(name).__path__[0]).parent) for name in PACKAGES]
-    paths = [*roots, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    return {
-        "PYTHONPATH": os.pathsep.join(dict.fromkeys(os.path.abspath(path) for path in paths)),
-        "MLFLOW_TRACKING_URI": absolute_store(tracking.client().tracking_uri),
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-
-
-@contextmanager
-def ray_cluster() -> Iterator[dict[str, float]]:
-    """Ray, yielding its resources: the cluster that runs or that $RAY_ADDRESS names, else one of this machine's own.
-
-    Its workers get `worker_environment()`, unless this process has started Ray before.
-    """
-    if ray.is_initialized():
-        yield ray.cluster_resources()
-        return
-    with _short_folder() as folder:
-        logging.getLogger("ray").setLevel(logging.ERROR)
-        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failed trials are shown in the table
-        own: dict[str, Any] = {"include_dashboard": False, "_temp_dir": folder}
-        with _sigterm_kept():
-            ray.init(
-                runtime_env={"env_vars": worker_environment()},
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                **({} if os.environ.get("RAY_ADDRESS") else own),
-            )
-        try:
-            yield ray.cluster_resources()
-        finally:
-            ray.shutdown()
-
-
-@contextmanager
-def _short_folder() -> Iterator[str]:
-    """For Ray's Unix sockets, whose paths have at most 107 characters: under /tmp, whatever $TMPDIR says."""
-    folder = tempfile.mkdtemp(prefix="eq-", dir="/tmp" if os.access("/tmp", os.W_OK) else None)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def _sigterm_kept() -> Iterator[None]:
-    """`ray.init` takes SIGTERM for itself; the run's own handler must go on seeing it, or the run stays RUNNING."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, handler)
-
-
-@contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update({name: value for name, value in values.items() if before[name] is None})
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
+def _searcher(spec: SearchSpec, ledger: Ledger, earlier: Sequence[TrialRecord]) -> SearchAlgorithm:
+    """What proposes hyperparameters: it knows all trials that are over, and proposes interrupted ones again first."""
+    searcher = SearchAlgorithm(spec)
+    searcher.learn([*earlier, *ledger.ended])
+    searcher.repeat([record.values for record in ledger.unfinished])
+    if earlier and not ledger.records and spec.recipe is not None:  # what others came to is no reason to leave it out
+        searcher.repeat([spec.recipe])
+    return searcher

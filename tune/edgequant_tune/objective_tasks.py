@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 
 from edgequant.errors import UserError
 from edgequant.evaluation.backends.llama_cpp.library import INSTALL, version
@@ -12,9 +14,12 @@ from edgequant.evaluation.tasks.domain_perplexity import DOMAIN_PERPLEXITY
 from edgequant.evaluation.tasks.registry import known_tasks, owner_of
 from edgequant.workflows.shipping import MOST_THREADS, TimingPlan, plan_timing
 from edgequant_tune.objectives import Constraint, Objective, read_constraints, read_objectives
+from edgequant_tune.scoring.policy_gates import gates_of
 from edgequant_tune.trial_spec import UNTIMED
 
+# by every trial, beside what is described
 ALWAYS_MEASURED = ("size", "train", "parity")
+UNDESCRIBED = ("train/loss", "train/best_step", "size/parameters", "size/sparsity")
 DEPLOY = "deploy"  # what ships of a qat trial
 SIZES = ("deploy/size_gb", "deploy/reduction_vs_fp16")
 TIMES = tuple(
@@ -46,6 +51,19 @@ def check_objectives(goals: Sequence[Goal], *, method: str = "qat", device_profi
             raise UserError(
                 f"{named} must be a metric that some task measures, got {goal.metric!r}; use one of {known}"
             )
+        _check_name(named, goal.metric, group)
+
+
+def _check_name(named: str, metric: str, group: str) -> None:
+    """Refuse a metric that its task does not have: no trial would have it either."""
+    from edgequant.reporting.columns import described_metrics
+
+    known = [name for name in (*described_metrics(), *UNDESCRIBED) if name.partition("/")[0] == group]
+    plain = re.sub(r"_ci_(low|high)$", "", metric)
+    if plain not in known:
+        near = get_close_matches(metric, known, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise UserError(f"{named} {metric!r} is not measured; {hint}{group} has {', '.join(known)}")
 
 
 def _check_deploy(named: str, metric: str, method: str, device_profile: str | None) -> None:
@@ -63,9 +81,17 @@ def _check_deploy(named: str, metric: str, method: str, device_profile: str | No
 
 
 def goals_of(
-    objectives: Sequence[str], constraints: Sequence[str], method: str, device_profile: str | None
+    objectives: Sequence[str],
+    constraints: Sequence[str],
+    method: str,
+    device_profile: str | None,
+    policy: str | None = None,
 ) -> tuple[tuple[Objective, ...], tuple[Constraint, ...]]:
     """Objectives and constraints as they are written, checked; a device profile is a constraint too: to fit.
+
+    Args:
+        policy: the promotion policy whose absolute gates are constraints of qat trials, unless one is given for the
+            same metric; None: none.
 
     Raises:
         UserError: as `read_objectives`, `read_constraints`, `check_objectives`.
@@ -76,6 +102,7 @@ def goals_of(
             f"device_profile {device_profile!r} needs method qat, got {method!r}, whose model ships nothing"
         )
     check_objectives((*wanted, *bounds), method=method, device_profile=device_profile)
+    bounds = (*bounds, *gates_of(policy, method, {bound.metric for bound in bounds}))
     named = {bound.metric for bound in bounds}
     fitting = () if device_profile is None or "deploy/fits" in named else (Constraint("deploy/fits", ">=", 1.0),)
     return wanted, (*bounds, *fitting)

@@ -41,11 +41,15 @@ class Constraint:
 
     def excess(self, metrics: Mapping[str, Any]) -> float:
         """How far the metric is beyond its bound, as a share of it; 0: it keeps it; UNMEASURED: there is none."""
+        return max(0.0, self.signed_excess(metrics))
+
+    def signed_excess(self, metrics: Mapping[str, Any]) -> float:
+        """The same, below 0 where the metric keeps the bound with room to spare."""
         value = metrics.get(self.metric)
         if not isinstance(value, int | float) or not is_evidence(self.metric, value):
             return UNMEASURED
         over = value - self.bound if self.sign == "<=" else self.bound - value
-        return max(0.0, over) / (abs(self.bound) or 1.0)
+        return over / (abs(self.bound) or 1.0)
 
     def __str__(self) -> str:
         return f"{self.metric}{self.sign}{self.bound:g}"

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
+from edgequant_tune.bookkeeping.ledger import Ledger
 from edgequant_tune.objectives import Objective
-from edgequant_tune.trial_records import TrialRecord, ranked
+from edgequant_tune.trial_records import TrialRecord
 
 
 class Progress:
@@ -27,18 +27,18 @@ class Progress:
             self.task = self.bar.add_task("starting", total=total)
             self.bar.start()
 
-    def update(self, records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> None:
+    def update(self, ledger: Ledger) -> None:
         """Move the bar to the present state."""
         if self.bar is not None:
-            ended = sum(record.status != "unfinished" for record in records)
-            self.bar.update(self.task, completed=ended, description=self._state(records, ranked(records, objectives)))
+            ended = len(ledger.records) - ledger.counts["unfinished"]
+            self.bar.update(self.task, completed=ended, description=self._state(ledger))
 
-    def ended(self, record: TrialRecord, best: Sequence[TrialRecord]) -> None:
+    def ended(self, record: TrialRecord, ledger: Ledger) -> None:
         """Say that a trial has ended."""
         if self.bar is None:
             value = record.error or self._value(record)
             told = f"trial {record.number}/{self.total}  {record.status:9} {value}"
-            leader = f"  best: trial {best[0].number}" if best else ""
+            leader = f"  best: {ledger.best.name}" if ledger.best else ""
             self.console.print(f"{told}{leader}  {time.monotonic() - self.started:.0f} s", soft_wrap=True, markup=False)
 
     def close(self) -> None:
@@ -47,10 +47,10 @@ class Progress:
             self.bar.stop()
             self.bar = None
 
-    def _state(self, records: Sequence[TrialRecord], best: Sequence[TrialRecord]) -> str:
-        counts = [(status, sum(o.status == status for o in records)) for status in ("stopped", "failed")]
-        parts = [f"best {self._value(best[0])}"] if best else []
-        return ", ".join([*parts, *(f"{count} {status}" for status, count in counts if count)]) or "training"
+    def _state(self, ledger: Ledger) -> str:
+        parts = [f"best {self._value(ledger.best)}"] if ledger.best else []
+        parts += [f"{ledger.counts[status]} {status}" for status in ("stopped", "failed") if ledger.counts[status]]
+        return ", ".join(parts) or "training"
 
     def _value(self, record: TrialRecord) -> str:
         value = record.metrics.get(self.objective.metric)

@@ -5,27 +5,25 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from edgequant import models, tracking
-from edgequant.evaluation.evidence_file import Conditions, Items, Scores
+from edgequant import tracking
+from edgequant.evaluation.evidence_file import Scores
 from edgequant.reporting.console import print_table, summary_console
 from edgequant.reporting.figure_files import log_figure
-from edgequant.workflows.shipping import NOTHING_SHIPS, Deployed, deploy_folder
-from edgequant.workflows.steps.data import evaluation_data
-from edgequant.workflows.steps.measure import measure_items
-from edgequant.workflows.steps.register import conditions_of, numbers, promote_command, register_version
+from edgequant.workflows.steps.register import promote_command, register_version
 from edgequant.workflows.steps.summary import print_summary
 from edgequant_tune import figures, trial_records
+from edgequant_tune.bookkeeping.trial_runs import name_best
+from edgequant_tune.outcome.front import BASELINE, BEST, Front, against_the_recipe
+from edgequant_tune.outcome.range_ends import at_the_ends
+from edgequant_tune.outcome.recipe import FILE, recipe_text
 from edgequant_tune.search_spec import SearchSpec
 from edgequant_tune.trial_records import TrialRecord
 
-Rows = dict[str, dict[str, Any]]
-BEST = "tuned"  # variant of the best trial's checkpoint, measured in full
 
-
-def log_search(spec: SearchSpec, records: Sequence[TrialRecord]) -> TrialRecord:
-    """File trials, figures and the best hyperparameters with the run.
+def log_search(spec: SearchSpec, records: Sequence[TrialRecord], run: tracking.Run) -> TrialRecord:
+    """File trials, figures and the best hyperparameters with the run; of a search that went on, as they are now.
 
     Returns:
         The best trial by the first objective.
@@ -42,13 +40,13 @@ def log_search(spec: SearchSpec, records: Sequence[TrialRecord]) -> TrialRecord:
         raise RuntimeError(
             f"none of {len(records)} trials finished with {spec.objectives[0].metric}; first error: {reasons[0]}"
         )
-    for name, figure in figures.figures(records, spec.space, spec.objectives).items():
+    for name, figure in figures.figures(records, spec.space, spec.objectives, spec.trial.constraints).items():
         log_figure(figure, name)
-    tracking.log_params({f"best.{name}": value for name, value in best[0].values.items()})
     tracking.log_metrics(
         {f"best_trial/{o.metric.replace('/', '_')}": best[0].metrics[o.metric] for o in spec.objectives}
     )
-    tracking.set_tags({"edgequant.best_trial": best[0].name, "edgequant.scheme": scheme_of(spec, best[0])})
+    name_best(best[0], run, of=len(records))
+    tracking.set_tags({"edgequant.scheme": scheme_of(spec, best[0])})
     return best[0]
 
 
@@ -56,46 +54,21 @@ def scheme_of(spec: SearchSpec, record: TrialRecord) -> str:
     return str(record.values.get("scheme", spec.trial.scheme))
 
 
-class Best(NamedTuple):
-    """The winner beside its baseline: rows for the table, the items behind them, under which conditions, what ships."""
+def file_checkpoint(spec: SearchSpec, best: TrialRecord, measured: Front, run: tracking.Run, *, register: bool) -> str:
+    """File the winner's recipe and checkpoint with the run, and register it as `edgequant-<model>`.
 
-    rows: Rows
-    items: dict[str, Items]
-    conditions: Conditions
-    ships: Deployed
-
-
-def measure_best(spec: SearchSpec, best: TrialRecord) -> Best:
-    """Measure the winner and the model it came from as `qat` would; the winner's metrics go on the parent too."""
-    data = evaluation_data(spec.evaluation.tasks, spec.trial.run.data_dir)
-    assert best.checkpoint is not None
-    sources = {"baseline": (spec.trial.model, None), BEST: (best.checkpoint, Path(best.checkpoint))}
-    rows: Rows = {}
-    items: dict[str, Items] = {}
-    for variant, (source, checkpoint) in sources.items():
-        scheme = scheme_of(spec, best) if checkpoint else "none"
-        with tracking.variant_run(variant, model=spec.model_name, scheme=scheme, phase="tune"):
-            loaded = models.load(source, dtype=spec.trial.run.dtype, device=spec.trial.run.device)
-            found = measure_items(loaded.model, loaded.tokenizer, data, spec.evaluation, checkpoint=checkpoint)
-        rows[variant] = {"variant": variant, "model": spec.model_name, "scheme": scheme, **found.metrics}
-        items[variant] = found.items
-    ships = deploy_folder(Path(best.checkpoint), None, spec.trial.timing) if spec.method == "qat" else NOTHING_SHIPS
-    rows[BEST] |= ships.cells
-    tracking.log_metrics(numbers(rows[BEST]))
-    tracking.set_tags(ships.tags)
-    return Best(rows, items, conditions_of(spec.evaluation, data, spec.trial.run), ships)
-
-
-def file_checkpoint(spec: SearchSpec, best: TrialRecord, measured: Best, run: tracking.Run, *, register: bool) -> str:
-    """File the winner's checkpoint with the run, and register it as `edgequant-<model>`; returns its MLflow URI."""
+    Returns:
+        The checkpoint's MLflow URI.
+    """
     folder = Path(best.checkpoint or "")
+    tracking.log_text(recipe_text(spec, best, run.id), FILE)
     if not register:
         tracking.log_folder(folder, "checkpoint")
         return f"runs:/{run.id}/checkpoint"
     scores = {variant: Scores(row, measured.items[variant]) for variant, row in measured.rows.items()}
     return register_version(
         folder, model=spec.model_name, scheme=scheme_of(spec, best), variant=BEST, tags=measured.ships.tags,
-        measured=scores[BEST], baseline=scores["baseline"], conditions=measured.conditions,
+        measured=scores[BEST], baseline=scores[BASELINE], conditions=measured.conditions,
     )  # fmt: skip
 
 
@@ -119,17 +92,22 @@ def print_results(
     spec: SearchSpec,
     records: Sequence[TrialRecord],
     best: TrialRecord,
-    rows: Rows,
+    measured: Front,
     run: tracking.Run,
     checkpoint: str,
-    ships: Deployed = NOTHING_SHIPS,
     notes: Sequence[str] = (),
 ) -> None:
-    """The trials, then the best one measured in full beside its baseline, and what to do next; notes below."""
+    """The trials, then the front measured on test data beside the recipe and the baseline, and what to do next."""
     print_table(f"{len(records)} trials, scored on validation data", table(spec, records), summary_console())
-    title = f"tune: {spec.model_name}, {best.name} measured in full"
-    lead, notes = [*_constraints(spec, best), *ships.lead], [*notes, *ships.notes]
-    print_summary(title, list(rows.values()), run, next_command(checkpoint, spec.method), lead=lead, notes=notes)
+    title = f"tune: {spec.model_name}, {best.name} and the front on test data"
+    lead = [*_constraints(spec, best), *against_the_recipe(measured), *measured.ships.lead]
+    notes = [*notes, *at_the_ends(spec, best), *measured.notes, *measured.ships.notes]
+    drawn = figures.front_figure(list(measured.rows.values()), spec.objectives, spec.trial.constraints)
+    for name, figure in drawn.items():
+        log_figure(figure, name)
+    items = [measured.items[variant] for variant in measured.rows]
+    following = next_command(checkpoint, spec.method)
+    print_summary(title, list(measured.rows.values()), run, following, lead=lead, notes=notes, items=items)
 
 
 def _constraints(spec: SearchSpec, best: TrialRecord) -> list[str]:

@@ -16,19 +16,31 @@ from edgequant.quantization.qat.settings import QatSettings
 from edgequant.settings_checks import check_type
 from edgequant.training.settings import LoraSettings, TrainingSettings
 from edgequant.workflows.settings import RunSettings
+from edgequant_tune.cluster.addresses import running_cluster
+from edgequant_tune.cluster.memory import estimated_bytes, searched_most
+from edgequant_tune.cluster.node_folder import node_folder, shares_control
+from edgequant_tune.cluster.resources import (
+    Node,
+    asked_memory,
+    check_latency_slots,
+    check_share,
+    granted_gpus,
+    local_node,
+    nodes_of,
+    slots_of,
+)
+from edgequant_tune.cluster.storage import check_address, is_object_store
+from edgequant_tune.fidelity.affordable_evaluation import affordable
+from edgequant_tune.fidelity.halving import halving_text, rungs_of
 from edgequant_tune.objective_tasks import goals_of, trial_evaluation, trial_timing
 from edgequant_tune.objectives import Objective
-from edgequant_tune.search_space import SCHEME, Space, read_space, searchable, with_values
+from edgequant_tune.search_space import FINETUNED, QUANTIZED, SEED, read_space
+from edgequant_tune.space.combinations import check_combinations, recipe_values
+from edgequant_tune.space.composed_scheme import composed
+from edgequant_tune.space.hyperparameter import Space, canonical, configuration
 from edgequant_tune.train_candidate import finetune_candidate, qat_candidate
-from edgequant_tune.trial_spec import SEARCHED, TrialSpec
+from edgequant_tune.trial_spec import TrialSpec
 
-# Trials are compared at a quarter and at a half of the longest training, and the worse half is stopped: earlier, in the
-# warm-up of the learning rate, a comparison says little.
-REDUCTION_FACTOR = 2
-RUNGS = 2
-WORTH_HALVING = 8  # trials; with fewer, each one's result is worth more than the time it takes
-# What changes the meaning of a loss, so that trials cannot be compared by the loss in the middle of training.
-INCOMPARABLE = ("sequence_length",)
 DEVICES = ("auto", "cpu", "cuda")
 
 NUMBERS: dict[str, Any] = {
@@ -37,6 +49,7 @@ NUMBERS: dict[str, Any] = {
     "time_budget_minutes": float | None,
     "cpus_per_trial": float,
     "gpus_per_trial": float,
+    "memory_per_trial_gb": float | None,
 }
 
 Method = Literal["qat", "finetune"]
@@ -49,8 +62,11 @@ class SearchSpec:
     Attributes:
         model_name: the model's short name.
         evaluation: what the best trial is measured on.
-        concurrent_trials: trials at a time at most; None: as many as fit.
+        replicates: seeds with which each configuration is trained.
+        concurrent_trials: trials at a time at most; None: as many as fit, which `on` fills in.
         cpus_per_trial, gpus_per_trial: a fraction of a GPU shares it.
+        memory_per_trial_gb: that a trial asks of its node; None: as estimated.
+        memory: bytes that a trial asks of Ray, as `on` settles it; None: none.
 
     Raises:
         UserError: a number that is out of its range; names the option, its value and what was expected.
@@ -60,6 +76,7 @@ class SearchSpec:
     model_name: str
     method: Method
     space: Space
+    replicates: int = 1
     objectives: tuple[Objective, ...]
     trials: int
     time_budget_minutes: float | None
@@ -67,16 +84,21 @@ class SearchSpec:
     cpus_per_trial: float
     gpus_per_trial: float
     evaluation: EvaluationSettings
+    memory_per_trial_gb: float | None = None
+    memory: float | None = None
 
     def __post_init__(self) -> None:
-        for option in ("trials", "concurrent_trials", "time_budget_minutes", "cpus_per_trial", "gpus_per_trial"):
-            check_type(option, getattr(self, option), NUMBERS[option])
+        for option, kind in NUMBERS.items():
+            check_type(option, getattr(self, option), kind)
         _check("trials", self.trials, self.trials >= 1, "at least 1")
         at_once, minutes = self.concurrent_trials, self.time_budget_minutes
         _check("concurrent_trials", at_once, at_once is None or at_once >= 1, "at least 1, or none")
         _check("time_budget_minutes", minutes, minutes is None or minutes > 0, "above 0, or none")
         _check("cpus_per_trial", self.cpus_per_trial, self.cpus_per_trial > 0, "above 0")
         _check("gpus_per_trial", self.gpus_per_trial, self.gpus_per_trial >= 0, "0 or more")
+        memory = self.memory_per_trial_gb
+        _check("memory_per_trial_gb", memory, memory is None or memory > 0, "above 0, or none")
+        check_share(self.gpus_per_trial)
         _check_device(self.trial.run.device)
 
     @classmethod
@@ -104,16 +126,22 @@ class SearchSpec:
         run: RunSettings,
         constraints: Sequence[str] = (),
         device_profile: str | None = None,
+        policy: str | None = None,
+        memory_per_trial_gb: float | None = None,
+        storage_path: str | None = None,
     ) -> SearchSpec:
         """The search that the options of `tune` describe; nothing is loaded, everything that can be is checked.
 
         Raises:
             UserError: names the option, its value and what was expected.
         """
+        if storage_path is not None and is_object_store(storage_path):
+            check_address(storage_path)
         own = (QatSettings, CalibrationSettings) if method == "qat" else (LoraSettings,)
-        searched = read_space(space or method, (TrainingSettings, *own), with_scheme=method == "qat")
-        goals, bounds = goals_of(objectives, constraints, method, device_profile)
-        halving = _halving(scheduler, searched, goals, trials)
+        others = QUANTIZED if method == "qat" else FINETUNED
+        searched, replicates = read_space(space or method, (TrainingSettings, *own), others=others)
+        goals, bounds = goals_of(objectives, constraints, method, device_profile, policy)
+        text = halving_text(scheduler, [item.name for item in searched], goals, bounds, trials)
         source = models.resolve(model)  # whether a hub's is within reach is asked once, with everything else
         spec = cls(
             trial=TrialSpec(
@@ -125,16 +153,23 @@ class SearchSpec:
                 qat=qat,
                 calibration=calibration,
                 lora=lora,
-                evaluation=trial_evaluation(evaluation, (*goals, *bounds)),
+                evaluation=affordable(
+                    trial_evaluation(evaluation, (*goals, *bounds)), training, _longest(searched, training)
+                ),
                 run=replace(run, data_dir=_absolute_data_dir(run.data_dir)),
-                folder=_absolute(output),
-                rungs=_rungs(_longest(searched, training)) if halving else (),
+                folder=_absolute(output if storage_path is None or is_object_store(storage_path) else storage_path),
+                rungs=rungs_of(_longest(searched, training)) if text else (),
+                rung_text=text,
                 constraints=bounds,
+                reported=evaluation.tasks,
                 timing=trial_timing((*goals, *bounds), device_profile, cpus_per_trial),
+                threads=max(1, int(cpus_per_trial)),
+                storage=storage_path if is_object_store(storage_path) else None,
             ),
             model_name=source.name,
             method=method,
             space=searched,
+            replicates=replicates,
             objectives=goals,
             trials=trials,
             time_budget_minutes=time_budget_minutes,
@@ -142,38 +177,57 @@ class SearchSpec:
             cpus_per_trial=cpus_per_trial,
             gpus_per_trial=gpus_per_trial,
             evaluation=evaluation,
+            memory_per_trial_gb=memory_per_trial_gb,
         )
-        _check_ends(spec)
+        check_combinations(spec.trial, spec.space, quantized=method == "qat")
         return spec
 
-    def on(self, resources: Mapping[str, float], run_id: str) -> SearchSpec:
+    def on(self, resources: Node | Sequence[Node], run_id: str) -> SearchSpec:
         """The same search as a cluster runs it: the GPUs that it has, the device of the trials, the run's own folder.
 
         Args:
-            resources: Ray's: what there is of "CPU" and "GPU".
+            resources: Ray's, of each node (or of the only one): what there is of "CPU", "GPU" and "memory".
 
         Raises:
-            UserError: a trial asks for more than there is.
+            UserError: a trial asks for more than any node has.
         """
-        cpus = resources.get("CPU", 0)
-        if self.cpus_per_trial > cpus:
-            raise UserError(
-                f"cpus_per_trial must be at most the {cpus:g} CPUs that there are, got {self.cpus_per_trial:g}"
-            )
-        gpus = _granted(self.gpus_per_trial, self.trial.run.device, resources.get("GPU", 0))
-        run = replace(self.trial.run, device="cuda" if gpus else "cpu")
-        trial = replace(self.trial, run=run, folder=self.trial.folder / run_id)
-        return replace(self, trial=trial, gpus_per_trial=gpus)
+        nodes, trial = nodes_of(resources), self.trial
+        gpus = granted_gpus(self.cpus_per_trial, self.gpus_per_trial, trial.run.device, nodes)
+        if trial.is_timed:
+            check_latency_slots(self.cpus_per_trial, gpus, nodes)
+        most = {item.name: max(item.values) for item in self.space if item.name in ("batch_size", "sequence_length")}
+        training = searched_most(trial.training, most)
+        needed = estimated_bytes(trial.model, training, self.method, on_gpu=bool(gpus))
+        memory = asked_memory(needed, self.memory_per_trial_gb, nodes)
+        run = replace(trial.run, device="cuda" if gpus else "cpu")
+        storage = None if trial.storage is None else f"{trial.storage.rstrip('/')}/{run_id}"
+        trial = replace(trial, run=run, folder=trial.folder / run_id, storage=storage)
+        trial = replace(
+            trial, node_folder=node_folder(run_id), shares_control=shares_control(self.space) and self.replicates == 1
+        )
+        # none is asked for ahead of its slot: what ends until then is known to it
+        slots = slots_of(nodes, {"CPU": self.cpus_per_trial, "GPU": gpus, "memory": memory or 0.0})
+        slots = max(1, min(slots, self.concurrent_trials or slots, self.trials))
+        return replace(self, trial=trial, gpus_per_trial=gpus, memory=memory, concurrent_trials=slots)
 
-    def check_machine(self) -> None:
-        """Refuse a device that is not there, where Ray would run on this machine alone.
+    def settings_of(self, values: Mapping[str, Any], replicate: int = 0) -> dict[str, Any]:
+        """What a trial gets of proposed hyperparameters: those that count, the scheme that its parts make, its seed."""
+        counting = configuration(self.space, values)
+        seed = {SEED: self.trial.run.seed + replicate} if self.replicates > 1 else {}
+        return counting | composed(self.trial.scheme, counting) | seed
+
+    def check_machine(self, address: str | None = None) -> None:
+        """Refuse what is not there, where Ray would run on this machine alone.
+
+        Args:
+            address: of the cluster that is asked for.
 
         Raises:
             UserError: names it.
         """
-        elsewhere = os.environ.get("RAY_ADDRESS") or Path("/tmp/ray/ray_current_cluster").exists()
-        if not elsewhere:
+        if running_cluster(address) is None:
             models.check_device(self.trial.run.device)
+            granted_gpus(self.cpus_per_trial, 0.0, "cpu", [local_node()])
 
     @property
     def longest_training(self) -> int:
@@ -186,11 +240,12 @@ class SearchSpec:
 
         None where the search could not come to them.
         """
-        given: dict[str, Any] = {SCHEME: self.trial.scheme}
-        for group in (getattr(self.trial, name) for name in SEARCHED):
-            given |= {name: getattr(group, name) for name in searchable(type(group))}
-        found = {item.name: given[item.name] for item in self.space if item.contains(given[item.name])}
-        return found if len(found) == len(self.space) else None
+        given = recipe_values(self.trial)
+        values = {item.name: given.get(item.name) for item in self.space}
+        counting = configuration(self.space, values)
+        if any(item.name in counting and not item.contains(counting[item.name]) for item in self.space):
+            return None
+        return canonical(self.space, {item.name: values[item.name] for item in self.space})
 
 
 # -------------------------------------------------------------------------------------------------------------- checks
@@ -207,49 +262,6 @@ def _check_device(device: str) -> None:
         raise UserError(f"device must be one of {', '.join(DEVICES)}, got {device!r}{hint}")
 
 
-def _halving(scheduler: str, space: Space, objectives: Sequence[Objective], trials: int) -> bool:
-    incomparable = [item.name for item in space if item.name in INCOMPARABLE]
-    if scheduler == "asha" and incomparable:
-        raise UserError(
-            f"scheduler asha cannot compare the losses of trials that differ in {incomparable[0]}; use none"
-        )
-    by_itself = len(objectives) == 1 and not incomparable and trials >= WORTH_HALVING
-    return scheduler == "asha" or (scheduler == "auto" and by_itself)
-
-
-def _check_ends(spec: SearchSpec) -> None:
-    """The ends of every range must be possible settings, and every scheme must fit the model."""
-    from edgequant.workflows.validate import validate
-
-    trial = spec.trial
-    for item in spec.space:
-        for value in item.values:
-            for name in SEARCHED:
-                with_values(getattr(trial, name), {item.name: value})  # checks itself
-    if spec.method == "finetune":
-        if "learning_rate" not in {item.name for item in spec.space}:
-            trial.training.known_rate  # noqa: B018 - refuses `auto`
-        validate(trial.model, trial.dataset, self_generated=False)
-        return
-    names = {item.name: item.values for item in spec.space}
-    # What is searched is not what the settings say: a trial checks it.
-    training = None if {"distillation_weight", "sequence_length"} & {*names} else trial.training
-    schemes = ",".join(names.get(SCHEME, (trial.scheme,)))
-    settings: dict[str, Any] = {"training": training, "qat": trial.qat, "calibration": trial.calibration}
-    validate(trial.model, trial.dataset, schemes=schemes, evaluation=trial.evaluation, **settings)
-
-
-def _granted(wanted: float, device: str, available: float) -> float:
-    """GPUs of one trial."""
-    if device == "cuda" and (not available or not wanted):
-        raise UserError(f"device cuda with gpus_per_trial {wanted:g} on {available:g} GPUs; use auto or cpu")
-    if device == "cpu" or not available:
-        return 0.0
-    if wanted > available:
-        raise UserError(f"gpus_per_trial must be at most the {available:g} GPUs that there are, got {wanted:g}")
-    return wanted
-
-
 # ------------------------------------------------------------------------------------------------------- what follows
 
 
@@ -260,23 +272,14 @@ def _longest(space: Space, training: TrainingSettings) -> int:
     return int(searched[0]) if searched else training.known_steps
 
 
-def _rungs(steps: int) -> tuple[int, ...]:
-    """Successive halving's milestones: 1/4 and 1/2 of the steps; very short trainings have fewer, or none."""
-    least = max(1, steps // REDUCTION_FACTOR**RUNGS)
-    rungs = (least * REDUCTION_FACTOR**i for i in range(RUNGS))
-    return tuple(rung for rung in rungs if rung < steps)
-
-
 def _absolute(path: str) -> Path:
     return Path(path).expanduser().resolve()
 
 
 def _absolute_dataset(dataset: str) -> str:
-    from edgequant.workflows.steps.data import SELF_GENERATED, TEXTS
-    from edgequant.workflows.steps.text_mix import with_parts
+    from edgequant.workflows.steps.text_mix import NAMED, with_parts
 
-    named = (*TEXTS, SELF_GENERATED)
-    return with_parts(dataset, lambda part: part if part in named else str(_absolute(part)))
+    return with_parts(dataset, lambda part: part if part in NAMED else str(_absolute(part)))
 
 
 def _absolute_data_dir(data_dir: str | None) -> str | None:

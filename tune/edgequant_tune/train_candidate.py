@@ -1,19 +1,20 @@
-"""What one trial trains, as `qat` or `finetune` do it, but scored on validation data.
+"""What one trial trains, as `qat` or `finetune` do it to the bit, but scored on data that are not reported.
 
-A search that looked at the test sets would choose what fits them by chance. So trials are scored on the
-validation split of the domain text and of WikiText-2, and on BoolQ's and SQuAD's training questions where their files
-are (their public evaluation set otherwise); only the winner is measured on what `qat` reports.
+`scoring/selection.py` says which these are; only the front is measured on what `qat` reports.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from edgequant.evaluation.tasks.latency import LATENCY
+from edgequant_tune.cluster.quiet_node import quiet_node
 from edgequant_tune.objectives import HELD_OUT
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from edgequant.evaluation.tasks.task import EvaluationData
     from edgequant_tune.trial_spec import OnReport, TrialSpec
 
-HELD_OUT_ROWS = 16  # sequences of held-out text behind `validation/loss`
+LEAST_ROWS = 16  # sequences behind `validation/loss`
 
 
 class Candidate(NamedTuple):
@@ -44,7 +45,6 @@ def qat_candidate(trial: TrialSpec, work_dir: Path, on_report: OnReport) -> Cand
     Raises:
         UserError: hyperparameters that do not go together.
     """
-    from edgequant.evaluation.suite import evaluate_model
     from edgequant.workflows.shipping import deploy_folder
     from edgequant.workflows.steps import qat_experiment, qat_variants
     from edgequant.workflows.steps.data import evaluation_data
@@ -52,63 +52,92 @@ def qat_candidate(trial: TrialSpec, work_dir: Path, on_report: OnReport) -> Cand
 
     settings: dict[str, Any] = {"training": trial.training, "qat": trial.qat, "calibration": trial.calibration}
     source, (scheme,) = validate(trial.model, trial.dataset, schemes=trial.scheme, **settings)
-    reported = evaluation_data(trial.evaluation.tasks, trial.run.data_dir)
+    reported = evaluation_data(_all_tasks(trial), trial.run.data_dir)
     experiment = qat_experiment.load(
         source, scheme, trial.dataset, **settings, evaluation=trial.evaluation, run=trial.run, folder=work_dir,
-        data=validation_data(reported, trial.dataset, trial.run.data_dir), guarded=reported,
+        data=selection_data(trial, reported), guarded=reported, shared=trial.shared,
     )  # fmt: skip
-    reporter = TrialReporter(trial, experiment.tokenizer, on_report)
+    reporter = TrialReporter(trial, experiment.tokenizer, experiment.data, on_report)
     experiment = replace(experiment, on_step=reporter.on_step, on_look=lambda *_: None)
+    qat_variants.rounded(experiment)  # as `qat` does: QAT starts from it, and its best state is no worse than it
     made = qat_variants.quantized(experiment)
-    measured = evaluate_model(made.model, made.tokenizer, experiment.data, trial.evaluation, checkpoint=made.checkpoint)
+    metrics = measured_metrics(trial, made.model, made.tokenizer, experiment.data, made.checkpoint)
     checkpoint = qat_variants.save_result(experiment, "qat", None)
-    ships = deploy_folder(checkpoint, None, trial.timing)
-    return Candidate(measured.metrics | dict(made.metrics) | ships.metrics, checkpoint)
+    with nullcontext() if trial.timing.left_out else quiet_node(trial.timing.threads_used):
+        ships = deploy_folder(checkpoint, None, trial.timing)
+    return Candidate(metrics | dict(made.metrics) | ships.metrics, checkpoint)
 
 
 def finetune_candidate(trial: TrialSpec, work_dir: Path, on_report: OnReport) -> Candidate:
-    """LoRA on the text: train, merge, save, reload, measure. Arguments as `qat_candidate`."""
+    """LoRA on the text: train, merge, save, reload, measure; over a quantised base (QLoRA) the adapter stays one.
+
+    Arguments as `qat_candidate`.
+    """
     from edgequant import models
-    from edgequant.evaluation.suite import evaluate_model
     from edgequant.training.loop import train
-    from edgequant.training.lora import attach
-    from edgequant.workflows.finetune import save_result
+    from edgequant.training.shared_parts import shared_model
+    from edgequant.workflows.adaptation.bases import FLOAT
+    from edgequant.workflows.adaptation.ways import way_of
     from edgequant.workflows.steps.data import evaluation_data
     from edgequant.workflows.steps.sequences import training_sequences
 
     run, training = trial.run, trial.training
-    loaded = models.load(trial.model, dtype="float32", device=run.device)
-    reported = evaluation_data(trial.evaluation.tasks, run.data_dir)
+    source = models.resolve(trial.model)
+    way = way_of(source, trial.model, trial.base, trial.lora, apart=False, dtype=run.dtype, device=run.device)
+    is_float = trial.base == FLOAT
+    loaded: Any = shared_model(trial.shared, trial.model, seed=run.seed, device=run.device) if is_float else way.load()
+    reported = evaluation_data(_all_tasks(trial), run.data_dir)
     rows = training_sequences(
         trial.dataset, loaded.tokenizer, training.sequence_length, reported, run.data_dir, seed=run.seed
     )
-    adapted = attach(loaded.model, trial.lora, made_from=trial.model)
-    reporter = TrialReporter(trial, loaded.tokenizer, on_report)
+    training = training.for_text(len(rows), str(loaded.model.device).partition(":")[0])
+    adapted = way.prepare(loaded, run.seed)
+    scored = selection_data(trial, reported)
+    reporter = TrialReporter(trial, loaded.tokenizer, scored, on_report)
     result = train(
         adapted, rows, training, work_dir / "training", seed=run.seed, title=f"finetune {trial.model}",
+        document_end=loaded.tokenizer.eos_token_id,
         on_log=lambda step, metrics: reporter.report(adapted, step, metrics),
     )  # fmt: skip
-    made = save_result(adapted.eval(), loaded.tokenizer, work_dir, "float", dtype=run.dtype, device=run.device)
+    written = way.write(adapted.eval(), loaded.tokenizer, work_dir)
     shutil.rmtree(work_dir / "training", ignore_errors=True)
-    scored = validation_data(reported, trial.dataset, run.data_dir)
-    merged = work_dir / "merged"
-    metrics = evaluate_model(made, loaded.tokenizer, scored, trial.evaluation, checkpoint=merged).metrics
-    return Candidate(metrics | {"train/loss": result.loss}, merged)
+    measured = written.delivered if written.whole else None  # an adapter's folder is not the model's size
+    metrics = measured_metrics(trial, written.loaded, loaded.tokenizer, scored, measured)
+    return Candidate(metrics | {"train/loss": result.loss}, written.delivered)
 
 
-def validation_data(data: EvaluationData, dataset: str, data_dir: str | None) -> EvaluationData:
-    """The same tasks on data that the final evaluation does not use, where their data sets have such splits."""
-    from edgequant.workflows.steps.data import selection_rows
+def _all_tasks(trial: TrialSpec) -> list[str]:
+    return list(dict.fromkeys((*trial.evaluation.tasks, *trial.reported)))
 
-    given = {name: rows for name, rows in data.items() if rows is not None}
-    return {name: selection_rows(name, rows, dataset, data_dir) for name, rows in given.items()}
+
+def measured_metrics(
+    trial: TrialSpec, model: Any, tokenizer: Any, data: EvaluationData, checkpoint: Path | None
+) -> dict[str, float]:
+    """A trial's metrics on its tasks; times are measured behind all others, alone on the node."""
+    from edgequant.evaluation.suite import evaluate_model
+
+    tasks = trial.evaluation.tasks
+    quality = replace(trial.evaluation, tasks=tuple(name for name in tasks if name != LATENCY.name))
+    metrics = dict(evaluate_model(model, tokenizer, data, quality, checkpoint=checkpoint).metrics)
+    if LATENCY.name in tasks:
+        with quiet_node(trial.threads):
+            timed = evaluate_model(model, tokenizer, data, replace(trial.evaluation, tasks=(LATENCY.name,)))
+        metrics |= {name: value for name, value in timed.metrics.items() if name.startswith("latency/")}
+    return metrics
+
+
+def selection_data(trial: TrialSpec, reported: EvaluationData) -> EvaluationData:
+    """What a trial is scored on."""
+    from edgequant_tune.scoring.selection import selection
+
+    return selection(reported, trial.evaluation.tasks, trial.dataset, trial.run.data_dir).select
 
 
 class TrialReporter:
     """Reports a trial's training, with the held-out loss added on rungs, of the model as it is simulated then."""
 
-    def __init__(self, trial: TrialSpec, tokenizer: Any, on_report: OnReport) -> None:
-        self.trial, self.tokenizer, self.on_report = trial, tokenizer, on_report
+    def __init__(self, trial: TrialSpec, tokenizer: Any, data: EvaluationData, on_report: OnReport) -> None:
+        self.trial, self.tokenizer, self.data, self.on_report = trial, tokenizer, data, on_report
 
     def on_step(self, variant: str, model: nn.Module, step: int, metrics: Mapping[str, float]) -> None:
         """For `QatExperiment`: the control that teaches a trial is not part of its curves."""
@@ -122,12 +151,18 @@ class TrialReporter:
 
     @cached_property
     def _rows(self) -> Tensor:
-        from edgequant.corpora.disaster.corpus import bundled_documents
-        from edgequant.corpora.packing import pack
+        """Of the text that trials are scored on, spread evenly over it: what they cost is a twentieth of a training."""
+        import torch
 
-        texts = [document.text for document in bundled_documents("validation") if document.language == "en"]
-        rows = pack(texts, self.tokenizer, self.trial.training.sequence_length)
-        return rows[:HELD_OUT_ROWS].to(self.trial.run.device)
+        from edgequant.corpora.packing import pack
+        from edgequant.evaluation.tasks.registry import find_data_set
+
+        name, training = self.trial.rung_text or "domain", self.trial.training
+        texts, scored = find_data_set(name).texts, self.data.get(name)
+        assert texts is not None and scored is not None
+        rows = pack(texts(scored), self.tokenizer, training.sequence_length)
+        count = min(len(rows), max(LEAST_ROWS, training.sequences // (20 * len(self.trial.rungs))))
+        return rows[torch.linspace(0, len(rows) - 1, count).round().long()].to(self.trial.run.device)
 
 
 def _loss(model: Any, rows: Any) -> float:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from edgequant.files import write_atomically
 from edgequant_tune.objectives import VIOLATION, Constraint, Objective, dominates
 
 Status = Literal["finished", "stopped", "failed", "unfinished"]
-RECORDS_FILE = "trials.json"
+RECORDS_FILE = "trials.jsonl"  # written by the ledger: a line when a trial begins, one when it ends
+RECIPE = 1  # number of the trial that takes the recipe's settings
+SEED = "seed"  # a trial's, where configurations are trained with several
 SHOWN_BEST = 20
 SHOWN_FAILED = 5
 
@@ -23,6 +24,8 @@ class TrialRecord:
     """One trial: the hyperparameters tried and what came of them.
 
     Metrics of `finished` trials are those of the checkpoint reloaded from disk; of a `stopped` one, those of training.
+    `as_trained` has the settings that a trial took beside its values, because memory ran out with the given ones;
+    `rung_losses` by step what it was compared by in training.
     """
 
     number: int
@@ -33,33 +36,66 @@ class TrialRecord:
     metrics: dict[str, float] = field(default_factory=dict)
     checkpoint: str | None = None
     error: str | None = None
+    stopped_by: str | None = None
+    as_trained: dict[str, Any] = field(default_factory=dict)
     seconds: float | None = None
+    rung_losses: dict[str, float] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         return f"trial {self.number}"
 
 
-def write_records(folder: Path, records: Sequence[TrialRecord]) -> None:
-    """All trials so far, as `trials.json` in the search's folder."""
-    write_atomically(folder / RECORDS_FILE, json.dumps([asdict(record) for record in records], indent=1, default=str))
+NAMES = {field.name for field in fields(TrialRecord)}
 
 
 def read_records(folder: Path) -> list[TrialRecord]:
-    """What `write_records` wrote; nothing yet is an empty list."""
+    """The trials of a search by number, each as the last line of it says; none yet is an empty list.
+
+    A line that a crash has cut is passed over.
+    """
     path = folder / RECORDS_FILE
-    return [TrialRecord(**entry) for entry in json.loads(path.read_text())] if path.is_file() else []
+    found: dict[str, TrialRecord] = {}
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        record = TrialRecord(**{name: value for name, value in entry.items() if name in NAMES})
+        found[record.id] = record
+    return sorted(found.values(), key=lambda record: record.number)
 
 
 def ranked(records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> list[TrialRecord]:
     """Finished trials with usable objectives, best first; the first objective decides, the others break ties.
 
-    Those that break a constraint come behind all that keep them, the least broken first.
+    Those that break a constraint come behind all that keep them, the least broken first. Trials that differ in their
+    seed alone count by their mean: the best of several seeds would be luck.
     """
-    usable = [record for record in records if _is_usable(record, objectives)]
-    return sorted(
-        usable, key=lambda record: [broken(record), *(objective.cost(record.metrics) for objective in objectives)]
-    )
+    usable = averaged([record for record in records if _is_usable(record, objectives)])
+    worst_last = sorted(usable, key=lambda one: [one[1].get(VIOLATION, 0.0), *(o.cost(one[1]) for o in objectives)])
+    return [record for record, _ in worst_last]
+
+
+def averaged(records: Sequence[TrialRecord]) -> list[tuple[TrialRecord, Mapping[str, float]]]:
+    """Each trial with its metrics, those of all that differ from it in their seed alone averaged."""
+    alike: dict[str, list[TrialRecord]] = {}
+    for record in records:
+        alike.setdefault(_but_for_the_seed(record), []).append(record)
+    return [(record, _mean(alike[_but_for_the_seed(record)])) for record in records]
+
+
+def _but_for_the_seed(record: TrialRecord) -> str:
+    if SEED not in record.values:
+        return record.id
+    return repr(sorted((name, repr(value)) for name, value in record.values.items() if name != SEED))
+
+
+def _mean(alike: Sequence[TrialRecord]) -> Mapping[str, float]:
+    if len(alike) == 1:
+        return alike[0].metrics
+    shared = set.intersection(*(set(record.metrics) for record in alike))
+    return {name: sum(record.metrics[name] for record in alike) / len(alike) for name in shared}
 
 
 def broken(record: TrialRecord) -> float:
@@ -70,21 +106,32 @@ def broken(record: TrialRecord) -> float:
 def pareto_front(records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> list[TrialRecord]:
     """Finished trials that no other one dominates, best in the first objective first; of those that keep the
     constraints or, where none does, that break them least."""
-    usable = ranked(records, objectives)
-    usable = [record for record in usable if broken(record) == broken(usable[0])]
-    return [one for one in usable if not any(dominates(other.metrics, one.metrics, objectives) for other in usable)]
+    found = averaged(ranked(records, objectives))
+    least = min((metrics.get(VIOLATION, 0.0) for _, metrics in found), default=0.0)
+    usable = [(record, metrics) for record, metrics in found if metrics.get(VIOLATION, 0.0) == least]
+    return [one for one, mine in usable if not any(dominates(other, mine, objectives) for _, other in usable)]
 
 
 def _is_usable(record: TrialRecord, objectives: Sequence[Objective]) -> bool:
     return record.status == "finished" and all(o.cost(record.metrics) != float("inf") for o in objectives)
 
 
-def prune_dominated(trials_folder: Path, records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> None:
-    """Delete the checkpoints of finished trials that another one dominates: a long search must not fill the disk."""
-    kept = {record.id for record in pareto_front(records, objectives)}
+def prune_dominated(
+    trials_folder: Path, records: Sequence[TrialRecord], objectives: Sequence[Objective]
+) -> list[TrialRecord]:
+    """Delete the checkpoints of finished trials that another one dominates: a long search must not fill the disk.
+
+    The first trial's stays: it takes the recipe as it is, beside which the result is measured.
+
+    Returns:
+        Those that none of them dominates.
+    """
+    front = pareto_front(records, objectives)
+    kept = {record.id for record in front} | {record.id for record in records if record.number == RECIPE}
     for record in records:
         if record.status == "finished" and record.id not in kept:
             shutil.rmtree(trials_folder / record.id, ignore_errors=True)
+    return front
 
 
 def table(

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgequant.evaluation.settings import EvaluationSettings
+from edgequant.evaluation.tasks.latency import LATENCY
 from edgequant.quantization.calibration import CalibrationSettings
 from edgequant.quantization.qat.settings import QatSettings
 from edgequant.training.settings import LoraSettings, TrainingSettings
 from edgequant.workflows.settings import RunSettings
 from edgequant.workflows.shipping import TimingPlan
 from edgequant_tune.objectives import Constraint
-from edgequant_tune.search_space import SCHEME, with_values
+from edgequant_tune.search_space import BASE, SCHEME, SEED, with_values
+
+if TYPE_CHECKING:
+    from edgequant.training.shared_parts import SharedParts
 
 SEARCHED = ("calibration", "training", "qat", "lora")  # settings whose fields may be searched
 
@@ -38,7 +43,14 @@ class TrialSpec:
         folder: the option `output`; of a search that runs (`SearchSpec.on`), its own folder therein.
         constraints: what a trial has to keep to win.
         timing: how what ships of a qat trial is timed, if it is; its size is always told.
+        base: weights under the adapters of a finetune trial: floating-point, or bitsandbytes' (QLoRA).
+        reported: tasks that the winner is measured on, whose texts no trial may be trained on.
+        node_folder: on every node, what its trials share: model, tokens and, where all have the same, the control.
+        shares_control: whether no searched hyperparameter changes the control.
+        storage: address of an object store that takes the checkpoints, where the nodes share no folder.
+        threads: cores that a trial keeps to while its times are measured.
         rungs: steps at which trials are compared in training; none: no trial is stopped.
+        rung_text: data set on whose loss they are.
     """
 
     train: TrainCandidate
@@ -55,13 +67,39 @@ class TrialSpec:
     rungs: tuple[int, ...]
     constraints: tuple[Constraint, ...] = ()
     timing: TimingPlan = UNTIMED
+    base: str = "float"
+    reported: tuple[str, ...] = ()
+    threads: int = 1
+    rung_text: str | None = None
+    storage: str | None = None
+    node_folder: Path | None = None
+    shares_control: bool = True
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether a trial measures times, for which it has to be alone on its node."""
+        return not self.timing.left_out or LATENCY.name in self.evaluation.tasks
+
+    @property
+    def shared(self) -> SharedParts:
+        """What trials of one node make once."""
+        from edgequant.training.shared_parts import SharedParts
+
+        return SharedParts(self.node_folder, own=() if self.shares_control else ("control",))
 
     @property
     def trials_folder(self) -> Path:
-        """Where the trials work, each in a folder named by its id."""
+        """Where the checkpoints of trials lie, each in a folder named by its id."""
         return self.folder / "trials"
+
+    @property
+    def work_folder(self) -> Path:
+        """Where the trials work: on their own node where what they leave goes to an object store."""
+        return self.trials_folder if self.storage is None else Path(tempfile.gettempdir()) / f"eq-{self.folder.name}"
 
     def with_values(self, values: Mapping[str, Any]) -> TrialSpec:
         """The same trial with these hyperparameters."""
         groups = {name: with_values(getattr(self, name), values) for name in SEARCHED}
-        return replace(self, scheme=values.get(SCHEME, self.scheme), **groups)
+        given = {name: values.get(name, getattr(self, name)) for name in (SCHEME, BASE)}
+        run = replace(self.run, seed=values.get(SEED, self.run.seed))
+        return replace(self, run=run, **given, **groups)

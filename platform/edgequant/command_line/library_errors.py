@@ -10,10 +10,13 @@ from __future__ import annotations
 import errno
 import json
 import pickle
+import sys
 import zipfile
+from pathlib import Path
 
 import yaml
 
+from edgequant.disk.faults import told_of
 from edgequant.errors import UserError, first_line
 
 # By name and not by class: to have their classes, one would import the libraries.
@@ -36,14 +39,11 @@ SYSTEM = {
     errno.ENOENT: "name one that exists",
     errno.EACCES: "change its permissions, or name another",
     errno.EPERM: "change its permissions, or name another",
-    errno.EROFS: "name a place that can be written to",
     errno.ENOTDIR: "a part of the path is a file; name another",
     errno.EISDIR: "it is a folder; name a file",
     errno.EEXIST: "it is a file; name a folder",
     errno.ENAMETOOLONG: "name a shorter path",
     errno.ELOOP: "its links lead in a circle; name another",
-    errno.ENOSPC: "free some space, or name another place",
-    errno.EDQUOT: "free some space, or name another place",
     errno.EMFILE: "raise the limit of open files: ulimit -n 4096",
 }
 
@@ -52,11 +52,11 @@ def told(error: Exception) -> str | None:
     """The line for an error that a user can mend; None for one that a fault of this program would make."""
     if isinstance(error, UserError):
         return str(error)
+    if (of_a_disk := told_of(error, *_stores())) is not None:
+        return str(of_a_disk)
     name, library = type(error).__name__, type(error).__module__.partition(".")[0].removesuffix("_rust")
     if isinstance(error, MemoryError) or name == "OutOfMemoryError" or "can't allocate memory" in str(error):
         return f"out of memory ({_first_line(error)}); {MEMORY}"
-    if "No space left on device" in str(error) and getattr(error, "errno", None) is None:  # safetensors', pyarrow's
-        return f"{_first_line(error)}; {SYSTEM[errno.ENOSPC]}"
     if isinstance(error, OSError) and error.errno is not None:
         fix = SYSTEM.get(error.errno, "check the path and the disk")
         what = f"{str(error.filename)!r}: " if error.filename is not None else ""
@@ -75,10 +75,18 @@ def told(error: Exception) -> str | None:
     return None
 
 
+def _stores() -> list[Path]:
+    """The tracking store's file, where it is one of this machine and MLflow is loaded."""
+    if "mlflow" not in sys.modules:
+        return []
+    from edgequant.tracking import local_store
+
+    found = local_store()
+    return [] if found is None else [found]
+
+
 def _refused_by_server(error: Exception) -> str | None:
     """What a tracking server said no to while a run was going on; MLflow is loaded if the error is its own."""
-    import sys
-
     if "mlflow" not in sys.modules:
         return None
     from edgequant.tracking import refusal, shown_store

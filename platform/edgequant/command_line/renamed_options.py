@@ -67,6 +67,10 @@ def refuse_renamed(workflow: str, given: Given) -> None:
         UserError: names both.
     """
     renamed = RENAMED.get(workflow, {})
+    if workflow != "push" and any(name == "revision" for name, _ in given.options):
+        raise UserError(
+            "option --revision is push's; a model of the hub is pinned by its name: --model OWNER/NAME@REVISION"
+        )
     named = [("option", name) for name, _ in given.options]
     named += [(f"recipe {path}: key", name) for path, keys in given.recipes.items() for name in keys]
     for where, name in named:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -180,10 +180,15 @@ def _read_file(name: str, split: str, path: Path, stamp: tuple[int, ...]) -> Spl
     return Split(_counted(benchmark, split, rows, str(path)), str(path), known, (*changes, *told.lines()))
 
 
+def as_in_the_file(rows: Sequence[str]) -> str:
+    """WikiText's rows as one text, with the official file's own characters, its blank lines too."""
+    return "".join(row or " \n" for row in rows)
+
+
 def scored_content(benchmark: Benchmark, rows: list[Any]) -> str:
     """What scores depend on, as one text: WikiText's own characters, else the columns that are read as compact JSON."""
     if benchmark is WIKITEXT2:
-        return "".join(row or " \n" for row in rows)
+        return as_in_the_file(rows)
     if benchmark is BOOLQ:
         columns: list[list[Any]] = [[row["question"], row["passage"], row["answer"]] for row in rows]
     else:

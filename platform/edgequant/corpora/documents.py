@@ -42,6 +42,7 @@ class Document:
     license: str
     location: str = ""
     standard: str = "none"
+    setting: str = "invented"  # of bundled documents; or exercise, composite (many made one), general (of no event)
 
 
 def split_front_matter(text: str) -> tuple[dict[str, str], str]:
@@ -74,6 +75,6 @@ def read_document(path: Path) -> Document:
         raise UserError(f"{path}: domain must be one of {', '.join(DOMAINS)}, got {fields['domain']!r}")
     if fields["split"] not in SPLITS:
         raise UserError(f"{path}: split must be one of {', '.join(SPLITS)}, got {fields['split']!r}")
-    known = {key: fields[key] for key in (*_REQUIRED[:-1], "location", "standard") if key in fields}
+    known = {key: fields[key] for key in (*_REQUIRED[:-1], "location", "standard", "setting") if key in fields}
     license = fields["licence"]
     return Document(text=body.strip(), source=path.name, license=license, **known)

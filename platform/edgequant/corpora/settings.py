@@ -58,6 +58,18 @@ class CorpusSettings:
     file_megabytes: float = 50.0
     """Largest file, and largest unpacked member of an archive, in 10^6 bytes."""
 
+    archive_timeout_s: float = 1800.0
+    """Time limit per archive, of all its members together; those that are left then are reported and left out."""
+
+    archive_members: int = 100_000
+    """Most members of an archive; what lies behind them is reported and left out."""
+
+    archive_megabytes: float = 1_000.0
+    """Most that the members of an archive unpack to together, in 10^6 bytes."""
+
+    archive_ratio: float = 200.0
+    """Most that what is above 10 MB may unpack to, in multiples of its packed size; documents have 3 to 20."""
+
     def __post_init__(self) -> None:
         check_types(self, "settings")
         if not 1 <= self.min_tokens < self.max_tokens:
@@ -73,7 +85,8 @@ class CorpusSettings:
                 f"settings.validation_share + test_share must be below 1, got {self.validation_share} + "
                 f"{self.test_share}, which leaves nothing to train on; use such as 0.1 and 0.1"
             )
-        for name in ("workers", "file_timeout_s", "file_memory_mb", "file_megabytes"):
+        limits = ("file_timeout_s", "file_memory_mb", "file_megabytes", "archive_timeout_s", "archive_members")
+        for name in ("workers", *limits, "archive_megabytes", "archive_ratio"):
             if getattr(self, name) <= 0:
                 raise UserError(f"settings.{name} must be above 0, got {getattr(self, name)}")
         if self.workers > MOST_WORKERS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ from edgequant.corpora.extraction.extract import kind_of
 from edgequant.corpora.extraction.extracted import ExtractionError
 from edgequant.corpora.text.decoding import read_text, unified
 from edgequant.errors import UserError
+from edgequant.files import sha256_of
+from edgequant.folders import CORPUS, made_here
 
 _SUFFIXES = (".md", ".txt")
 
@@ -31,7 +34,7 @@ def read_training_files(path: str | Path, option: str = "dataset") -> tuple[list
             whose column `text` does not hold text.
     """
     path, remarks = Path(path).expanduser(), list[str]()
-    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file() or _is_of_ours(path):
         texts = _saved_texts(path, option)
     elif path.is_dir():
         texts, remarks = _texts_of_folder(path, option)
@@ -81,7 +84,7 @@ def _text_of_file(path: Path, option: str) -> tuple[str, tuple[str, ...]]:
     if kind not in ("text", "markdown"):
         raise UserError(
             f"{option} {str(path)!r} must be Markdown or plain text, got {kind}; make a data set of it first: "
-            f"edgequant corpus --source {path} --output FOLDER"
+            f"`edgequant corpus --source {shlex.quote(str(path))} --output FOLDER`"
         )
     return read_text(path, option)
 
@@ -91,6 +94,7 @@ def _saved_texts(folder: Path, option: str) -> list[str]:
     import datasets
 
     named = f"{option} {str(folder)!r}"
+    _check_unchanged(folder, "train", named)
     try:
         splits = folder / "dataset_dict.json"
         if splits.is_file():  # of other splits nothing is read: an empty one may have no file
@@ -98,7 +102,7 @@ def _saved_texts(folder: Path, option: str) -> list[str]:
             folder = folder / "train"
         found: Any = datasets.load_from_disk(str(folder))
         _check_has("text", "column", found.column_names, named)
-        texts = list(found["text"])
+        texts = _whole_documents(found)
     except UserError:
         raise
     except Exception as error:  # pyarrow, json and datasets each have their own
@@ -108,6 +112,71 @@ def _saved_texts(folder: Path, option: str) -> list[str]:
         if not isinstance(text, str):
             raise UserError(f"{named}, row {row}, column text: must be text, got {text!r:.60}")
     return [unified(text) for text in texts]
+
+
+def split_documents(path: str | Path, split: str) -> list[tuple[str, str]]:
+    """(domain, text) of each document of a split of a data set on disk; none where it has no such split.
+
+    A data set without a column `domain` is of the domain `text`.
+
+    Raises:
+        UserError: a damaged data set.
+    """
+    import datasets
+
+    folder = Path(path).expanduser() / split
+    _check_unchanged(folder.parent, split, f"split {split} of {str(path)!r}")
+    if not (folder.parent / "dataset_dict.json").is_file() or not (folder / "state.json").is_file():
+        return []
+    try:
+        found: Any = datasets.load_from_disk(str(folder))
+        texts, domains = list(found["text"]), list(found["domain"]) if "domain" in found.column_names else []
+    except Exception as error:  # pyarrow, json and datasets each have their own
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+        raise UserError(f"split {split} of {str(path)!r} is damaged ({why}); make it again") from None
+    documents = _documents(found)
+    named = [Counter(domains[row] for row in rows).most_common(1)[0][0] if domains else "text" for rows in documents]
+    joined = ["\n\n".join(unified(str(texts[row])) for row in rows) for rows in documents]
+    return [(domain, text) for domain, text in zip(named, joined, strict=True) if text.strip()]
+
+
+def _whole_documents(rows: Any) -> list[Any]:
+    """Texts of a data set; chunks of one document, one after the other, as one text: none ends where a chunk does."""
+    texts = list(rows["text"])
+    groups = _documents(rows)
+    whole = all(isinstance(text, str) for text in texts)
+    return ["\n\n".join(texts[row] for row in group) for group in groups] if whole else texts
+
+
+def _documents(rows: Any) -> list[list[int]]:
+    """Rows of each document in order: of one file of `edgequant corpus`, but for augmented ones; else each row."""
+    if not {"sha256", "source", "augmented"} <= {*rows.column_names}:
+        return [[row] for row in range(len(rows))]
+    found: list[list[int]] = []
+    before = None
+    for row, key in enumerate(zip(rows["sha256"], rows["source"], rows["augmented"], strict=True)):
+        if key == before and not key[2]:
+            found[-1].append(row)
+        else:
+            found.append([row])
+        before = key
+    return found
+
+
+def _is_of_ours(folder: Path) -> bool:
+    made = made_here(folder)
+    return made is not None and made.kind == CORPUS
+
+
+def _check_unchanged(folder: Path, split: str, named: str) -> None:
+    """What `edgequant corpus` wrote is read as it was written, or not at all."""
+    made = made_here(folder)
+    for name, digest in (made.sha256 if made else {}).items():
+        if digest and name.partition("/")[0] in (split, "dataset_dict.json"):
+            file = folder / name
+            if not file.is_file() or sha256_of(file) != digest:
+                what = "was changed since edgequant wrote it" if file.is_file() else "is missing"
+                raise UserError(f"{named} is damaged: {name} {what}; make it again with `edgequant corpus`")
 
 
 def _check_has(name: str, what: str, there: Sequence[str], named: str) -> None:

@@ -18,6 +18,12 @@ _SHIPPED_POSITIVE = tuple(
     for name in ("size_gb", "load_ms", "time_to_first_token_ms", "prefill_ms", "decode_ms", "peak_rss_gb", "threads")
 )
 
+_EXACT = (
+    "size/",
+    "parity/",
+    *(f"deploy/{name}" for name in ("size_gb", "reduction", "fits", "headroom", "disk_headroom", "threads")),
+)
+
 
 def checked(task: Task, measured: Evaluation) -> Evaluation:
     """What a task measured, with remarks on what shows little; other metrics than the headline are left out with one.
@@ -42,6 +48,11 @@ def is_evidence(name: str, value: float) -> bool:
     if not math.isfinite(value) or abs(value) >= sys.float_info.max:
         return False
     return value > 0 or not _is_positive(name)
+
+
+def is_exact(name: str) -> bool:
+    """Whether a metric is the same however often it is measured: a size, a conversion's error; no sample, no time."""
+    return name.startswith(_EXACT)
 
 
 def remarks(task: Task, metrics: Mapping[str, Any]) -> list[str]:

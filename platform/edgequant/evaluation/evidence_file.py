@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -54,16 +54,27 @@ class Conditions:
 
     @classmethod
     def of(
-        cls, settings: EvaluationSettings, data: EvaluationData, *, data_dir: str | None, device: str, dtype: str
+        cls,
+        settings: EvaluationSettings,
+        data: EvaluationData,
+        *,
+        data_dir: str | None,
+        device: str,
+        dtype: str,
+        kept: Collection[str] = (),
     ) -> Conditions:
-        """Of an evaluation of these data, which is to come or was made."""
+        """Of an evaluation of these data, which is to come or was made; `kept`: sets that are the user's own."""
         rows = {name: rows for name, rows in data.items() if rows is not None}
         protocol = {name: value for name, value in asdict(settings).items() if name not in NO_PROTOCOL}
         return cls(
             tasks=settings.tasks,
             protocol=json.loads(json.dumps(protocol)),
             data={name: rows_digest(each) for name, each in rows.items()},
-            kept={name: list(each[:KEPT_ROWS]) for name, each in rows.items() if not _can_be_read_again(name)},
+            kept={
+                name: list(each[:KEPT_ROWS])
+                for name, each in rows.items()
+                if name in kept or not _can_be_read_again(name)
+            },
             data_dir=data_dir,
             device=device.partition(":")[0],
             dtype=dtype,
@@ -86,6 +97,8 @@ class Evidence:
         files: SHA-256 of the checkpoint's files that decide what is loaded, and of the exported ones beside them.
         settings: what else a policy or a reader may want to know, such as the format that ships and the device that it
             is to fit.
+        asked: settings of the workflow that measured it, by their full names as text: what it was asked for. Empty
+            where no workflow did; None of evidence from before that was filed.
         measured, baseline: of the checkpoint, and of the model that it was made from.
         conditions: under which both were measured; None: nobody said, and the figures cannot be measured again.
     """
@@ -99,13 +112,14 @@ class Evidence:
     measured: Scores
     baseline: Scores
     conditions: Conditions | None
+    asked: Mapping[str, str] | None = None
 
     def to_json(self) -> str:
         """What `read` takes: figures first, items last."""
         scores = {"measured": self.measured, "baseline": self.baseline}
         told = {"format": FORMAT, "model": self.model, "scheme": self.scheme, "variant": self.variant, "run": self.run}
         told |= {"metrics": {name: dict(each.metrics) for name, each in scores.items()}}
-        told |= {"settings": dict(self.settings), "files": dict(self.files)}
+        told |= {"settings": dict(self.settings), "asked": self.asked and dict(self.asked), "files": dict(self.files)}
         told |= {"conditions": None if self.conditions is None else asdict(self.conditions)}
         told |= {"items": {name: _tables(each.items) for name, each in scores.items()}}
         return json.dumps(told, indent=1) + "\n"
@@ -129,6 +143,7 @@ def read(text: str, where: str) -> Evidence:
             **{key: str(found[key]) for key in ("model", "scheme", "variant", "run")},
             files=found["files"],
             settings=found["settings"],
+            asked=found.get("asked"),
             measured=_scores(found, "measured"),
             baseline=_scores(found, "baseline"),
             conditions=None if stated is None else Conditions(**{**stated, "tasks": tuple(stated["tasks"])}),
@@ -144,9 +159,9 @@ def rows_digest(rows: Rows) -> str:
 
 def kept_items(items: Items) -> dict[str, list[dict[str, Any]]]:
     """Of item tables what comparisons item by item look at: scores, and how much text they stand for."""
-    columns = {
-        paired.table: (paired.value,) if paired.value else ("nats", "tokens", "block") for paired in paired_metrics()
-    }
+    columns: dict[str, dict[str, None]] = {}
+    for paired in paired_metrics():
+        columns.setdefault(paired.table, {}).update(dict.fromkeys(paired.columns))
     return {
         table: [{name: row[name] for name in ("id", *columns[table]) if name in row} for row in rows]
         for table, rows in items.items()

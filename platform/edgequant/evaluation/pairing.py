@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from edgequant.evaluation.evidence_file import Conditions, Items, Scores
-from edgequant.evaluation.harm import paired_perplexity
-from edgequant.evaluation.statistics.comparison import compare
-from edgequant.evaluation.statistics.intervals import Bootstrap
+from edgequant.evaluation.harm import chance_of, compared
+from edgequant.evaluation.statistics.comparison import Comparison, class_weights
+from edgequant.evaluation.statistics.intervals import exponential_of
 from edgequant.evaluation.tasks.registry import owner_of, paired_metrics
 from edgequant.evaluation.tasks.task import Paired
 
@@ -25,21 +26,38 @@ class PairedDifference:
         reference: the metric of the reference on these items.
         difference: the model's metric less that, in the metric's unit.
         low, high: 95 % interval of the difference, item by item; None where the items tell of no spread.
-        items: how many there are.
+        counted: how many items there are, in how many clusters, in words.
+        chance: as `Loss.chance`.
+        comparison: that it comes from; of a perplexity, `is_perplexity`, in nats a token.
     """
 
     reference: float
     difference: float
     low: float | None
     high: float | None
-    items: int
+    counted: str
+    chance: str
+    comparison: Comparison
+    is_perplexity: bool = False
+
+    def p_value(self, bound: float) -> float | None:
+        """Two-sided p-value of "the difference is `bound`", in the metric's unit; None without an interval."""
+        if not self.is_perplexity:
+            return self.comparison.p_value(bound)
+        ratio = 1 + bound / self.reference
+        return self.comparison.p_value(math.log(ratio)) if ratio > 0 else 0.0
+
+    @property
+    def items(self) -> int:
+        """How many both were measured on."""
+        return self.comparison.items
 
     @property
     def words(self) -> str:
         """How it was found."""
         bounded = self.low is not None and self.high is not None
         told = f"{self.difference:+.4g}, {self.low:+.4g} to {self.high:+.4g}" if bounded else f"{self.difference:+.4g}"
-        return f"paired on {self.items} {'items' if self.items > 1 else 'item'}: {told}"
+        return f"paired on {self.counted}: {told}"
 
 
 @dataclass(frozen=True)
@@ -84,15 +102,18 @@ class Pairing:
             return None
         if paired.table not in self.reference.items or paired.table not in self.model.items:
             return None
-        before, after = _shared(self.reference.items, self.model.items, paired)
-        return _perplexities(before, after) if paired.value is None else _shares(before, after, paired.value)
+        return _difference(paired, *_shared(self.reference.items, self.model.items, paired))
 
 
 def value_of(rows: list[dict[str, Any]], paired: Paired) -> float:
-    """A metric as its items have it: a mean in per cent, or a perplexity."""
+    """A metric as its items have it: a mean in per cent or nats, or a perplexity."""
     if paired.value is None:
-        return paired_perplexity(rows, rows).before
-    return 100 * sum(row[paired.value] for row in rows) / len(rows)
+        return exponential_of(sum(row["nats"] for row in rows) / sum(row["tokens"] for row in rows))
+    if paired.unit == "points":
+        return 100 * sum(row[paired.value] for row in rows) / len(rows)
+    kept = [row for row in rows if math.isfinite(row[paired.value])]
+    weights = class_weights([row[paired.gold] for row in kept]) if paired.gold else [1.0] * len(kept)
+    return float(sum(weight * row[paired.value] for weight, row in zip(weights, kept, strict=True))) / len(kept)
 
 
 def _paired(metric: str) -> Paired | None:
@@ -128,12 +149,13 @@ def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return row["id"], row.get("tokens")
 
 
-def _shares(before: list[dict[str, Any]], after: list[dict[str, Any]], value: str) -> PairedDifference:
-    found = compare(before, after, value, bootstrap=Bootstrap(resamples=2000))
-    return PairedDifference(found.a, found.difference, found.ci_low, found.ci_high, found.items)
-
-
-def _perplexities(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> PairedDifference:
-    found = paired_perplexity(before, after)
-    low, high = (None if end is None else found.before * end / 100 for end in (found.low, found.high))
-    return PairedDifference(found.before, found.before * found.rise / 100, low, high, found.items)
+def _difference(paired: Paired, before: list[dict[str, Any]], after: list[dict[str, Any]]) -> PairedDifference | None:
+    if not (paired.is_in(before) and paired.is_in(after)):
+        return None
+    found = compared(paired, before, after)
+    told = paired.counted(found.items, found.clusters), chance_of(paired, before, after, found), found
+    if paired.value is not None:
+        return PairedDifference(found.a, found.difference, found.ci_low, found.ci_high, *told)
+    reference = exponential_of(found.a)
+    low, high = (None if end is None else reference * math.expm1(end) for end in (found.ci_low, found.ci_high))
+    return PairedDifference(reference, reference * (exponential_of(found.difference) - 1), low, high, *told, True)

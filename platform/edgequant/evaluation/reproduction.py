@@ -19,6 +19,7 @@ MOST_PER_CENT, LEAST_PER_CENT = 2.0, 0.5  # by which a perplexity moves between 
 # Answers of the sample that near ties turn where others share the batch, at the most and at the least: of SmolLM2 in
 # bfloat16, 1.1 of 24 answers to SQuAD's questions. Never more than a quarter of the sample.
 MOST_ITEMS, LEAST_ITEMS = 3.0, 2.0
+LEAST_NATS = 0.1  # by which log-likelihoods of answers move between machines
 EXACT = 1e-6  # of sizes, and of figures beside their items
 SIZES = ("checkpoint_gb", "parameters", "bits_per_parameter", "reduction_vs_fp16", "reduction_vs_fp32")
 
@@ -124,6 +125,8 @@ def _items(paired: Paired, evidence: Evidence, rows: Sequence[Mapping[str, Any]]
     pairs = [(filed[row["id"]], row) for row in rows]
     if paired.value is None:
         return _windows(paired.metric, pairs, evidence.measured.metrics)
+    if paired.unit == "nats":
+        return _nats(paired.metric, paired.value, pairs, evidence.measured.metrics)
     return _answers(paired.metric, paired.value, pairs, evidence.measured.metrics)
 
 
@@ -145,6 +148,16 @@ def _answers(
     half = _half_width(filed, metric)
     most = min(MOST_ITEMS, max(LEAST_ITEMS, (half or 0.0) / 100 * len(pairs)), len(pairs) / 4)
     told = f"{metric} of {len(pairs)} of the same items: {moved:.3g} scored otherwise (at most {most:.3g})"
+    return moved <= most, told
+
+
+def _nats(
+    metric: str, value: str, pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], filed: Mapping[str, float]
+) -> tuple[bool, str]:
+    shifts = [abs(before[value] - after[value]) for before, after in pairs if before[value] == before[value]]
+    moved, half = sum(shifts) / max(len(shifts), 1), _half_width(filed, metric)
+    most = max(LEAST_NATS, half or 0.0)
+    told = f"{metric} of {len(pairs)} of the same items: moved by {moved:.3g} nats (at most {most:.3g})"
     return moved <= most, told
 
 

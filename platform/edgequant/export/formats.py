@@ -21,6 +21,7 @@ BLOCK = 32  # values that share a scale in every quantised format but the K-quan
 COMPRESSED_TENSORS = "compressed-tensors"  # a folder for transformers and vLLM, not a GGUF file
 ONNX = "onnx"  # a folder for onnxruntime-genai
 GPTQ = "gptq"  # a folder for vLLM, transformers with gptqmodel, and onnxruntime-genai's builder
+LORA = "lora"  # a GGUF file of an adapter's factors, which llama.cpp puts beside a model's
 QUANTIZE_CONFIG = "quantize_config.json"  # by which such a folder is known
 FOLDERS = (COMPRESSED_TENSORS, ONNX, GPTQ)  # that hold a checkpoint's integers, and nothing else
 

@@ -6,9 +6,9 @@ import os
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
+from edgequant.disk.leftovers import Scratch
 from edgequant.errors import UserError
 from edgequant.export.choice import GGUF, Target, choose_target, exports_of
 from edgequant.export.formats import COMPRESSED_TENSORS, ONNX, file_name
@@ -174,7 +174,7 @@ def _onnx(loaded: LoadedModel, checkpoint: Path, scratch: Path | None) -> Shippe
     """An ONNX folder in `scratch`, or its size alone."""
     from edgequant.export.onnx.write import write_onnx
 
-    place = nullcontext(scratch) if scratch else TemporaryDirectory(dir=place_beside(checkpoint), prefix=".shipped-")
+    place = nullcontext(scratch) if scratch else Scratch(place_beside(checkpoint), ".shipped.")
     with place as folder:
         written = write_onnx(loaded, Path(folder) / ONNX)
     metrics = deploy_sizes(written.size_bytes, written.parameters)
@@ -203,7 +203,7 @@ def _written(loaded: LoadedModel, folder: Path, target: Target) -> Shipped:
 def _folder_size(loaded: LoadedModel, checkpoint: Path) -> tuple[int, int]:
     from edgequant.export.compressed_tensors.write import write_compressed_tensors
 
-    with TemporaryDirectory(dir=place_beside(checkpoint), prefix=".shipped-") as folder:
+    with Scratch(place_beside(checkpoint), ".shipped.") as folder:
         written = write_compressed_tensors(loaded, Path(folder, "folder"))
         return bytes_of(written.path), written.parameters
 

@@ -14,6 +14,7 @@ from edgequant.models.sources import (
     context_length,
     layer_inputs,
     resolve,
+    stated_sizes,
 )
 from edgequant.models.tiny import TINY_SIZES
 
@@ -40,5 +41,6 @@ __all__ = [
     "pick_device",
     "pick_dtype",
     "resolve",
+    "stated_sizes",
     "weights_digest",
 ]

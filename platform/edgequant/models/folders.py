@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from edgequant.disk.leftovers import Scratch
 from edgequant.errors import UserError
 from edgequant.models.manifest import verify, write_manifest
 
@@ -35,7 +35,7 @@ def _is_whole(folder: Path) -> bool:
 def save_folder(model: Any, tokenizer: Any, folder: Path) -> None:
     """A model and its tokenizer with a manifest, moved to their place whole: a reader never finds half a model."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
+    with Scratch(folder.parent, f".{folder.name}.") as temporary:
         new, old = Path(temporary) / "new", Path(temporary) / "old"
         new.mkdir()
         model.save_pretrained(new)

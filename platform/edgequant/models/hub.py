@@ -17,6 +17,37 @@ from edgequant.models.configs import CONFIG, read_object
 
 CONNECT_TIMEOUT_S = 4.0
 PORTS = {"https": 443, "http": 80, "socks5": 1080, "socks5h": 1080}
+CONFIGS = (CONFIG, "adapter_config.json")
+LOADED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.md")  # what loading may read of a repository
+
+
+def split(repository: str) -> tuple[str, str | None]:
+    """OWNER/NAME, and the branch, tag or commit that is named behind `@`; None: whatever the main branch is."""
+    name, _, revision = repository.partition("@")
+    return name, revision or None
+
+
+def located(repository: str) -> str:
+    """A repository as transformers takes it: its name, or the local cache's folder of the revision that is pinned."""
+    from huggingface_hub import snapshot_download
+
+    name, revision = split(repository)
+    return name if revision is None else snapshot_download(name, revision=revision, allow_patterns=[*LOADED])
+
+
+def commit_of(repository: str, config: Any) -> str | None:
+    """The commit that a model was loaded from; None where the client does not say.
+
+    Args:
+        config: of the loaded model.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    repo, revision = split(repository)
+    if revision is None and getattr(config, "_commit_hash", None):
+        return str(config._commit_hash)
+    files = (try_to_load_from_cache(repo, file, revision=revision) for file in CONFIGS)
+    return next((Path(found).parent.name for found in files if isinstance(found, str)), None)  # snapshots/COMMIT
 
 
 def check_available(name: str, repository: str) -> None:
@@ -27,7 +58,8 @@ def check_available(name: str, repository: str) -> None:
     """
     from huggingface_hub import try_to_load_from_cache
 
-    configs = (try_to_load_from_cache(repository, file) for file in ("config.json", "adapter_config.json"))
+    repo, revision = split(repository)
+    configs = (try_to_load_from_cache(repo, file, revision=revision) for file in CONFIGS)
     if not any(isinstance(config, str) for config in configs) and not is_reachable():
         raise _unavailable(name, repository, "no connection, and nothing in the cache")
 
@@ -53,7 +85,12 @@ def stated_config(name: str, repository: str) -> dict[str, Any]:
     """
     from transformers.utils import cached_file
 
-    fetched(name, repository, lambda: cached_file(repository, CONFIG, _raise_exceptions_for_missing_entries=False))
+    repo, revision = split(repository)
+    fetched(
+        name,
+        repository,
+        lambda: cached_file(repo, CONFIG, revision=revision, _raise_exceptions_for_missing_entries=False),
+    )
     return cached_config(repository)
 
 
@@ -65,7 +102,8 @@ def cached_config(repository: str) -> dict[str, Any]:
     """
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(repository, CONFIG)
+    repo, revision = split(repository)
+    found = try_to_load_from_cache(repo, CONFIG, revision=revision)
     return read_object(Path(found)) if isinstance(found, str) else {}
 
 
@@ -73,14 +111,17 @@ def cached_card(repository: str) -> Path | None:
     """A repository's README.md where the local cache has it."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(repository, "README.md")
+    repo, revision = split(repository)
+    found = try_to_load_from_cache(repo, "README.md", revision=revision)
     return Path(found) if isinstance(found, str) else None
 
 
 def _unavailable(name: str, repository: str, why: str) -> UserError:
+    repo, revision = split(repository)
+    command = f"hf download {repo}" + (f" --revision {revision}" if revision else "")
     return UserError(
         f"model {name!r} could not be loaded: tried {repository} on {endpoint()} and in the local hub cache ({why}). "
-        f"With network: `hf download {repository}` (gated models: accept the licence on the model's page, then `hf "
+        f"With network: `{command}` (gated models: accept the licence on the model's page, then `hf "
         "auth login`). Without: copy the model's folder from a machine that has it and pass --model FOLDER; "
         "smollm2-135m and tiny need no network."
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
@@ -68,13 +69,24 @@ def load(
         raise not_for_torch(resolved.location)
     placed = pick_device(device)
     options: dict[str, Any] = {"dtype": pick_dtype(dtype, placed), **(load_options or {})}
-    if "quantization_config" in options:
+    if "quantization_config" in options or _is_over_bitsandbytes(resolved):
         options["device_map"] = {"": placed}  # a quantiser places the weights itself
     model, tokenizer = _load_pair(resolved, options, as_checkpoint_says=dtype == "auto")
-    if "quantization_config" not in options:
+    if "device_map" not in options:
         model = model.to(placed)
     check_finite(model)
+    if resolved.kind == "hub":
+        _record(resolved.location, model)
     return LoadedModel(model.eval(), tokenizer, resolved)
+
+
+def _record(repository: str, model: Any) -> None:
+    """In the active run, if there is one, which commit of a repository was loaded: its branch moves on."""
+    commit = hub.commit_of(repository, model.config)
+    if commit is not None and "mlflow" in sys.modules:  # without which there is no run
+        from edgequant import tracking
+
+        tracking.log_revision(hub.split(repository)[0], commit)
 
 
 @told_in_one_line
@@ -90,7 +102,7 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
         return load_tokenizer_of(str(path))
     resolved = resolve(source)
     if resolved.kind == "hub":
-        return hub.fetched(resolved.name, resolved.location, lambda: load_tokenizer_of(resolved.location))
+        return hub.fetched(resolved.name, resolved.location, lambda: load_tokenizer_of(hub.located(resolved.location)))
     return _load_tokenizer_of(resolved)
 
 
@@ -141,10 +153,16 @@ def check_available(source: str | ModelSource) -> ModelSource:
     return resolved
 
 
+def _is_over_bitsandbytes(resolved: ModelSource) -> bool:
+    from edgequant.models.adapters.quantized_base import BITSANDBYTES, stated_base
+
+    return resolved.kind == "folder" and stated_base(Path(resolved.location)) in BITSANDBYTES
+
+
 def _can_be_rehearsed(resolved: ModelSource) -> bool:
     """Whether it can be loaded without its weights: nothing to make, and no quantiser that asks for values."""
     folder = Path(resolved.location)
-    if resolved.kind not in ("folder", "hub"):
+    if resolved.kind not in ("folder", "hub") or _is_over_bitsandbytes(resolved):
         return False
     if resolved.kind == "folder" and is_adapter(folder):
         base = adapter_base(folder)
@@ -201,14 +219,14 @@ def _model_folder_in(folder: Path) -> Path:
 
 
 def _load_folder(folder: Path, options: dict[str, Any]) -> tuple[Any, Any]:
-    from edgequant.models.adapters import load_adapter
+    from edgequant.models.adapters.load import load_adapter
 
     _check_files(folder)
     return load_adapter(folder, options, _load_pair) if is_adapter(folder) else _load_model(str(folder), options)
 
 
 def _check_files(folder: Path) -> None:
-    from edgequant.models.adapters import check_adapter
+    from edgequant.models.adapters.load import check_adapter
 
     verify_if_ours(folder)
     if is_adapter(folder):
@@ -218,12 +236,15 @@ def _check_files(folder: Path) -> None:
 
 
 def _load_hub(repository: str, options: dict[str, Any]) -> tuple[Any, Any]:
-    """An adapter's files are few and its base another repository: it is fetched whole and read as a folder."""
+    """An adapter's files are few and its base another repository: it is fetched whole and read as a folder, and so is
+    what is pinned to a revision."""
     from huggingface_hub import snapshot_download
     from transformers.utils import cached_file
 
-    from edgequant.models.adapters import load_adapter
+    from edgequant.models.adapters.load import load_adapter
 
+    if hub.split(repository)[1] is not None:
+        return _load_folder(Path(hub.located(repository)), options)
     found = cached_file(
         repository,
         ADAPTER_CONFIG,

@@ -41,6 +41,13 @@ def list_file(folder: Path, name: str, sha256: str) -> None:
     write_atomically(folder / MANIFEST, json.dumps(manifest, indent=2))
 
 
+def without_file(manifest: Path, name: str) -> dict[str, Any]:
+    """What a manifest would say of a folder that lacks one file."""
+    told = _read(manifest)
+    told["sha256"].pop(name, None)
+    return told
+
+
 def files_that_count(manifest: Mapping[str, Any]) -> dict[str, str]:
     """SHA-256 of the listed files that decide what is loaded, or are exported forms of it: cards and the like may be
     edited."""
@@ -54,8 +61,11 @@ def _names(folder: Path) -> list[str]:
     return sorted(file.relative_to(folder).as_posix() for file in files if file.name != MANIFEST)
 
 
-def verify(folder: str | Path) -> dict[str, Any]:
+def verify(folder: str | Path, called: str = "") -> dict[str, Any]:
     """Check every file that loading may read against the manifest; returns the manifest.
+
+    Args:
+        called: what people know it as, where the folder is a copy of this process' own.
 
     Raises:
         UserError: no manifest, a missing or damaged file, or one that is not listed and could change what is loaded.
@@ -63,36 +73,41 @@ def verify(folder: str | Path) -> dict[str, Any]:
     folder = Path(folder)
     if not (folder / MANIFEST).is_file():
         raise UserError(
-            f"{folder} is not an edgequant checkpoint: {MANIFEST} not found; make one with `edgequant qat` or `ptq`"
+            f"{called or folder} is not an edgequant checkpoint: {MANIFEST} not found; make one with `edgequant qat` "
+            "or `ptq`"
         )
+    called = called or f"checkpoint {folder}"
     manifest = _read(folder / MANIFEST)
     for name, expected in manifest["sha256"].items():
         there = (folder / name).is_file()
         if (HARMLESS.fullmatch(name) or EXPORTED.fullmatch(name)) and not (EXPORTED.fullmatch(name) and there):
             continue  # a card that somebody edited, or an exported file that was moved elsewhere
         if not (folder / name).is_file():
-            raise UserError(f"checkpoint {folder}: {name} not found; copy the whole folder again")
+            raise UserError(f"{called}: {name} not found; copy the whole folder again")
         if (found := _sha256_of_unchanged(folder / name)) != expected:
             raise UserError(
-                f"checkpoint {folder}: {name} is damaged (SHA-256 {found[:12]}..., expected {expected[:12]}...); "
-                "copy it again"
+                f"{called}: {name} is damaged (SHA-256 {_told(found, expected)}, {MANIFEST} lists "
+                f"{_told(expected, found)}); copy both again"
             )
     if unlisted := _unlisted(folder, manifest["sha256"]):
         raise UserError(
-            f"checkpoint {folder}: {', '.join(unlisted[:3])} is not listed in {MANIFEST} and could change what is "
+            f"{called}: {', '.join(unlisted[:3])} is not listed in {MANIFEST} and could change what is "
             "loaded; remove it, or copy the folder again"
         )
-    _check_scheme(folder, manifest["scheme"])
+    _check_scheme(folder, manifest["scheme"], called)
     return manifest
 
 
-def _check_scheme(folder: Path, scheme: Any) -> None:
+def _told(digest: str, beside: str) -> str:
+    """Its begin, or the whole where both begin alike: then the list is what was changed."""
+    return digest if digest[:12] == beside[:12] else f"{digest[:12]}..."
+
+
+def _check_scheme(folder: Path, scheme: Any, called: str) -> None:
     """The weights are read by what config.json says, and described by what the manifest says."""
     config = folder_config(folder)
     if stated_quantization(config) == OUR_METHOD and config["quantization_config"].get("scheme") != scheme:
-        raise UserError(
-            f"checkpoint {folder}: the scheme in {MANIFEST} is not that in config.json; copy {MANIFEST} again"
-        )
+        raise UserError(f"{called}: the scheme in {MANIFEST} is not that in config.json; copy {MANIFEST} again")
 
 
 def verify_if_ours(folder: Path) -> dict[str, Any] | None:

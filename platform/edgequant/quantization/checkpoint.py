@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from edgequant.disk.faults import check_room
 from edgequant.errors import UserError
 from edgequant.files import write_atomically
 from edgequant.folders import MANIFEST, atomic_folder
@@ -48,8 +49,9 @@ def save(
         made_from: short name of the model; becomes `edgequant_model` in config.json.
     """
     folder = Path(folder)
+    tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in unique_state(model).items()}
+    check_room(folder, sum(tensor.nbytes for tensor in tensors.values()), "the checkpoint")
     with atomic_folder(folder) as temporary:
-        tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in unique_state(model).items()}
         # One key alone: safetensors writes several in random order, and equal checkpoints would differ in their hashes.
         save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
         write_atomically(temporary / "config.json", json.dumps(_config(model, scheme, parameters, made_from), indent=2))

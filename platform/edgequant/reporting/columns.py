@@ -14,24 +14,28 @@ from functools import cache
 from typing import Any, SupportsFloat, TypeGuard
 
 from edgequant.errors import UserError
-from edgequant.evaluation.evidence import floor_of, is_evidence, lacks_interval
-from edgequant.evaluation.tasks.registry import TASKS, find_task, known_tasks
+from edgequant.evaluation.evidence import floor_of, is_evidence, is_exact, lacks_interval
+from edgequant.evaluation.statistics.verdicts import difference_of_intervals, side
+from edgequant.evaluation.tasks.registry import TASKS, find_task, known_tasks, paired_metrics
 from edgequant.evaluation.tasks.task import Metric, Task
 
 Row = Mapping[str, Any]
 MISSING = "–"
+BEST_IN = "best_in"  # key of a row, as `evaluation.ranking` writes it
 LOW, HIGH = "_ci_low", "_ci_high"
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column ready to print: a heading with its unit, one cell per row, and which rows hold the best value."""
+    """A column ready to print: a heading with its unit and what all of it stands on, one cell per row, and which rows
+    hold the best value."""
 
     key: str
     heading: str
     cells: list[str]
     best: frozenset[int]
     is_number: bool
+    counted: str = ""
 
 
 # What no task measures; the tasks describe their own metrics.
@@ -152,12 +156,13 @@ def columns(rows: Sequence[Row]) -> list[Column]:
     """The columns that these rows fill: identity first, metrics in reading order, then whatever else they hold.
 
     Confidence bounds are shown inside their statistic's cell, as `62.1 (58.9 to 65.2)`, and so is that there are none,
-    and that a value is not told from what a model scores that knows nothing.
+    and that a value is not told from what a model scores that knows nothing. How many questions or documents it stands
+    on is in the heading, or in the cells where rows stand on different ones.
     """
     keys = list(dict.fromkeys(key for row in rows for key in row))
     filled = [key for key in keys if any(row.get(key) not in (None, "") for row in rows)]
-    floors = {metric(key).floor for key in filled}
-    shown = [key for key in filled if key not in floors and not (is_bound(key) and _without_bound(key) in filled)]
+    told = {metric(key).floor for key in filled} | {name for key in filled for name in metric(key).counts} | {BEST_IN}
+    shown = [key for key in filled if key not in told and not (is_bound(key) and _without_bound(key) in filled)]
     return [_column(key, rows) for key in sorted(shown, key=_position)]
 
 
@@ -179,6 +184,8 @@ def core(shown: list[Column]) -> list[Column]:
 def best_rows(rows: Sequence[Row], key: str) -> frozenset[int]:
     """The rows that hold the best value; none when fewer than two rows differ, or when neither end is better.
 
+    What was measured on a sample, or timed, has to be shown to be the best: by the items that rows share, where
+    somebody compared them (`ranking.with_best`), else by intervals; none where that is undecided.
     Perplexity is per token: where the rows are of several models, and so of several tokenizers, none is the best.
     """
     better = metric(key).better
@@ -189,7 +196,28 @@ def best_rows(rows: Sequence[Row], key: str) -> frozenset[int]:
     if better is None or len(set(values.values())) < 2:
         return frozenset()
     target = min(values.values()) if better == "lower" else max(values.values())
-    return frozenset(index for index, value in values.items() if value == target)
+    best = frozenset(index for index, value in values.items() if value == target)
+    return best if is_exact(key) or _is_shown_best(rows, key, best, values) else frozenset()
+
+
+def _is_shown_best(rows: Sequence[Row], key: str, best: frozenset[int], values: Mapping[int, float]) -> bool:
+    if len(best) > 1:
+        return False
+    (own,) = best
+    if any(BEST_IN in row for row in rows) and key in {paired.metric for paired in paired_metrics()}:
+        return key in str(rows[own].get(BEST_IN, "")).split(", ")
+    return all(_are_apart(rows[own], rows[other], key) for other in values if other != own)
+
+
+def _are_apart(one: Row, other: Row, key: str) -> bool:
+    a, b = (_bounded(row, key) for row in (one, other))
+    return a is not None and b is not None and side(*difference_of_intervals(a, b)) in ("above", "below")
+
+
+def _bounded(row: Row, key: str) -> tuple[float, float, float] | None:
+    """A value with its interval."""
+    value, low, high = (row.get(name) for name in (key, key + LOW, key + HIGH))
+    return (float(value), float(low), float(high)) if is_finite(value) and is_finite(low) and is_finite(high) else None
 
 
 def _position(key: str) -> tuple[int, int]:
@@ -205,9 +233,12 @@ def _column(key: str, rows: Sequence[Row]) -> Column:
     values = [row.get(key) for row in rows]
     numbers = [float(value) for value in values if _is_number(value)]
     shown = shown_metric(key, numbers) if is_metric(key) else Metric(_words(key), digits=4)
-    cells = [_cell(row, key, shown) for row in rows]
+    counted = counted_on(rows, key)
+    cells = [_cell(row, key, shown, counted=not counted) for row in rows]
     best = _shown_as_best(best_rows(rows, key), rows, key, shown) if is_metric(key) else frozenset()
-    return Column(key, shown.label, cells, best, is_number=len(numbers) == sum(value is not None for value in values))
+    heading = ", ".join(filter(None, (shown.label, counted)))
+    is_number = len(numbers) == sum(value is not None for value in values)
+    return Column(key, heading, cells, best, is_number, counted)
 
 
 def _shown_as_best(best: frozenset[int], rows: Sequence[Row], key: str, shown: Metric) -> frozenset[int]:
@@ -217,7 +248,14 @@ def _shown_as_best(best: frozenset[int], rows: Sequence[Row], key: str, shown: M
     return frozenset() if len(set(read.values())) < 2 else same
 
 
-def _cell(row: Row, key: str, shown: Metric) -> str:
+def counted_on(rows: Sequence[Row], key: str) -> str:
+    """What all rows that have the metric stand on: `200 questions of 187 passages`; empty where that differs, or nobody
+    counted."""
+    found = {metric(key).counted(row) for row in rows if is_finite(row.get(key))}
+    return found.pop() if len(found) == 1 else ""
+
+
+def _cell(row: Row, key: str, shown: Metric, *, counted: bool) -> str:
     value = row.get(key)
     if value is None or value == "":
         return MISSING
@@ -229,7 +267,7 @@ def _cell(row: Row, key: str, shown: Metric) -> str:
         text += f" ({_number(low, shown)} to {_number(high, shown)})"
     elif lacks_interval(key, row):
         text += " (no interval)"
-    return ", ".join(filter(None, (text, floor_of(key, row))))
+    return ", ".join(filter(None, (text, floor_of(key, row), metric(key).counted(row) if counted else "")))
 
 
 def _number(value: Any, shown: Metric) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgequant.reporting.columns import IDENTITY, Column, Row, columns, core
-from edgequant.reporting.tables import MAX_METRICS, markdown_table, markdown_text
+from edgequant.reporting.columns import BEST_IN, IDENTITY, Row, columns, core, metric
+from edgequant.reporting.tables import MAX_METRICS, markdown_table, markdown_text, turned_table
 
 LENGTH = 5000  # characters: MLflow's databases take 8000 in a tag, of as many bytes
 TURNED_ROWS = 6  # of a table whose metrics go down and whose rows go across: the page is narrow
@@ -49,24 +49,10 @@ def description_table(rows: Sequence[Row]) -> str:
     if not names or len(rows) > TURNED_ROWS:
         keys = {column.key for column in shown[: MAX_METRICS + len(names)]}
         return markdown_table([_with_bounds(row, keys) for row in rows])
-    telling = [name for name in names if len(set(name.cells)) > 1] or names[:1]
-    heads = [" ".join(name.cells[at] for name in telling if name.cells[at] != "none") for at in range(len(rows))]
-    lines = [_line(["", *map(markdown_text, heads)]), _line(["---", *["---:"] * len(rows)])]
-    return "\n".join([*lines, *(_line(_cells(column)) for column in shown if column not in names)])
-
-
-def _cells(column: Column) -> list[str]:
-    cells = [
-        f"**{markdown_text(cell)}**" if at in column.best else markdown_text(cell)
-        for at, cell in enumerate(column.cells)
-    ]
-    return [markdown_text(column.heading), *cells]
+    return turned_table(shown)
 
 
 def _with_bounds(row: Row, keys: set[str]) -> Row:
-    kept = {*keys, *(f"{key}_ci_{end}" for key in keys for end in ("low", "high"))}
+    kept = {*keys, BEST_IN, *(f"{key}_ci_{end}" for key in keys for end in ("low", "high"))}
+    kept |= {name for key in keys for name in (*metric(key).counts, metric(key).floor) if isinstance(name, str)}
     return {key: value for key, value in row.items() if key in kept}
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from edgequant import tracking
+from edgequant.disk.leftovers import Scratch
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -24,7 +24,7 @@ def log_figure(figure: Figure, artifact: str) -> None:
 
     place = PurePosixPath(artifact)
     parent = None if place.parent == PurePosixPath(".") else str(place.parent)
-    with tempfile.TemporaryDirectory(prefix="edgequant-") as folder:
+    with Scratch() as folder:
         page, picture = Path(folder, place.name), Path(folder, place.with_suffix(".png").name)
         page.write_text(figure.to_html(include_plotlyjs=True, full_html=True), encoding="utf-8")
         picture.write_bytes(png(figure))

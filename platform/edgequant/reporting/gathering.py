@@ -9,12 +9,12 @@ from typing import Any
 
 from edgequant import tracking
 from edgequant.errors import UserError
+from edgequant.evaluation.ranking import with_best
 from edgequant.reporting.comparison import Comparison
 from edgequant.reporting.findings.caveats import caveats
-from edgequant.reporting.findings.paired import paired
+from edgequant.reporting.findings.paired import ItemTables, paired
 from edgequant.reporting.findings.recovered import FRACTION, recovered
-from edgequant.tracking.runs import PARENT_TAG
-from edgequant.tracking.search import FinishedRun
+from edgequant.tracking.search import PARENT_TAG, FinishedRun
 
 MEASURING_WORKFLOWS = ("baseline", "ptq", "qat", "finetune", "evaluate")
 ALL_RUNS = 20_000  # more than a laptop's store holds
@@ -62,7 +62,9 @@ def _with_findings(gathered: Comparison) -> Comparison:
             share, text = recovered(gathered, at)
             row |= {} if share is None else {FRACTION: share}
             said |= {at: text} if text else {}
-    return replace(gathered, pairs=paired(gathered), recovered=said)
+    kept = ItemTables()
+    rows = with_best(gathered.rows, [kept.of(run) for run in gathered.runs])
+    return replace(gathered, rows=rows, pairs=paired(gathered, kept), recovered=said)
 
 
 def _by_id(known: list[FinishedRun], given: str) -> FinishedRun:

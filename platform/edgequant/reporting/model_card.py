@@ -13,9 +13,10 @@ from edgequant.files import sha256_of, write_atomically
 from edgequant.folders import MANIFEST
 from edgequant.models.manifest import list_file
 from edgequant.models.sources import Origin, origin
+from edgequant.reporting.columns import columns, headline
 from edgequant.reporting.licenses import Terms, terms_of
 from edgequant.reporting.protocols import protocols_for
-from edgequant.reporting.tables import markdown_table, markdown_text
+from edgequant.reporting.tables import MAX_METRICS, markdown_text, turned_table
 
 FILE, NOTICE = "README.md", "NOTICE"
 THIS_FOLDER = "path/to/this/folder"  # until it has another place, see `located`
@@ -49,6 +50,7 @@ class Card:
         files: names of its exported files: GGUF files, `onnx` for a folder of that name.
         location: what loads it: a folder, a hub id or a models:/ URI.
         run_url: the page of the run that made it.
+        commit: of the base model on its hub; empty where it is not known.
     """
 
     title: str
@@ -60,6 +62,7 @@ class Card:
     files: Sequence[str] = ()
     location: str = THIS_FOLDER
     run_url: str | None = None
+    commit: str = ""
 
 
 def model_card(card: Card) -> str:
@@ -95,6 +98,7 @@ def card_of_version(name: str, version: str, tags: Mapping[str, str], run_url: s
         baseline=_baseline(tags),
         location=f"models:/{name}/{version}",
         run_url=run_url,
+        commit=tags.get("edgequant.base_commit", ""),
     )
 
 
@@ -201,7 +205,7 @@ def _listed(card: Card) -> list[Any]:
 
 
 def _lead(card: Card) -> str:
-    base = f"`{_one_line(card.origin.base_model)}`"
+    base = f"`{_one_line(card.origin.base_model)}`" + (f" at commit `{_one_line(card.commit)}`" if card.commit else "")
     made = "in floating point" if card.scheme == "none" else f"with scheme `{_one_line(card.scheme)}`"
     return f"{base} {made}, made by edgequant" + (f" in [this run](<{card.run_url}>)." if card.run_url else ".")
 
@@ -213,7 +217,7 @@ def _results(card: Card) -> str:
     if not card.metrics:
         return "Nothing was measured."
     told = [f"- **{group}**: {markdown_text(text)}" for group, text in protocols_for(card.metrics).items()]
-    return "\n".join([markdown_table(rows), *told])
+    return "\n".join([turned_table(headline(columns(rows), MAX_METRICS)), "", *told])
 
 
 def _loading(card: Card) -> list[str]:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from edgequant.reporting.columns import IDENTITY, Row, columns, headline, is_metric
+from edgequant.reporting.columns import IDENTITY, Column, Row, columns, headline, is_metric
 
 MAX_METRICS = 12
 
@@ -26,6 +26,25 @@ def markdown_table(rows: Sequence[Row]) -> str:
         cells = [(markdown_text(column.cells[index]), index in column.best) for column in shown]
         lines.append(_line([f"**{text}**" if best else text for text, best in cells]))
     return "\n".join(lines) + "\n"
+
+
+def turned_table(shown: Sequence[Column]) -> str:
+    """A Markdown table for a narrow page: a line for each metric and a column for each row, headed by its names.
+
+    Args:
+        shown: columns of at least one row, names among them.
+    """
+    names = [column for column in shown if column.key in IDENTITY]
+    telling = [name for name in names if len(set(name.cells)) > 1] or names[:1]
+    rows = range(len(shown[0].cells))
+    heads = [" ".join(name.cells[at] for name in telling if name.cells[at] != "none") for at in rows]
+    lines = [_line(["", *map(markdown_text, heads)]), _line(["---", *["---:"] * len(rows)])]
+    return "\n".join([*lines, *(_turned_line(column) for column in shown if column not in names)])
+
+
+def _turned_line(column: Column) -> str:
+    cells = [(markdown_text(cell), at in column.best) for at, cell in enumerate(column.cells)]
+    return _line([markdown_text(column.heading), *(f"**{text}**" if best else text for text, best in cells)])
 
 
 def markdown_text(text: str) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from edgequant.tracking.addresses import shown_store, without_password
+from edgequant.tracking.addresses import local_store, shown_store, without_password
 from edgequant.tracking.details import all_metrics, details_of
 from edgequant.tracking.environment import PACKAGES, environment
 from edgequant.tracking.experiments import VIEW
+from edgequant.tracking.lifetime.process import is_alive, this_process
 from edgequant.tracking.logging import (
     describe_run,
     flatten,
@@ -14,6 +15,7 @@ from edgequant.tracking.logging import (
     log_folder,
     log_metrics,
     log_params,
+    log_revision,
     log_summary,
     log_table,
     log_text,
@@ -22,34 +24,32 @@ from edgequant.tracking.logging import (
 )
 from edgequant.tracking.names import short_name
 from edgequant.tracking.pages import compare_url, run_url, runs_url, ui_command, version_url
-from edgequant.tracking.permissions import check_may_change
-from edgequant.tracking.registry import active_run_id, asked_model, download, filed_evidence, register_checkpoint
-from edgequant.tracking.runs import (
-    EXPERIMENT,
-    PARENT_TAG,
-    Run,
-    client,
-    is_alive,
-    run_folder,
-    this_process,
-    variant_run,
-    workflow_run,
+from edgequant.tracking.permissions import REGISTERED, check_may_change
+from edgequant.tracking.registry import (
+    active_run_id,
+    asked_settings,
+    download,
+    filed_evidence,
+    loaded_commit,
+    register_checkpoint,
 )
-from edgequant.tracking.search import FinishedRun, find_runs
-from edgequant.tracking.store import answers
+from edgequant.tracking.runs import EXPERIMENT, Run, run_folder, variant_run, workflow_run
+from edgequant.tracking.search import PARENT_TAG, FinishedRun, client, find_runs
+from edgequant.tracking.store import answers, file_kept
 from edgequant.tracking.store_errors import refusal
 
 __all__ = [
     "EXPERIMENT",
     "PACKAGES",
     "PARENT_TAG",
+    "REGISTERED",
     "VIEW",
     "FinishedRun",
     "Run",
     "active_run_id",
     "all_metrics",
     "answers",
-    "asked_model",
+    "asked_settings",
     "check_may_change",
     "client",
     "compare_url",
@@ -57,15 +57,19 @@ __all__ = [
     "details_of",
     "download",
     "environment",
+    "file_kept",
     "filed_evidence",
     "find_runs",
     "flatten",
     "is_alive",
+    "loaded_commit",
+    "local_store",
     "log_artifact",
     "log_dataset",
     "log_folder",
     "log_metrics",
     "log_params",
+    "log_revision",
     "log_summary",
     "log_table",
     "log_text",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
+from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 
 import mlflow
+
+from edgequant.redaction import without_password as without_password
 
 ADDRESS, USER, PASSWORD = "MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
 
@@ -17,9 +19,10 @@ def shown_store() -> str:
     return without_password(str(mlflow.get_tracking_uri()))
 
 
-def without_password(text: str) -> str:
-    """A text with `***` in place of every password of an address in it."""
-    return re.sub(r"(://[^\s/@:]*):[^\s/]*@", r"\1:***@", text)
+def local_store() -> Path | None:
+    """The file of a store that is an SQLite database of this machine; None of any other."""
+    uri = str(mlflow.get_tracking_uri())
+    return Path(unquote(uri.removeprefix("sqlite:///").partition("?")[0])) if uri.startswith("sqlite:///") else None
 
 
 def move_credentials() -> None:

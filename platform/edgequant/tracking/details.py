@@ -19,6 +19,8 @@ COUNTS = frozenset(
     {
         "tokens",
         "items",
+        "clusters",
+        "documents",
         "windows",
         "unanswered",
         "over_long",
@@ -29,6 +31,7 @@ COUNTS = frozenset(
         "false_no",
     }
 )
+_OF_PARTS = tuple(f"_{name}" for name in COUNTS - {"tokens"})  # `domain_qa/span_items`
 GROUPS = ("against_baseline",)  # whose verdict is a tag and a text, and each loss a row of against_baseline.json
 LOW, HIGH = "_ci_low", "_ci_high"
 
@@ -41,7 +44,7 @@ def split(metrics: Mapping[str, float]) -> tuple[dict[str, float], dict[str, flo
 
 def _is_detail(name: str, metrics: Mapping[str, float]) -> bool:
     group, _, own = name.partition("/")
-    if group in GROUPS or own in COUNTS or own.endswith((LOW, HIGH)):
+    if group in GROUPS or own in COUNTS or own.endswith((LOW, HIGH, *_OF_PARTS)):
         return True
     words = own.split("_")
     return any(f"{group}/{'_'.join(words[:length])}" in metrics for length in range(1, len(words)))

@@ -61,7 +61,8 @@ def git_tags() -> dict[str, str]:
     here = Path(__file__).parent
 
     def git(*arguments: str) -> str | None:
-        done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True)
+        command = ["git", "--no-optional-locks", *arguments]  # a kill would leave the lock in the user's repository
+        done = subprocess.run(command, cwd=here, capture_output=True, text=True)
         return done.stdout.strip() if done.returncode == 0 else None
 
     try:

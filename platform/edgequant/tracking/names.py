@@ -110,5 +110,6 @@ def _stated_base(folder: Path) -> str | None:
         config = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError):
         return None
-    stated = config.get("edgequant_model") if isinstance(config, dict) else None
+    found = config if isinstance(config, dict) else {}
+    stated = found.get("edgequant_model") or found.get("edgequant_base")
     return stated if isinstance(stated, str) and stated else None

@@ -10,6 +10,7 @@ from urllib.parse import quote
 import mlflow
 
 from edgequant.tracking.addresses import ADDRESS, move_credentials, without_password
+from edgequant.tracking.away.current import real_id
 
 MACHINE_LEARNING = "workflowType=machine_learning"
 DEFAULT_SERVER = "http://127.0.0.1:5000"  # of `mlflow ui`
@@ -17,7 +18,7 @@ DEFAULT_SERVER = "http://127.0.0.1:5000"  # of `mlflow ui`
 
 def run_url(experiment_id: str, run_id: str) -> str:
     """Where the MLflow UI shows the run: the tracking server, or `mlflow ui` on its default port."""
-    return f"{_server()}/#/experiments/{experiment_id}/runs/{run_id}?{MACHINE_LEARNING}"
+    return f"{_server()}/#/experiments/{experiment_id}/runs/{real_id(run_id)}?{MACHINE_LEARNING}"
 
 
 def runs_url(experiment_id: str, view: str | None = None) -> str:

@@ -8,10 +8,11 @@ import mlflow
 
 from edgequant.errors import UserError
 from edgequant.tracking.addresses import shown_store
+from edgequant.tracking.away.patience import at_once
 from edgequant.tracking.store import check_store
-from edgequant.tracking.store_errors import asked_once, store_errors_told
+from edgequant.tracking.store_errors import store_errors_told
 
-PREFIX = "edgequant-"  # of registered models, as workflows/steps/register.py files them
+REGISTERED = "edgequant-"  # how names of registered models begin
 ENDPOINT = "/api/3.0/mlflow/users/permissions/get"
 ENOUGH = ("EDIT", "MANAGE")
 
@@ -26,8 +27,8 @@ def check_may_register(model: str) -> None:
         UserError: names the account and the permission that it needs.
     """
     check_store()
-    name = f"{PREFIX}{model}"
-    with store_errors_told(), asked_once():
+    name = f"{REGISTERED}{model}"
+    with store_errors_told(), at_once():
         found = mlflow.MlflowClient().search_registered_models(f"name = '{name}'") if "'" not in name else []
     if found:
         check_may_change(name, "or leave the registry alone with --register false")

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import functools
-import re
+import itertools
+import json
 import tempfile
-from collections.abc import Mapping
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import mlflow
-from mlflow.entities import LifecycleStage
+from mlflow.entities import LifecycleStage, RunData
 
+from edgequant.disk.leftovers import Scratch
 from edgequant.errors import UserError
-from edgequant.files import sha256_of
+from edgequant.files import sha256_of, sha256_of_bytes
 from edgequant.tracking.addresses import shown_store
-from edgequant.tracking.runs import PARENT_TAG, client
+from edgequant.tracking.away.current import answered, kept_or_done
+from edgequant.tracking.away.mirror import Mirror
+from edgequant.tracking.away.patience import is_away
+from edgequant.tracking.logging import REVISION
+from edgequant.tracking.registration import EVIDENCE_TAG, Registration, copy_of, parameter_of
+from edgequant.tracking.search import PARENT_TAG, client
 
 CHECKPOINT, EVIDENCE = "checkpoint", "evidence.json"  # what a version's files are called in its run
-EVIDENCE_TAG = "edgequant.evidence"
+SAME = ("model", "scheme", "variant", "files")  # of the evidence of one checkpoint that is registered twice
+UNFILED = "unfiled"  # a version whose tracking server is away
 
 
 def register_checkpoint(
@@ -32,6 +43,9 @@ def register_checkpoint(
 ) -> str:
     """File a checkpoint folder with the active run and register it as a new version of the model `name`.
 
+    The version that the run has of the same files, where it was killed behind its registration and goes on, stays the
+    one: with the evidence that it has, verdict included, and with what the kill kept from being written.
+
     Args:
         about: of the registered model: `description`, and any tag; what a person has written there stays.
         description: of the version, Markdown.
@@ -40,23 +54,65 @@ def register_checkpoint(
             nobody can change through MLflow.
 
     Returns:
-        The version, e.g. "3".
+        The version, e.g. "3"; `unfiled` where the tracking server is away: it gets its number when that is back.
     """
     run_id = active_run_id()
-    registry = client()
-    mlflow.log_artifacts(str(folder), CHECKPOINT)
-    digest = {}
+    made = None if evidence is None else answered(lambda: _made_before(name, run_id, evidence), lambda _: False)
+    if made:  # of a server that is away it is not known
+        return kept_or_done(partial(made.file, again=True), {"register": asdict(made)}) or UNFILED
+    place = answered(lambda: _free_place(run_id), lambda known: _unused_place(known, run_id))
+    mlflow.log_artifacts(str(folder), place)
+    filed = Registration(name, run_id, place, dict(tags), dict(about or {}), description)
     if evidence is not None:
-        mlflow.log_artifacts(str(evidence), CHECKPOINT)
-        digest = {EVIDENCE_TAG: sha256_of(evidence / EVIDENCE)}
-    _describe_model(name, dict(about or {}))
-    source = f"runs:/{run_id}/{CHECKPOINT}"
-    filed = {**tags, **digest}
-    version = registry.create_model_version(name, source, run_id, tags=filed, description=description or None).version
-    if evidence is not None:
-        mlflow.log_text((evidence / EVIDENCE).read_text(), _copy(name, str(version)))
-        mlflow.log_param(_parameter(name, str(version)), digest[EVIDENCE_TAG])
-    return str(version)
+        mlflow.log_artifacts(str(evidence), place)
+        file = evidence / EVIDENCE
+        filed = replace(filed, evidence=file.read_text(), digest=sha256_of(file))
+    return kept_or_done(filed.file, {"register": asdict(filed)}) or UNFILED
+
+
+def _made_before(name: str, run_id: str, evidence: Path) -> Registration | None:
+    """The registration of the same files by the run, as far as it came; None where there is none that holds."""
+    wanted = json.loads((evidence / EVIDENCE).read_text())
+    for version in client().search_model_versions(f"run_id = '{run_id}'"):
+        if version.name != name or EVIDENCE_TAG not in version.tags:
+            continue
+        place = str(version.source).rpartition("/")[2]
+        text = _filed_text(f"{version.source}/{EVIDENCE}")
+        digest = sha256_of_bytes(text)
+        if digest != version.tags[EVIDENCE_TAG]:
+            continue
+        found, there = json.loads(text), {file.path for file in client().list_artifacts(run_id, place)}
+        files = {f"{place}/{str(file).partition('/')[0]}" for file in wanted.get("files", ())}
+        if files <= there and all(found.get(of) == wanted.get(of) for of in SAME):
+            return Registration(name, run_id, place, evidence=text, digest=digest)
+    return None
+
+
+def _filed_text(uri: str) -> str:
+    """What an artifact says; nothing where there is none, but not where a server that is away may have it."""
+    try:
+        return download(uri).read_text()
+    except UserError as error:
+        if error.__cause__ is not None and is_away(error.__cause__):
+            raise error.__cause__ from error
+        return ""
+
+
+def _free_place(run_id: str) -> str:
+    """Where no version of the run has its files."""
+    versions = client().search_model_versions(f"run_id = '{run_id}'")
+    return _not_in({str(version.source).rpartition("/")[2] for version in versions})
+
+
+def _unused_place(known: Mirror, run_id: str) -> str:
+    """The same while the server is away; of a run that goes on it is not known what it has."""
+    files = known.files(run_id, None)
+    return f"{CHECKPOINT}-{uuid.uuid4().hex[:8]}" if files is None else _not_in({path for path, _ in files})
+
+
+def _not_in(taken: set[str]) -> str:
+    numbered = (CHECKPOINT if number == 1 else f"{CHECKPOINT}-{number}" for number in itertools.count(1))
+    return next(name for name in numbered if name not in taken)
 
 
 def active_run_id() -> str:
@@ -91,52 +147,54 @@ def filed_evidence(name: str, version: str, run_id: str) -> FiledEvidence | None
         raise UserError(f"{label}: run {run_id}, which registered it, cannot be read: {error}") from error
     if run.info.lifecycle_stage != LifecycleStage.ACTIVE:
         raise UserError(
-            f"{label}: run {run_id}, which registered it, was deleted, and its files go with it; restore the run with "
-            f"`mlflow runs restore --run-id {run_id}`"
+            f"{label}: run {run_id}, which registered it, was deleted, and its files go with it; {_restored(run)}"
         )
-    digest = run.data.params.get(_parameter(name, version))
+    digest = run.data.params.get(parameter_of(name, version))
     if digest is None:
         return None
-    return FiledEvidence(digest, download(f"runs:/{run_id}/{_copy(name, version)}").read_bytes())
+    return FiledEvidence(digest, download(f"runs:/{run_id}/{copy_of(name, version)}").read_bytes())
 
 
-def _parameter(name: str, version: str) -> str:
-    return f"evidence.{re.sub('[^A-Za-z0-9_.-]', '_', name)}.{version}"
+def _restored(run: mlflow.entities.Run) -> str:
+    """How a deleted run comes back: with its experiment, where that was deleted."""
+    experiment = client().get_experiment(run.info.experiment_id)
+    if experiment.lifecycle_stage != LifecycleStage.ACTIVE:
+        command = f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
+        return f"restore its experiment {experiment.name!r} with `{command}`"
+    return f"restore the run with `mlflow runs restore --run-id {run.info.run_id}`"
 
 
-def _copy(name: str, version: str) -> str:
-    return f"evidence/{re.sub('[^A-Za-z0-9_.-]', '_', name)}-v{version}.json"
+def asked_settings() -> dict[str, str]:
+    """Settings of the active run, or of the workflow around it, by their full names as text; `workflow` names it.
+
+    Empty outside of a workflow.
+    """
+    for data in _runs_around():
+        if settings := {key[4:]: str(value) for key, value in data.params.items() if key.startswith("cfg.")}:
+            return settings | {"workflow": data.tags.get("edgequant.workflow", "")}
+    return {}
 
 
-def _describe_model(name: str, about: dict[str, str]) -> None:
-    registry, description = client(), about.pop("description", "")
-    found = registry.search_registered_models(f"name = '{name}'")
-    if not found:
-        registry.create_registered_model(name, tags=about, description=description or None)
-        return
-    if description and not found[0].description:
-        registry.update_registered_model(name, description)
-    for key, value in about.items():
-        if key not in found[0].tags:
-            registry.set_registered_model_tag(name, key, value)
+def loaded_commit(repository: str) -> str | None:
+    """Of which commit on the model hub the active run, or one around it, loaded a model; None where none did."""
+    found = (data.params.get(f"{REVISION}{repository}") for data in _runs_around())
+    return next(filter(None, found), None)
 
 
-def asked_model() -> str | None:
-    """The model that the active run, or the workflow around it, was asked to work on, as it was named; None outside."""
+def _runs_around() -> Iterator[RunData]:
+    """What the active run has, then those that it is a part of."""
     run = mlflow.active_run()
     run_id = run.info.run_id if run is not None else None
     while run_id is not None:
         data = client().get_run(run_id).data
-        if "cfg.model" in data.params:
-            return str(data.params["cfg.model"])
+        yield data
         run_id = data.tags.get(PARENT_TAG)
-    return None
 
 
 @functools.cache
-def _downloads() -> tempfile.TemporaryDirectory[str]:
+def _downloads() -> Scratch:
     """Where this process puts what it fetches; gone when it ends."""
-    return tempfile.TemporaryDirectory(prefix="edgequant-")
+    return Scratch()
 
 
 def download(uri: str) -> Path:

@@ -1,4 +1,4 @@
-"""Runs of MLflow: begun, nested, ended with their status, resumed.
+"""Runs of MLflow: begun, nested, resumed; `lifetime` ends them.
 
 A workflow is one run; every model that it measures is a nested run. A workflow started while another one runs (the
 pipeline) nests under it. A run ends FINISHED, FAILED (with `traceback.txt`) or KILLED; one whose process was killed
@@ -7,39 +7,49 @@ outright is closed by the next workflow on the same machine, or continued by `re
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import signal
-import socket
-import sys
-import threading
-import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlflow
-import psutil
-from mlflow.entities import Run as MlflowRun
-from mlflow.entities import RunStatus, ViewType
 
-from edgequant.errors import first_line
+from edgequant import interruption
 from edgequant.files import sha256_of_bytes
+from edgequant.outputs import Place
 from edgequant.progress import heartbeat
+from edgequant.tracking.away import current
 from edgequant.tracking.environment import git_tags, log_environment
 from edgequant.tracking.experiments import prepare_experiment
+from edgequant.tracking.lifetime import reads as places_read
+from edgequant.tracking.lifetime.ending import end_own_runs, ended_with_its_status
+from edgequant.tracking.lifetime.heartbeat import PROCESS_TAG, TAG, beating, sign
+from edgequant.tracking.lifetime.process import this_process
+from edgequant.tracking.lifetime.resumption import (
+    MoreThan,
+    belongs_here,
+    child_to_continue,
+    close_orphans,
+    forget_tables,
+    interrupted_run,
+    steps_kept,
+)
 from edgequant.tracking.logging import describe_run, inherit, log_config, log_params, name_run
 from edgequant.tracking.names import asked_for, headline_parameters, is_generated, run_name, short_name
 from edgequant.tracking.pages import run_url
 from edgequant.tracking.permissions import check_may_register
-from edgequant.tracking.store import check_artifact_store, check_experiment, check_store
-from edgequant.tracking.store_errors import asked_once, store_errors_told
+from edgequant.tracking.search import client
+from edgequant.tracking.store import begin_files, check_artifact_store, check_experiment, check_store
+from edgequant.tracking.store_errors import store_errors_told
 
 EXPERIMENT = "edgequant"
-PARENT_TAG = "mlflow.parentRunId"
+LAUNCHED = "MLFLOW_RUN_ID"  # in the environment: the run that `mlflow run` has made for this process
 SHOWN_UNDER_ITS_PARENT = {"mlflow.runType": "evaluation"}  # MLflow's table unfolds a run that has such children
+_continued: set[str] = set()  # runs with which this process goes on
 
 
 @dataclass(frozen=True)
@@ -57,24 +67,21 @@ class Run:
         return run_url(self.experiment_id, self.id)
 
 
-def client() -> mlflow.MlflowClient:
-    """A client of the store that $MLFLOW_TRACKING_URI names (default: sqlite:///mlflow.db in the working directory).
-
-    Raises:
-        UserError: that store cannot be used.
-    """
-    check_store()
-    return mlflow.MlflowClient()
-
-
 def run_folder(workflow: str, run_id: str) -> Path:
     """Where a run keeps its files: outputs/<workflow>/<run id> in the working directory."""
     return Path("outputs").resolve() / workflow / run_id
 
 
 @contextmanager
+@interruption.uninterrupted
 def workflow_run(
-    workflow: str, config: Mapping[str, Any], *, experiment: str = EXPERIMENT, resume: bool = False
+    workflow: str,
+    config: Mapping[str, Any],
+    reads: Sequence[Place] = (),
+    *,
+    experiment: str = EXPERIMENT,
+    resume: bool = False,
+    grows: tuple[str, ...] = (),
 ) -> Iterator[Run]:
     """One workflow, one run: logs the resolved configuration, the commit, the environment and system metrics.
 
@@ -82,40 +89,55 @@ def workflow_run(
         workflow: name of the entry point; becomes the tag `edgequant.workflow` and begins the run's name.
         config: the resolved configuration (nested mappings and settings dataclasses allowed); filed as `cfg.*`
             parameters and config.yaml; model and scheme go into the run's name.
+        reads: what it reads from this machine's disk; a run that is resumed must have read the same.
         experiment: MLflow experiment, unless `mlflow run` has chosen one already.
-        resume: continue the newest interrupted run of the same workflow and configuration, if there is one.
+        resume: continue the newest interrupted run of the same workflow and configuration, if there is one; says which,
+            or that there is none. A workflow nested in a run that is continued goes on with its own there.
+        grows: names of options that a resumed run may have others of. The first is a number, such as trials: a run that
+            ended with fewer, as its tag `edgequant.trials` says, goes on too.
 
     Raises:
-        UserError: the store cannot be used, or the experiment was deleted; before the run exists.
+        UserError: the store cannot be used, the experiment was deleted, the run to continue is still being written or
+            has read something else; before the run exists.
         whatever the body raises, after the run was ended as FAILED with its traceback as an artifact.
     """
     config = {key: asdict(value) if is_dataclass(value) else value for key, value in config.items()}  # type: ignore[arg-type]
-    digest = _config_digest(workflow, config)
+    digest = _config_digest(workflow, {key: value for key, value in config.items() if key not in grows})
+    more_than = (grows[0], int(config[grows[0]])) if grows else None
     nested = mlflow.active_run() is not None
     name = run_name(workflow, config)
     if config.get("register") and not nested:
         check_may_register(short_name(config.get("model")))
-    run, interrupted = _begin(workflow, name, digest, experiment, nested=nested, resume=resume)
-    with _ended_with_its_status(nested), heartbeat(name):
+    with contextlib.ExitStack() as around:
+        if not nested:
+            around.enter_context(interruption.raised())
+        begun = _begin(workflow, name, digest, experiment, nested=nested, resume=resume, more=more_than, reads=reads)
+        run = begun.run
+        if not nested:
+            begin_files(run_folder(workflow, run.info.run_id))
+            around.enter_context(current.settled())
+        around.enter_context(ended_with_its_status(run.info.run_id, *begun.launched))
+        if not nested:
+            around.enter_context(beating(run.info.run_id, this_process(), begun.unseen))
+        around.enter_context(heartbeat(name))
         if is_generated(run.info.run_name or ""):
             name_run(name)
-        mlflow.set_tags(_workflow_tags(workflow, digest))
-        if interrupted is None:
-            log_config(config)
+        log_config(config)
         log_params(headline_parameters(config))
         asked = asked_for(workflow, config)
         describe_run(asked)
         log_environment()
-        yield Run(run.info.run_id, run.info.experiment_id, resumed=interrupted is not None, asked=asked)
+        yield Run(run.info.run_id, run.info.experiment_id, resumed=begun.goes_on, asked=asked)
 
 
 @contextmanager
+@interruption.uninterrupted
 def variant_run(
     variant: str, *, model: str, scheme: str, phase: str, parameters: Mapping[str, Any] | None = None
 ) -> Iterator[Run]:
     """A nested run for one measured model (`baseline`, `ptq`, `control`, `qat`, `finetuned`, ...).
 
-    When the parent is being resumed, the child that it had begun for this variant and model is continued.
+    When the parent is being resumed, the child that it had begun, or finished, for this variant and model is continued.
 
     Args:
         parameters: what tells it from the others beside model, scheme and variant: MLflow compares runs by parameters.
@@ -123,151 +145,98 @@ def variant_run(
     parent = mlflow.active_run()
     if parent is None:
         raise RuntimeError("variant_run needs a workflow_run around it")
-    begun = _child_run(parent.info.run_id, variant, model, scheme)
-    run = mlflow.start_run(run_id=begun, nested=True, run_name=None if begun else f"{variant} {model} {scheme}".strip())
-    with _ended_with_its_status(nested=True):
-        keys = {"variant": variant, "model": model, "scheme": scheme, "phase": phase}
-        told = {f"edgequant.{key}": value for key, value in keys.items()}
-        mlflow.set_tags(told | {"edgequant.process": this_process()} | SHOWN_UNDER_ITS_PARENT)
+    told = {f"edgequant.{key}": value for key, value in {"variant": variant, "model": model, "scheme": scheme}.items()}
+    begun = child_to_continue(parent.info.run_id, told) if parent.info.run_id in _continued else None
+    tags = told | {"edgequant.phase": phase, PROCESS_TAG: this_process()} | SHOWN_UNDER_ITS_PARENT
+    name = f"{variant} {model} {scheme}".strip()
+    run = _start(name, tags, continued=None if begun is None else begun.info.run_id, nested=True)
+    with ended_with_its_status(run.info.run_id):
         inherit(parent.info.run_id)
         log_params({"model": model, "scheme": scheme, "variant": variant, **(parameters or {})})
         yield Run(run.info.run_id, run.info.experiment_id, resumed=begun is not None)
 
 
+class Begun(NamedTuple):
+    """A run that has begun; `launched` are ids of runs that only stand for it, `unseen` processes of others."""
+
+    run: mlflow.ActiveRun
+    goes_on: bool
+    launched: tuple[str, ...]
+    unseen: set[str]
+
+
 def _begin(
-    workflow: str, name: str, digest: str, experiment: str, *, nested: bool, resume: bool
-) -> tuple[mlflow.ActiveRun, str | None]:
-    """The run, and the id of the interrupted one that it continues."""
+    workflow: str,
+    name: str,
+    digest: str,
+    experiment: str,
+    *,
+    nested: bool,
+    resume: bool,
+    more: MoreThan,
+    reads: Sequence[Place],
+) -> Begun:
     check_store()
     with store_errors_told():
-        interrupted = _interrupted_run(workflow, digest) if resume else None
+        now = places_read.digests(reads)
+        tags = {"edgequant.workflow": workflow, "edgequant.config": digest, PROCESS_TAG: this_process(), TAG: sign()}
+        tags |= git_tags() | {places_read.TAG: json.dumps(now)}
+        continued, told = _continued_run(workflow, digest, nested=nested, resume=resume, more=more)
+        if continued is not None:
+            places_read.check_unchanged(continued.info.run_id, continued.data.tags, reads, now)
+        print(told, end="", flush=True)
+        run_id = None if continued is None else continued.info.run_id
+        unseen = set() if nested else close_orphans(except_run=run_id)
+        if not nested and (LAUNCHED not in os.environ or run_id):
+            check_experiment(experiment)
+            check_artifact_store(mlflow.set_experiment(experiment).artifact_location)
+        launched = _launched_beside(run_id, tags)
+        run = _start(name, tags, continued=run_id, nested=nested)
         if not nested:
-            _close_orphans(except_run=interrupted)
-            if "MLFLOW_RUN_ID" not in os.environ or interrupted:
-                check_experiment(experiment)
-                check_artifact_store(mlflow.set_experiment(experiment).artifact_location)
-        run = _start(name, interrupted, nested)
+            interruption.note_begin(run.info.run_id)
+            interruption.at_end(end_own_runs)
         prepare_experiment(run.info.experiment_id)
-        return run, interrupted
+        return Begun(run, run_id is not None, launched, unseen)
 
 
-def _start(name: str, interrupted: str | None, nested: bool) -> mlflow.ActiveRun:
-    if interrupted is None:
-        return mlflow.start_run(
-            run_name=None if _is_project_run(nested) else name, nested=nested, log_system_metrics=not nested
-        )
-    launched = os.environ.pop("MLFLOW_RUN_ID", None)  # `mlflow run` made a run of its own for this process
-    if launched and launched != interrupted:
-        client().set_tag(launched, "edgequant.resumed_run", interrupted)
-    return mlflow.start_run(run_id=interrupted, nested=nested, log_system_metrics=not nested)
+def _continued_run(
+    workflow: str, digest: str, *, nested: bool, resume: bool, more: MoreThan
+) -> tuple[mlflow.entities.Run | None, str]:
+    """The run to go on with, and the line that says so, or that there is none."""
+    if nested and (active := mlflow.active_run()):
+        parent = active.info.run_id
+        of_it = {"edgequant.workflow": workflow, "edgequant.config": digest}
+        return child_to_continue(parent, of_it) if parent in _continued else None, ""
+    if not resume:
+        return None, ""
+    found, told = interrupted_run(workflow, digest, more)
+    kept = "" if found is None else steps_kept(run_folder(workflow, found.info.run_id), workflow)
+    return found, f"{told}{kept}\n"
 
 
-def _is_project_run(nested: bool) -> bool:
-    return not nested and "MLFLOW_RUN_ID" in os.environ
+def _launched_beside(continued: str | None, tags: Mapping[str, str]) -> tuple[str, ...]:
+    """The run that `mlflow run` made for this process, where that goes on with another: it ends as that does."""
+    if continued is None or not (launched := os.environ.pop(LAUNCHED, None)) or launched == continued:
+        return ()
+    for name, value in {"edgequant.resumed_run": continued, PROCESS_TAG: tags[PROCESS_TAG]}.items():
+        client().set_tag(launched, name, value)
+    return (launched,)
 
 
-@contextmanager
-def _ended_with_its_status(nested: bool) -> Iterator[None]:
-    """End the active run as FINISHED, FAILED or KILLED, whatever happens; SIGTERM counts as a kill."""
-    restore = None if nested else _raise_on_sigterm()
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit):
-        _end_without_masking(RunStatus.KILLED)
-        raise
-    except BaseException:
-        _end_without_masking(RunStatus.FAILED, traceback.format_exc())
-        raise
-    else:
-        mlflow.end_run()
-    finally:
-        if restore is not None:
-            signal.signal(signal.SIGTERM, restore)
-
-
-def _end_without_masking(status: Any, traceback_text: str = "") -> None:
-    """End the active run; where that fails too (a server that is gone), the first error stays the one that is told."""
-    try:
-        with asked_once():
-            if traceback_text:
-                mlflow.log_text(traceback_text, "traceback.txt")
-    except Exception as error:
-        print(f"traceback.txt could not be filed with the run: {first_line(error)[:200]}", file=sys.stderr, flush=True)
-    try:
-        with asked_once():
-            mlflow.end_run(RunStatus.to_string(status))
-    except Exception as error:
-        end = "the next workflow on this machine ends it, or --resume true goes on with it"
-        print(f"the run could not be ended in its store: {first_line(error)[:200]}; {end}", file=sys.stderr, flush=True)
-
-
-def _raise_on_sigterm() -> Any:
-    if threading.current_thread() is not threading.main_thread():
-        return None
-
-    def stop(_number: int, _frame: Any) -> None:
-        raise SystemExit(143)
-
-    return signal.signal(signal.SIGTERM, stop)
-
-
-def _workflow_tags(workflow: str, digest: str) -> dict[str, str]:
-    tags = {"edgequant.workflow": workflow, "edgequant.config": digest, "edgequant.process": this_process()}
-    return tags | git_tags()
-
-
-def this_process() -> str:
-    """This process, so that a later one can tell whether it still runs: host, process id, start time."""
-    return f"{socket.gethostname()}:{os.getpid()}:{psutil.Process().create_time():.0f}"
-
-
-def is_alive(process: str) -> bool:
-    """Whether a process, as `this_process` names it, still runs; one of another machine may."""
-    host, pid, started = process.rsplit(":", 2)
-    if host != socket.gethostname():
-        return True
-    try:
-        found = psutil.Process(int(pid))
-        return abs(found.create_time() - float(started)) < 2 and found.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
+def _start(name: str, tags: Mapping[str, str], *, continued: str | None, nested: bool) -> mlflow.ActiveRun:
+    """A run with its tags from its first moment on, which say whose it is."""
+    is_projects = not nested and LAUNCHED in os.environ
+    run = mlflow.start_run(
+        run_id=continued, nested=nested, tags=dict(tags), log_system_metrics=not nested,
+        run_name=name if continued is None and not is_projects else None,
+    )  # fmt: skip
+    belongs_here(run.info.run_id)
+    if continued is not None:
+        _continued.add(continued)
+        forget_tables(continued)
+    return run
 
 
 def _config_digest(workflow: str, config: Mapping[str, Any]) -> str:
     kept = {key: value for key, value in config.items() if key != "resume"}
     return sha256_of_bytes(workflow + json.dumps(kept, sort_keys=True, default=str))[:16]
-
-
-def search_runs(filter_string: str, limit: int = 1000, experiments: list[str] | None = None) -> list[MlflowRun]:
-    """Runs of the store that a filter finds, newest first."""
-    if experiments is None:
-        experiments = [experiment.experiment_id for experiment in client().search_experiments()]
-    order = ["attributes.start_time DESC"]
-    return list(client().search_runs(experiments, filter_string, ViewType.ACTIVE_ONLY, limit, order))
-
-
-def _interrupted_run(workflow: str, digest: str) -> str | None:
-    runs = search_runs(f"tags.`edgequant.workflow` = '{workflow}' and tags.`edgequant.config` = '{digest}'")
-    unfinished = [run for run in runs if run.info.status != "FINISHED" and not _is_running(run)]
-    return unfinished[0].info.run_id if unfinished else None
-
-
-def _is_running(run: MlflowRun) -> bool:
-    return run.info.status == "RUNNING" and is_alive(run.data.tags.get("edgequant.process", "::0"))
-
-
-def _child_run(parent: str, variant: str, model: str, scheme: str) -> str | None:
-    wanted = f"tags.`{PARENT_TAG}` = '{parent}' and tags.`edgequant.variant` = '{variant}'"
-    for run in search_runs(wanted):
-        tags = run.data.tags
-        same = tags.get("edgequant.model") == model and tags.get("edgequant.scheme") == scheme
-        if same and run.info.status != "FINISHED":
-            return run.info.run_id
-    return None
-
-
-def _close_orphans(except_run: str | None) -> None:
-    """Mark runs as KILLED whose process on this machine is gone: nothing else ever would."""
-    for run in search_runs("attributes.status = 'RUNNING' and tags.`edgequant.process` LIKE '%'"):
-        if run.info.run_id != except_run and not _is_running(run):
-            client().set_terminated(run.info.run_id, RunStatus.to_string(RunStatus.KILLED))

@@ -1,15 +1,37 @@
-"""Finished runs, found in the store."""
+"""Runs, found in the store."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import mlflow
 from mlflow.entities import Run as MlflowRun
+from mlflow.entities import ViewType
 
 from edgequant.errors import UserError
 from edgequant.tracking.addresses import shown_store
 from edgequant.tracking.pages import run_url
-from edgequant.tracking.runs import PARENT_TAG, client, search_runs
+from edgequant.tracking.store import check_store
+
+PARENT_TAG = "mlflow.parentRunId"
+
+
+def client() -> mlflow.MlflowClient:
+    """A client of the store that $MLFLOW_TRACKING_URI names (default: sqlite:///mlflow.db in the working directory).
+
+    Raises:
+        UserError: that store cannot be used.
+    """
+    check_store()
+    return mlflow.MlflowClient()
+
+
+def search_runs(filter_string: str, limit: int = 1000, experiments: list[str] | None = None) -> list[MlflowRun]:
+    """Runs of the store that a filter finds, newest first."""
+    if experiments is None:
+        experiments = [experiment.experiment_id for experiment in client().search_experiments()]
+    order = ["attributes.start_time DESC"]
+    return list(client().search_runs(experiments, filter_string, ViewType.ACTIVE_ONLY, limit, order))
 
 
 @dataclass(frozen=True)

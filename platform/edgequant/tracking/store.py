@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import sqlite3
-import tempfile
 from contextlib import closing
 from functools import cache
 from pathlib import Path
@@ -14,9 +13,15 @@ from urllib.request import getproxies, proxy_bypass
 
 import mlflow
 
+from edgequant.disk.leftovers import Scratch, remove_all_leftovers
 from edgequant.errors import UserError, first_line
-from edgequant.tracking.addresses import move_credentials, without_password
-from edgequant.tracking.store_errors import ELSEWHERE, asked_once, refusal, store_errors_told, unusable
+from edgequant.files import cache_dir, one_at_a_time
+from edgequant.tracking import sqlite_locks
+from edgequant.tracking.addresses import move_credentials, shown_store, without_password
+from edgequant.tracking.away.current import current_server
+from edgequant.tracking.away.leftovers import file_left, still_waiting
+from edgequant.tracking.away.patience import NotFiled, at_once, patience_s
+from edgequant.tracking.store_errors import ELSEWHERE, refusal, store_errors_told, unusable
 from edgequant.yaml_files import check_regular
 
 SECONDS_TO_ANSWER = 3.0
@@ -34,6 +39,8 @@ def check_store() -> None:
         UserError: names the store's address and what to do.
     """
     move_credentials()
+    patience_s()
+    sqlite_locks.install()
     _check(str(mlflow.get_tracking_uri()), os.getcwd())
 
 
@@ -45,12 +52,41 @@ def _check(uri: str, _folder: str) -> None:
         port = address.port
     except ValueError as error:
         raise unusable(uri, str(error)) from error
-    if address.scheme in ("http", "https"):
+    if current_server() is not None:
         _check_server(uri, address, port)
     elif uri.startswith("sqlite:"):
         _check_sqlite(uri)
-    with store_errors_told(), asked_once():
+    with store_errors_told(), at_once():
         mlflow.MlflowClient().search_experiments(max_results=1)
+    if current_server() is not None:
+        file_left(Path("outputs"), uri)
+
+
+def begin_files(folder: Path) -> None:
+    """Before a run writes: what has to wait for its server goes into its folder; what killed runs left is removed."""
+    if (server := current_server()) is not None:
+        server.keep_in(folder)
+    remove_all_leftovers(cache_dir())
+
+
+def file_kept(folder: Path) -> int:
+    """File with the server what runs below a folder kept while it was away; the number of folders where something was.
+
+    Raises:
+        UserError: the store does not answer, is no server, or another one than the entries are for.
+        NotFiled: it stopped to answer meanwhile.
+    """
+    count, uri = len(still_waiting(folder)), shown_store()
+    check_store()
+    file_left(folder, str(mlflow.get_tracking_uri()))
+    for place, meant in still_waiting(folder):
+        if meant != uri:
+            raise UserError(
+                f"what waits in {str(place)!r} is for the tracking server {meant!r}, and the store is {uri!r}; "
+                f"set MLFLOW_TRACKING_URI={meant}"
+            )
+        raise NotFiled(f"tracking server {uri!r} went away again; {str(place)!r} waits on: repeat the command")
+    return count
 
 
 def check_experiment(name: str) -> None:
@@ -61,7 +97,7 @@ def check_experiment(name: str) -> None:
     """
     if not name.strip():
         raise UserError(f"experiment must have a name, such as edgequant, got {name!r}")
-    with store_errors_told():
+    with store_errors_told(), at_once():
         found = mlflow.MlflowClient().get_experiment_by_name(name)
     if found is not None and found.lifecycle_stage != "active":
         restore = f"mlflow experiments restore --experiment-id {found.experiment_id}"
@@ -88,7 +124,7 @@ def check_artifact_store(location: str) -> None:
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
     try:
-        with asked_once():
+        with at_once():
             get_artifact_repository(f"{location}/{PROBE}").list_artifacts()
     except Exception as error:  # of whichever library speaks to such a store
         why, fix = refusal(error) or (first_line(error) or type(error).__name__, CLIENT_NEEDS)
@@ -153,10 +189,13 @@ def _check_sqlite(uri: str) -> None:
 def _make_database(path: Path) -> None:
     """MLflow takes seconds for its tables; whoever is stopped meanwhile, or comes second, must not find half of them.
 
-    Made beside its place, under a name of this process, and put there whole unless another process was faster.
+    Made beside its place, under a name of this process, and put there whole unless another process was faster, which
+    is waited for where the disk knows locks.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f"{path.name}.new-", dir=path.parent) as folder, store_errors_told():
+    with one_at_a_time(path.parent), Scratch(path.parent, f"{path.name}.new-") as folder, store_errors_told():
+        if path.exists():
+            return
         made = Path(folder, path.name)
         mlflow.MlflowClient(tracking_uri=f"sqlite:///{made.resolve()}").search_experiments(max_results=1)
         _put(made, path)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from unittest import mock
 
 import mlflow
 
+from edgequant.disk.faults import KINDS, SPACE, fault, free_bytes
 from edgequant.errors import UserError, first_line
-from edgequant.tracking.addresses import PASSWORD, USER, without_password
+from edgequant.tracking.addresses import PASSWORD, USER, local_store, without_password
 
 ELSEWHERE = "name another store in MLFLOW_TRACKING_URI, such as sqlite:///mlflow.db or http://HOST:5000"
-RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 UNAUTHORIZED, FORBIDDEN = 401, 403
 SERVER_ERRORS = (500, 502, 503, 504)
 
@@ -38,10 +37,13 @@ def store_errors_told() -> Iterator[None]:
 
 
 @contextmanager
-def asked_once() -> Iterator[None]:
-    """MLflow's client repeats what a server fails to do for four minutes; not where somebody waits for the answer."""
-    with mock.patch.dict(os.environ, {RETRIES: "1"}):
+def told_alone(what: str) -> Iterator[None]:
+    """What goes wrong while a run is ended by another error, as one line on stderr; `what` says what it is, with {}."""
+    try:
         yield
+    except Exception as error:
+        if fault(error) is None:  # a disk's is what ended the run, and is told at its end
+            print(what.format(first_line(error)[:200]), file=sys.stderr, flush=True)
 
 
 def unusable(uri: str, why: str, fix: str = ELSEWHERE) -> UserError:
@@ -61,6 +63,9 @@ def unusable(uri: str, why: str, fix: str = ELSEWHERE) -> UserError:
 
 
 def _why_and_fix(error: Exception) -> tuple[str, str]:
+    store = local_store()
+    if store is not None and (number := fault(error)) is not None:
+        return f"{KINDS[number][0]} ({free_bytes(store):,} bytes free)", SPACE
     return refusal(error) or (_first_sentence(error), ELSEWHERE)
 
 

@@ -112,7 +112,7 @@ class Looking(TrainerCallback):
             return
         self._look(state.global_step)
         patience = self.progress.settings.patience
-        if patience and self.watching.looks_without_improvement >= patience:
+        if patience and self.watching.looks_without_gain(state.max_steps) >= patience:
             self.progress.ended = f"no better look at held-out text in {patience}"
             control.should_training_stop = True
 
@@ -121,4 +121,4 @@ class Looking(TrainerCallback):
         losses = self.watching.look(step).losses
         self.progress.started += time.perf_counter() - started  # of looking, not of training
         if self.on_look is not None:
-            self.on_look(step, {f"held_out/{name}_loss": loss for name, loss in losses.items()})
+            self.on_look(step, {f"watched/{name}_loss": loss for name, loss in losses.items()})

@@ -107,8 +107,36 @@ def top_k_divergence(student: Tensor, log_probabilities: Tensor, indices: Tensor
     return _SumOverPositions.apply(student, term) * temperature**2 / student.shape[0]
 
 
+def as_read(tokens: Tensor) -> Tensor:
+    """What a model reads of rows in which ~t, below 0, stands for a token t that is read and not learnt."""
+    return torch.where(tokens < 0, ~tokens, tokens)
+
+
+def reading(tokens: Tensor, document_end: int | None) -> dict[str, Tensor]:
+    """What a model is given of rows [batch, length] (`as_read`).
+
+    Args:
+        document_end: token with which a document ends, where each token is to see its own document alone (Krell et al.
+            2021, arXiv 2107.02027): transformers masks between documents where positions begin anew. One that is read
+            and not learnt, as within a conversation, ends nothing. None: tokens see all that comes before them.
+    """
+    found = {"input_ids": as_read(tokens)}
+    return found if document_end is None else found | {"position_ids": document_positions(tokens, document_end)}
+
+
+def document_positions(tokens: Tensor, end: int) -> Tensor:
+    """Position of each token in its document, [batch, length] int64: 0 at a row's begin and behind every end."""
+    places = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+    begins = torch.zeros_like(tokens, dtype=torch.bool)
+    begins[:, 1:] = tokens[:, :-1] == end
+    return places - (places * begins).cummax(1).values
+
+
 def next_token_loss(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Mean cross-entropy, nats per token: logits [batch, length, vocabulary] at t predict the tokens at t + 1."""
+    """Mean cross-entropy, nats per token: logits [batch, length, vocabulary] at t predict the tokens at t + 1.
+
+    Tokens below 0 are not learnt; 0 where none is.
+    """
     wanted = functional.pad(tokens[:, 1:], (0, 1), value=-1).flatten()  # nothing follows a sequence's last token
 
     def term(ours: Tensor, positions: slice) -> tuple[Tensor, Tensor]:
@@ -120,4 +148,4 @@ def next_token_loss(logits: Tensor, tokens: Tensor) -> Tensor:
         slope = log_ours.exp_()  # d/dz = softmax(z) - [z is the target's]
         return value, slope.scatter_add_(-1, index, -torch.ones_like(slope[:, :1])).mul_(counted)
 
-    return _SumOverPositions.apply(logits.flatten(0, 1), term) / (tokens.shape[0] * (tokens.shape[1] - 1))
+    return _SumOverPositions.apply(logits.flatten(0, 1), term) / (wanted >= 0).sum().clamp(min=1)

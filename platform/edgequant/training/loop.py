@@ -5,26 +5,27 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from edgequant.errors import UserError
 from edgequant.models.devices import pick_dtype
 from edgequant.training.callbacks import Looking, OnLog, OnStep, Stepping
 from edgequant.training.checkpointing import checkpointed_blocks
+from edgequant.training.checkpoints import newest_whole, text_digest
 from edgequant.training.compilation import compiled_blocks, should_compile
-from edgequant.training.distillation import divergence, next_token_loss
+from edgequant.training.disk_room import checkpoints_in
 from edgequant.training.processes import launched_processes, on_its_devices, pass_of_each_process
 from edgequant.training.settings import TrainingSettings
-from edgequant.training.teacher_cache import CachedTeacher, cached_teacher
-from edgequant.training.watch import CURVE, Look, Watch, Watching
-
-Teacher = nn.Module | CachedTeacher
+from edgequant.training.teacher_cache import cached_teacher
+from edgequant.training.trainer import Anchor, LanguageModelTrainer, Sequences, Teacher, collate
+from edgequant.training.watch import Look, Watch, Watching
 
 
 class TrainingResult(NamedTuple):
@@ -49,7 +50,8 @@ class TrainingResult(NamedTuple):
     @property
     def metrics(self) -> dict[str, float]:
         """In numbers, under the project's names."""
-        found = {"loss": self.loss, "tokens_per_second": self.tokens_per_second, "steps": float(self.steps)}
+        found = {"loss": self.loss, "steps": float(self.steps)}
+        found |= {"tokens_per_second": self.tokens_per_second} if self.tokens_per_second else {}  # all done before
         return {f"train/{name}": value for name, value in found.items()} | {"train/best_step": float(self.best_step)}
 
     @property
@@ -60,87 +62,6 @@ class TrainingResult(NamedTuple):
         return {"best_step": best, "ended": self.ended, "looks": json.dumps(curve)}
 
 
-class _Sequences(torch.utils.data.Dataset):
-    def __init__(self, tokens: Tensor) -> None:
-        self.tokens = tokens
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {"input_ids": self.tokens[index], "sequence": torch.tensor(index)}
-
-
-class _Trainer(Trainer):
-    """transformers.Trainer with our loss: cross-entropy on the text, mixed with the divergence from a teacher."""
-
-    def __init__(
-        self, *, teacher: Teacher | None, settings: TrainingSettings, watching: Watching | None, **arguments: Any
-    ) -> None:
-        super().__init__(**arguments)
-        self.teacher, self.settings, self.watching = teacher, settings, watching
-        self.model_accepts_loss_kwargs = False  # our loss is a mean already: accumulate means
-
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW; a parameter may carry `learning_rate_factor`, and `is_scale`, which no weight decay touches."""
-        if self.optimizer is None:
-            self.optimizer = torch.optim.AdamW(
-                _parameter_groups(cast(nn.Module, self.model), self.settings), fused=self.args.device.type == "cuda"
-            )
-        return self.optimizer
-
-    def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        tokens = inputs["input_ids"]
-        logits = model(input_ids=tokens, use_cache=False).logits
-        share = self.settings.distillation_weight if self.teacher is not None else 0.0
-        loss = logits.new_zeros((), dtype=torch.float32)
-        if share < 1:
-            loss = loss + (1 - share) * next_token_loss(logits, tokens)
-        if share > 0:
-            loss = loss + share * self._divergence(logits.flatten(0, 1), inputs)
-        return (loss, {"logits": logits}) if return_outputs else loss
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        model: Any = self.model
-        if self.watching is not None and output_dir is not None:
-            self.watching.save(Path(output_dir))
-        if not hasattr(model, "peft_config"):
-            super()._save(output_dir, state_dict)
-            return
-        # Said outright that embeddings stay out: peft would ask the hub about the base model at every checkpoint.
-        model.save_pretrained(output_dir, state_dict=state_dict, save_embedding_layers=False)
-
-    def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """A tied head is stored once; that it is missing in a checkpoint is nothing to warn of."""
-        tied = set(getattr(self.model, "all_tied_weights_keys", None) or {})
-        if not set(load_result.missing_keys) <= tied or load_result.unexpected_keys:
-            raise UserError(
-                f"the training checkpoint is another model's (missing {sorted(load_result.missing_keys)[:3]}, "
-                f"unexpected {sorted(load_result.unexpected_keys)[:3]}); start again without resume"
-            )
-
-    def _divergence(self, logits: Tensor, inputs: dict[str, Tensor]) -> Tensor:
-        if isinstance(self.teacher, CachedTeacher):
-            return self.teacher.divergence(logits, inputs["sequence"])
-        assert self.teacher is not None
-        with torch.no_grad(), self.compute_loss_context_manager():
-            taught = self.teacher(input_ids=inputs["input_ids"], use_cache=False).logits.flatten(0, 1)
-        return divergence(logits, taught, self.settings.temperature)
-
-
-def _parameter_groups(model: nn.Module, settings: TrainingSettings) -> list[dict[str, Any]]:
-    """Matrices decay, vectors do not, and parameters with a learning rate of their own do not either."""
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            factor = float(getattr(parameter, "learning_rate_factor", 1.0))
-            decay = settings.weight_decay if parameter.ndim > 1 and not getattr(parameter, "is_scale", False) else 0.0
-            groups.setdefault((settings.known_rate * factor, decay), []).append(parameter)
-    return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]
-
-
 def train(
     model: nn.Module,
     tokens: Tensor,
@@ -148,10 +69,12 @@ def train(
     folder: Path,
     *,
     teacher: nn.Module | None = None,
+    anchor: Anchor | None = None,
     watch: Watch | None = None,
     seed: int = 0,
     resume: bool = False,
     title: str = "training",
+    document_end: int | None = None,
     on_step: OnStep | None = None,
     on_log: OnLog | None = None,
     on_look: OnLog | None = None,
@@ -164,49 +87,67 @@ def train(
     Args:
         model: parameters in float32; those that require gradients are trained.
         tokens: [sequences, sequence_length] int64; drawn in a seeded order, again from the start when they run out.
+            Those below 0 are read and not learnt (`as_read`); a teacher needs rows without any.
         settings: see TrainingSettings; steps and learning rate are settled.
         folder: where checkpoints for `resume` go.
         teacher: floating-point model whose predictions count by the distillation weight.
+        anchor: another, whose predictions alone count on some of the sequences.
         watch: held-out text; a training that diverges then ends instead of failing.
         seed: order of the sequences, dropout.
-        resume: continue from the newest checkpoint in `folder`; the end result is that of an uninterrupted run.
+        resume: continue from the newest whole checkpoint in `folder`; the end result is that of an uninterrupted run.
         title: of the progress bar.
+        document_end: token with which a document ends, for `block_masks`.
         on_step: called with (steps done, steps in all) before each step.
         on_log: called with (step, metrics) after each step.
-        on_look: called with (step, `held_out/<text>_loss` of each watched text) after each look.
+        on_look: called with (step, `watched/<text>_loss` of each watched text) after each look.
 
     Raises:
-        UserError: the loss is no longer finite, there is nothing to train, or `teacher_top_k` exceeds the vocabulary.
+        UserError: the loss is no longer finite, there is nothing to train, nothing ends the documents that are to be
+            kept apart, `teacher_top_k` exceeds the vocabulary, or the checkpoint to continue from was trained on
+            another text.
     """
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError("nothing to train: no parameter of the model requires gradients")
+    if settings.block_masks and document_end is None:
+        raise UserError("training.block_masks needs a tokenizer with an end-of-sequence token; leave it false")
+    apart = document_end if settings.block_masks else None
     taught_by: Teacher | None = teacher
     if teacher is not None and settings.distillation_weight and settings.teacher_top_k:
-        taught_by = cached_teacher(teacher, tokens, settings, seed=seed)
+        taught_by = cached_teacher(teacher, tokens, settings, seed=seed, document_end=apart)
+    anchor = anchor if anchor is not None and bool(anchor.rows.any()) else None
+    anchored = None if anchor is None else anchor.rows.cpu()
+    anchored_by: Teacher | None = None if anchor is None else anchor.model
+    if anchor is not None and settings.teacher_top_k:
+        anchored_by = cached_teacher(anchor.model, tokens, settings, seed=seed, among=anchored, document_end=apart)
     device = next(model.parameters()).device
     progress = Stepping(settings, title, on_step, on_log, rows=len(tokens), keeps_best=watch is not None)
     callbacks: list[TrainerCallback] = [progress]
     watching = None
     if watch is not None:
         watching = Watching(watch, model, pick_dtype(settings.precision, str(device)))
-        interval = watch.interval(settings, taught=isinstance(taught_by, nn.Module))
+        interval = watch.interval(settings, taught=_is_live(taught_by) or _is_live(anchored_by))
         callbacks.append(Looking(watching, interval, progress, on_look))
-    trainer = _Trainer(
+    text = text_digest(tokens)
+    trainer = LanguageModelTrainer(
         model=model,
         args=_arguments(settings, folder, device, seed),
-        train_dataset=_Sequences(tokens.cpu()),
-        data_collator=lambda rows: {name: torch.stack([row[name] for row in rows]) for name in rows[0]},
+        train_dataset=Sequences(tokens.cpu()),
+        data_collator=partial(collate, anchored=anchored),
         callbacks=callbacks,
         teacher=taught_by,
+        anchor=anchored_by,
         settings=settings,
         watching=watching,
+        text=text,
+        document_end=apart,
     )
     trainer.remove_callback(PrinterCallback)
-    checkpoint = _newest_whole_checkpoint(folder, watched=watch is not None) if resume else None
+    checkpoint = newest_whole(folder, text, title, resume=resume)
     if watching is not None and checkpoint is not None:
-        watching.load(Path(checkpoint))
-    with _one_bar_and_mode_restored(model), _compiled_where_asked(model, taught_by, settings):
-        trainer.train(resume_from_checkpoint=checkpoint)
+        watching.load(checkpoint.folder)
+    room, compiled_by = checkpoints_in(folder, model, settings), None if anchor else taught_by
+    with room, _one_bar_and_mode_restored(model), _compiled_where_asked(model, compiled_by, settings):
+        trainer.go_on(checkpoint)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]  # those before a resumption too
     tail = losses[-max(1, len(losses) // 10) :]
     loss = sum(tail) / len(tail) if tail else float("nan")
@@ -238,7 +179,6 @@ def _arguments(settings: TrainingSettings, folder: Path, device: torch.device, s
         logging_nan_inf_filter=False,
         save_strategy="steps" if settings.checkpoint_interval else "no",
         save_steps=settings.checkpoint_interval or 500,
-        save_total_limit=1,  # the one before goes when a new one is whole
         report_to=[],
         disable_tqdm=True,
         dataloader_pin_memory=device.type == "cuda",
@@ -247,22 +187,8 @@ def _arguments(settings: TrainingSettings, folder: Path, device: torch.device, s
     return on_its_devices(arguments, device)
 
 
-def _newest_whole_checkpoint(folder: Path, *, watched: bool) -> str | None:
-    """Trainer writes its state last: a checkpoint without one, or with a part of one, was cut short by a kill.
-
-    One whose looks are to be continued must have them.
-    """
-    whole = [file.parent for file in folder.glob("checkpoint-*/trainer_state.json") if _is_whole_json(file)]
-    whole = [path for path in whole if not watched or (path / CURVE).is_file()]
-    return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
-
-
-def _is_whole_json(file: Path) -> bool:
-    try:
-        json.loads(file.read_text())
-    except ValueError:
-        return False
-    return True
+def _is_live(teacher: Teacher | None) -> bool:
+    return isinstance(teacher, nn.Module)
 
 
 def _compiled_where_asked(

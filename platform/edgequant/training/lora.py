@@ -27,6 +27,8 @@ def attach(model: Any, settings: LoraSettings, *, made_from: str) -> Any:
     hold_layout(model)
     if getattr(model, "is_loaded_in_8bit", False) or getattr(model, "is_loaded_in_4bit", False):
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    if settings.rank == 0:
+        raise UserError("lora.rank must be at least 1 for adapters, such as 8 or 16, got 0")
     names = settings.targets if settings.targets == "all-linear" else [n.strip() for n in settings.targets.split(",")]
     config = LoraConfig(
         r=settings.rank,

@@ -7,33 +7,36 @@ moves every weight by about its rate in each step, however large the weights of 
 
 from __future__ import annotations
 
+import json
 import math
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from edgequant.disk.leftovers import Scratch
+from edgequant.files import read_json, write_atomically
 from edgequant.models.devices import pick_dtype
 from edgequant.training.compilation import should_compile
 from edgequant.training.loop import train
 from edgequant.training.settings import TrainingSettings
+from edgequant.training.trainer import Anchor
 from edgequant.training.watch import Losses, Watch, copied_state, restore_state
 
 FIRST = 1e-3  # of the weights' root mean square: a step of Adam in fine-tuning
 FACTOR = math.sqrt(10)  # between rates tried: the best of a training lies within half of it of one
 LOWEST, HIGHEST = 1e-5, 1e-1  # as FIRST
 TOLERANCE = 3e-3  # nats: what a trial of FEWEST_STEPS may lose and a longer training wins back; longer ones less
-FEWEST_STEPS = 4
+FEWEST_STEPS, MOST_STEPS = 4, 32  # of a trial
 STEPS_FOR_TEST = 40  # a shorter training takes FIRST: trials would cost as much as the training
 GROUPS = {"scales": 3.0, "norms": 3.0}  # factors that a group's rate is tried at, up and down
 SCALES = 0.2  # of what `learning_rate_factor` says for a quantiser's parameter: weights of size 0.2 keep it
+ALONE = 0.2  # where scales and norms train alone, of the rate at which they do beside weights
 SPREAD = 10.0  # matrices' rates lie within this factor of the typical one's
 STEPS_FOR_GROUPS = 200  # shorter trainings leave the groups' rates as they are
 
@@ -73,8 +76,10 @@ def find_learning_rate(
     watch: Watch,
     *,
     teacher: nn.Module | None = None,
+    anchor: Anchor | None = None,
     seed: int = 0,
     title: str = "training",
+    document_end: int | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> RateTest:
     """Find the peak learning rate of a training that starts from the model as it is; the model is left so.
@@ -84,14 +89,24 @@ def find_learning_rate(
     that is best after a few steps is too low for many: from the integers that a good PTQ method chose, few steps win
     little. The more steps a trial has, the less its gain may fall short of what its rate costs in noise.) Then, in
     trainings of some length, the rates of quantisation scales and of norms relative to it are tried. Every trial sees
-    the same sequences. A training of fewer than STEPS_FOR_TEST steps takes FIRST untried.
+    the same sequences. A training of fewer than STEPS_FOR_TEST steps takes FIRST untried; one of scales and norms alone
+    ALONE of it.
 
     Args:
-        model, tokens, settings, teacher, seed, on_step: as `train`.
+        model, tokens, settings, teacher, anchor, seed, document_end, on_step: as `train`.
         watch: held-out text; its limits do not count here.
         title: of the progress bars.
     """
-    return _Trials(model, tokens, settings, watch, teacher, seed, title, on_step).run()
+    return _Trials(model, tokens, settings, watch, teacher, anchor, seed, title, document_end, on_step).run()
+
+
+def kept_rate_test(file: Path, run: Callable[[], RateTest], *, resume: bool) -> RateTest:
+    """The result that an interrupted run left in a file, where it is to be resumed, or a new one, left there."""
+    if resume and (kept := read_json(file)) is not None:
+        return RateTest(**kept)
+    found = run()
+    write_atomically(file, json.dumps(asdict(found)))
+    return found
 
 
 class _Trials:
@@ -102,15 +117,18 @@ class _Trials:
         settings: TrainingSettings,
         watch: Watch,
         teacher: nn.Module | None,
+        anchor: Anchor | None,
         seed: int,
         title: str,
+        document_end: int | None,
         on_step: Callable[[int, int], None] | None,
     ) -> None:
         self.model, self.tokens, self.settings = model, tokens, settings
         self.watch = replace(watch, limits={})
-        self.teacher, self.seed, self.title, self.on_step = teacher, seed, title, on_step
+        self.teacher, self.anchor, self.seed, self.title, self.on_step = teacher, anchor, seed, title, on_step
+        self.document_end = document_end
         wanted = max(FEWEST_STEPS, round(settings.rate_test_fraction * settings.known_steps))
-        self.steps = min(settings.known_steps, wanted)
+        self.steps = min(settings.known_steps, wanted, MOST_STEPS)
         device = next(model.parameters()).device
         compiled = should_compile(device, settings.passes) if settings.compile is None else settings.compile
         self.short = replace(
@@ -125,7 +143,7 @@ class _Trials:
             self._losses_after(self.settings.known_rate)
             return self.found
         if self.settings.known_steps < STEPS_FOR_TEST:
-            self.found.rate = FIRST * self.size
+            self.found.rate = FIRST * (self.size if _trains_weights(self.model) else ALONE)
             if self.settings.max_minutes is not None:
                 self._losses_after(self.found.rate)
             return self.found
@@ -167,15 +185,17 @@ class _Trials:
 
     def _losses_after(self, rate: float) -> Losses:
         """Held-out losses after a short training; none where it diverges. The model is as it was before."""
-        folder = Path(tempfile.mkdtemp(prefix="edgequant-rate-"))
+        scratch = Scratch()
+        folder = Path(scratch.name)
         started = time.perf_counter()
         try:
             result = train(
                 self.model, self.tokens, replace(self.short, learning_rate=rate), folder, teacher=self.teacher,
-                watch=self.watch, seed=self.seed, on_step=self.on_step, title=f"{self.title}, trying rate {rate:.1e}",
+                anchor=self.anchor, watch=self.watch, seed=self.seed, on_step=self.on_step,
+                title=f"{self.title}, trying rate {rate:.1e}", document_end=self.document_end,
             )  # fmt: skip
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            scratch.cleanup()
             restore_state(self.model, self.start)
         self.found.seconds_per_step = (time.perf_counter() - started) / self.steps
         return {} if result.ended else result.looks[-1].losses
@@ -185,6 +205,10 @@ class _Trials:
         row = {"learning_rate": rate * self.size, "steps": self.steps, "mean_loss": mean}
         self.found.rows.append(row | {f"{group}_factor": value for group, value in self.found.factors.items()} | losses)
         return mean
+
+
+def _trains_weights(model: nn.Module) -> bool:
+    return any(parameter.requires_grad and group_of(parameter) == "weights" for parameter in model.parameters())
 
 
 def typical_weight(model: nn.Module) -> float:

@@ -12,7 +12,7 @@ from edgequant.settings_checks import check_types
 Precision = Literal["auto", "bfloat16", "float32"]
 STEPS_WORTH_SAVING = 20  # fewer are sooner done again than a large model is written four times
 # parameters of a run whose model was not trained: absent ones would keep it out of MLflow's parallel coordinates
-UNTRAINED: dict[str, object] = {"steps": 0, "learning_rate": 0, "distillation": 0}
+UNTRAINED: dict[str, object] = {"steps": 0, "learning_rate": 0.0, "distillation": 0.0}
 CPU_TOKENS = 12_288  # what `max_tokens: auto` allows on a CPU: minutes for a model of 135 million parameters
 
 
@@ -51,10 +51,11 @@ class TrainingSettings:
     is predicted best (`qat` and its trials in `tune` only)."""
 
     rate_test_fraction: float = 0.05
-    """Of `learning_rate: auto`: steps of each trial as a share of the training's."""
+    """Of `learning_rate: auto`: steps of each trial as a share of the training's, from 4 to 32."""
 
     patience: int = 5
-    """Looks at held-out text without an improvement after which training ends; the best state that was seen is kept
+    """Looks at held-out text without an improvement after which training ends; in the first half of the steps, whose
+    high rate hides gains, only those count that are far worse than the start. The best state that was seen is kept
     anyway. 0: go on to the end."""
 
     eval_steps: int | None = None
@@ -96,6 +97,9 @@ class TrainingSettings:
     gradient_checkpointing: bool = False
     """Keep only the input of each repeated block for the backward pass and compute the block again there: less memory,
     about a third more time."""
+
+    block_masks: bool = False
+    """Let tokens of a packed row see their own document alone; otherwise they see all that comes before them in it."""
 
     def __post_init__(self) -> None:
         check_types(self, "training")
@@ -207,7 +211,8 @@ class LoraSettings:
     """
 
     rank: int = 16
-    """Of the update W + (alpha / rank) B A."""
+    """Of the update W + (alpha / rank) B A; over a checkpoint's integers, counted in their steps. 0: no adapters: all
+    weights of a floating-point model train (at a lower rate, such as 2e-5), of a checkpoint its scales alone."""
 
     alpha: float = 32.0
     """Its scale."""
@@ -219,10 +224,14 @@ class LoraSettings:
     """`all-linear` (but the head), or comma-separated module names such as q_proj,v_proj. With lm_head or embed_tokens
     of a tied model the merged model is untied."""
 
+    loftq_from: str | None = None
+    """Floating-point model, by name, folder or file, whose quantised form is adapted: adapters begin by making good
+    what rounding did to it (LoftQ, arXiv 2310.08659). null: they begin without a change."""
+
     def __post_init__(self) -> None:
         check_types(self, "lora")
-        if self.rank < 1:
-            raise UserError(f"lora.rank must be at least 1, such as 8 or 16, got {self.rank}")
+        if self.rank < 0:
+            raise UserError(f"lora.rank must be 0 (no adapters) or more, such as 8 or 16, got {self.rank}")
         if self.alpha <= 0:
             raise UserError(f"lora.alpha must be above 0, usually twice the rank, got {self.alpha}")
         if not 0 <= self.dropout < 1:

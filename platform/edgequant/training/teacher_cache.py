@@ -21,7 +21,7 @@ from edgequant.files import atomic_path, cache_dir
 from edgequant.models.devices import pick_dtype
 from edgequant.models.loading import weights_digest
 from edgequant.progress import Progress
-from edgequant.training.distillation import CHUNK, top_k_divergence
+from edgequant.training.distillation import CHUNK, reading, top_k_divergence
 from edgequant.training.settings import TrainingSettings
 
 
@@ -56,8 +56,9 @@ class CachedTeacher:
 
 
 def cached_teacher(
-    teacher: nn.Module, tokens: Tensor, settings: TrainingSettings, *, seed: int, folder: Path | None = None
-) -> CachedTeacher:
+    teacher: nn.Module, tokens: Tensor, settings: TrainingSettings, *, seed: int, folder: Path | None = None,
+    among: Tensor | None = None, document_end: int | None = None,
+) -> CachedTeacher:  # fmt: skip
     """Read a teacher's predictions for the sequences that training draws, or compute and keep them.
 
     Args:
@@ -66,6 +67,8 @@ def cached_teacher(
         settings: steps, batch and `teacher_top_k` = k; 6 bytes times k a token are kept in memory and on disk.
         seed: of the order in which sequences are drawn.
         folder: default: `teacher` in the cache folder.
+        among: [sequences] bool, those that it is asked about (default: all).
+        document_end: as `distillation.reading`.
 
     Raises:
         UserError: as `check_top_k`.
@@ -74,13 +77,15 @@ def cached_teacher(
     device = str(next(teacher.parameters()).device)
     precision = pick_dtype(settings.precision, device)
     drawn = drawn_sequences(len(tokens), settings, seed)
+    drawn = drawn if among is None else drawn[among[drawn]]
     asked = tokens.cpu()[drawn]
-    path = (folder or cache_dir() / "teacher") / f"{_key(teacher, asked, settings, precision)}.safetensors"
+    key = _key(teacher, asked, settings, precision, document_end)
+    path = (folder or cache_dir() / "teacher") / f"{key}.safetensors"
     if path.is_file():
         print(f"teacher: reused its predictions on {len(drawn)} sequences from {path}", flush=True)
         kept = load_file(path)
     else:
-        kept = _predictions(teacher, asked, settings, precision)
+        kept = _predictions(teacher, asked, settings, precision, document_end)
         with atomic_path(path) as temporary:
             save_file(kept, temporary)
         print(f"teacher: kept its predictions on {len(drawn)} sequences in {path}", flush=True)
@@ -107,15 +112,20 @@ def drawn_sequences(sequences: int, settings: TrainingSettings, seed: int) -> Te
     return torch.tensor(sorted(itertools.islice(order, settings.sequences)), dtype=torch.int64)
 
 
-def _key(teacher: nn.Module, tokens: Tensor, settings: TrainingSettings, precision: str) -> str:
+def _key(
+    teacher: nn.Module, tokens: Tensor, settings: TrainingSettings, precision: str, document_end: int | None
+) -> str:
     digest = hashlib.sha256(weights_digest(teacher).encode())
     digest.update(repr((settings.teacher_top_k, settings.temperature, precision, tuple(tokens.shape))).encode())
+    digest.update(b"" if document_end is None else f"apart behind {document_end}".encode())
     digest.update(tokens.contiguous().numpy().tobytes())
     return digest.hexdigest()[:32]
 
 
 @torch.no_grad()
-def _predictions(teacher: nn.Module, tokens: Tensor, settings: TrainingSettings, precision: str) -> dict[str, Tensor]:
+def _predictions(
+    teacher: nn.Module, tokens: Tensor, settings: TrainingSettings, precision: str, document_end: int | None
+) -> dict[str, Tensor]:
     count, length = tokens.shape
     k, device = settings.teacher_top_k, next(teacher.parameters()).device
     log_probabilities = torch.empty(count, length, k + 1, dtype=torch.float16)
@@ -124,7 +134,7 @@ def _predictions(teacher: nn.Module, tokens: Tensor, settings: TrainingSettings,
         for start in range(0, count, settings.batch_size):
             batch = tokens[start : start + settings.batch_size].to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-                logits = teacher(input_ids=batch, use_cache=False).logits.flatten(0, 1)
+                logits = teacher(**reading(batch, document_end), use_cache=False).logits.flatten(0, 1)
             parts = [top_predictions(part, k, settings.temperature) for part in logits.split(CHUNK)]
             for kept, found in zip((log_probabilities, indices), zip(*parts, strict=True), strict=True):
                 kept[start : start + len(batch)] = torch.cat(found).unflatten(0, (len(batch), length)).cpu()

@@ -19,13 +19,14 @@ from torch import Tensor, nn
 
 from edgequant.files import atomic_path, write_atomically
 from edgequant.training.compilation import scoring
-from edgequant.training.distillation import next_token_loss
+from edgequant.training.distillation import as_read, next_token_loss
 from edgequant.training.processes import from_main_process
 from edgequant.training.settings import TrainingSettings
 
 SHARE = 0.05  # of a training's time that looking may take
 BACKWARD, TEACHER = 2.0, 1.0  # in forward passes
 FEWEST_LOOKS, USUAL_LOOKS, MOST_LOOKS = 4, 10, 20  # beside the one before the first step
+HOPELESS = 0.1  # nats above the start
 FEWEST_TOKENS = 256  # of each text: fewer say nothing
 STATE, CURVE = "best.safetensors", "watch.json"
 
@@ -37,7 +38,7 @@ class Watch:
     """What is looked at while a model trains, and which state of it is preferred.
 
     Attributes:
-        texts: by name, token rows [n, length] int64.
+        texts: by name, token rows [n, length] int64; those below 0 are read and not scored (`as_read`).
         limits: by the text's name, losses in nats per token that a state must keep to; one that does comes before one
             that does not, and among equals the lower mean loss over the texts wins.
         as_deployed: called with the model before it is looked at, where it is not trained as it is deployed; the
@@ -70,7 +71,7 @@ class Watch:
         device, total = next(model.parameters()).device, 0.0
         for part in rows.split(self.batch_size):
             full = torch.cat([part, rows[: self.batch_size - len(part)]])  # compiled code knows one shape
-            logits = model(input_ids=full.to(device), use_cache=False).logits[: len(part)].detach()
+            logits = model(input_ids=as_read(full.to(device)), use_cache=False).logits[: len(part)].detach()
             total += float(next_token_loss(logits, part.to(device))) * len(part)
         return total / len(rows)
 
@@ -137,10 +138,20 @@ class Watching:
             }
         return look
 
-    @property
-    def looks_without_improvement(self) -> int:
-        """How many there have been since the best one."""
-        return 0 if self.best is None else sum(look.step > self.best.step for look in self.looks)
+    def looks_without_gain(self, steps: int) -> int:
+        """How many looks since the best one count against the training.
+
+        A high rate's noise hides what is gained until it falls: in the first half of the schedule only looks count that
+        lie so far above the start that no lower rate wins it back.
+
+        Args:
+            steps: of the training in all.
+        """
+        if self.best is None:
+            return 0
+        lost = self.watch.rank(self.looks[0].losses)[1] + HOPELESS
+        late = [look for look in self.looks if look.step > self.best.step]
+        return sum(2 * look.step >= steps or self.watch.rank(look.losses)[1] > lost for look in late)
 
     def restore_best(self) -> None:
         """Bring the model back to the best state that was seen."""

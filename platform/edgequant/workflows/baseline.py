@@ -15,6 +15,8 @@ from edgequant.evaluation.tasks.squad import SQUAD
 from edgequant.models.devices import check_device
 from edgequant.workflows.evaluate import measure_model, resolved_settings
 from edgequant.workflows.settings import RunSettings, WorkflowResult, configuration
+from edgequant.workflows.steps.text_mix import check_test_split
+from edgequant.workflows.validate import places_read
 
 if TYPE_CHECKING:
     from edgequant.models.sources import ModelSource
@@ -29,6 +31,7 @@ SCATTERS = (
 def baseline(
     *,
     model: str = "smollm2-135m,qwen2.5-0.5b,tinyllama-1.1b,phi-1.5,gemma-3-1b-it",
+    dataset: str | None = None,
     evaluation: EvaluationSettings = EvaluationSettings(),
     limit: int | None = 200,
     cache: bool = True,
@@ -38,6 +41,8 @@ def baseline(
 
     Args:
         model: model sources, separated by commas; one that fails is noted and does not stop the others.
+        dataset: folder of a data set of `edgequant corpus` or Hugging Face whose test split is the domain text; null:
+            the bundled documents.
         evaluation: what is measured and how, the same for all.
         limit: draw this many questions of each set and limit/20 windows; null for everything; wins over
             evaluation.limit.
@@ -47,6 +52,7 @@ def baseline(
     config = configuration(locals())
     check_device(run.device)
     sources = model_sources(model)
+    check_test_split(dataset)
     settings = resolved_settings(evaluation, limit=limit, seed=run.seed, cache=cache)
 
     from edgequant import tracking
@@ -54,11 +60,13 @@ def baseline(
     from edgequant.workflows.steps.summary import print_summary
 
     notes = check_data(settings.tasks, run.data_dir)
-    with tracking.workflow_run("baseline", config, experiment=run.experiment, resume=run.resume) as tracked:
+    texts = [] if dataset is None else [dataset]
+    reads = [place for source in sources.values() for place in places_read(source, *texts, data_dir=run.data_dir)]
+    with tracking.workflow_run("baseline", config, reads, experiment=run.experiment, resume=run.resume) as tracked:
         rows, failures = [], {}
         for name, source in sources.items():
             try:
-                rows.append(measure_model(source, settings, run, phase="baseline"))
+                rows.append(measure_model(source, settings, run, dataset=dataset, phase="baseline"))
             except Exception as error:  # one model's trouble, whatever it is, must not cost the others their results
                 failures[name] = f"{type(error).__name__}: {error}"
                 print(f"{name} failed: {failures[name]}")

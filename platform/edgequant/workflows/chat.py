@@ -7,18 +7,18 @@ edgequant chat --model small.gguf --prompt "How is flood water made safe to drin
 from __future__ import annotations
 
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgequant.disk.leftovers import Scratch
 from edgequant.errors import UserError
 from edgequant.evaluation.backends.llama_cpp.server import file_beside, start_server
 from edgequant.export.choice import AUTO
 from edgequant.export.formats import FOLDERS
 from edgequant.workflows.export import target_of, write
 from edgequant.workflows.steps.register import default_model
-from edgequant.workflows.validate import check_threads
+from edgequant.workflows.validate import check_threads, is_adapter_over_integers
 
 if TYPE_CHECKING:
     from edgequant.models.sources import ModelSource
@@ -40,9 +40,9 @@ def chat(
     from edgequant import models
 
     source = models.check_available(model or default_model())
-    with tempfile.TemporaryDirectory(prefix="edgequant-chat-") as scratch:
-        file = file_of(source, Path(scratch))
-        server, has_template = start_server(file, threads=threads), _has_template(file)
+    with Scratch() as scratch:
+        file, lora = files_of(source, Path(scratch))
+        server, has_template = start_server(file, lora=lora, threads=threads), _has_template(file)
         messages: list[dict[str, str]] = []
         for asked in _prompts(prompt):
             messages = [*messages, {"role": "user", "content": asked}] if has_template else []
@@ -64,6 +64,19 @@ def check_settings(prompt: str | None, max_new_tokens: int, threads: int | None)
         raise UserError(f"max_new_tokens must be 1 or more, got {max_new_tokens}")
     check_threads(threads, "llama.cpp")
     load_library()
+
+
+def files_of(source: ModelSource, scratch: Path) -> tuple[Path, Path | None]:
+    """The GGUF file of a model source, and of an adapter over a checkpoint's integers the LoRA file beside it."""
+    from edgequant import models
+    from edgequant.models.sources import adapter_base
+
+    if not is_adapter_over_integers(source):
+        return file_of(source, scratch), None
+    from edgequant.export.gguf.lora import write_lora
+
+    lora = write_lora(Path(source.location), scratch / "adapter.gguf").path
+    return file_of(models.check_available(adapter_base(Path(source.location))), scratch), lora
 
 
 def file_of(source: ModelSource, scratch: Path) -> Path:

@@ -1,7 +1,7 @@
 """`corpus`: from a folder of documents to a data set for training and evaluation.
 
 mlflow run . -e corpus                                  # the bundled disaster corpus
-mlflow run . -e corpus -P source=FOLDER                 # PDF, HTML, Markdown, text, DOCX, JSON, JSONL, zip of these
+mlflow run . -e corpus -P source=FOLDER                 # PDF, HTML, Markdown, text, DOCX, JSON, JSONL, archives
 edgequant corpus --source FOLDER --tokenizer qwen2.5-0.5b --settings.workers 8
 """
 
@@ -10,15 +10,14 @@ from __future__ import annotations
 import shlex
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edgequant.corpora.settings import CorpusSettings
 from edgequant.folders import CORPUS
 from edgequant.outputs import check_output, places
 from edgequant.workflows.settings import WorkflowResult
 
-if TYPE_CHECKING:
-    from edgequant.corpora.processing.pipeline import Corpus
+MOST_LINES = 200  # of a table of files
 
 
 def corpus(
@@ -36,7 +35,7 @@ def corpus(
     run over unchanged input does no work, an added file costs only itself.
 
     Args:
-        source: folder, file or zip archive of documents (default: the bundled disaster corpus).
+        source: folder, file or archive (zip, tar, .gz, .bz2, .xz) of documents (default: the bundled disaster corpus).
         output: folder that receives the data set, new, empty or of an earlier one: load it with
             datasets.load_from_disk.
         model: model whose tokenizer measures the chunks; short name, hub id, folder, .gguf file or MLflow URI.
@@ -60,16 +59,20 @@ def corpus(
         fingerprint, keys = source_fingerprint(files, counter, settings)
         manifest = read_manifest(folder)
         unchanged = manifest is not None and manifest["fingerprint"] == fingerprint
+        processed = 0
         if manifest is None or not unchanged:
             built = build(files, keys, counter, settings, progress_bar(len(files)))
             description = {"source": source or "bundled", "tokenizer": tokenizer or model}
             manifest = write_corpus(built, folder, fingerprint, description, settings)
-            log_corpus(built, folder)
+            processed = built.processed
+        log_corpus(folder, manifest["files"])
         tracking.log_dataset(
             "corpus", manifest["digest"], source or "bundled", rows=sum(manifest["rows"].values()), context="training"
         )
         metrics = {f"corpus/{split}_chunks": float(rows) for split, rows in manifest["rows"].items()}
-        tracking.log_metrics(metrics)
+        tracking.log_metrics(
+            metrics | {"corpus/files_processed": processed, "corpus/removed_passages": removed(folder)}
+        )
         print_files(manifest["files"])
         print_summary(summary_title(unchanged), manifest["splits"], run, next_command(output))
     return WorkflowResult(run.id, metrics, str(folder), manifest["splits"])
@@ -90,16 +93,24 @@ def check_folders(source: str | None, output: str, model: str, tokenizer: str | 
     return check_output(output, CORPUS, reads=places(named))
 
 
-def log_corpus(built: Corpus, folder: Path) -> None:
-    """File the card, the plots, the Parquet files and the list of what was removed with the run."""
+def log_corpus(folder: Path, files: list[dict[str, Any]]) -> None:
+    """File what describes a data set with the run: card, plots, Parquet files, lists of its files and of what it lacks.
+
+    Of an unchanged one too: the run that wrote it may have been killed before it filed anything.
+    """
     from edgequant import tracking
 
     for name in ("README.md", "removed.jsonl"):
         tracking.log_artifact(folder / name, "corpus")
     for name in ("plots", "parquet"):
         tracking.log_folder(folder / name, f"corpus/{name}")
-    tracking.log_table(built.files, "files.json")
-    tracking.log_metrics({"corpus/files_processed": built.processed, "corpus/removed_passages": len(built.removed)})
+    tracking.log_table(files, "files.json")
+
+
+def removed(folder: Path) -> int:
+    """How many passages a data set left out."""
+    with (folder / "removed.jsonl").open("rb") as lines:
+        return sum(1 for _ in lines)
 
 
 def progress_bar(files: int) -> Any:
@@ -117,7 +128,10 @@ def progress_bar(files: int) -> Any:
 
 
 def print_files(files: list[dict[str, Any]]) -> None:
-    """One line per file: pages, words, chunks, what was removed, warnings; and a line for all."""
+    """One line per file: pages, words, chunks, what was removed, warnings; and a line for all.
+
+    Of very many files those are shown that have a warning.
+    """
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -131,7 +145,9 @@ def print_files(files: list[dict[str, Any]]) -> None:
     table.add_column("warnings", overflow="fold")
     counted = ("pages", "words", "chunks", "removed words", "duplicates")
     total = {key: sum(line[key] or 0 for line in files) for key in counted}
-    for line in [*files, {"file": f"all {len(files)}", **total, "warnings": ""}]:
+    shown = files if len(files) <= MOST_LINES else [line for line in files if line["warnings"]][:MOST_LINES]
+    rest = f"{len(files) - len(shown):,} of them in files.json alone" if len(shown) < len(files) else ""
+    for line in [*shown, {"file": f"all {len(files)}", **total, "warnings": rest}]:
         numbers = (f"{line[key]:,}" if line[key] else "–" for key in counted)
         table.add_row(Text(line["file"]), *numbers, Text(line["warnings"]))
     summary_console().print(table)

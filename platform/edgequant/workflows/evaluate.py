@@ -21,7 +21,8 @@ from edgequant.models.devices import check_device
 from edgequant.models.onnx.folder import is_onnx_folder
 from edgequant.workflows.settings import RunSettings, WorkflowResult, configuration
 from edgequant.workflows.shipping import NOTHING_SHIPS, deploy_source, plan_timing, source_that_ships
-from edgequant.workflows.validate import check_threads, check_window, chosen_runtime, onnx_source
+from edgequant.workflows.steps.text_mix import check_test_split
+from edgequant.workflows.validate import check_threads, check_window, chosen_runtime, onnx_source, places_read
 from edgequant.yaml_files import check_regular
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def evaluate(
     *,
     model: str = "smollm2-135m",
     squad_predictions: str | None = None,
+    dataset: str | None = None,
     evaluation: EvaluationSettings = EvaluationSettings(),
     limit: int | None = None,
     runtime: Literal["torch", "llama.cpp", "onnx", "auto"] = "torch",
@@ -47,6 +49,8 @@ def evaluate(
         model: short name, hub id, folder (plain model, PEFT adapter, edgequant checkpoint, ONNX folder), .gguf file or
             MLflow URI.
         squad_predictions: official SQuAD prediction file (JSON of id to answer) to score instead of a model.
+        dataset: folder of a data set of `edgequant corpus` or Hugging Face whose test split is the domain text; null:
+            the bundled documents.
         evaluation: what is measured and how.
         limit: draw this many questions of each set and limit/20 windows; wins over evaluation.limit.
         runtime: torch; llama.cpp or onnx to run a .gguf file or an ONNX folder in its own arithmetic; auto takes what
@@ -74,15 +78,18 @@ def evaluate(
     from edgequant import tracking
     from edgequant.workflows.steps.summary import print_summary
 
+    check_test_split(dataset)
     notes = check_evaluated(settings, run, squad_predictions)
-    with tracking.workflow_run("evaluate", config, experiment=run.experiment, resume=run.resume) as tracked:
+    texts = [] if dataset is None else [dataset]
+    reads = places_read(source, *texts, data_dir=run.data_dir, predictions=squad_predictions)
+    with tracking.workflow_run("evaluate", config, reads, experiment=run.experiment, resume=run.resume) as tracked:
         ships = NOTHING_SHIPS
         if squad_predictions is not None or source is None:
             title, following = f"evaluate: {squad_predictions}", None
             row = score_predictions(str(squad_predictions), settings, run.data_dir)
         else:
             asked = threads if device_profile is None or chosen == "torch" else timing.threads_used
-            row = measure_model(source, settings, run, runtime=chosen, threads=asked)
+            row = measure_model(source, settings, run, dataset=dataset, runtime=chosen, threads=asked)
             ships = deploy_source(source, row, timing, runtime=chosen)
             row |= ships.cells
             title, following = f"evaluate: {row['model']}", next_command(str(model), row["scheme"])
@@ -184,6 +191,7 @@ def measure_model(
     runtime: str = "torch",
     threads: int | None = None,
     phase: str = "evaluate",
+    dataset: str | None = None,
 ) -> dict[str, Any]:
     """Load and measure one model in a nested run; its row for a table: names and every metric."""
     from edgequant import tracking
@@ -194,7 +202,7 @@ def measure_model(
     variant = "baseline" if target.scheme == "none" else "quantized"
     names: dict[str, Any] = {"model": target.name, "scheme": target.scheme, "phase": phase}
     with tracking.variant_run(variant, **names, parameters={"runtime": runtime}):
-        data = evaluation_data(settings.tasks, run.data_dir)
+        data = evaluation_data(settings.tasks, run.data_dir, dataset)
         log_draws(data, settings)
         metrics = measure(target.model, target.tokenizer, data, settings, checkpoint=target.checkpoint)
     return {"model": target.name, "variant": variant, "scheme": target.scheme, **metrics}

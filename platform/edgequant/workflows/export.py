@@ -4,12 +4,14 @@ mlflow run . -e export
 edgequant export --model models:/edgequant-smollm2-135m@champion      # in the format that keeps its integers
 edgequant export --model CHECKPOINT --format onnx --output FOLDER              # for onnxruntime-genai
 edgequant export --model CHECKPOINT --format compressed-tensors --output FOLDER
+edgequant export --model ADAPTER --format lora               # a LoRA file beside the GGUF file of its base
 edgequant export --model tiny                              # seconds
 """
 
 from __future__ import annotations
 
 import math
+import re
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +23,7 @@ from edgequant.export.formats import (
     FOLDERS,
     FORMATS,
     GPTQ,
+    LORA,
     ONNX,
     QUANTIZE_CONFIG,
     check_format,
@@ -34,8 +37,15 @@ from edgequant.models.onnx.library import check_installed
 from edgequant.outputs import check_output, check_own_folder
 from edgequant.workflows.settings import WorkflowResult
 from edgequant.workflows.shipping import deploy_file, plan_timing
-from edgequant.workflows.steps.register import default_model
-from edgequant.workflows.validate import check_exportable, places_read, refusal_of, stated_scheme
+from edgequant.workflows.steps.register import default_model, promote_command
+from edgequant.workflows.validate import (
+    check_adapter_alone,
+    check_exportable,
+    is_adapter_over_integers,
+    places_read,
+    refusal_of,
+    stated_scheme,
+)
 
 if TYPE_CHECKING:
     from edgequant.export.formats import Exported
@@ -45,6 +55,7 @@ if TYPE_CHECKING:
 
 GB = 1e9
 GGUF = "gguf"  # kind of the folder that exported files share
+LORA_LINE = "format: lora holds the adapter alone; llama.cpp puts it beside the model's file"
 
 
 def export(
@@ -66,7 +77,8 @@ def export(
         model: short name, hub id, folder (plain, LoRA adapter or quantised checkpoint), .gguf file or MLflow URI;
             by default the newest registered champion, else the newest registered version, else smollm2-135m.
         format: auto, the one that keeps a checkpoint's integers (q8_0 for a model in floating point); q8_0, q6_k,
-            q5_1, q5_0, q4_1, q4_k, q4_0, f16, bf16 or f32 for a GGUF file; onnx, gptq and compressed-tensors write a
+            q5_1, q5_0, q4_1, q4_k, q4_0, f16, bf16 or f32 for a GGUF file; lora for an adapter alone, as llama.cpp puts
+            it beside a model's file (auto, over a checkpoint's integers); onnx, gptq and compressed-tensors write a
             quantised checkpoint as a folder, for onnxruntime-genai or for transformers and vLLM.
         embedding_format: GGUF format of the embedding and output matrix (default: the one that holds a checkpoint's
             own integers there, else as `format`, but at least q8_0).
@@ -98,11 +110,13 @@ def export(
         kept = aim.format in (COMPRESSED_TENSORS, GPTQ)  # what is in floating point there keeps its type
         loaded = models.load(resolved, dtype="auto" if kept else "float32", device=device)
         scheme = scheme_of(loaded)
-        said = aim.line(scheme, others_integers(loaded))
+        said = LORA_LINE if aim.format == LORA else aim.line(scheme, others_integers(loaded))
         print(said, flush=True)
         written = write(loaded, folder or tracking.run_folder("export", run.id), aim)
         notes = list(written.notes)
-        metrics = size_metrics(written) | (parity_metrics(loaded, written, notes) if check else {})
+        metrics = size_metrics(written) | (
+            parity_metrics(loaded, written, notes) if check and aim.format != LORA else {}
+        )
         ships = deployed(written, aim.format, timing)
         metrics |= ships.metrics
         name = scheme.name if scheme is not None else "none"
@@ -112,7 +126,7 @@ def export(
         row |= {"file": str(written.path), "sha256": written.sha256, "note": "; ".join(notes)}
         title = f"export: {loaded.source.name} as {aim.format}"
         lead = [said, *ships.lead]
-        print_summary(title, [row], run, next_command(written.path), lead=lead, notes=ships.notes)
+        print_summary(title, [row], run, next_command(written.path, source, resolved), lead=lead, notes=ships.notes)
     return WorkflowResult(run.id, metrics, str(written.path), [row])
 
 
@@ -126,6 +140,15 @@ def target_of(source: ModelSource, format: str, embedding_format: str | None) ->
         UserError: a configuration that the runtime would compute otherwise, no quantised checkpoint, or a scheme that
             the format cannot hold.
     """
+    is_over_integers = is_adapter_over_integers(source)
+    if format == LORA or (format == AUTO and is_over_integers):
+        check_adapter_alone(source)
+        return Target(LORA)
+    if is_over_integers:
+        raise UserError(
+            f"format of an adapter over a checkpoint's integers must be lora, got {format}, which has no place for it; "
+            "use --format lora, and export the checkpoint by itself"
+        )
     if format != AUTO:
         check_exportable(source, format)
         return Target(format, embedding_format)
@@ -148,11 +171,12 @@ def write(loaded: LoadedModel, folder: Path, aim: Target) -> Exported:
         from edgequant.export.compressed_tensors.write import write_compressed_tensors
 
         return write_compressed_tensors(loaded, folder)
+    from edgequant.export.gguf.lora import write_lora
     from edgequant.export.gguf.write import write_gguf
 
     file = folder / file_name(loaded.source.name, aim.format)
     check_own_file(file, GGUF)
-    written = write_gguf(loaded, file, aim)
+    written = write_lora(Path(loaded.source.location), file) if aim.format == LORA else write_gguf(loaded, file, aim)
     share_folder(folder, GGUF, {file.name: written.sha256})
     return written
 
@@ -179,16 +203,16 @@ def check_configuration(format: str, embedding_format: str | None, upload_limit_
     Raises:
         UserError: unknown format, a negative limit, packages that are absent, or settings that a folder cannot follow.
     """
-    check_format(format, known=(AUTO, *FORMATS, *FOLDERS))
+    check_format(format, known=(AUTO, *FORMATS, LORA, *FOLDERS))
     if embedding_format is not None:
         check_format(embedding_format, "embedding_format")
     if not 0 <= upload_limit_mb < math.inf:
         raise UserError(f"upload_limit_mb must be 0 (never upload) or more, got {upload_limit_mb}")
     if format == ONNX:
         check_installed()
-    if format in FOLDERS and embedding_format is not None:
+    if format in (LORA, *FOLDERS) and embedding_format is not None:
         raise UserError(
-            f"embedding_format {embedding_format!r} is for GGUF files; in format {format} the embedding is "
+            f"embedding_format {embedding_format!r} is for GGUF files of models; in format {format} the embedding is "
             "what the checkpoint's scheme made it: leave it out, or quantise with a scheme such as w4-g32+emb4"
         )
 
@@ -208,7 +232,12 @@ def deployed(written: Exported, format: str, timing: TimingPlan) -> Deployed:
     from edgequant.export.shipped import deploy_sizes
 
     sizes = deploy_sizes(bytes_of(written.path), written.parameters)
-    return deploy_file(written.path, format, sizes, timing.of(format, runs=written.path.is_file() or format == ONNX))
+    return deploy_file(
+        written.path,
+        format,
+        sizes,
+        timing.of(format, runs=(written.path.is_file() and format != LORA) or format == ONNX),
+    )
 
 
 def parity_metrics(loaded: LoadedModel, written: Exported, notes: list[str]) -> dict[str, float]:
@@ -254,9 +283,16 @@ def record(
         tracking.log_text("\n".join(notes) + "\n", "notes.txt")
 
 
-def next_command(written: Path) -> str:
-    """The command that talks to a file with llama.cpp, or that measures a folder."""
-    path = shlex.quote(str(written))
+def next_command(written: Path, given: str, source: ModelSource) -> str:
+    """The command that promotes what lies in the registry, talks to a file with llama.cpp, or measures a folder.
+
+    Args:
+        given: the model as it was named; `source`, resolved.
+    """
+    if version := re.fullmatch(r"models:/([^/]+)/(\d+)", given):
+        return promote_command(f"models:/{version[1]}/{version[2]}")
+    is_lora = written.name == file_name(source.name, LORA)  # llama.cpp runs it with its base alone
+    path = shlex.quote(str(source.location if is_lora else written))
     if written.is_dir():
         if (written / QUANTIZE_CONFIG).is_file():
             return f"vllm serve {path}"

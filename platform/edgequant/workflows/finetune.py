@@ -1,39 +1,42 @@
-"""`finetune`: adapt a model to the domain with LoRA, or with QLoRA over bitsandbytes weights.
+"""`finetune`: adapt a model to the domain: LoRA, QLoRA over bitsandbytes weights, or within a checkpoint's integers.
 
 mlflow run . -e finetune
 edgequant finetune --model FOLDER --base bnb-nf4 --dataset FOLDER_OF_DOCUMENTS
+edgequant finetune --model CHECKPOINT                    # of ptq or qat: ends in the same scheme and size
 """
 
 from __future__ import annotations
 
-import contextlib
 import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from edgequant.errors import UserError
 from edgequant.evaluation.evidence_file import Scores
 from edgequant.evaluation.settings import EvaluationSettings
-from edgequant.folders import CHECKPOINT, atomic_folder, refusal, share_folder
+from edgequant.folders import CHECKPOINT, FINETUNED, refusal
 from edgequant.outputs import Place, check_output, check_own_folder
 from edgequant.training.settings import UNTRAINED, LoraSettings, TrainingSettings
+from edgequant.workflows.adaptation.bases import Base, check_base
+from edgequant.workflows.adaptation.ways import ADAPTER, MERGED, Way, Written, way_of
 from edgequant.workflows.settings import RunSettings, WorkflowResult, configuration
+from edgequant.workflows.shipping import NOTHING_SHIPS, deploy_folder, plan_timing
 from edgequant.workflows.steps.measure import COMPARISON, headline
 from edgequant.workflows.validate import places_read, validate
 
 if TYPE_CHECKING:
-    from edgequant.models.sources import ModelSource
+    from edgequant.workflows.steps.sequences import Split
 
-FINETUNED = "finetune"  # kind of the folder that adapter/ and merged/ share
+SCHEME = "w4a8-g32+emb4"  # of the next step, where a model was adapted in floating point
 
 
 def finetune(
     *,
     model: str = "smollm2-135m",
     dataset: str = "disaster",
-    base: Literal["float", "bnb-int8", "bnb-nf4", "bnb-fp4"] = "float",
+    base: Base = "auto",
+    apart: bool = False,
     training: TrainingSettings = TrainingSettings(learning_rate=5e-4),
     lora: LoraSettings = LoraSettings(),
     evaluation: EvaluationSettings = COMPARISON,
@@ -43,181 +46,147 @@ def finetune(
 ) -> WorkflowResult:
     """Domain adaptation: LoRA on the text, the model before and after side by side.
 
-    Writes the adapter, and over a floating-point base also the merged model, which `qat` and `ptq` take as --model.
+    Over a floating-point model it writes the adapter and the merged model, which `ptq` and `qat` take as --model. Over
+    a quantised checkpoint the updates end in its integers, and the checkpoint in its scheme and size.
 
     Args:
-        model: short name, hub id, folder, .gguf file or MLflow URI of a floating-point model.
-        dataset: text to train on: disaster, disaster-multilingual, wikitext-2, or a folder or file.
-        base: weights under the adapters: float, or bitsandbytes' bnb-int8, bnb-nf4, bnb-fp4 (QLoRA).
+        model: short name, hub id, folder, .gguf file or MLflow URI of a floating-point model, or a checkpoint of `ptq`,
+            `qat` or `finetune`.
+        dataset: text to train on: disaster, disaster-multilingual, wikitext-2, or a folder or file, of a data set with
+            splits the train split: its validation split then chooses the best state, and its test split is what domain
+            perplexity is measured on; or a mix with
+            shares of the tokens, such as disaster:0.8,wikitext-2:0.2 or disaster:0.8,self-generated:0.2, where general
+            text, replayed, keeps the model from forgetting. Instructions, disaster-instructions or a .jsonl file with
+            instruction and answer on each line, are rendered by the chat template and learnt by their answers alone.
+        base: weights under the adapters: auto, the model's own; float; or bitsandbytes' bnb-int8, bnb-nf4, bnb-fp4
+            (QLoRA), over which the adapter stays apart and is measured.
+        apart: over a checkpoint's integers, keep LoRA apart from them, to be served with them and exported as a LoRA
+            file for llama.cpp, instead of training integers and scales.
         training: length, batch, learning rate.
         lora: rank, scale, dropout and targets of the adapters.
         evaluation: what is measured and how.
         output: folder that receives adapter/ and merged/, new, empty or of an earlier fine-tuning (default:
             outputs/finetune/<run id>).
-        register: register the merged model as edgequant-<model> in the MLflow registry; needs base float.
+        register: register the merged model as edgequant-<model> in the MLflow registry.
         run: data, device, seed, resuming and experiment.
     """
     config = configuration(locals())
-    check_base(base, register)
     training.known_rate  # noqa: B018 - refuses `auto`
     source = validate(
-        model, dataset, training=training, evaluation=evaluation, self_generated=False, device=run.device
-    ).source
-    target = check_folders(output, base, places_read(source, dataset, data_dir=run.data_dir))
+        model, dataset, training=training, evaluation=evaluation, self_generated=False, replayed=True,
+        instructions=True, device=run.device, integers=True,
+    ).source  # fmt: skip
+    under = check_base(source, base, lora, apart=apart, register=register)
+    way = way_of(source, model, under, lora, apart=apart, dtype=run.dtype, device=run.device)
+    timing = plan_timing(None, evaluation=evaluation)
+    reads = places_read(source, dataset, data_dir=run.data_dir)
+    target = check_folders(output, way.parts, reads)
 
-    from edgequant import models, tracking
+    from edgequant import tracking
+    from edgequant.workflows.adaptation.selection import text_of
     from edgequant.workflows.steps.data import check_data, evaluation_data
     from edgequant.workflows.steps.measure import measure_items
-    from edgequant.workflows.steps.register import conditions_of, promote_command, register_version
-    from edgequant.workflows.steps.sequences import training_sequences
+    from edgequant.workflows.steps.register import conditions_of, register_version
     from edgequant.workflows.steps.summary import print_summary
 
     notes = check_data(evaluation.tasks, run.data_dir, dataset=dataset)
-    with tracking.workflow_run("finetune", config, experiment=run.experiment, resume=run.resume) as tracked:
+    with tracking.workflow_run("finetune", config, reads, experiment=run.experiment, resume=run.resume) as tracked:
         work = tracking.run_folder("finetune", tracked.id) / "training"
         folder = target or work.parent
-        loaded = load_base(source, base, device=run.device, dtype=run.dtype)
-        name, tokenizer, scheme = loaded.source.name, loaded.tokenizer, "none" if base == "float" else base
-        data = evaluation_data(evaluation.tasks, run.data_dir)
-        sequences = training_sequences(dataset, tokenizer, training.sequence_length, data, run.data_dir, seed=run.seed)
-        training = training.for_text(len(sequences), str(loaded.model.device).partition(":")[0])
-        names: dict[str, Any] = {"model": name, "scheme": scheme}
+        loaded = way.load()
+        name, tokenizer = loaded.source.name, loaded.tokenizer
+        data = evaluation_data(evaluation.tasks, run.data_dir, dataset)
+        kind = str(loaded.model.device).partition(":")[0]
+        text = text_of(dataset, loaded, training, data, run)
+        training = way.fitting(training.for_text(len(text.training), kind))
+        names: dict[str, Any] = {"model": name, "scheme": way.scheme}
         with tracking.variant_run("baseline", **names, phase="finetune", parameters=UNTRAINED):
-            before = models.load(source, dtype=run.dtype, device=run.device) if base == "float" else loaded
-            found = {"baseline": measure_items(before.model, tokenizer, data, evaluation)}
+            before = way.before(loaded)
+            found = {"baseline": measure_items(before.model, tokenizer, data, evaluation, checkpoint=way.checkpoint)}
         made = training.parameters | {"lora_rank": lora.rank}
         with tracking.variant_run("finetuned", **names, phase="finetune", parameters=made):
-            adapted = adapt(loaded.model, model, sequences, training, lora, work, seed=run.seed, resume=tracked.resumed)
-            after = save_result(adapted, tokenizer, folder, base, dtype=run.dtype, device=run.device)
-            shutil.rmtree(work, ignore_errors=True)
-            merged = folder / "merged" if base == "float" else None
-            measured_folder = merged if register else None
-            found["finetuned"] = measure_items(after, tokenizer, data, evaluation, checkpoint=measured_folder)
+            adapted = way.prepare(loaded, run.seed)
+            ends: int | None = tokenizer.eos_token_id
+            adapt(adapted, model, text, training, work, seed=run.seed, resume=tracked.resumed, document_end=ends)
+            written = way.write(adapted, tokenizer, folder)
+            tracking.log_metrics(written.metrics)
+            measured_folder = written.delivered if written.whole and (register or way.scheme != "none") else None
+            after = measure_items(written.loaded, tokenizer, data, evaluation, checkpoint=measured_folder)
+            found["finetuned"] = after
+            ships = deploy_folder(written.delivered, None, timing) if way.ships else NOTHING_SHIPS
+            tracking.log_metrics(ships.metrics)
+            tracking.set_tags(ships.tags)
+        shutil.rmtree(work, ignore_errors=True)  # not before: a run that is resumed here has nothing to train
         rows = {variant: each.metrics for variant, each in found.items()}
+        rows["finetuned"] = rows["finetuned"] | written.metrics | ships.metrics
+        tracking.set_tags(ships.tags)
         tracking.log_metrics(rows["finetuned"])
-        tracking.log_folder(folder / "adapter", "adapter")
-        following = next_command(folder, base)
-        if register and merged:
-            measured, baseline = (Scores(found[name].metrics, found[name].items) for name in ("finetuned", "baseline"))
-            conditions = conditions_of(evaluation, data, run)
+        if (folder / ADAPTER).is_dir() and ADAPTER in way.parts:
+            tracking.log_folder(folder / ADAPTER, ADAPTER)
+        version = None
+        if register:
+            measured, baseline = (Scores(rows[name], found[name].items) for name in ("finetuned", "baseline"))
+            conditions = conditions_of(evaluation, data, run, dataset)
             version = register_version(
-                merged, **names, variant="finetuned", measured=measured, baseline=baseline, conditions=conditions
-            )
-            following = promote_command(version)
-        table = [{"model": name, "variant": v, "scheme": scheme, **headline(row)} for v, row in rows.items()]
-        print_summary(f"finetune: {name}, LoRA rank {lora.rank}", table, tracked, following, notes=notes)
-    return WorkflowResult(tracked.id, rows["finetuned"], str(merged or folder / "adapter"), table)
+                written.delivered, **names, variant="finetuned", measured=measured, baseline=baseline,
+                conditions=conditions, tags=ships.tags,
+            )  # fmt: skip
+        table = [{**names, "variant": v, **headline(row)} for v, row in rows.items()]
+        title = f"finetune: {name}, LoRA rank {lora.rank}"
+        following, talk = next_command(written, way, version), ships.talk(written.delivered)
+        notes += ships.notes
+        items = [each.items for each in found.values()]
+        print_summary(title, table, tracked, following, lead=ships.lead, notes=notes, talk=talk, items=items)
+    return WorkflowResult(tracked.id, rows["finetuned"], str(written.delivered), table)
 
 
-def check_base(base: str, register: bool) -> None:
-    """Refuse to register what is not a model of its own: adapters over quantised weights are not merged.
+def check_folders(output: str | None, parts: Sequence[str], reads: Sequence[Place]) -> Path | None:
+    """Refuse an output that is no place for the folders that will be written; returns it, resolved.
 
-    Raises:
-        UserError: names both settings.
-    """
-    if register and base != "float":
-        raise UserError(
-            f"register true needs base float, got base {base}: adapters over quantised weights are not merged into a "
-            "model that could be registered; use base float, or register false"
-        )
-
-
-def check_folders(output: str | None, base: str, reads: Sequence[Place]) -> Path | None:
-    """Refuse an output that is no place for adapter/ and merged/; returns it, resolved.
+    Args:
+        parts: which of adapter/ and merged/ will be.
 
     Raises:
-        UserError: as `outputs.check_output`; or there is a merged model and this one will not be merged.
+        UserError: as `outputs.check_output`; or there is one of the two and it will not be written.
     """
     check_own_folder("finetune")
     if output is None:
         return None
     folder = check_output(output, FINETUNED, reads=reads, shared=True)
-    for name in ("adapter", "merged"):
+    for name in (ADAPTER, MERGED):
         check_output(Path(output, name), CHECKPOINT, reads=reads)
-    if base != "float" and (folder / "merged").exists():
-        raise refusal(output, FINETUNED, f"holds 'merged', which an adapter over base {base} has none of")
+        if name not in parts and (folder / name).exists():
+            raise refusal(output, FINETUNED, f"holds {name!r}, of which these settings write none")
     return folder
 
 
-def load_base(source: ModelSource, base: str, *, device: str, dtype: str) -> Any:
-    """The model to put adapters on: float32 master weights, or bitsandbytes' integers."""
-    from edgequant import models
-    from edgequant.workflows.ptq import bitsandbytes_config
-
-    if base == "float":
-        return models.load(source, dtype="float32", device=device)
-    compute = models.pick_dtype(dtype, models.pick_device(device))
-    return models.load(
-        source, dtype=compute, device=device, load_options={"quantization_config": bitsandbytes_config(base, compute)}
-    )
-
-
 def adapt(
-    model: Any,
-    made_from: str,
-    sequences: Any,
-    training: TrainingSettings,
-    lora: LoraSettings,
-    work: Path,
-    *,
-    seed: int,
-    resume: bool,
-) -> Any:
-    """Attach adapters and train them, with `work` for training's checkpoints; returns the peft model."""
-    import torch
+    adapted: Any, made_from: str, text: Split, training: TrainingSettings, work: Path, *, seed: int, resume: bool,
+    document_end: int | None = None,
+) -> None:  # fmt: skip
+    """Train a prepared model in place, with `work` for training's checkpoints; leaves it in evaluation mode.
 
+    It ends as it was when the validation text was predicted best, at its start if training made that worse.
+    """
     from edgequant import tracking
     from edgequant.training.loop import train
-    from edgequant.training.lora import attach
+    from edgequant.workflows.adaptation.selection import watch_of
 
-    torch.manual_seed(seed)
-    adapted = attach(model, lora, made_from=made_from)
     result = train(
-        adapted,
-        sequences,
-        training,
-        work,
-        seed=seed,
-        resume=resume,
-        title=f"finetune {made_from}",
+        adapted, text.training, training, work, watch=watch_of(text, training), seed=seed, resume=resume,
+        title=f"finetune {made_from}", document_end=document_end,
         on_log=lambda step, metrics: tracking.log_metrics(metrics, step=step),
-    )
-    tracking.log_metrics({"train/loss": result.loss, "train/tokens_per_second": result.tokens_per_second})
-    return adapted.eval()
+        on_look=lambda step, losses: tracking.log_metrics(losses, step=step),
+    )  # fmt: skip
+    tracking.log_metrics(result.metrics)
+    adapted.eval()
 
 
-def save_result(adapted: Any, tokenizer: Any, folder: Path, base: str, *, dtype: str, device: str) -> Any:
-    """Save the adapter, and the merged model where the base is floating point; returns the model to measure."""
-    from edgequant.models.same_function.integers_of_bitsandbytes import release_layout
-    from edgequant.models.same_function.written import load_written
-    from edgequant.training.lora import merge
-
-    share_folder(folder, FINETUNED)
-    with contextlib.ExitStack() as both:  # neither takes its place before both are written
-        adapter = both.enter_context(atomic_folder(folder / "adapter"))
-        adapted.save_pretrained(adapter, save_embedding_layers=False)  # else peft asks the hub about the base
-        _complete(adapter, tokenizer)
-        if base != "float":
-            release_layout(adapted)
-            return adapted
-        merged, target = merge(adapted, tokenizer), both.enter_context(atomic_folder(folder / "merged"))
-        merged.save_pretrained(target)
-        _complete(target, tokenizer)
-    place: dict[str, Any] = {"dtype": dtype, "device": device}
-    return load_written(folder / "merged", merged, tokenizer, **place, rounded_activations=False).model
-
-
-def _complete(folder: Path, tokenizer: Any) -> None:
-    from edgequant.quantization.checkpoint import ensure_manifest
-
-    tokenizer.save_pretrained(folder)
-    ensure_manifest(folder)
-
-
-def next_command(folder: Path, base: str) -> str:
-    """Quantise the adapted model, or look at how it compares."""
-    return (
-        f"edgequant qat --model {shlex.quote(str(folder / 'merged'))}"
-        if base == "float"
-        else f"edgequant evaluate --model {shlex.quote(str(folder / 'adapter'))}"
-    )
+def next_command(written: Written, way: Way, version: str | None) -> str:
+    """Quantise what was adapted in floating point, ship what is integers, look at what stays apart."""
+    place = shlex.quote(str(written.delivered))
+    if not written.whole:
+        return f"edgequant evaluate --model {place}"
+    if way.scheme == "none":
+        return f"edgequant ptq --model {place} --scheme {SCHEME}"
+    return f"edgequant export --model {version or place}"

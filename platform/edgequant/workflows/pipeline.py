@@ -2,40 +2,49 @@
 
 mlflow run .
 edgequant pipeline --model tiny
+edgequant pipeline --models tiny,FOLDER                  # one after the other; what fails does not stop the others
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
-from edgequant.errors import UserError
+from edgequant.errors import UserError, first_line
 from edgequant.evaluation.settings import EvaluationSettings
-from edgequant.folders import CHECKPOINT, share_folder
-from edgequant.outputs import Place, check_output, places
-from edgequant.quantization.qat.settings import QatSettings
+from edgequant.folders import share_folder
+from edgequant.outputs import check_output, places
 from edgequant.training.settings import TrainingSettings
+from edgequant.workflows.phases.checks import (
+    PHASES,
+    Subject,
+    check_phase_folders,
+    check_phases,
+    check_replay,
+    folder_of,
+    model_names,
+    places_of,
+    validate_models,
+)
+from edgequant.workflows.phases.ledger import Ledger
+from edgequant.workflows.phases.plan import ORDERS, Order, Plan
+from edgequant.workflows.phases.running import delivered_metrics, has_run, reported, run_phases, said_of_orders
 from edgequant.workflows.settings import RunSettings, WorkflowResult, configuration
 from edgequant.workflows.shipping import plan_timing
 from edgequant.workflows.steps.measure import COMPARISON
-from edgequant.workflows.validate import places_read, validate
 
-if TYPE_CHECKING:
-    from edgequant.quantization.scheme import Scheme
-
-PHASES = ("corpus", "baseline", "ptq", "qat", "finetune", "evaluate", "report")
-PEERS = ("bnb-int8", "bnb-nf4")  # schemes that PTQ puts beside the pipeline's own
 PIPELINE = "pipeline"  # kind of the folder that the phases' folders share
 
 
 def pipeline(
     *,
     model: str = "smollm2-135m",
+    models: str | None = None,
     scheme: str = "w4a8-g32+emb4",
     source: str | None = None,
     phases: tuple[str, ...] = PHASES,
+    adapt: tuple[Order, ...] = ORDERS,
+    replay: str | None = "self-generated:0.2",
     training: TrainingSettings = TrainingSettings(distillation_weight=1.0),
     evaluation: EvaluationSettings = COMPARISON,
     output: str = "outputs/pipeline",
@@ -43,36 +52,41 @@ def pipeline(
     register: bool = True,
     run: RunSettings = RunSettings(),
 ) -> WorkflowResult:
-    """Corpus, baseline, PTQ, QAT, fine-tuning, evaluation and report, in this order, under one parent run.
+    """Corpus, baseline, PTQ, QAT, fine-tuning, both in several orders, their table, evaluation, export and report.
+
+    All under one parent run. A phase whose inputs are what they were is not done again.
 
     Args:
         model: short name, hub id, folder, .gguf file or MLflow URI of a floating-point model.
+        models: several of them instead, separated by commas: each goes through all phases in a folder of its own name.
         scheme: what PTQ and QAT quantise and how.
         source: folder of documents for the domain corpus (default: the bundled one).
         phases: which phases to run, in this order.
+        adapt: orders of adapting and quantising that phase `adapt` tries: before (the adapted model is quantised),
+            after (the quantised one is adapted within its integers), joint (QAT that learns the text).
+        replay: general text and its share, mixed into what adaptation reads so that less is forgotten; null: none.
         training: of QAT; fine-tuning takes its steps, batch and sequence length.
         evaluation: what every phase measures and how.
-        output: folder that receives corpus/, ptq/, qat/, finetune/ and report/, new, empty or of an earlier pipeline.
+        output: folder that receives corpus/, ptq/, qat/, finetune/, adapt-ORDER/, export/, report/ and the table
+            orders.md, of several models below their names; new, empty or of an earlier pipeline.
         device_profile: device that the shipped files of PTQ and QAT are to fit: raspberry-pi-5, phone-4gb, edge-2c-1g
             or a YAML file with threads, memory_gb and disk_gb; null: they are timed without limits.
-        register: register the QAT checkpoint as edgequant-<model> in the MLflow registry.
-        run: data, device, seed and experiment of every phase; resume goes on with the phase that was interrupted.
+        register: register what QAT and the orders make as edgequant-<model> in the MLflow registry.
+        run: data, device, seed and experiment of every phase; resume goes on within the phase that was interrupted.
     """
     config = configuration(locals())
-    check_phases(phases)
-    plan_timing(device_profile, evaluation=evaluation)
-    checked = validate(
-        model,
-        "disaster",
-        schemes=scheme,
-        training=training,
-        qat=QatSettings(),
-        evaluation=evaluation,
-        device=run.device,
-    )
-    reads = [*places_read(checked.source, data_dir=run.data_dir), *places({"source": source})]
+    check_phases(phases, adapt)
+    check_replay(replay)
+    timing = plan_timing(device_profile, evaluation=evaluation)
+    named = model_names(model, models)
+    schemes = validate_models(named, scheme, training, evaluation, run)
+    reads = [*(place for name in named.values() for place in places_of(name, run)), *places({"source": source})]
     folder = check_output(output, PIPELINE, reads=reads, shared=True)
-    check_phase_folders(output, phases, Subject(model, checked.schemes, source), reads)
+    for name, given in named.items():
+        place = folder_of(Path(output), name, named)
+        if place != Path(output):
+            check_output(place, PIPELINE, reads=reads, shared=True)
+        check_phase_folders(str(place), phases, adapt, Subject(given, schemes, source), reads)
 
     from edgequant import tracking
     from edgequant.workflows.evaluate import resolved_settings
@@ -80,162 +94,39 @@ def pipeline(
     from edgequant.workflows.steps.summary import print_summary
 
     notes = check_data(evaluation.tasks, run.data_dir)
-    # Three phases measure the same floating-point model: score it once.
+    # Several phases measure the same models: score each once.
     evaluation = resolved_settings(evaluation, limit=None, cache=True)
     with tracking.workflow_run("pipeline", config, experiment=run.experiment, resume=run.resume) as tracked:
+        rows, failed, made = list[dict[str, Any]](), dict[str, Exception](), dict[str, Plan]()
         share_folder(folder, PIPELINE)
-        plan = Plan(model, scheme, source, training, evaluation, folder, device_profile, register, run, tracked.id)
-        rows = [_done(phase, plan, resumed=tracked.resumed) for phase in PHASES if phase in phases]
-        metrics = _metrics_of_qat(tracked.id)
+        for name, given in named.items():
+            place = folder_of(folder, name, named)
+            share_folder(place, PIPELINE)
+            plan = made[name] = Plan(
+                model=given, scheme=scheme, source=source, adapt=adapt if "adapt" in phases else (), replay=replay,
+                phases=tuple(phases), training=training, evaluation=evaluation, folder=place,
+                device_profile=device_profile, register=register, run=run,
+            )  # fmt: skip
+            try:
+                run_phases(name, plan, Ledger(place, has_run), timing, rows)
+            except Exception as error:
+                failed[name] = error
+                if len(named) == 1:
+                    raise
+                rows.append(
+                    {"model": name, "phase": f"failed: {first_line(error)[:160]}", "run": None, "minutes": None}
+                )
+        runs = [row["run"] for row in rows if row["run"]]
+        if "report" in phases and runs:
+            rows.append(reported(runs, folder, run.experiment))
+        metrics = delivered_metrics(runs)
         tracking.log_metrics(metrics)
         following = f"open {folder / 'report' / 'report.html'}"
-        print_summary(f"pipeline: {model}, {scheme}", rows, tracked, following, notes=notes)
-    return WorkflowResult(tracked.id, metrics, str(plan.checkpoint) if plan.checkpoint.is_dir() else None, rows)
-
-
-def check_phases(phases: Sequence[str]) -> None:
-    """Refuse a phase that does not exist.
-
-    Raises:
-        UserError: names it and those that do.
-    """
-    if not phases:
-        raise UserError(f"phases must be some of {', '.join(PHASES)}, got none; leave them out for all")
-    for phase in phases:
-        if phase not in PHASES:
-            raise UserError(f"phases must be some of {', '.join(PHASES)}, got {phase!r}")
-
-
-class Subject(NamedTuple):
-    """What a pipeline is about: the model as it was named, the schemes, and the documents."""
-
-    model: str
-    schemes: list[Scheme]
-    source: str | None
-
-
-def check_phase_folders(output: str, phases: Sequence[str], subject: Subject, reads: Sequence[Place]) -> None:
-    """Refuse an output in which one of the phases could not write its own folder.
-
-    Raises:
-        UserError: as the phase would say it.
-    """
-    from edgequant.quantization.scheme import parse_scheme
-    from edgequant.workflows import corpus, finetune, ptq, report
-
-    schemes = [*subject.schemes, *map(parse_scheme, PEERS)]
-    checks: dict[str, Callable[[str], object]] = {
-        "corpus": lambda folder: corpus.check_folders(subject.source, folder, subject.model),
-        "ptq": lambda folder: ptq.check_folders(folder, schemes, reads),
-        "qat": lambda folder: check_output(folder, CHECKPOINT, reads=reads),
-        "finetune": lambda folder: finetune.check_folders(folder, "float", reads),
-        "report": report.check_folder,
-    }
-    for phase in phases:
-        if phase in checks:
-            checks[phase](str(Path(output, phase)))
-
-
-class Plan(NamedTuple):
-    """What the phases share; what one writes below `folder` is where the next one reads."""
-
-    model: str
-    scheme: str
-    source: str | None
-    training: TrainingSettings
-    evaluation: EvaluationSettings
-    folder: Path
-    device_profile: str | None
-    register: bool
-    run: RunSettings
-    parent: str
-
-    @property
-    def dataset(self) -> str:
-        """The corpus that the first phase built, else the bundled one."""
-        built = self.folder / "corpus"
-        return str(built) if (built / "dataset_dict.json").is_file() else "disaster"
-
-    @property
-    def checkpoint(self) -> Path:
-        """What QAT writes."""
-        return self.folder / "qat"
-
-    def corpus(self) -> None:
-        from edgequant.workflows.corpus import corpus
-
-        target = str(self.folder / "corpus")
-        corpus(source=self.source, output=target, model=self.model, experiment=self.run.experiment)
-
-    def baseline(self) -> None:
-        from edgequant.workflows.baseline import baseline
-
-        baseline(model=self.model, evaluation=self.evaluation, limit=self.evaluation.limit, run=self.run)
-
-    def ptq(self) -> None:
-        from edgequant.workflows.ptq import ptq
-
-        schemes = ",".join(dict.fromkeys((self.scheme, *PEERS)))
-        target = str(self.folder / "ptq")
-        ptq(
-            model=self.model, scheme=schemes, dataset=self.dataset, evaluation=self.evaluation, output=target,
-            device_profile=self.device_profile, run=self.run,
-        )  # fmt: skip
-
-    def qat(self) -> None:
-        from edgequant.workflows.qat import qat
-
-        qat(
-            model=self.model, scheme=self.scheme, dataset=f"{self.dataset},self-generated", training=self.training,
-            evaluation=self.evaluation, output=str(self.checkpoint), device_profile=self.device_profile,
-            register=self.register, run=self.run,
-        )  # fmt: skip
-
-    def finetune(self) -> None:
-        from edgequant.workflows.finetune import finetune
-
-        names = ("steps", "epochs", "max_tokens", "max_minutes", "batch_size", "sequence_length", "save_steps")
-        training = TrainingSettings(learning_rate=5e-4, **{name: getattr(self.training, name) for name in names})
-        target = str(self.folder / "finetune")
-        finetune(
-            model=self.model, dataset=self.dataset, training=training, evaluation=self.evaluation, output=target,
-            run=self.run,
-        )  # fmt: skip
-
-    def evaluate(self) -> None:
-        from edgequant.workflows.evaluate import evaluate
-
-        measured = str(self.checkpoint) if self.checkpoint.is_dir() else self.model
-        evaluate(model=measured, evaluation=self.evaluation, limit=self.evaluation.limit, run=self.run)
-
-    def report(self) -> None:
-        from edgequant import tracking
-        from edgequant.workflows.report import report
-
-        runs = [found.id for found in tracking.find_runs(parent=self.parent) if found.status == "FINISHED"]
-        report(runs=",".join(runs), output=str(self.folder / "report"), experiment=self.run.experiment)
-
-
-def _done(phase: str, plan: Plan, *, resumed: bool) -> dict[str, Any]:
-    """Run a phase, unless the interrupted pipeline had finished it; its row names the nested run that it made."""
-    from edgequant import tracking
-
-    started = time.perf_counter()
-    if not (resumed and phase != "report" and _finished(phase, plan.parent)):
-        getattr(plan, phase)()
-    made = tracking.find_runs(workflow=phase, parent=plan.parent)
-    return {"phase": phase, "run": made[0].id if made else None, "minutes": (time.perf_counter() - started) / 60}
-
-
-def _finished(phase: str, parent: str) -> bool:
-    from edgequant import tracking
-
-    return any(found.status == "FINISHED" for found in tracking.find_runs(workflow=phase, parent=parent))
-
-
-def _metrics_of_qat(parent: str) -> dict[str, float]:
-    """The metrics of the model that the pipeline delivers: the QAT checkpoint's."""
-    from edgequant import tracking
-
-    found = tracking.find_runs(workflow="qat", parent=parent)
-    return tracking.details_of(found[0].id) | found[0].metrics if found else {}
+        title = f"pipeline: {', '.join(named)}, {scheme}"
+        lead = [line for plan in made.values() for line in said_of_orders(plan)]
+        print_summary(title, rows, tracked, following, lead=lead, notes=notes)
+        if failed:
+            told = "; ".join(f"{name}: {first_line(error)[:200]}" for name, error in failed.items())
+            raise UserError(f"{len(failed)} of {len(named)} models failed: {told}; correct it and run the same again")
+    first = next(iter(made.values()))
+    return WorkflowResult(tracked.id, metrics, str(first.quantized) if first.quantized.is_dir() else None, rows)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from edgequant.evaluation.evidence_file import Scores
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.export.choice import check_export
-from edgequant.folders import CHECKPOINT, atomic_folder, share_folder
+from edgequant.folders import CHECKPOINT, FINETUNED, atomic_folder, made_here, share_folder
 from edgequant.outputs import Place, check_output, check_own_folder
 from edgequant.quantization.calibration import CalibrationSettings
 from edgequant.quantization.ptq.methods import AUTO
@@ -86,7 +86,8 @@ def ptq(
     )  # fmt: skip
     check_export(export, schemes)
     timing = plan_timing(device_profile, threads, evaluation=evaluation)
-    target = check_folders(output, schemes, places_read(source, dataset, data_dir=run.data_dir))
+    reads = places_read(source, dataset, data_dir=run.data_dir)
+    target = check_folders(output, schemes, reads)
 
     from edgequant import models, tracking
     from edgequant.export.shipped import check_can_ship
@@ -97,11 +98,11 @@ def ptq(
     from edgequant.workflows.steps.summary import print_summary
 
     notes = check_data(evaluation.tasks, run.data_dir, dataset=dataset)
-    with tracking.workflow_run("ptq", config, experiment=run.experiment, resume=run.resume) as tracked:
+    with tracking.workflow_run("ptq", config, reads, experiment=run.experiment, resume=run.resume) as tracked:
         loaded = models.load(source, dtype="float32", device=run.device)
         check_can_ship(loaded.model.config, loaded.tokenizer, export)
         name, dtype = loaded.source.name, models.pick_dtype(run.dtype, str(loaded.model.device))
-        data = evaluation_data(evaluation.tasks, run.data_dir)
+        data = evaluation_data(evaluation.tasks, run.data_dir, dataset)
         wanted = calibration.num_calibration_samples
         sequences = training_sequences(
             dataset, loaded.tokenizer, calibration.sequence_length or SEQUENCE_LENGTH, data, run.data_dir,
@@ -116,7 +117,7 @@ def ptq(
         with tracking.variant_run("baseline", model=name, scheme="none", phase="ptq", parameters=UNTRAINED):
             floating = models.cast(copy.deepcopy(loaded.model), dtype)
             baseline = measure_items(floating, loaded.tokenizer, data, evaluation)
-            rows = {"none": baseline.metrics}
+            rows, items = {"none": baseline.metrics}, [baseline.items]
         folders, shipped, versions = {}, {}, []
         for parsed, layer_bits in mixed:
             made = UNTRAINED | {"method": method}
@@ -130,11 +131,12 @@ def ptq(
                 tracking.log_metrics(form.metrics)
                 tracking.set_tags(form.tags)
                 rows[parsed.name] = row = found.metrics | form.metrics
+                items.append(found.items)
                 if register:
                     version = register_version(
                         folder, model=name, scheme=parsed.name, variant="ptq", tags=form.tags,
                         measured=Scores(row, found.items), baseline=Scores(baseline.metrics, baseline.items),
-                        conditions=conditions_of(evaluation, data, run),
+                        conditions=conditions_of(evaluation, data, run, dataset),
                     )  # fmt: skip
                     versions.append(version)
         shutil.rmtree(rounding.work_folder, ignore_errors=True)
@@ -148,15 +150,23 @@ def ptq(
         following = next_command(str(model), delivering, folders[delivered])
         following = promote_command(versions[0]) if versions else following
         talk = shipped[delivered].talk(folders[delivered])
-        print_summary(f"ptq: {name}", table, tracked, following, lead=lead, notes=notes, talk=talk)
+        print_summary(f"ptq: {name}", table, tracked, following, lead=lead, notes=notes, talk=talk, items=items)
     return WorkflowResult(tracked.id, rows[delivered], str(folders[delivered]), table)
 
 
 def next_command(model: str, scheme: Scheme, folder: Path) -> str:
-    """Train with the scheme, or look closer at what cannot be trained: bitsandbytes' own."""
+    """Adapt the integers of what was fine-tuned; else train with the scheme; or look closer at bitsandbytes' own."""
+    if scheme.backend == "edgequant" and was_finetuned(model):
+        return f"edgequant finetune --model {shlex.quote(str(folder))} --register true"
     if scheme.backend == "edgequant":
         return f"edgequant qat --model {shlex.quote(model)} --scheme {scheme.name}"
     return f"edgequant evaluate --model {shlex.quote(str(folder))}"
+
+
+def was_finetuned(model: str) -> bool:
+    """Whether a model argument is a folder that `finetune` wrote."""
+    found = made_here(Path(model).expanduser().resolve().parent)
+    return found is not None and found.kind == FINETUNED
 
 
 def summary_rows(rows: dict[str, dict[str, float]], model: str, formats: dict[str, str]) -> list[dict[str, Any]]:
@@ -219,6 +229,7 @@ def write_quantized(
 
 def _write_bitsandbytes(source: ModelSource, scheme: Scheme, folder: Path, *, dtype: str, device: str) -> LoadedModel:
     from edgequant import models
+    from edgequant.models.adapters.quantized_base import bitsandbytes_config
     from edgequant.models.same_function.written import load_written
     from edgequant.quantization.checkpoint import ensure_manifest
 
@@ -230,20 +241,6 @@ def _write_bitsandbytes(source: ModelSource, scheme: Scheme, folder: Path, *, dt
         quantized.tokenizer.save_pretrained(temporary)
         ensure_manifest(temporary)
     return load_written(folder, quantized.model, quantized.tokenizer, device=device, rounded_activations=rounded)
-
-
-def bitsandbytes_config(scheme: str, dtype: str) -> Any:
-    """transformers' configuration for bnb-int8 (LLM.int8), bnb-nf4 (QLoRA's NormalFloat) or bnb-fp4."""
-    import torch
-    from transformers import BitsAndBytesConfig
-
-    if scheme == "bnb-int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type=scheme.removeprefix("bnb-"),
-        bnb_4bit_compute_dtype=getattr(torch, dtype),
-    )
 
 
 def check_folders(output: str | None, schemes: Sequence[Scheme], reads: Sequence[Place]) -> Path | None:

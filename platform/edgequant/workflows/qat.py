@@ -94,11 +94,11 @@ def qat(
     from edgequant.workflows.steps.summary import print_summary
 
     notes = check_data(evaluation.tasks, run.data_dir, apart=("guard",), dataset=dataset, guard=guard)
-    with tracking.workflow_run("qat", config, experiment=run.experiment, resume=run.resume) as tracked:
+    with tracking.workflow_run("qat", config, reads, experiment=run.experiment, resume=run.resume) as tracked:
         experiment = qat_experiment.load(
             source, parsed, dataset, training=training, qat=qat, calibration=calibration, evaluation=evaluation,
-            data=evaluation_data(evaluation.tasks, run.data_dir), folder=tracking.run_folder("qat", tracked.id),
-            run=run, adapt=adapt, guard=guard, resume=tracked.resumed,
+            data=evaluation_data(evaluation.tasks, run.data_dir, dataset), run=run, adapt=adapt, guard=guard,
+            folder=tracking.run_folder("qat", tracked.id), resume=tracked.resumed,
         )  # fmt: skip
         check_can_ship(experiment.floating.config, experiment.tokenizer, export)
         log_layer_bits(experiment.layer_bits)
@@ -118,11 +118,14 @@ def qat(
             version = register_version(
                 checkpoint, **names, measured=Scores(metrics, rows[found.delivered].items),
                 baseline=Scores(rows["baseline"].metrics, rows["baseline"].items), tags=found.tags | shipped.tags,
-                conditions=conditions_of(with_guard(evaluation), experiment.data, run),
+                conditions=conditions_of(with_guard(evaluation), experiment.data, run, dataset),
             )  # fmt: skip
             following = following if found.harm else promote_command(version)
         table = verdict.summary_rows(rows, found, experiment.name, parsed.name, shipped.cells)
         title = f"qat: {experiment.name}, {parsed.name}"
         lead, notes = [*found.lines, *shipped.lead], [*notes, *shipped.notes]
-        print_summary(title, table, tracked, following, lead=lead, notes=notes, talk=shipped.talk(checkpoint))
+        print_summary(
+            title, table, tracked, following, lead=lead, notes=notes, talk=shipped.talk(checkpoint),
+            items=[row.items for row in rows.values()],
+        )  # fmt: skip
     return WorkflowResult(tracked.id, metrics, str(checkpoint), table)

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import shlex
-import tempfile
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgequant.disk.leftovers import Scratch
 from edgequant.errors import UserError, first_line
 from edgequant.evaluation.backends.llama_cpp.cores import physical_cores
 from edgequant.evaluation.backends.llama_cpp.library import INSTALL, version
@@ -163,7 +163,7 @@ def deploy(loaded: LoadedModel, checkpoint: Path, export: str | None, plan: Timi
     """
     from edgequant.export.shipped import place_beside
 
-    with tempfile.TemporaryDirectory(dir=place_beside(checkpoint), prefix=".shipped-") as folder:
+    with Scratch(place_beside(checkpoint), ".shipped.") as folder:
         shipped = _shipped(loaded, checkpoint, export, None if plan.left_out else Path(folder))
         tags = {name: value for name, value in shipped.tags.items() if value}
         timing = plan.of(shipped.format, runs=shipped.path is not None)

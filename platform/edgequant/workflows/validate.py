@@ -15,9 +15,8 @@ from edgequant.export.onnx.expressible import check_scheme
 from edgequant.models.onnx.library import check_installed
 from edgequant.outputs import Place, places
 from edgequant.quantization.scheme import Scheme
-from edgequant.workflows.steps.data import SELF_GENERATED, TEXTS, check_dataset, check_guard
 from edgequant.workflows.steps.layer_bits import with_size_budget
-from edgequant.workflows.steps.text_mix import parse_mix
+from edgequant.workflows.steps.text_mix import NAMED, check_dataset, check_guard, parse_mix
 
 if TYPE_CHECKING:
     from edgequant.evaluation.settings import EvaluationSettings
@@ -45,9 +44,12 @@ def validate(
     qat: QatSettings | None = None,
     calibration: CalibrationSettings | None = None,
     self_generated: bool = True,
+    replayed: bool = False,
+    instructions: bool = False,
     guard: str | None = None,
     evaluation: EvaluationSettings | None = None,
     device: str = "auto",
+    integers: bool = False,
 ) -> Checked:
     """Refuse what cannot work: names that mean nothing, group sizes that do not divide, settings that contradict.
 
@@ -58,10 +60,12 @@ def validate(
         size_budget: for schemes whose bits may differ from layer to layer.
         method: PTQ method.
         training, qat, calibration: settings of QAT, which no bitsandbytes scheme can take.
-        self_generated: whether text that the model itself writes will do.
+        self_generated: whether text that the model itself writes will do; `replayed`: beside other text;
+            `instructions`: whether instructions with answers will do.
         guard: general text that is not trained on.
         evaluation: how it is measured.
         device: where the model is to run.
+        integers: whether one of our quantised checkpoints will do as well.
 
     Raises:
         UserError: names the value and what was expected.
@@ -75,12 +79,13 @@ def validate(
     models.check_device(device)
     parsed = [parse_scheme(name.strip()) for name in schemes.split(",")] if schemes else []
     if qat is not None:
-        _check_qat(parsed, training, qat, calibration)
-    check_dataset(dataset, self_generated=self_generated)
+        check_qat(parsed, training, qat, calibration)
+    check_dataset(dataset, self_generated=self_generated, replayed=replayed, instructions=instructions)
     if guard is not None:
         check_guard(guard, dataset)
     source = models.check_available(model)
-    models.check_floating(source)
+    if not (integers and stated_scheme(source)):
+        models.check_floating(source)
     _check_lengths(source, training, calibration)
     if evaluation is not None:
         check_window(source, evaluation)
@@ -118,9 +123,14 @@ def check_window(source: ModelSource, evaluation: EvaluationSettings) -> None:
         )
 
 
-def _check_qat(
+def check_qat(
     schemes: list[Scheme], training: TrainingSettings | None, qat: QatSettings, calibration: CalibrationSettings | None
 ) -> None:
+    """Refuse schemes that cannot be trained, and settings of QAT that contradict each other.
+
+    Raises:
+        UserError: names the value and what was expected.
+    """
     for scheme in schemes:
         if scheme.backend != "edgequant":
             raise UserError(
@@ -135,20 +145,26 @@ def _check_qat(
 
 
 def places_read(
-    source: ModelSource, *texts: str, data_dir: str | None = None, teacher: str | None = None
+    source: ModelSource | None,
+    *texts: str,
+    data_dir: str | None = None,
+    teacher: str | None = None,
+    predictions: str | None = None,
 ) -> list[Place]:
-    """What a run reads from this machine's disk, so that no output takes its place.
+    """What a run reads from this machine's disk, so that no output takes its place, and one that is resumed finds it.
 
     Args:
-        source: of the model; the base of an adapter is read too.
+        source: of the model, if one is loaded; the base of an adapter is read too.
         texts: training or calibration text and guard, by name or path, or mixes of them.
         data_dir: of the benchmarks, unless $EDGEQUANT_DATA names it.
         teacher: another model, by its source.
+        predictions: a file of answers, which is scored.
     """
-    location = source.location if source.kind in ("folder", "gguf") else None
-    named = {"model": location, "base model": _base_of(source), "teacher": teacher}
+    location = source.location if source is not None and source.kind in ("folder", "gguf") else None
+    base = None if source is None else _base_of(source)
+    named = {"model": location, "base model": base, "teacher": teacher, "squad_predictions": predictions}
     named["data_dir"] = data_dir or os.environ.get("EDGEQUANT_DATA")
-    parts = [part.name for text in texts for part in parse_mix(text) if part.name not in (*TEXTS, SELF_GENERATED)]
+    parts = [part.name for text in texts for part in parse_mix(text) if part.name not in NAMED]
     return [*places(named), *(place for part in parts for place in places({"dataset": part}))]
 
 
@@ -237,14 +253,39 @@ def refusal_of(source: ModelSource, format: str) -> UserError | None:
     return None
 
 
+def is_adapter_over_integers(source: ModelSource) -> bool:
+    """Whether it is an adapter whose base is one of our checkpoints, by their files."""
+    from edgequant.models.adapters.quantized_base import BITSANDBYTES, stated_base
+
+    stated = stated_base(Path(source.location)) if source.kind == "folder" else None
+    return stated is not None and stated not in BITSANDBYTES
+
+
+def check_adapter_alone(source: ModelSource) -> None:
+    """Refuse what is no adapter, or one that a LoRA file cannot hold.
+
+    Raises:
+        UserError: says which.
+    """
+    from edgequant.models.configs import is_adapter
+
+    if source.kind != "folder" or not is_adapter(Path(source.location)):
+        raise UserError(
+            f"model for format lora must be a folder with an adapter, got {source.name!r}; use `edgequant finetune`'s "
+            "adapter/, or another format"
+        )
+    from edgequant.export.gguf.lora import check_lora
+
+    check_lora(Path(source.location))
+
+
 def stated_scheme(source: ModelSource) -> Scheme | None:
     """The scheme of one of our checkpoints, as its configuration says it, on this machine or on the hub."""
     from edgequant import models
+    from edgequant.models import hub
 
     config: dict[str, Any] = models.folder_config(Path(source.location)) if source.kind == "folder" else {}
     if source.kind == "hub":
-        from transformers import PretrainedConfig
-
-        config = PretrainedConfig.get_config_dict(source.location)[0]
+        config = hub.stated_config(source.name, source.location)
     stated = (config.get("quantization_config") or {}).get("scheme")
     return None if stated is None else Scheme.from_dict(stated)

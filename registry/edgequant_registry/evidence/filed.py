@@ -25,7 +25,13 @@ def evidence_of(name: str, version: str, run_id: str | None) -> Evidence | None:
     if filed is None:
         _check_has_none(label, uri)
         return None
-    found = tracking.download(uri).read_bytes()
+    try:
+        found = tracking.download(uri).read_bytes()
+    except UserError as error:
+        raise UserError(
+            f"{label}: {FILE}, which its run filed with it, is no longer among its files; copy it back from run "
+            f"{run_id}'s evidence/, or register the checkpoint again"
+        ) from error
     for whose, content in (("its", found), (f"run {run_id}'s copy of its", filed.copy)):
         if (digest := sha256_of_bytes(content)) != filed.digest:
             raise UserError(
@@ -57,7 +63,7 @@ def verified_checkpoint(uri: str, label: str, evidence: Evidence | None) -> Path
         UserError: a file is missing, damaged, or another than the one that was measured; names it.
     """
     folder = tracking.download(uri)
-    listed = files_that_count(verify(folder))
+    listed = files_that_count(verify(folder, label))
     measured = listed if evidence is None else {**evidence.files, FILE: listed.get(FILE)}
     for name in sorted(measured.keys() | listed.keys()):
         if measured.get(name) != listed.get(name):

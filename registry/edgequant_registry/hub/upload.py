@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from edgequant.errors import UserError, first_line
+from edgequant.evaluation.evidence_file import FILE as EVIDENCE
+from edgequant.folders import MANIFEST
 from edgequant.models import hub
-from edgequant.models.manifest import EXPORTED, HARMLESS
+from edgequant.models.manifest import EXPORTED, HARMLESS, without_file
 from edgequant.reporting.model_card import FILE
 
 # What a promotion adds for `mlflow models serve`, by its first part; MLmodel tells that it is there.
@@ -72,8 +75,13 @@ def upload(
 
 
 def files_to_push(folder: Path) -> dict[str, Path | bytes]:
-    """A checkpoint's files by their paths, without hidden ones and what only serves it through MLflow."""
+    """A checkpoint's files by their paths.
+
+    Without hidden ones, what only serves it through MLflow, and the evidence of a registered version, which names
+    folders and machines of its makers.
+    """
     served = SERVING if (folder / "MLmodel").is_file() else set()
+    manifest = folder / MANIFEST
     found: dict[str, Path | bytes] = {}
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
@@ -83,6 +91,8 @@ def files_to_push(folder: Path) -> dict[str, Path | bytes]:
             and not any(part.startswith((".", "__pycache__")) for part in parts)
         ):
             found["/".join(parts)] = path
+    if found.pop(EVIDENCE, None) is not None:
+        found[MANIFEST] = json.dumps(without_file(manifest, EVIDENCE), indent=2).encode()
     return found
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from edgequant_registry.serving.requests import Request
+from edgequant_registry.serving.waiting import Waiting
 
 FinishReason = Literal["stop", "length"]
+Say = Callable[[int, str], None]
+"""Takes a piece of the answer to the prompt of that number, as soon as it has come."""
 
 
 @dataclass(frozen=True)
@@ -33,32 +36,44 @@ class Engine(Protocol):
 
     name: str
 
-    def answer(self, request: Request) -> list[Answer]:
-        """One answer to a chat, or one to each prompt, in their order.
+    def answer(self, request: Request, waiting: Waiting, say: Say | None = None) -> list[Answer]:
+        """One answer to a chat, or one to each prompt, in their order. The pieces that are said make up its text.
 
         Raises:
             BadRequestError: the model cannot answer it: too long, no chat template, roles in an order that it refuses.
+            UnansweredError: nobody waits any more, and the work has stopped.
         """
 
 
 def to_openai(request: Request, answers: Sequence[Answer], model: str) -> dict[str, Any]:
     """The response object of a chat or of a completion."""
+    choices = [choice(request, at, answer.text, answer.finish_reason) for at, answer in enumerate(answers)]
+    return heading(request, model) | {"choices": choices, "usage": usage(answers)}
+
+
+def heading(request: Request, model: str) -> dict[str, Any]:
+    """What a response begins with; that of a stream's chunks is the same in each."""
     chat = bool(request.messages)
-    prompt, completion = sum(each.prompt_tokens for each in answers), sum(each.completion_tokens for each in answers)
+    kind = "chat.completion" if chat else "text_completion"
     return {
         "id": f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}",
-        "object": "chat.completion" if chat else "text_completion",
+        "object": f"{kind}.chunk" if chat and request.stream else kind,
         "created": int(time.time()),
         "model": model,
-        "choices": [_choice(at, answer, chat) for at, answer in enumerate(answers)],
-        "usage": {
-            "prompt_tokens": prompt,
-            "completion_tokens": completion,
-            "total_tokens": prompt + completion,
-        },
     }
 
 
-def _choice(index: int, answer: Answer, chat: bool) -> dict[str, Any]:
-    said = {"message": {"role": "assistant", "content": answer.text}} if chat else {"text": answer.text}
-    return {"index": index, **said, "logprobs": None, "finish_reason": answer.finish_reason}
+def choice(request: Request, index: int, text: str | None, reason: FinishReason | None) -> dict[str, Any]:
+    """One of `choices`: an answer, or of a stream a piece of it; None where there is no more text."""
+    said: dict[str, Any] = {"text": text or ""}
+    if request.messages and request.stream:
+        said = {"delta": {} if text is None else {"content": text}}
+    elif request.messages:
+        said = {"message": {"role": "assistant", "content": text}}
+    return {"index": index, **said, "logprobs": None, "finish_reason": reason}
+
+
+def usage(answers: Sequence[Answer]) -> dict[str, int]:
+    """Tokens that were read and generated for all answers together."""
+    prompt, completion = sum(each.prompt_tokens for each in answers), sum(each.completion_tokens for each in answers)
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}

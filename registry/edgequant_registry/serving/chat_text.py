@@ -8,8 +8,9 @@ from typing import Any
 
 from jinja2.exceptions import TemplateError
 
-from edgequant_registry.serving.refusal import BadRequestError, no_template
-from edgequant_registry.serving.requests import Message
+from edgequant_registry.serving.messages import Message
+from edgequant_registry.serving.refusal import BadRequestError, no_such_token, no_template, refuse_what_cannot_fit
+from edgequant_registry.serving.requests import Prompt
 
 _PROBE = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})
 
@@ -26,19 +27,33 @@ class ChatText:
         configured = getattr(generation_config, "eos_token_id", None)
         ends = [*(configured if isinstance(configured, list) else [configured]), tokenizer.eos_token_id]
         self.ends = {token for token in [*ends, self._end_of_turn()] if token is not None}
+        self.vocabulary = len(tokenizer)
+        self._longest_token = max(map(len, tokenizer.get_vocab()))
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a text, with what a sequence begins with."""
-        with self._alone:
-            return list(self._tokenizer(text).input_ids)
+    def encode(self, prompt: Prompt, context: int | None) -> list[int]:
+        """Token ids of a text, with what a sequence begins with; ids stay as they are.
 
-    def of_chat(self, messages: Sequence[Message]) -> list[int]:
+        Raises:
+            BadRequestError: longer than a context, or ids that are not the model's.
+        """
+        if isinstance(prompt, str):
+            refuse_what_cannot_fit(len(prompt), self._longest_token, context)
+            with self._alone:
+                return list(self._tokenizer(prompt).input_ids)
+        for token in prompt:
+            if not 0 <= token < self.vocabulary:
+                raise no_such_token(token, self.vocabulary)
+        return list(prompt)
+
+    def of_chat(self, messages: Sequence[Message], context: int | None) -> list[int]:
         """Token ids of a chat up to where the assistant's answer begins.
 
         Raises:
-            BadRequestError: no template, or one that refuses the order of the roles.
+            BadRequestError: longer than a context, no template, or one that refuses the order of the roles.
         """
-        return self._ids(self._rendered(messages, add_generation_prompt=True))
+        rendered = self._rendered(messages, add_generation_prompt=True)
+        refuse_what_cannot_fit(len(rendered), self._longest_token, context)
+        return self._ids(rendered)
 
     def decode(self, tokens: Sequence[int], *, after: Sequence[int]) -> str:
         """The text that tokens add to a sequence, with the space that some tokenizers would drop in front."""

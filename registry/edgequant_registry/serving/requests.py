@@ -7,27 +7,32 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
+from edgequant_registry.serving.limits import Limits
+from edgequant_registry.serving.messages import Message, is_list, messages_of, shown, text_of
 from edgequant_registry.serving.refusal import BadRequestError
 
 DEFAULT_TOKENS = 256
 HOTTEST = 2.0
-ROLES = ("system", "user", "assistant")
+MOST_STOPS = 4  # as OpenAI's
+LARGEST = 2**63 - 1
 SAME_AS = {"max_completion_tokens": "max_tokens"}  # OpenAI's newer name
-OPTIONS = ("max_tokens", "temperature", "top_p", "stop", "seed")
-# Of what clients send, what changes no answer here.
-WITHOUT_EFFECT = {
-    "model", "user", "metadata", "store", "service_tier", "stream_options", "safety_identifier", "prompt_cache_key",
-    "parallel_tool_calls", "tool_choice",
+OPTIONS = ("max_tokens", "temperature", "top_p", "stop", "seed", "stream", "stream_options")
+# Of what clients send, what changes no answer here, and what it has to be.
+WITHOUT_EFFECT: dict[str, type | tuple[type, ...]] = {
+    "model": str, "user": str, "metadata": Mapping, "store": bool, "service_tier": str, "safety_identifier": str,
+    "prompt_cache_key": str, "prompt_cache_retention": str, "parallel_tool_calls": bool, "tool_choice": (str, Mapping),
 }  # fmt: skip
 # What is not offered, and the values that ask for nothing.
 NOT_OFFERED: dict[str, tuple[Any, ...]] = {
-    "stream": (False,), "n": (1,), "best_of": (1,), "echo": (False,), "logprobs": (False,), "top_logprobs": (0,),
+    "n": (1,), "best_of": (1,), "echo": (False,), "logprobs": (False,), "top_logprobs": (0,),
     "suffix": ("",), "frequency_penalty": (0,), "presence_penalty": (0,), "logit_bias": ({},), "tools": ([],),
-    "functions": ([],), "response_format": ({"type": "text"},),
+    "functions": ([],), "function_call": ("none",), "response_format": ({"type": "text"},), "audio": (),
+    "modalities": (["text"],), "prediction": (), "web_search_options": (), "reasoning_effort": ("none",),
+    "verbosity": ("medium",),
 }  # fmt: skip
 KNOWN = ("messages", "prompt", *OPTIONS, *SAME_AS)
 
-Message = dict[str, str]
+Prompt = str | tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -36,31 +41,35 @@ class Request:
 
     Attributes:
         messages: of a chat, oldest first, each with `role` and `content`; empty for a completion.
-        prompts: texts to go on with; none of a chat.
+        prompts: texts to go on with, or their token ids; none of a chat.
         max_tokens: new tokens, at most; fewer where the context ends.
         temperature: 0 takes the likeliest token each time.
         top_p: tokens are drawn from the likeliest ones that together have this probability.
         stop: texts before which an answer ends.
         seed: of what is drawn; None draws differently each time.
+        stream: whether the answer is sent as it comes.
+        include_usage: whether a stream ends with the counts of tokens.
     """
 
     messages: tuple[Message, ...] = ()
-    prompts: tuple[str, ...] = ()
+    prompts: tuple[Prompt, ...] = ()
     max_tokens: int = DEFAULT_TOKENS
     temperature: float = 0.0
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
     seed: int | None = None
+    stream: bool = False
+    include_usage: bool = False
 
 
-def parse(sent: Any) -> Request:
+def parse(sent: Any, limits: Limits | None = None) -> Request:
     """Check a request; what is null counts as left out.
 
     Raises:
         BadRequestError: names the field, what was expected, what was sent.
     """
     if not isinstance(sent, Mapping):
-        raise BadRequestError(f"a request must be an object with messages or a prompt, got {_shown(sent)}")
+        raise BadRequestError(f"a request must be an object with messages or a prompt, got {shown(sent)}")
     given = {str(key): value for key, value in sent.items() if value is not None}
     _refuse_unknown(given)
     if ("messages" in given) == ("prompt" in given):
@@ -69,15 +78,18 @@ def parse(sent: Any) -> Request:
     for newer, name in SAME_AS.items():
         if newer in given:
             given[name] = given.pop(newer)
-    messages = _messages(given["messages"]) if "messages" in given else ()
-    prompts = _prompts(given["prompt"]) if "prompt" in given else ()
+    most = (limits or Limits()).most_prompts
+    stream = _truth(given, "stream")
     return Request(
-        messages, prompts,
+        messages_of(given["messages"]) if "messages" in given else (),
+        _prompts(given["prompt"], most) if "prompt" in given else (),
         max_tokens=_whole(given, "max_tokens", DEFAULT_TOKENS, least=1),
         temperature=_number(given, "temperature", 0.0, (0.0, HOTTEST)),
         top_p=_number(given, "top_p", 1.0, (0.0, 1.0), beyond=True),
         stop=_stops(given.get("stop", ())),
-        seed=_whole(given, "seed", 0, least=0) if "seed" in given else None,
+        seed=_whole(given, "seed", 0, least=-LARGEST - 1) if "seed" in given else None,
+        stream=stream,
+        include_usage=_include_usage(given, stream),
     )  # fmt: skip
 
 
@@ -85,11 +97,14 @@ def _refuse_unknown(given: Mapping[str, Any]) -> None:
     for name, value in given.items():
         if name in NOT_OFFERED:
             if not any(_same(value, neutral) for neutral in NOT_OFFERED[name]):
-                raise BadRequestError(f"{name} must be left out, which is not offered here, got {_shown(value)}", name)
-        elif name not in KNOWN and name not in WITHOUT_EFFECT:
-            near = get_close_matches(name, KNOWN, n=1)
+                raise BadRequestError(f"{name} must be left out, which is not offered here, got {shown(value)}", name)
+        elif name in WITHOUT_EFFECT:
+            if not isinstance(value, WITHOUT_EFFECT[name]):
+                raise BadRequestError(f"{name} must be of another type (it changes nothing), got {shown(value)}", name)
+        elif name not in KNOWN:
+            near = get_close_matches(name[:60], KNOWN, n=1)
             hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(KNOWN)}"
-            raise BadRequestError(f"{name} is unknown; {hint}", name)
+            raise BadRequestError(f"{shown(name)[1:-1]} is unknown; {hint}")
 
 
 def _same(value: Any, neutral: Any) -> bool:
@@ -97,61 +112,65 @@ def _same(value: Any, neutral: Any) -> bool:
     return bool(value == neutral) and isinstance(value, bool) == isinstance(neutral, bool)
 
 
-def _messages(sent: Any) -> tuple[Message, ...]:
-    if not _is_list(sent) or not sent:
-        raise BadRequestError(f"messages must be a list of at least one message, got {_shown(sent)}", "messages")
-    return tuple(_message(message, f"messages[{at}]") for at, message in enumerate(sent))
-
-
-def _message(sent: Any, where: str) -> Message:
-    if not isinstance(sent, Mapping):
-        raise BadRequestError(f"{where} must be an object with role and content, got {_shown(sent)}", where)
-    role = "system" if sent.get("role") == "developer" else sent.get("role")  # OpenAI's newer name
-    if role not in ROLES:
-        raise BadRequestError(f"{where}.role must be {', '.join(ROLES)}, got {_shown(role)}", where)
-    return {"role": str(role), "content": _content(sent.get("content"), f"{where}.content")}
-
-
-def _content(sent: Any, where: str) -> str:
-    """A text, or the list of texts that some clients make of it."""
-    if not _is_list(sent):
-        return _text(sent, where)
-    parts = [part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else None for part in sent]
-    if not parts or None in parts:
-        raise BadRequestError(f"{where} must be a text or parts of type text, got {_shown(sent)}", where)
-    return "\n".join(_text(part, where) for part in parts)
-
-
-def _prompts(sent: Any) -> tuple[str, ...]:
-    texts = list(sent) if _is_list(sent) else [sent]
-    found = tuple(_text(text, "prompt") for text in texts)
+def _prompts(sent: Any, most: int) -> tuple[Prompt, ...]:
+    one = not is_list(sent) or (len(sent) > 0 and _is_token(sent[0]))
+    prompts = [sent] if one else list(sent)
+    if len(prompts) > most:
+        raise BadRequestError(
+            f"prompt must be at most {most} prompts, got {len(prompts)}; send several requests", "prompt"
+        )
+    found = tuple(_prompt(prompt) for prompt in prompts)
     if not found or not all(found):
         raise BadRequestError("prompt must be a text or a list of texts, none of them empty", "prompt")
     return found
 
 
-def _text(sent: Any, where: str) -> str:
-    if not isinstance(sent, str):
-        raise BadRequestError(f"{where} must be a text, got {_shown(sent)}", where)
-    try:
-        sent.encode()
-    except UnicodeEncodeError:
-        raise BadRequestError(f"{where} must be Unicode text, got a half of a surrogate pair", where) from None
-    return sent
+def _prompt(sent: Any) -> Prompt:
+    if not is_list(sent):
+        return text_of(sent, "prompt")
+    if not all(map(_is_token, sent)):
+        raise BadRequestError(f"prompt must be texts or lists of token ids, got {shown(sent)}", "prompt")
+    return tuple(sent)
+
+
+def _is_token(sent: Any) -> bool:
+    return isinstance(sent, int) and not isinstance(sent, bool)
 
 
 def _stops(sent: Any) -> tuple[str, ...]:
-    texts = tuple(_text(text, "stop") for text in (sent if _is_list(sent) else [sent]))
+    texts = tuple(text_of(text, "stop") for text in (sent if is_list(sent) else [sent]))
     if not all(texts):
         raise BadRequestError("stop must be a text or a list of texts, none of them empty", "stop")
+    if len(texts) > MOST_STOPS:
+        raise BadRequestError(f"stop must be at most {MOST_STOPS} texts, got {len(texts)}", "stop")
     return texts
+
+
+def _include_usage(given: Mapping[str, Any], stream: bool) -> bool:
+    options = given.get("stream_options", {})
+    known = {"include_usage", "include_obfuscation"}
+    if not isinstance(options, Mapping) or not set(options) <= known:
+        raise BadRequestError(
+            f"stream_options must be an object with include_usage, got {shown(options)}", "stream_options"
+        )
+    if "stream_options" in given and not stream:
+        raise BadRequestError("stream_options need stream: true; set it, or leave them out", "stream_options")
+    return _truth({name: value for name, value in options.items() if value is not None}, "include_usage")
+
+
+def _truth(given: Mapping[str, Any], name: str) -> bool:
+    value = given.get(name, False)
+    if not isinstance(value, bool):
+        raise BadRequestError(f"{name} must be true or false, got {shown(value)}", name)
+    return value
 
 
 def _whole(given: Mapping[str, Any], name: str, default: int, least: int) -> int:
     value = given.get(name, default)
     value = int(value) if isinstance(value, float) and value.is_integer() else value  # as data frames hold it
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**63:
-        raise BadRequestError(f"{name} must be a whole number, {least} or more, got {_shown(value)}", name)
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= LARGEST:
+        wanted = f"from {least} to {LARGEST}" if isinstance(value, int) and abs(value) > LARGEST else f"{least} or more"
+        raise BadRequestError(f"{name} must be a whole number, {wanted}, got {shown(value)}", name)
     return value
 
 
@@ -163,14 +182,5 @@ def _number(
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not low <= value <= high or (beyond and value == low):
         within = f"above {low:g} and at most {high:g}" if beyond else f"from {low:g} to {high:g}"
-        raise BadRequestError(f"{name} must be a number {within}, got {_shown(value)}", name)
+        raise BadRequestError(f"{name} must be a number {within}, got {shown(value)}", name)
     return float(value)
-
-
-def _is_list(sent: Any) -> bool:
-    return isinstance(sent, list | tuple)
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

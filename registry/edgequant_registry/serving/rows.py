@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 
 import torch
 
 from edgequant_registry.serving.answers import Answer, FinishReason
 from edgequant_registry.serving.chat_text import ChatText
+from edgequant_registry.serving.growing_text import GrowingText
 from edgequant_registry.serving.requests import Request
+from edgequant_registry.serving.waiting import Waiting
+
+LOOK_S = 0.1
 
 
 class Row:
@@ -19,63 +23,69 @@ class Row:
     Args:
         prompt: token ids.
         most: new tokens, at most.
-        deadline: of `time.monotonic`, from when nobody waits for it any more.
+        waiting: when it is over, so is the row.
+        say: takes each piece of text as it comes.
     """
 
     def __init__(
         self, prompt: Sequence[int], request: Request, text: ChatText, *, most: int, seed: int | None,
-        deadline: float | None,
+        waiting: Waiting, say: Callable[[str], None] | None = None,
     ) -> None:  # fmt: skip
-        self.prompt, self._request, self._text = prompt, request, text
-        self._most, self._deadline = most, deadline
+        self.prompt, self._request, self._ends = prompt, request, text.ends
+        self._most, self._waiting, self._say = most, waiting, say
         self._generator = None if seed is None else torch.Generator().manual_seed(seed)
-        self._tokens: list[int] = []
+        self._said = GrowingText(text, prompt, request.stop)
         self._answer: Future[Answer] = Future()
 
     @property
     def done(self) -> bool:
         return self._answer.done()
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the sequence, at most."""
+        return len(self.prompt) + self._most
+
     def result(self) -> Answer:
-        """Waits; raises what went wrong."""
-        return self._answer.result()
+        """Waits; raises what went wrong. A long prompt is read in one step, so who waits looks at the time as well."""
+        while True:
+            with suppress(TimeoutError):
+                return self._answer.result(LOOK_S)
+            self.late()
 
     def fail(self, error: Exception) -> None:
         """End it without an answer."""
-        if not self.done:
+        with suppress(InvalidStateError):  # it has one
             self._answer.set_exception(error)
 
     def late(self) -> bool:
         """Whether nobody waits for it any more; it has ended then."""
-        if self._deadline is not None and time.monotonic() > self._deadline:
-            self.fail(TimeoutError("the server's time for a request is over"))
+        if not self.done and (why := self._waiting.over()) is not None:
+            self.fail(why)
         return self.done
 
     def take(self, logits: torch.Tensor) -> int:
         """Choose the next token by the logits behind the sequence, [vocabulary]; `done` where it was the last."""
         token = choose(logits, self._request.temperature, self._request.top_p, self._generator)
-        if token in self._text.ends:
+        if token in self._ends:
             self._end("stop")
-        else:
-            self._tokens.append(token)
-            if self._stop_text() is not None:
-                self._end("stop")
-            elif len(self._tokens) >= self._most:
-                self._end("length")
-            else:
-                self.late()
+            return token
+        self._said.add(token)
+        if self._said.stopped:
+            self._end("stop")
+        elif len(self._said.tokens) >= self._most:
+            self._end("length")
+        elif not self.late() and self._say is not None and (piece := self._said.unsent()):
+            self._say(piece)
         return token
 
-    def _stop_text(self) -> int | None:
-        """Where the first text of `stop` begins."""
-        if not self._request.stop:
-            return None
-        text = self._text.decode(self._tokens, after=self.prompt)
-        return min((at for stop in self._request.stop if (at := text.find(stop)) >= 0), default=None)
-
     def _end(self, reason: FinishReason) -> None:
-        text = self._text.decode(self._tokens, after=self.prompt)
-        self._answer.set_result(Answer(text[: self._stop_text()], reason, len(self.prompt), len(self._tokens)))
+        text = self._said.finish()
+        if self._say is not None and (rest := self._said.rest()):
+            self._say(rest)
+        reason = "stop" if self._said.stopped else reason
+        with suppress(InvalidStateError):  # nobody waits
+            self._answer.set_result(Answer(text, reason, len(self.prompt), len(self._said.tokens)))
 
 
 def choose(logits: torch.Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> int:

@@ -5,11 +5,12 @@ One thread, since each thread that calls torch would bring a set of OpenMP threa
 
 from __future__ import annotations
 
-import os
+import atexit
 import queue
 import threading
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,15 +18,17 @@ import torch
 from edgequant import models
 from edgequant.evaluation.backends.generation import BatchDecoding, can_share_prefixes
 from edgequant.evaluation.backends.token_losses import LMHead
-from edgequant_registry.serving.answers import Answer
+from edgequant_registry.serving.answers import Answer, Say
 from edgequant_registry.serving.chat_text import ChatText
-from edgequant_registry.serving.refusal import BadRequestError, too_long
+from edgequant_registry.serving.refusal import BadRequestError, server_ends, too_long
 from edgequant_registry.serving.requests import Request
 from edgequant_registry.serving.rows import Row
 from edgequant_registry.serving.threads import threads_of_a_worker
+from edgequant_registry.serving.waiting import Waiting
 
+LAST_STEP_S = 4.0  # that an exiting process waits for the step it is in
 MOST_ROWS = 8  # in a batch
-TIMEOUT = "MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT"  # seconds after which MLflow's server has given its own answer
+MOST_TOKENS = 16_384  # of a batch's rows, padded to the longest; what does not fit waits. A longer row is one by itself
 
 
 class TorchEngine:
@@ -42,38 +45,70 @@ class TorchEngine:
         self._model, self._text = loaded.model, ChatText(loaded.tokenizer, loaded.model.generation_config)
         self._head, self._may_join = LMHead(loaded.model), can_share_prefixes(loaded.model)
         self._context = models.context_length(str(folder))
-        self._waiting: queue.SimpleQueue[Row] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[Row | None] = queue.SimpleQueue()
         self._rows: list[Row] = []
-        threading.Thread(target=self._work, name="edgequant-decoding", daemon=True).start()
+        self._next: Row | None = None  # the first that waits, where the batch has no room for it
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name="edgequant-decoding", daemon=True)
+        self._thread.start()
+        # an interpreter takes its daemon threads away where they are; one taken away inside torch aborts the process
+        atexit.register(self.close)
 
-    def answer(self, request: Request) -> list[Answer]:
+    def answer(self, request: Request, waiting: Waiting, say: Say | None = None) -> list[Answer]:
         prompts = (
-            [self._text.of_chat(request.messages)] if request.messages else map(self._text.encode, request.prompts)
+            [self._text.of_chat(request.messages, self._context)]
+            if request.messages
+            else [self._text.encode(prompt, self._context) for prompt in request.prompts]
         )
-        rows = [self._row(prompt, request, at) for at, prompt in enumerate(prompts)]
+        rows = [
+            self._row(prompt, request, at, waiting, None if say is None else partial(say, at))
+            for at, prompt in enumerate(prompts)
+        ]
         for row in rows:
             self._waiting.put(row)
+        if self._closed:
+            self._refuse_waiting()
         return [row.result() for row in rows]
 
-    def _row(self, prompt: Sequence[int], request: Request, at: int) -> Row:
+    def close(self) -> None:
+        """End the decoding thread after the step it is in; whoever waits is told."""
+        self._closed = True
+        self._waiting.put(None)
+        self._thread.join(LAST_STEP_S)
+        atexit.unregister(self.close)
+
+    def _row(
+        self, prompt: Sequence[int], request: Request, at: int, waiting: Waiting, say: Callable[[str], None] | None
+    ) -> Row:
         if not prompt:
             raise BadRequestError("the prompt must have at least one token, got none")
         if self._context is not None and len(prompt) >= self._context:
             raise too_long(len(prompt), self._context)
         room = request.max_tokens if self._context is None else min(request.max_tokens, self._context - len(prompt))
         seed = None if request.seed is None else request.seed + at
-        timeout = os.environ.get(TIMEOUT)
-        deadline = time.monotonic() + float(timeout) if timeout else None
-        return Row(prompt, request, self._text, most=room, seed=seed, deadline=deadline)
+        return Row(prompt, request, self._text, most=room, seed=seed, waiting=waiting, say=say)
 
     def _work(self) -> None:
-        while True:
+        while not self._closed:
             try:
                 self._decode()
             except Exception as error:  # whoever waits is told; the next request is tried again
-                for row in self._rows:
-                    row.fail(error)
-                self._rows = []
+                self._fail(error)
+        self._fail(server_ends())
+        self._refuse_waiting()
+
+    def _refuse_waiting(self) -> None:
+        if self._next is not None:
+            self._next.fail(server_ends())
+        while not self._waiting.empty():
+            with suppress(queue.Empty):
+                if (row := self._waiting.get_nowait()) is not None:
+                    row.fail(server_ends())
+
+    def _fail(self, error: Exception) -> None:
+        for row in self._rows:
+            row.fail(error)
+        self._rows = []
 
     @torch.inference_mode()
     def _decode(self) -> None:
@@ -82,7 +117,7 @@ class TorchEngine:
         if not self._rows:
             return
         decoding, logits = self._begun(self._rows)
-        while True:
+        while not self._closed:
             tokens = [row.take(each) for row, each in zip(self._rows, logits, strict=True)]
             going_on = [at for at, row in enumerate(self._rows) if not row.done]
             if len(going_on) < len(self._rows):
@@ -107,10 +142,23 @@ class TorchEngine:
         return decoding, decoding.prefill([row.prompt for row in rows])
 
     def _arrived(self, *, wait: bool) -> list[Row]:
-        found: list[Row] = [self._waiting.get()] if wait else []
-        while len(found) + (0 if wait else len(self._rows)) < MOST_ROWS:
-            try:
-                found.append(self._waiting.get_nowait())
-            except queue.Empty:
+        """Those that have a place in the batch, in the order in which they came; `wait`s for the first."""
+        found: list[Row] = []
+        while len(self._rows) + len(found) < MOST_ROWS and not self._closed:
+            self._next = self._next or self._first_waiting(wait=wait and not found)
+            if self._next is None or not _fit([*self._rows, *found, self._next]):
                 break
-        return [row for row in found if not row.late()]
+            if not self._next.late():
+                found.append(self._next)
+            self._next = None
+        return found
+
+    def _first_waiting(self, *, wait: bool) -> Row | None:
+        try:
+            return self._waiting.get(block=wait)
+        except queue.Empty:
+            return None
+
+
+def _fit(rows: Sequence[Row]) -> bool:
+    return len(rows) == 1 or len(rows) * max(row.longest for row in rows) <= MOST_TOKENS

@@ -10,13 +10,8 @@ import torch
 from near_ties import assert_same_linear_by_linear, linear_by_linear
 
 from edgequant.errors import UserError
-from edgequant.quantization.arithmetic.affine import (
-    best_clipping_factor,
-    dequantize_weight,
-    fake_quantize_learned,
-    grouped,
-    quantize_weight,
-)
+from edgequant.quantization.arithmetic.affine import best_clipping_factor, dequantize_weight, grouped, quantize_weight
+from edgequant.quantization.arithmetic.learned_steps import fake_quantize_learned
 from edgequant.quantization.calibration import CalibrationSettings
 from edgequant.quantization.layers.convert import calibrate, convert, has_static_ranges, prepare, set_phase
 from edgequant.quantization.layers.fake_quantized import FakeQuantizedLinear

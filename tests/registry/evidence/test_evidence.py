@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import mlflow
@@ -88,15 +89,16 @@ def test_every_kind_of_tampering_with_the_files_is_seen_whoever_mends_the_manife
     card = {"README.md"}  # which people edit
     assert {*FILES, "edgequant.json", "evidence.json"} == {file.name for file in folder.iterdir()} - card
     for name in (*FILES, "evidence.json"):
+        named = rf"^{NAME} version 1: .*{re.escape(name)}"  # and not by the folder that it was fetched to
         before, manifest = (folder / name).read_bytes(), (folder / "edgequant.json").read_bytes()
         (folder / name).write_bytes(before.replace(b"1", b"2") + b" ")
         for mended in (False, True):
             if mended:
                 rewrite_manifest(folder)
-            with pytest.raises(UserError, match=name.replace(".", r"\.")):
+            with pytest.raises(UserError, match=named):
                 promote()
         (folder / name).unlink()
-        with pytest.raises(UserError, match=name.replace(".", r"\.")):
+        with pytest.raises(UserError, match=named):
             promote()
         (folder / name).write_bytes(before)
         (folder / "edgequant.json").write_bytes(manifest)
@@ -149,6 +151,15 @@ def test_a_version_whose_run_was_deleted_is_not_promoted_until_the_run_is_restor
         promote()
     assert aliases(store) == {}
     store.restore_run(run_id)
+    store.delete_experiment("1")  # and all runs in it
+    with pytest.raises(UserError, match="'edgequant' with `mlflow experiments restore --experiment-id 1`"):
+        promote(experiment="another")
+    store.restore_experiment("1")
+    promote()
+    assert aliases(store) == {"champion": "1"}
+    store.delete_run(run_id)
+    assert promote(history=True).rows[0]["version"] == "1"  # who was champion is told whatever became of the files
+    store.restore_run(run_id)
     promote()
     assert aliases(store) == {"champion": "1"}
 
@@ -169,14 +180,28 @@ def without_evidence(checkpoint) -> None:
         tracking.register_checkpoint(checkpoint, NAME, tags={"size/reduction_vs_fp16": "71.5"})
 
 
+@pytest.mark.parametrize("damage", ["run deleted", "evidence changed"])
+def test_a_champion_that_is_damaged_can_be_rolled_back(store, register, damage):
+    for _ in range(2):
+        register()
+        promote()
+    if damage == "run deleted":
+        store.delete_run(store.get_model_version(NAME, "2").run_id)
+    else:
+        (files_of(store, "2") / "evidence.json").write_text("{}")
+    promote(rollback=True)
+    assert aliases(store) == {"champion": "1"}
+    assert [run.status for run in tracking.find_runs(workflow="promote")] == ["FINISHED"] * 3
+
+
 def test_a_version_without_evidence_is_looked_at_but_not_promoted(store, checkpoint, capsys):
     without_evidence(checkpoint)
     with pytest.raises(UserError, match=r"version 1 was registered without evidence .* --dry_run true"):
         promote()
     with pytest.raises(PromotionRefusedError):
         promote(dry_run=True)
-    told = capsys.readouterr().out
-    assert "71.5 is at least 70" in told and "a version without evidence has no baseline" in told
+    told = " ".join(capsys.readouterr().out.split())
+    assert "71.5 % is at least 70 %" in told and "a version without evidence has no baseline" in told
     assert aliases(store) == {}
 
 

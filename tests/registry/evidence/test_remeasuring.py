@@ -80,7 +80,7 @@ def test_figures_of_another_model_are_not_found_again_and_their_gates_fail(
     with pytest.raises(PromotionRefusedError):
         promote(policy=policy)
     told = " ".join(capsys.readouterr().out.split())
-    assert "reason: size/checkpoint_gb" in told and "not reproduced: size/checkpoint_gb is" in told
+    assert "FAILED size/checkpoint_gb" in told and "not reproduced: size/checkpoint_gb is" in told
     version = store.get_model_version(NAME, "1")
     assert version.tags["edgequant.remeasured"].startswith("not reproduced: size/")
     assert store.get_registered_model(NAME).aliases == {}

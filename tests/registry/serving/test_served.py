@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import logging
+import socket
 import subprocess
 import sys
-import types
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from running import begin, post, until
 
 from edgequant import models
 from edgequant_registry import packaging
-from edgequant_registry.serving.openai_paths import SERVER
+from edgequant_registry.serving.http import hook
+from edgequant_registry.serving.http.hook import SERVER, SERVING, put_around_mlflows_app
+from edgequant_registry.serving.waiting import TIMEOUT
 
 NAME = "edgequant-tiny"
 GOOD = {"size/reduction_vs_fp16": 71.5, "domain/perplexity": 25.0}
@@ -37,25 +42,27 @@ def place(open_store: Any, checkpoint: Path, tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.fixture(scope="module")
-def server(place: Path) -> Callable[..., Any]:
-    """MLflow's own app over the champion: server("/invocations", {...}) -> (status, body)."""
-    import fastapi
-    import mlflow
+def server(place: Path) -> Iterator[Callable[..., Any]]:
+    """The app that uvicorn finds at MLflow's module, over the champion: server("/v1/...", {...}) -> (status, body)."""
     from fastapi.testclient import TestClient
-    from mlflow.pyfunc import scoring_server
+    from uvicorn.importer import import_from_string
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, SERVER, types.ModuleType(SERVER))
-        patch.setattr(fastapi, "FastAPI", fastapi.FastAPI)  # put back afterwards
-        patch.delenv("MLFLOW_IS_IN_SERVING_ENVIRONMENT", raising=False)
-        app = scoring_server.init(mlflow.pyfunc.load_model(f"models:/{NAME}@champion"))
-    client = TestClient(app)
+        patch.setenv("MLFLOW_IS_IN_SERVING_ENVIRONMENT", "false")  # put back afterwards
+        patch.setenv(SERVING, f"models:/{NAME}@champion")
+        patch.delitem(sys.modules, SERVER, raising=False)
+        client = TestClient(import_from_string(f"{SERVER}:app"))
 
     def ask(path: str, sent: Any) -> tuple[int, Any]:
-        answer = client.post(path, json=sent) if sent is not None else client.get(path)
+        answer = client.post(path, **_sent(sent)) if sent is not None else client.get(path)
         return answer.status_code, answer.json()
 
-    return ask
+    yield ask
+    sys.modules.pop(SERVER, None)
+
+
+def _sent(sent: Any) -> dict[str, Any]:
+    return {"content": sent, "headers": {"Content-Type": "text/csv"}} if isinstance(sent, bytes) else {"json": sent}
 
 
 def test_a_completion_is_answered_as_openai_does_on_either_path(server: Any) -> None:
@@ -99,16 +106,77 @@ def test_several_prompts_and_requests_are_answered_in_their_order(server: Any) -
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}]}, "this one has none; send a prompt"),
         ("/v1/chat/completions", {"prompt": "a"}, "messages must be in the body, a JSON object; add it"),
         ("/v1/completions", [], "prompt must be in the body, a JSON object; add it"),
+        ("/invocations", {"inputs": [{"prompt": "a", "stream": True}]}, "stream must be left out of lists"),
+        ("/invocations", {"inputs": ["a"] * 65}, "there must be at most 64 requests in a list, got 65"),
+        ("/invocations", {"inputs": 5}, "requests must be an object, a text or a list of these, got"),
+        ("/invocations", {"inputs": [[["a"]]]}, "a request must be an object with messages or a prompt, got"),
+        ("/invocations", {"dataframe_split": {"data": [[1, 2], [3]]}}, "a request must be an object with messages"),
+        ("/invocations", {"dataframe_records": 7}, ""),
+        ("/invocations", {"question": "a"}, "The input must be a JSON dictionary with exactly one of the input fields"),
+        ("/invocations", b'a,b\n"1,2\n3,4,5', ""),
     ],
+    ids=range(16),
 )
 def test_a_bad_request_gets_one_line_with_status_400(server: Any, path: str, sent: Any, said: str) -> None:
     status, body = server(path, sent)
     assert status == 400 and said in body["message"] and "\n" not in body["message"]
-    assert body["error"]["message"] == body["message"] and "stack_trace" not in body
+    assert (
+        body["error"]["message"] == body["message"] and "stack_trace" not in body and "Traceback" not in body["message"]
+    )
 
 
 def test_the_models_that_are_served_are_listed(server: Any) -> None:
     assert [one["id"] for one in server("/v1/models", None)[1]["data"]] == [f"{NAME}/1"]
+    assert server(f"/v1/models/{NAME}/1", None)[1]["id"] == f"{NAME}/1"
+    status, body = server("/v1/models/other", None)
+    assert status == 404 and "unknown request URL: GET /v1/models/other" in body["error"]["message"]
+
+
+def test_where_mlflow_serves_by_another_module_a_line_says_that_v1_is_not_there(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(hook, "_log", logging.getLogger("as uvicorn's, before a server of another test set that up"))
+    monkeypatch.delitem(sys.modules, SERVER, raising=False)
+    put_around_mlflows_app(lambda app: app)
+    assert not caplog.messages  # as a model in Python: nothing is served
+    monkeypatch.setenv(SERVING, "somewhere")
+    put_around_mlflows_app(lambda app: app)
+    assert "/invocations alone answers, not /v1" in caplog.text
+
+
+def test_a_server_that_decodes_ends_within_five_seconds_of_sigterm(
+    place: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    (folder,) = {path.parent for path in place.rglob("MLmodel")}
+    environment |= {SERVING: str(folder), TIMEOUT: "60"}
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "uvicorn", "--port", str(port), f"{SERVER}:app"]
+    log = tmp_path / "log"
+    process = subprocess.Popen(command, env=environment, stdout=log.open("wb"), stderr=subprocess.STDOUT)
+    try:
+        assert until(lambda: _answers(port), 60), log.read_text()[-2000:]
+        long = {"prompt": ["a"] * 64, "max_tokens": 2000, "temperature": 1.0}
+        stream = begin(port, "/v1/completions", long | {"stream": True})
+        assert stream.recv(100).startswith(b"HTTP/1.1 200")  # it decodes, and nobody reads on
+        whole = begin(port, "/v1/completions", long)
+        time.sleep(0.2)
+        began = time.monotonic()
+        process.terminate()
+        process.wait(30)
+        assert time.monotonic() - began < 5
+        assert whole.recv(1000).startswith(b"HTTP/1.1 503")
+        assert "Traceback" not in log.read_text()
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _answers(port: int) -> bool:
+    try:
+        return post(port, "/v1/completions", {"prompt": "a", "max_tokens": 1})[0] == 200
+    except OSError:
+        return False
 
 
 def test_what_is_served_loads_as_a_model_still(place: Path) -> None:

@@ -14,6 +14,7 @@ from edgequant import api, models, tracking
 from edgequant.errors import UserError
 from edgequant.evaluation.suite import evaluate_model
 from edgequant.quantization import checkpoint
+from edgequant.quantization.qat.settings import QatSettings
 from edgequant.workflows.qat import qat
 from edgequant.workflows.settings import RunSettings, WorkflowResult
 from edgequant.workflows.steps.data import evaluation_data
@@ -36,12 +37,16 @@ class Finished(NamedTuple):
         return self.variants[self.parent.tags["edgequant.delivered"]]
 
 
-@pytest.fixture(scope="module", params=["w4a8-g32+emb4", "w8a8-static"])
+TRAINABLE = {"w4a8-g32+emb4": "auto", "w8a8-static": "all"}  # so few steps train scales alone, unless asked for all
+
+
+@pytest.fixture(scope="module", params=TRAINABLE)
 def finished(request, open_store, tmp_path_factory, quick, short):
     folder = tmp_path_factory.mktemp("qat")
     with open_store(folder) as client:
         result = qat(
             model="tiny", scheme=request.param, adapt=True, training=short, evaluation=quick,
+            qat=QatSettings(trainable=TRAINABLE[request.param]),
             run=RunSettings(device="cpu", dtype="float32", seed=3), output=str(folder / "delivered"),
         )  # fmt: skip
         found = tracking.find_runs(experiment="edgequant")
@@ -55,7 +60,7 @@ def finished(request, open_store, tmp_path_factory, quick, short):
 
 def without_curves(metrics: dict[str, float]) -> dict[str, float]:
     """Without what only has a value at each step."""
-    curves = ("train/learning_rate", "train/epochs")
+    curves = ("train/learning_rate", "train/epochs", "watched/validation_loss", "watched/guard_loss")
     return {name: value for name, value in metrics.items() if name not in curves}
 
 
@@ -66,6 +71,10 @@ def artifact(finished: Finished, run: str, name: str) -> str:
 def test_every_variant_is_a_finished_nested_run_with_the_contracts_tags(finished):
     assert set(finished.variants) == set(VARIANTS)
     scheme = finished.parent.params["cfg.scheme"]
+    trained = {"auto": "scales", "all": "all"}[TRAINABLE[scheme]]
+    assert (
+        finished.variants["qat"].params["trainable"] == trained and "trainable" not in finished.variants["ptq"].params
+    )
     for variant, run in finished.variants.items():
         expected = "none" if variant in ("baseline", "control") else scheme
         tags = {key: run.tags[f"edgequant.{key}"] for key in ("model", "scheme", "phase")}
@@ -74,7 +83,7 @@ def test_every_variant_is_a_finished_nested_run_with_the_contracts_tags(finished
 
 
 def test_metrics_carry_the_contracts_names(finished):
-    for variant in ("baseline", "ptq", "qat"):
+    for variant in ("baseline", "ptq", "control-ptq", "qat"):  # what may be delivered has all that was asked for
         names = set(finished.variants[variant].metrics)
         assert {
             *("domain/perplexity", "guard/perplexity", "guard/perplexity_ci_low", "guard/perplexity_ci_high"),
@@ -175,7 +184,7 @@ def test_the_guard_text_is_measured_for_every_variant_without_a_data_folder(fini
 def test_held_out_curves_begin_before_the_first_step(finished):
     for variant in ("control", "qat"):
         for text in ("validation", "guard"):
-            history = finished.client.get_metric_history(finished.variants[variant].id, f"held_out/{text}_loss")
+            history = finished.client.get_metric_history(finished.variants[variant].id, f"watched/{text}_loss")
             assert {point.step for point in history} >= {0, 6}
 
 

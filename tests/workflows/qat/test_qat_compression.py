@@ -81,7 +81,7 @@ def test_the_control_teaches_qat_at_a_rate_of_its_own(store, quick, short, monke
         return result
 
     monkeypatch.setattr(qat_experiment, "train", recorded)
-    settings = QatSettings(distill_from="control", student_learning_rate=5e-3)
+    settings = QatSettings(distill_from="control", student_learning_rate=5e-3, max_forgetting=None)
     quality = replace(quick, tasks=("domain_perplexity",))
     training = replace(short, distillation_weight=1.0)
     qat(

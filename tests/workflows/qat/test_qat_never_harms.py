@@ -48,7 +48,7 @@ def test_a_page_learned_by_heart_delivers_ptq_is_called_harmed_and_is_not_promot
     assert "times through" in printed and "learned by heart" in printed
     lines = printed.splitlines()
     first = next(line for line in lines if line.startswith("delivered: "))
-    assert first.startswith("delivered: ptq, because no state of QAT predicts the held-out text better")
+    assert first.startswith("delivered: ptq, because no state of QAT has a lower loss on held-out text")
     table = next(place for place, line in enumerate(lines) if line.startswith("qat: tiny"))
     assert lines.index(first) < table
     assert any(line.startswith("harmed: QAT harmed the model: at its last look, step 300") for line in lines)

@@ -12,6 +12,8 @@ from typing import Any
 import mlflow
 import pytest
 
+pytestmark = pytest.mark.long  # a kill of each kind is in tests/benchmarks/test_fault_campaign.py
+
 ARGUMENTS = {
     "model": "tiny",
     "scheme": "w8a8-static",
@@ -19,6 +21,7 @@ ARGUMENTS = {
     "dtype": "float32",
     "seed": "3",
     "training.steps": "24",
+    "qat.trainable": "all",
     "training.batch_size": "2",
     "training.sequence_length": "64",
     "training.precision": "float32",

@@ -119,3 +119,12 @@ def test_predictions_must_answer_the_questions_and_what_they_leave_open_is_said(
     path.write_text(json.dumps({"c": "x"}))
     with pytest.raises(UserError, match="none of whose 1 ids is one of them"):
         check_predictions(path, rows)
+
+
+def test_domain_questions_are_in_the_languages_that_are_trained_on(store):
+    tasks = ("domain_qa", "closed_book")
+    english, all_three = (evaluation_data(tasks, None, dataset) for dataset in ("disaster", "disaster-multilingual"))
+    for name in ("domain_boolean", "domain_span", "closed_book"):
+        assert len(english[name]) < len(all_three[name]) and all_three[name][: len(english[name])] == english[name]
+    assert {row["language"] for row in all_three["closed_book"]} == {"en", "si", "ta"}
+    assert {row["language"] for row in english["closed_book"]} == {"en"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 
 import pytest
 import torch
@@ -13,12 +12,11 @@ from edgequant import tracking
 from edgequant.corpora.disaster.corpus import bundled_documents
 from edgequant.errors import UserError
 from edgequant.workflows.steps.data import (
-    check_dataset,
     evaluation_data,
-    selection_rows,
     training_texts,
 )
 from edgequant.workflows.steps.sequences import training_sequences
+from edgequant.workflows.steps.text_mix import check_dataset
 
 NOTHING: dict = {}
 LONG = "The gauge at the bridge shows the level of the river every ten minutes, day and night. "
@@ -88,20 +86,6 @@ def test_benchmarks_come_from_the_folder_and_only_if_measured(store, data_dir):
     (given,) = store.get_run(run.id).inputs.dataset_inputs
     assert given.dataset.name == "boolq" and len(given.dataset.digest) == 36
     assert str(data_dir) in given.dataset.source and "3270" in given.dataset.source
-
-
-def test_a_search_scores_on_the_selection_split_and_never_on_one_that_is_trained_on(tmp_path):
-    reported, data = ["what is reported"], str(tmp_path)
-    assert selection_rows("boolq", reported, "disaster", data) is reported  # its training split is not there
-    assert selection_rows("wikitext2", reported, "disaster", data) is None  # rather nothing than the test split
-    assert selection_rows("domain_span", reported, "disaster", data) is reported  # it has no other split
-    question = json.dumps({"question": "is it", "title": "It", "passage": "It is.", "answer": True})
-    for file, line, lines in (("boolq/train.jsonl", question, 9427), ("wikitext-2/wiki.valid.raw", " a line ", 3760)):
-        (tmp_path / file).parent.mkdir()
-        (tmp_path / file).write_text(f"{line}\n" * lines)
-    assert len(selection_rows("boolq", reported, "disaster", data)) == 9427
-    assert selection_rows("wikitext2", reported, "disaster", data) == [" a line \n"] * 3760
-    assert selection_rows("wikitext2", reported, "disaster:0.5,wikitext-2:0.5", data) is None  # trained on
 
 
 def test_digests_tell_two_texts_apart(store, tmp_path, tiny):

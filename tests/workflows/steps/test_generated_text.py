@@ -16,10 +16,11 @@ from edgequant.training.settings import TrainingSettings
 from edgequant.workflows.qat import qat
 from edgequant.workflows.settings import RunSettings
 from edgequant.workflows.steps import generated_text
-from edgequant.workflows.steps.data import check_dataset, evaluation_data, training_texts
+from edgequant.workflows.steps.data import evaluation_data, training_texts
 from edgequant.workflows.steps.generated_text import GREEDY_TOKENS, generated_sequences
 from edgequant.workflows.steps.qat_experiment import QatExperiment
 from edgequant.workflows.steps.sequences import split_sequences, training_sequences
+from edgequant.workflows.steps.text_mix import check_dataset
 
 NOTHING: dict = {}
 

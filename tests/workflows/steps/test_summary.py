@@ -48,8 +48,17 @@ def test_numbers_carry_the_unit_of_their_metric() -> None:
 
 def test_the_best_value_is_marked_in_plain_text() -> None:
     output = printed("qat", [BASELINE, QAT])
-    assert "17.88 (no interval)*" in output and "18.90 (no interval)*" not in output
+    assert "17.88 (no interval)" in output and "(no interval)*" not in output  # what shows no difference has no star
     assert "78.1*" in output and "71.0*" in output
+
+
+def test_what_figures_stand_on_goes_under_their_names_before_a_table_is_cut() -> None:
+    wide = {"squad/exact_match": 41.0, "squad/f1": 52.0, "squad/items": 10_570.0, "squad/clusters": 48.0}
+    rows = [{**BASELINE, **wide}, {**QAT, **wide}]
+    output = printed("qat", rows, width=84)
+    assert line_with("SQuAD F1 (%)", output).count("52.0") == 2
+    assert output.splitlines().count(line_with("10,570 questions of 48 articles", output)) == 2
+    assert "SQuAD F1 (%), 10,570 questions of 48 articles" in printed("qat", rows, width=120)
 
 
 def test_a_missing_value_is_a_dash_and_never_the_best() -> None:
@@ -120,3 +129,36 @@ def test_many_models_that_do_not_fit_are_shown_by_the_metrics_that_decide() -> N
     rows = [QAT | {"model": f"m{n}", "train/tokens_per_second": 1.0, "parity/max_logit_error": 0.1} for n in range(9)]
     output = printed("report", rows)
     assert "size reduction vs fp16" in output and "training tokens/s" not in output and "2 more metrics" in output
+
+
+VERDICTS = [
+    {"verdict": "FAILED", "gate": "size/reduction_vs_fp16", "why": "50 % is not at least 70 %"},
+    {
+        "verdict": "passed",
+        "gate": "domain/perplexity",
+        "why": "1.576 better than the baseline (261.7), " + "long " * 20,
+    },
+]
+
+
+def test_a_reason_that_every_row_has_is_wrapped_in_its_last_column_and_said_once() -> None:
+    output = printed("promote", VERDICTS)
+    assert line_with("FAILED", output).split() == [
+        "FAILED",
+        *["size/reduction_vs_fp16", "50", "%", "is", "not", "at", "least", "70", "%"],
+    ]
+    assert max(map(len, output.splitlines())) <= 100 and output.count("50 % is not at least") == 1
+    narrow = printed("promote", VERDICTS, width=60)
+    assert "why: 50 % is not at least 70 %" in narrow  # below the table, where there is no room in it
+
+
+def test_what_one_model_alone_has_stands_in_a_table_of_its_own_and_the_title_once() -> None:
+    shipped = {"deploy/format": "q4_1", "deploy/size_gb": 0.1, "deploy/reduction_vs_fp16": 70.0, "deploy/load_ms": 12.0}
+    bounds = {f"domain/perplexity_ci_{end}": value for end, value in (("low", 17.12), ("high", 19.87))}
+    rows = [{**row, **bounds, "verdict": "not harmed", "delivered": "no"} for row in (BASELINE, QAT, QAT)]
+    rows[1] |= {"variant": "ptq", **shipped}
+    output = printed("qat: smollm2-135m", rows)
+    assert output.count("qat: smollm2-135m") == 1
+    assert line_with("shipped size (MB)", output).split() == ["shipped", "size", "(MB)", "100"]
+    assert output.splitlines()[-1].strip() and not [line for line in output.splitlines() if line.count("–") > 2]
+    assert max(map(len, output.splitlines())) <= 100

@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 
 from edgequant import tracking
 from edgequant.errors import UserError
-from edgequant.workflows.steps.data import check_dataset
 from edgequant.workflows.steps.sequences import training_sequences
-from edgequant.workflows.steps.text_mix import Part, parse_mix, rows_of_each, with_parts
+from edgequant.workflows.steps.text_mix import Part, check_dataset, parse_mix, rows_of_each, with_parts
 
 NOTHING: dict = {}
 
@@ -44,6 +43,8 @@ def test_one_text_is_all_of_it_and_a_path_is_one_text_whatever_it_contains(tmp_p
             r"dataset must be one of disaster, disaster-multilingual, wikitext-2, a file or a folder, got 'wikitext'",
         ),
         ("disaster,self-generated:0.5", r"dataset self-generated is what the model itself writes"),
+        ("disaster-instructions", r"is instructions with answers, which finetune alone learns; name one of disaster, "),
+        ("nowhere.jsonl", r"must be one of disaster, disaster-multilingual, wikitext-2, a file or a folder"),
     ],
 )
 def test_what_is_no_mix_is_refused(text, message):

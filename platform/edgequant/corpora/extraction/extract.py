@@ -12,14 +12,16 @@ from edgequant.corpora.text.decoding import is_binary, marked_encoding, unified,
 
 _IMAGES = {b"\x89PNG": "PNG image", b"\xff\xd8\xff": "JPEG image", b"GIF8": "GIF image", b"II*\x00": "TIFF image"}
 _OTHERS = {
-    b"\x1f\x8b": "gzip archive",
-    b"7z\xbc\xaf": "7-Zip archive",
-    b"Rar!": "RAR archive",
+    b"7z\xbc\xaf": "7-Zip archive; unpack it",
+    b"Rar!": "RAR archive; unpack it",
+    b"\x28\xb5\x2f\xfd": "Zstandard archive; unpack it",
     b"{\\rtf": "RTF; save it as .docx",
     b"\x7fELF": "program",
     b"MZ": "program",
     b"\xd0\xcf\x11\xe0": "old Office file; save it as .docx",
 }
+_NESTED = "archive in an archive; unpack it"
+_PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00")
 _EXTENSIONS = {
     "pdf": "pdf",
     "html": "html",
@@ -50,6 +52,8 @@ def kind_of(content: bytes, name: str) -> str:
         return "pdf"
     if content.startswith(b"PK\x03\x04"):
         return _kind_of_zip(content)
+    if content.startswith(_PACKED) or content[257:262] == b"ustar":
+        raise ExtractionError(_NESTED)
     for magic, what in {**_IMAGES, **_OTHERS}.items():
         if content.startswith(magic):
             raise ExtractionError(f"not a document: {what}")
@@ -100,7 +104,7 @@ def extract(content: bytes, name: str, max_bytes: int) -> Extraction:
         case "json" | "jsonl":
             extraction = records.extract_records(*decode(content), kind)
         case "zip":
-            raise ExtractionError("archive in an archive; unpack it")
+            raise ExtractionError(_NESTED)
         case _:
             extraction = _extract_text(*decode(content))
     expected = _EXTENSIONS.get(name.rsplit(".", 1)[-1].lower()) if "." in name else None

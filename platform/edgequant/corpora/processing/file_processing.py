@@ -2,36 +2,47 @@
 
 from __future__ import annotations
 
-import io
 import os
-import zipfile
-from collections.abc import Sequence
-from pathlib import PurePosixPath
+from collections.abc import Callable, Sequence
 
 from edgequant.corpora.extraction.extract import extract
 from edgequant.corpora.extraction.extracted import ExtractionError, Part
 from edgequant.corpora.processed_file import ProcessedFile, ProcessedPart
+from edgequant.corpora.processing.archives.listing import Place
+from edgequant.corpora.processing.archives.open_archive import Archive
 from edgequant.corpora.settings import CorpusSettings
-from edgequant.corpora.sources import printable
 from edgequant.corpora.text.boilerplate import Page, Removed, remove_boilerplate
 from edgequant.corpora.text.chunking import Block, CountTokens, chunk_blocks
 from edgequant.corpora.text.normalization import count_words, normalize
 from edgequant.corpora.text.paragraphs import blocks_of_pages
 from edgequant.files import sha256_of_bytes
 
-_MEMBER_LIMIT = 10_000
 
-
-def process_file(
-    path: str, name: str, member: str | None, settings: CorpusSettings, count: CountTokens
-) -> ProcessedFile:
-    """Read, extract, clean and chunk one file, or one member of a zip archive.
+def process_file(path: str, name: str, settings: CorpusSettings, count: CountTokens) -> ProcessedFile:
+    """Read, extract, clean and chunk one file.
 
     A file that gives no text comes back with the reason in `refused`.
     """
+    return _processed(lambda limit: _read(path, limit), name, settings, count)
+
+
+def process_member(
+    archive: Archive, place: Place, name: str, settings: CorpusSettings, count: CountTokens
+) -> ProcessedFile:
+    """As `process_file`, for a member of an archive."""
+
+    def read(limit: int) -> bytes:
+        content = archive.read(place, limit)
+        if len(content) > limit:
+            raise ExtractionError(f"unpacks to more than file_megabytes {limit / 1e6:g} (bomb?)")
+        return content
+
+    return _processed(read, name, settings, count)
+
+
+def _processed(read: Callable[[int], bytes], name: str, settings: CorpusSettings, count: CountTokens) -> ProcessedFile:
     try:
-        content = _read(path, member, int(settings.file_megabytes * 1e6))
-        return process_content(content, name, settings, count)
+        return process_content(read(int(settings.file_megabytes * 1e6)), name, settings, count)
     except ExtractionError as error:
         return ProcessedFile(name, refused=str(error))
     except OSError as error:
@@ -83,75 +94,11 @@ def _without_empty(blocks: Sequence[Block]) -> tuple[list[Block], list[Removed]]
     return kept, [Removed(block.text, "no words", block.page) for block in blocks if not count_words(block.text)]
 
 
-def list_members(path: str, name: str, settings: CorpusSettings) -> tuple[list[tuple[str, str]], list[ProcessedFile]]:
-    """Members of a zip archive as (member, name) and those refused. Nothing is ever unpacked to disk.
-
-    A file that is not an archive gives ([], []).
-    """
-    limit = int(settings.file_megabytes * 1e6)
-    members: list[tuple[str, str]] = []
-    refused: list[ProcessedFile] = []
-    with zipfile.ZipFile(path) as archive:
-        infos = archive.infolist()
-    for info in infos[:_MEMBER_LIMIT]:
-        shown = f"{name}!/{printable(info.filename)}"
-        reason = _why_refused(info, limit)
-        if reason:
-            refused.append(ProcessedFile(shown, refused=reason))
-        elif not info.is_dir() and not PurePosixPath(info.filename).name.startswith("."):
-            members.append((info.filename, shown))
-    if len(infos) > _MEMBER_LIMIT:
-        refused.append(
-            ProcessedFile(name, refused=f"{len(infos) - _MEMBER_LIMIT:,} members beyond the first {_MEMBER_LIMIT:,}")
-        )
-    return members, refused
-
-
-def _why_refused(info: zipfile.ZipInfo, limit: int) -> str:
-    parts = PurePosixPath(info.filename.replace("\\", "/")).parts
-    if ".." in parts or info.filename.startswith(("/", "\\")) or (parts and ":" in parts[0]):
-        return "path leaves the archive; not opened"
-    if info.flag_bits & 1:
-        return "encrypted archive member; needs its password"
-    if info.file_size > limit:
-        return f"unpacks to {info.file_size / 1e6:,.0f} MB, more than file_megabytes {limit / 1e6:g} (zip bomb?)"
-    return ""
-
-
-def is_archive(path: str) -> bool:
-    """A zip archive of documents, as against a DOCX, spreadsheet or e-book, which are zip files too."""
-    try:
-        with open(path, "rb") as handle:
-            if handle.read(4) != b"PK\x03\x04":
-                return False
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError):
-        return False
-    return "[Content_Types].xml" not in names and "mimetype" not in names
-
-
-def _read(path: str, member: str | None, limit: int) -> bytes:
+def _read(path: str, limit: int) -> bytes:
     size = os.path.getsize(path)
     if size > limit:
         raise ExtractionError(
             f"{size / 1e6:,.0f} MB, more than file_megabytes {limit / 1e6:g}; split it or raise the limit"
         )
-    if member is None:
-        with open(path, "rb") as handle:
-            return handle.read()
-    try:
-        with zipfile.ZipFile(path) as archive, archive.open(member) as handle:
-            content = handle.read(limit + 1)  # what the archive says about sizes need not be true
-    except (
-        zipfile.BadZipFile,
-        NotImplementedError,
-        RuntimeError,
-        KeyError,
-        EOFError,
-        io.UnsupportedOperation,
-    ) as error:
-        raise ExtractionError(f"damaged archive member: {error}") from None
-    if len(content) > limit:
-        raise ExtractionError(f"unpacks to more than file_megabytes {limit / 1e6:g} (zip bomb?)")
-    return content
+    with open(path, "rb") as handle:
+        return handle.read()

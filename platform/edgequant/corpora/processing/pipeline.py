@@ -70,9 +70,13 @@ def build(
     missing = [index for index, result in results.items() if result is None]
     fresh: dict[int, list[ProcessedFile]] = {index: [] for index in missing}
 
+    begun = len(files) - len(missing)
+
     def take(position: int, result: ProcessedFile) -> None:
+        nonlocal begun
+        begun += not fresh[missing[position]]
         fresh[missing[position]].append(result)
-        progress(len(files) - sum(not done for done in fresh.values()), len(files))
+        progress(begun, len(files))
 
     _process([files[index] for index in missing], tokenizer, settings, take)
     _annotate_and_keep(fresh, keys, settings)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 from edgequant.corpora.processed_file import ProcessedFile
 from edgequant.corpora.settings import CorpusSettings
 from edgequant.corpora.sources import SourceFile
+from edgequant.ray_signals import sigterm_kept
 
 
 class ProcessOnActor:
@@ -30,6 +33,8 @@ class ProcessOnActor:
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         from edgequant.corpora.processing.sandbox import process_in_workers
 
+        if absent := [str(path) for path in batch["path"] if not Path(path).exists()]:
+            raise FileNotFoundError(f"{absent[0]} is not on this node; put the source on storage that all nodes mount")
         files = [SourceFile(str(path), str(name)) for path, name in zip(batch["path"], batch["name"], strict=True)]
         found: list[tuple[int, str]] = []
         process_in_workers(
@@ -47,12 +52,16 @@ def process_on_ray(
     settings: CorpusSettings,
     on_result: Callable[[int, ProcessedFile], None],
 ) -> None:
-    """As `sandbox.process_in_workers`, on the running Ray cluster, or one started here with settings.workers CPUs."""
+    """As `sandbox.process_in_workers`, on the Ray that this process uses, else on the cluster that $RAY_ADDRESS names,
+    to which the code is shipped, else on one started here with settings.workers CPUs."""
     import ray
 
     started = not ray.is_initialized()
     if started:
-        ray.init(num_cpus=settings.workers, include_dashboard=False, log_to_driver=False, runtime_env=_same_code())
+        elsewhere = os.environ.get("RAY_ADDRESS") not in (None, "", "local")
+        own: dict[str, Any] = {"address": "local", "num_cpus": settings.workers, "include_dashboard": False}
+        with sigterm_kept():
+            ray.init(runtime_env=_same_code(elsewhere), log_to_driver=False, **({} if elsewhere else own))
     ray.data.DataContext.get_current().enable_progress_bars = False
     try:
         actors = max(1, min(int(ray.cluster_resources().get("CPU", 1)), len(files)))
@@ -71,9 +80,10 @@ def process_on_ray(
             ray.shutdown()
 
 
-def _same_code() -> dict[str, Any]:
-    """Workers import the code that the driver runs, whether it is installed or on PYTHONPATH."""
-    import os
-    import sys
+def _same_code(elsewhere: bool) -> dict[str, Any]:
+    """Workers import the code that the driver runs, whether it is installed, on PYTHONPATH or on this machine alone."""
+    if elsewhere:
+        import edgequant
 
+        return {"py_modules": [edgequant.__path__[0]], "excludes": ["__pycache__"]}
     return {"env_vars": {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}}

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,61 @@ from edgequant.corpora.settings import CorpusSettings
 from edgequant.corpora.sources import SourceFile
 
 _START_SECONDS = 120
-Task = tuple[int, str, str, str | None]  # position, path, name, archive member
+_BATCH = 50  # members that a worker takes at a time
+
+
+@dataclass(frozen=True)
+class _File:
+    """A task: to read a file, or find out what the archive holds that it is."""
+
+    position: int
+    path: str
+    name: str
+
+
+@dataclass
+class _Archive:
+    """What has come of an archive, whose members several workers read."""
+
+    file: _File
+    said: str
+    found: list[ProcessedFile | None]
+    seconds: float
+    batches: int
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def spend(self, seconds: float) -> None:
+        with self.lock:
+            self.seconds -= seconds
+
+    def finish_batch(self) -> bool:
+        """Whether it was the last one."""
+        with self.lock:
+            self.batches -= 1
+            return self.batches == 0
+
+    def results(self, timeout_s: float) -> list[ProcessedFile]:
+        """A line for what was left out, then what came of the members, in the archive's order."""
+        read = [result for result in self.found if result is not None]
+        left = len(self.found) - len(read)
+        late = (
+            f"{left:,} of {len(self.found):,} members not read within archive_timeout_s {timeout_s:g}" if left else ""
+        )
+        said = "; ".join(filter(None, [self.said, late])) or ("" if self.found else "no file in it")
+        return [*([ProcessedFile(self.file.name, refused=said)] if said else []), *read]
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """A task: to read some members of an archive, the first of them being its `first`."""
+
+    archive: _Archive
+    first: int
+    members: list[tuple[str, Sequence[int]]]
+
+
+Task = _File | _Batch
+Done = tuple[int, list[ProcessedFile]]
 
 
 def process_in_workers(
@@ -31,31 +85,29 @@ def process_in_workers(
 ) -> None:
     """Process files in `settings.workers` processes; call on_result(position, result) in this thread as they come.
 
-    An archive gives one result per member, under the archive's position.
+    An archive gives one result per member, in its order and under the archive's position, and in front of them one
+    that says what was left out, if anything was. Its members are shared among the workers.
     """
     tasks: queue.Queue[Task | None] = queue.Queue()
-    results: queue.Queue[tuple[int, ProcessedFile | None] | BaseException] = queue.Queue()
+    results: queue.Queue[Done | BaseException] = queue.Queue()
     sizes = {file.path: os.path.getsize(file.path) if os.path.isfile(file.path) else 0 for file in files}
     order = sorted(range(len(files)), key=lambda index: -sizes[files[index].path])  # long ones first: no late straggler
     for index in order:
-        tasks.put((index, files[index].path, files[index].name, None))
+        tasks.put(_File(index, files[index].path, files[index].name))
     pool = [
         threading.Thread(target=_serve, args=(tasks, results, tokenizer, settings), daemon=True)
         for _ in range(settings.workers)
     ]
     for thread in pool:
         thread.start()
-    open_tasks = len(files)
     try:
-        while open_tasks:
+        for _ in files:
             item = results.get()
             if isinstance(item, BaseException):
                 raise item
-            index, result = item
-            if result is None:
-                open_tasks -= 1
-            else:
-                on_result(index, result)
+            position, found = item
+            for result in found:
+                on_result(position, result)
     finally:
         for _ in pool:
             tasks.put(None)
@@ -64,31 +116,53 @@ def process_in_workers(
 
 
 def _serve(tasks: queue.Queue, results: queue.Queue, tokenizer: Path, settings: CorpusSettings) -> None:
-    """One thread per worker process: feed it, time it, replace it. None among the results marks a finished task."""
+    """One thread per worker process: feed it, time it, replace it."""
     worker = _Worker(tokenizer, settings)
     try:
         while (task := tasks.get()) is not None:
-            index, path, name, member = task
-            answer = worker.ask({"path": path, "name": name, "member": member})
-            for extra in answer.get("refused", ()):
-                results.put((index, ProcessedFile.from_json(extra)))
-            if "members" in answer:
-                for inner, shown in answer["members"]:
-                    reply = worker.ask({"path": path, "name": shown, "member": inner})
-                    results.put((index, _result(shown, reply)))
-            else:
-                results.put((index, _result(name, answer)))
-            results.put((index, None))
+            done = (
+                _read(worker, task, tasks, settings) if isinstance(task, _File) else _read_batch(worker, task, settings)
+            )
+            if done is not None:
+                results.put(done)
     except BaseException as error:
         results.put(error)
     finally:
         worker.stop()
 
 
+def _read(worker: _Worker, file: _File, tasks: queue.Queue, settings: CorpusSettings) -> Done | None:
+    """None for an archive that has members: they become tasks."""
+    answer = worker.ask({"path": file.path, "name": file.name})
+    if "members" not in answer:
+        return file.position, [_result(file.name, answer)]
+    members = [(f"{file.name}!/{inner}", place) for inner, place in answer["members"]]
+    starts = range(0, len(members), _BATCH)
+    archive = _Archive(file, answer["said"], [None] * len(members), settings.archive_timeout_s, len(starts))
+    for first in starts:
+        tasks.put(_Batch(archive, first, members[first : first + _BATCH]))
+    return None if members else (file.position, archive.results(settings.archive_timeout_s))
+
+
+def _read_batch(worker: _Worker, batch: _Batch, settings: CorpusSettings) -> Done | None:
+    """What came of the whole archive, with its last batch."""
+    archive = batch.archive
+    for number, (name, place) in enumerate(batch.members, batch.first):
+        if archive.seconds <= 0:
+            break
+        started = time.monotonic()
+        answer = worker.ask({"path": archive.file.path, "name": name, "place": place})
+        archive.found[number] = _result(name, answer)
+        archive.spend(time.monotonic() - started)
+    if not archive.finish_batch():
+        return None
+    return archive.file.position, archive.results(settings.archive_timeout_s)
+
+
 def _result(name: str, answer: dict[str, Any]) -> ProcessedFile:
     if "file" in answer:
         return ProcessedFile.from_json(answer["file"])
-    return ProcessedFile(name, refused=answer.get("error", "archive in an archive; unpack it"))
+    return ProcessedFile(name, refused=answer["error"])
 
 
 class _Worker:

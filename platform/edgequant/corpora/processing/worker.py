@@ -24,25 +24,60 @@ def main() -> None:
     count = tokens.TokenCounter(start["tokenizer"])
     _limit_memory(settings.file_memory_mb)
     _answer(answers, {"ready": True})
+    opened = _Opened()
     for line in sys.stdin:
-        _answer(answers, _handle(json.loads(line), settings, count))
+        _answer(answers, _handle(json.loads(line), settings, count, opened))
 
 
-def _handle(request: dict[str, Any], settings: CorpusSettings, count: Any) -> dict[str, Any]:
-    from edgequant.corpora.processing.file_processing import is_archive, list_members, process_file
+class _Opened:
+    """The archive that was asked for last: its members are asked for one after the other."""
 
-    path, name, member = request["path"], request["name"], request.get("member")
+    def __init__(self) -> None:
+        self._path = ""
+        self._archive: Any = None
+
+    def archive(self, path: str) -> Any:
+        from edgequant.corpora.processing.archives.open_archive import open_archive
+
+        if path != self._path:
+            if self._archive is not None:
+                self._archive.close()
+            self._path, self._archive = "", None  # if it cannot be opened
+            self._archive = open_archive(path)
+            self._path = path
+        return self._archive
+
+
+def _handle(request: dict[str, Any], settings: CorpusSettings, count: Any, opened: _Opened) -> dict[str, Any]:
+    from edgequant.corpora.extraction.extracted import ExtractionError
+
     try:
-        if member is None and is_archive(path):
-            members, refused = list_members(path, name, settings)
-            return {"members": members, "refused": [item.to_json() for item in refused]}
-        return {"file": process_file(path, name, member, settings, count).to_json()}
+        return _answered(request, settings, count, opened)
+    except ExtractionError as error:
+        return {"error": str(error)}
     except MemoryError:
         return {"error": f"needs more than file_memory_mb {settings.file_memory_mb}", "restart": True}
     except RecursionError:
         return {"error": "nested too deeply"}
+    except OSError as error:
+        return {"error": f"not readable: {error.strerror or error}"}
     except Exception as error:  # the last line of defence: one file must not end the run
         return {"error": f"could not be processed: {type(error).__name__}: {str(error)[:120]}", "restart": True}
+
+
+def _answered(request: dict[str, Any], settings: CorpusSettings, count: Any, opened: _Opened) -> dict[str, Any]:
+    """What came of a file, or of a member where its place is given; of an archive its members and their places."""
+    from edgequant.corpora.processing.archives.open_archive import list_archive
+    from edgequant.corpora.processing.file_processing import process_file, process_member
+
+    path, name, place = request["path"], request["name"], request.get("place")
+    archive = opened.archive(path)
+    if place is not None:
+        return {"file": process_member(archive, tuple(place), name, settings, count).to_json()}
+    if archive is None:
+        return {"file": process_file(path, name, settings, count).to_json()}
+    listing = list_archive(archive, path, settings)
+    return {"members": listing.members, "said": listing.said()}
 
 
 def _private_stdout() -> TextIO:

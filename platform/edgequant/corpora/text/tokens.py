@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from edgequant.errors import UserError
-from edgequant.files import cache_dir, sha256_of_bytes, write_atomically
+from edgequant.files import cache_dir, sha256_of, sha256_of_bytes, write_atomically
 
 
 def tokenizer_file(source: str) -> Path:
@@ -22,24 +23,29 @@ def tokenizer_file(source: str) -> Path:
     from edgequant.models.loading import load_tokenizer
     from edgequant.models.sources import resolve
 
-    fixed = cache_dir() / "corpus" / "tokenizers" / f"{source}.json" if resolve(source).kind == "embedded" else None
-    if (
-        fixed and fixed.is_file()
-    ):  # comes with a pinned package: no need to import transformers to see that it is the same
-        return fixed
+    fixed = cache_dir() / "corpus" / "tokenizers" / f"{source}.sha256" if resolve(source).kind == "embedded" else None
+    if fixed and fixed.is_file():  # comes with a pinned package: transformers need not be imported to see the same
+        digest = fixed.read_text(errors="replace")
+        if re.fullmatch("[0-9a-f]{64}", digest) and (kept := _place(digest)).is_file() and sha256_of(kept) == digest:
+            return kept
     backend = getattr(load_tokenizer(source), "backend_tokenizer", None)
     if backend is None:
         raise UserError(f"tokenizer {source!r} has no fast form (tokenizer.json); save one with its save_pretrained")
+    kept = _kept(backend.to_str())
     if fixed:
-        return write_atomically(fixed, backend.to_str())
-    return _kept(backend.to_str())
+        write_atomically(fixed, sha256_of(kept))
+    return kept
 
 
 def _kept(content: str) -> Path:
-    path = cache_dir() / "corpus" / "tokenizers" / f"{sha256_of_bytes(content)[:16]}.json"
-    if not path.exists():
+    path = _place(digest := sha256_of_bytes(content))
+    if not path.exists() or sha256_of(path) != digest:
         write_atomically(path, content)
     return path
+
+
+def _place(digest: str) -> Path:
+    return cache_dir() / "corpus" / "tokenizers" / f"{digest[:16]}.json"
 
 
 class TokenCounter:

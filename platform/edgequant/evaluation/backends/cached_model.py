@@ -79,24 +79,30 @@ class CachedModel:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as file:
             for at, value in compute(missing):
-                line = json.dumps({"key": keys[missing[at]], "value": value}).encode() + b"\n"
-                file.write(line)
+                key = keys[missing[at]]
+                row = {"key": key, "value": value, "check": _check(key, json.dumps(value))}
+                file.write(json.dumps(row).encode() + b"\n")
                 file.flush()  # a killed process loses nothing that was yielded
                 yield missing[at], value
             os.fsync(file.fileno())
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Kept scores by key. A line that a killed process left half written is skipped."""
+    """Kept scores by key. A line that a killed process left half written, or a disk changed, is skipped."""
     known: dict[str, Any] = {}
     if path.exists():
         for line in path.read_bytes().splitlines():
             try:
                 row = json.loads(line)
-                known[row["key"]] = row["value"]
-            except (json.JSONDecodeError, KeyError, TypeError):
+                if row["check"] == _check(row["key"], json.dumps(row["value"])):
+                    known[row["key"]] = row["value"]
+            except (ValueError, KeyError, TypeError):
                 continue
     return known
+
+
+def _check(key: str, value: str) -> str:
+    return _sha256(f"{key}:{value}")[:16]
 
 
 def _code_digest() -> str:

@@ -1,4 +1,4 @@
-"""Rates per token of windows that depend on their neighbours: intervals by blocks (batch means, Schmeiser 1982)."""
+"""Means and rates of items that depend on each other: intervals by clusters, or by blocks of neighbouring windows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 MOST_BLOCKS, LEAST_BLOCKS, WINDOWS_IN_A_BLOCK = 30, 4, 3
-_SPREAD_OF_ROUNDING = 1e-6  # nats a token: float32 sums of equal windows differ by so much
+SPREAD_OF_ROUNDING = 1e-6  # nats a token: float32 sums of equal windows differ by so much
 
 
 def block_of(index: int, windows: int) -> int:
@@ -44,16 +44,45 @@ def rate(
         No interval below two blocks, and none where blocks agree to the rounding of their sums: copies of one text.
     """
     value = float(numerators.sum() / denominators.sum())
-    sums = np.array([_sums(numerators, denominators, rows) for rows in _rows_of(blocks)])
+    sums = cluster_sums(numerators, denominators, blocks)
     count = len(sums)
     if count < 2 or not math.isfinite(value):
         return Rate(value, None, None)
-    residuals = (sums[:, 0] - value * sums[:, 1]) / sums[:, 1].mean()
-    error = math.sqrt(float(np.square(residuals).sum()) / (count - 1) / count)
-    if not _SPREAD_OF_ROUNDING < error < math.inf:
+    error = standard_error(sums)
+    if not SPREAD_OF_ROUNDING < error < math.inf:
         return Rate(value, None, None)
     half = student_quantile(count - 1, confidence) * error
     return Rate(value, value - half, value + half)
+
+
+def design_effect(values: np.ndarray, sums: np.ndarray) -> float:
+    """By how much clusters make the variance of a mean greater than as many independent items would; 1 at least.
+
+    Args:
+        values: [items].
+        sums: [clusters, 2] of these and of ones.
+    """
+    alone = float(values.var(ddof=1)) / len(values) if len(values) > 1 else 0.0
+    return max(1.0, standard_error(sums) ** 2 / alone) if alone and len(sums) > 1 else 1.0
+
+
+def effective_items(values: np.ndarray, clusters: Sequence[Hashable], confidence: float) -> float:
+    """How many independent items these are worth for Wilson's interval, whose normal quantile knows no few clusters.
+
+    Kish's design effect (1965), and Korn and Graubard's degrees of freedom (1998, Survey Methodology 24).
+    """
+    sums = cluster_sums(values, np.ones_like(values), clusters)
+    if not 1 < len(sums) < len(values):
+        return float(len(values))
+    fewer = student_quantile(len(values) - 1, confidence) / student_quantile(len(sums) - 1, confidence)
+    return len(values) / design_effect(values, sums) * fewer**2
+
+
+def standard_error(sums: np.ndarray) -> float:
+    """Of the ratio of two totals over clusters [clusters, 2], linearised (Cochran 1977, equation 6.9)."""
+    count, value = len(sums), sums[:, 0].sum() / sums[:, 1].sum()
+    residuals = (sums[:, 0] - value * sums[:, 1]) / sums[:, 1].mean()
+    return math.sqrt(float(np.square(residuals).sum()) / (count - 1) / count)
 
 
 def student_quantile(freedom: int, confidence: float) -> float:
@@ -63,12 +92,8 @@ def student_quantile(freedom: int, confidence: float) -> float:
     return float(t.ppf((1 + confidence) / 2, freedom))
 
 
-def _rows_of(blocks: Sequence[Hashable]) -> list[list[int]]:
-    found: dict[Hashable, list[int]] = {}
-    for row, block in enumerate(blocks):
-        found.setdefault(block, []).append(row)
-    return list(found.values())
-
-
-def _sums(numerators: np.ndarray, denominators: np.ndarray, rows: list[int]) -> tuple[float, float]:
-    return float(numerators[rows].sum()), float(denominators[rows].sum())
+def cluster_sums(numerators: np.ndarray, denominators: np.ndarray, clusters: Sequence[Hashable]) -> np.ndarray:
+    """[clusters, 2] sums over the rows of each cluster, in the order in which these first occur."""
+    places: dict[Hashable, int] = {}
+    rows = np.array([places.setdefault(cluster, len(places)) for cluster in clusters], dtype=np.int64)
+    return np.stack([np.bincount(rows, column, len(places)) for column in (numerators, denominators)], axis=1)

@@ -1,18 +1,24 @@
-"""Is model B worse than model A by more than d? Paired, on the same items."""
+"""Is model B worse than model A by more than d? Paired, on the same items, which hang together in clusters."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import reduce
+from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest, ttest_1samp
+from scipy.stats import binom
 
 from edgequant.errors import UserError
-from edgequant.evaluation.statistics.batch_means import rate
-from edgequant.evaluation.statistics.intervals import ENOUGH_TO_RESAMPLE, ENOUGH_UNLIKE, Bootstrap, unlike
-from edgequant.evaluation.statistics.proportions import PairedShares
+from edgequant.evaluation.statistics.batch_means import cluster_sums
+from edgequant.evaluation.statistics.clusters import cluster_of
+from edgequant.evaluation.statistics.effects import Effect, paired_effect
+from edgequant.evaluation.statistics.intervals import Bootstrap
+from edgequant.evaluation.statistics.verdicts import side
+
+Items = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -21,17 +27,22 @@ class Comparison:
 
     Attributes:
         items: how many items both answered.
+        clusters: in how many clusters these lie, such as passages or articles.
         a, b: their means.
         difference: b - a.
-        ci_low, ci_high: paired interval of the difference; None where one item, or items that all moved alike, tell of
-            no spread.
+        ci_low, ci_high: paired interval of the difference; None where one cluster, or items that all moved alike, tell
+            of no spread.
         margin: the loss that is still acceptable, as a positive number.
         p_worse: one-sided p-value of "B loses no more than the margin"; small means B is worse by more; 1 without an
             interval.
-        p_mcnemar: exact two-sided McNemar p-value of "equally often right"; None unless values are right or wrong.
+        p_mcnemar: exact two-sided McNemar p-value of "equally often right", over clusters (`mcnemar`); None unless
+            values are right or wrong.
+        effect: what the items tell, for p-values of other bounds; None without an interval.
+        scale: from the effect's unit to the difference's.
     """
 
     items: int
+    clusters: int
     a: float
     b: float
     difference: float
@@ -40,16 +51,29 @@ class Comparison:
     margin: float
     p_worse: float
     p_mcnemar: float | None
+    effect: Effect | None
+    scale: float
 
     @property
     def worse(self) -> bool:
         """B is worse than A by more than the margin, and the interval shows it: all of it lies below -margin."""
-        return self.ci_high is not None and self.ci_high < -self.margin
+        return side(self.ci_low, self.ci_high, -self.margin) == "below"
 
     @property
     def not_worse(self) -> bool:
         """Non-inferiority: all of the interval lies at or above -margin. Neither this nor `worse`: too few items."""
         return self.ci_low is not None and self.ci_low >= -self.margin
+
+    def p_value(self, bound: float) -> float | None:
+        """Two-sided p-value of "the difference is `bound`"; of 0 between right-or-wrong answers, McNemar's too.
+
+        Two tests of one hypothesis: what the clusters' spread shows, the exact test must not contradict, so that the
+        greater p-value counts. None without an interval.
+        """
+        if self.effect is None:
+            return None
+        found = self.effect.p_value(bound / self.scale)
+        return found if bound or self.p_mcnemar is None else max(found, self.p_mcnemar)
 
     @property
     def verdict(self) -> str:
@@ -57,32 +81,32 @@ class Comparison:
         answer = "worse" if self.worse else "not worse" if self.not_worse else "undecided"
         bounded = self.ci_low is not None and self.ci_high is not None
         interval = f"[{self.ci_low:+.2f}, {self.ci_high:+.2f}]" if bounded else "(no interval)"
+        within = f" in {self.clusters} clusters" if self.clusters < self.items else ""
         return (
             f"{answer} by more than {self.margin:g}: {self.a:.2f} -> {self.b:.2f}, difference {self.difference:+.2f} "
-            f"{interval} on {self.items} {'items' if self.items > 1 else 'item'}"
+            f"{interval} on {self.items} {'items' if self.items > 1 else 'item'}{within}"
         )
 
 
 def compare(
-    a: Sequence[dict],
-    b: Sequence[dict],
+    a: Items,
+    b: Items,
     value: str,
     *,
     margin: float = 0.0,
     scale: float = 100.0,
     bootstrap: Bootstrap | None = None,
+    balanced_by: str | None = None,
 ) -> Comparison:
-    """Compare two models' item tables, matched by `id` (Efron and Tibshirani 1993; McNemar 1947, exact form).
-
-    Right-or-wrong values get Bonett and Price's interval (`PairedShares`), and so do others from 0 to 1 where fewer
-    than 10 items moved unlike the rest: equal answers to 20 questions are not a difference of exactly 0. Others are
-    resampled in pairs, below 20 items by Student's interval.
+    """Compare two models' item tables, matched by `id`, by a bootstrap of whole clusters (`paired_effect`).
 
     Args:
-        a, b: items of an Evaluation; A is the reference.
-        value: the column to compare, higher is better: `correct`, `exact_match`, `f1`.
+        a, b: items of an Evaluation; A is the reference. Those with one `cluster` depend on each other.
+        value: the column to compare, higher is better: `correct`, `exact_match`, `f1`; shares from 0 to 1 are known by
+            their values.
         margin: loss in scaled units that is acceptable; 1.0 with the default scale is one percentage point.
         scale: 100 turns fractions into per cent.
+        balanced_by: a column of A whose values weigh the same, however many items have each.
 
     Raises:
         UserError: an item is in one table only, or there are none.
@@ -90,69 +114,102 @@ def compare(
     Example:
         compare(baseline.items["boolq"], quantised.items["boolq"], "correct", margin=1.0).verdict
     """
-    bootstrap = bootstrap or Bootstrap(resamples=10_000)
     left, right = aligned(a, b, value)
-    found = _estimate(left, right, -margin / scale, bootstrap)
+    rows = in_order(a)
+    scored = ~(np.isnan(left) & np.isnan(right))  # both too long for the context
+    rows, left, right = [row for row, kept in zip(rows, scored, strict=True) if kept], left[scored], right[scored]
+    weights = class_weights([row[balanced_by] for row in rows]) if balanced_by else np.ones(len(rows))
+    even = balanced_by is None
+    return _compared(rows, left, right, weights, even=even, margin=margin, scale=scale, bootstrap=bootstrap)
+
+
+def compare_rates(
+    a: Items, b: Items, numerator: str, denominator: str, *, bootstrap: Bootstrap | None = None
+) -> Comparison:
+    """As `compare`, of rates such as nats a token: sums over sums, weighed by the denominator, which both share."""
+    left, right = aligned(a, b, numerator)
+    weights, _ = aligned(a, b, denominator)
+    rates = left / weights, right / weights
+    return _compared(in_order(a), *rates, weights, even=False, margin=0.0, scale=1.0, bootstrap=bootstrap)
+
+
+def _compared(
+    rows: Items,
+    left: np.ndarray,
+    right: np.ndarray,
+    weights: np.ndarray,
+    *,
+    even: bool,
+    margin: float,
+    scale: float,
+    bootstrap: Bootstrap | None,
+) -> Comparison:
+    bootstrap = bootstrap or Bootstrap(resamples=10_000)
+    clusters = [cluster_of(row) for row in rows]
+    both = np.concatenate([left, right])
+    shares, binary = even and bool(((both >= 0) & (both <= 1)).all()), even and bool(np.isin(both, (0.0, 1.0)).all())
+    changes = weights * (right - left)
+    effect = paired_effect(changes, weights, clusters, bootstrap, shares=shares, right_or_wrong=binary)
+    low, high = (None, None) if effect is None else (scale * end for end in effect.interval(bootstrap.confidence))
+    total = weights.sum() if len(rows) else np.nan
+    before, after, difference = (float(each.sum() / total) for each in (weights * left, weights * right, changes))
     return Comparison(
-        items=len(left),
-        a=scale * float(left.mean()),
-        b=scale * float(right.mean()),
-        difference=scale * float((right - left).mean()),
-        ci_low=None if found is None else scale * found.low,
-        ci_high=None if found is None else scale * found.high,
+        items=len(rows),
+        clusters=len(set(clusters)),
+        a=scale * before,
+        b=scale * after,
+        difference=scale * difference,
+        ci_low=low,
+        ci_high=high,
         margin=margin,
-        p_worse=1.0 if found is None else found.p_below,
-        p_mcnemar=mcnemar(left, right) if _right_or_wrong(left, right) else None,
+        p_worse=1.0 if effect is None else _one_sided(effect, -margin / scale, difference),
+        p_mcnemar=mcnemar(left, right, clusters) if binary else None,
+        effect=effect,
+        scale=scale,
     )
 
 
-class _Estimate(NamedTuple):
-    """Interval of a mean difference, and the one-sided p-value that it is at least some bound."""
-
-    low: float
-    high: float
-    p_below: float
+def _one_sided(effect: Effect, bound: float, difference: float) -> float:
+    half = effect.p_value(bound) / 2
+    return half if difference < bound else 1 - half
 
 
-def _estimate(left: np.ndarray, right: np.ndarray, bound: float, bootstrap: Bootstrap) -> _Estimate | None:
-    """The interval that these many pairs allow; None where they tell of no spread, or one of them is no number."""
-    differences = right - left
-    if len(differences) < 2 or not np.isfinite(differences).all():
-        return None
-    shares = min(left.min(), right.min()) >= 0 and max(left.max(), right.max()) <= 1
-    if shares and (_right_or_wrong(left, right) or unlike(differences) < ENOUGH_UNLIKE):
-        lost, gained = float(-differences.clip(max=0).sum()), float(differences.clip(min=0).sum())
-        pairs = PairedShares(lost, gained, len(differences))
-        return _Estimate(*pairs.interval(bootstrap.confidence), pairs.p_below(bound))
-    if len(differences) < ENOUGH_TO_RESAMPLE:
-        return _student(differences, bound, bootstrap.confidence)
-    means = bootstrap.sums(differences[:, None])[:, 0] / len(differences)
-    low, high = bootstrap.bounds(means)
-    # The +1 keeps a resampled p-value from being zero (Davison and Hinkley 1997, section 4.2).
-    return _Estimate(low, high, (1 + int((means >= bound).sum())) / (1 + len(means))) if low < high else None
+def class_weights(classes: Sequence[Hashable]) -> np.ndarray:
+    """[items] weights whose mean is 1 and whose sum is the same for every class."""
+    counts = Counter(classes)
+    return np.array([len(classes) / len(counts) / counts[each] for each in classes])
 
 
-def _student(differences: np.ndarray, bound: float, confidence: float) -> _Estimate | None:
-    found = rate(differences, np.ones_like(differences), range(len(differences)), confidence)
-    if found.low is None or found.high is None:
-        return None
-    p_below = float(ttest_1samp(differences, bound, alternative="less").pvalue)
-    return _Estimate(found.low, found.high, p_below)
+def mcnemar(a: np.ndarray, b: np.ndarray, clusters: Sequence[Hashable] | None = None) -> float:
+    """Exact two-sided p-value that A and B are right equally often, from the items where only one of them is.
 
+    McNemar's test (1947) lets each of these items favour A or B by the toss of a coin. Where items hang together, one
+    toss decides a whole cluster (Canay, Romano and Shaikh 2017, Econometrica 85: sign changes of clusters); each item
+    by itself is McNemar's own.
 
-def _right_or_wrong(left: np.ndarray, right: np.ndarray) -> bool:
-    return set(np.unique([left, right])) <= {0.0, 1.0}
-
-
-def mcnemar(a: np.ndarray, b: np.ndarray) -> float:
-    """Exact two-sided p-value that A and B are right equally often, from the items where only one of them is."""
-    only_a, only_b = int(((a == 1) & (b == 0)).sum()), int(((a == 0) & (b == 1)).sum())
-    if only_a + only_b == 0:
+    Args:
+        a, b: [items] 0 or 1.
+        clusters: of each item; None: all are independent.
+    """
+    changes = np.asarray(b, dtype=np.int64) - np.asarray(a, dtype=np.int64)
+    moved = cluster_sums(changes, np.ones(len(changes)), range(len(changes)) if clusters is None else clusters)[:, 0]
+    sizes = Counter(abs(round(size)) for size in moved if size)
+    if not sizes:
         return 1.0
-    return float(binomtest(only_b, only_a + only_b, 0.5).pvalue)
+    chances = reduce(np.convolve, [_tosses(size, count) for size, count in sizes.items()])
+    reach = len(chances) // 2  # of the sums -reach, -reach + 1, ..., reach
+    sums = np.abs(np.arange(-reach, reach + 1))
+    return min(1.0, float(chances[sums >= abs(int(changes.sum()))].sum()))
 
 
-def aligned(a: Sequence[Mapping], b: Sequence[Mapping], value: str) -> tuple[np.ndarray, np.ndarray]:
+def _tosses(size: int, count: int) -> np.ndarray:
+    """Chances of the sums of `count` coins that show -size or size, from -size * count on."""
+    chances = np.zeros(2 * size * count + 1)
+    chances[:: 2 * size] = binom.pmf(np.arange(count + 1), count, 0.5)
+    return chances
+
+
+def aligned(a: Items, b: Items, value: str) -> tuple[np.ndarray, np.ndarray]:
     """A column of two item tables, [items] each, in the order of the items' ids.
 
     Raises:
@@ -166,3 +223,9 @@ def aligned(a: Sequence[Mapping], b: Sequence[Mapping], value: str) -> tuple[np.
         )
     ids = sorted(left)
     return np.array([left[key] for key in ids]), np.array([right[key] for key in ids])
+
+
+def in_order(items: Items) -> list[Mapping[str, Any]]:
+    """Items in the order of `aligned`."""
+    rows = {item["id"]: item for item in items}
+    return [rows[key] for key in sorted(rows)]

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from edgequant.evaluation.scoring_settings import ScoringSettings
-from edgequant.evaluation.statistics.batch_means import rate
+from edgequant.evaluation.statistics.batch_means import cluster_sums, effective_items, rate
 from edgequant.evaluation.statistics.proportions import Share, wilson
 
 Statistic = Callable[[np.ndarray], np.ndarray]
@@ -73,37 +73,45 @@ class Bootstrap:
         ends = self.interval(columns, statistic) if len(columns) > 1 else None
         return with_bounds(name, float(statistic(columns.sum(axis=0))), ends)
 
-    def mean(self, name: str, values: ArrayLike) -> dict[str, float]:
+    def mean(self, name: str, values: ArrayLike, clusters: Sequence[Hashable] | None = None) -> dict[str, float]:
         """Mean of the items' values with its bounds; those of `share` where all values are 0 or 100.
 
-        Fewer than 20 items are too few to resample (percentiles come out too narrow), and get Student's interval.
+        Clusters are resampled; fewer than 20 are too few for that (percentiles come out too narrow), and get Student's
+        interval.
+
+        Args:
+            clusters: of each item; None: all are independent.
         """
         column = np.asarray(values, dtype=np.float64)
         if len(column) and np.isin(column, (0.0, 100.0)).all():
-            return self.share(name, column)
-        if len(column) >= ENOUGH_TO_RESAMPLE:
-            return self.measured(name, np.stack([column, np.ones_like(column)], axis=1), ratio)
-        if not len(column):
-            return {}
-        found = rate(column, np.ones_like(column), range(len(column)), self.confidence)
-        return with_bounds(name, found.value, _ends(found.low, found.high))
+            return self.share(name, column, clusters)
+        return self._mean(name, column, range(len(column)) if clusters is None else clusters)
 
-    def share(self, name: str, per_cents: ArrayLike) -> dict[str, float]:
+    def share(self, name: str, per_cents: ArrayLike, clusters: Sequence[Hashable] | None = None) -> dict[str, float]:
         """Mean of the items' values from 0 to 100 with its bounds: of right or wrong ones a rate, with Wilson's.
 
         Wilson's too where fewer than 10 items differ from the commonest value (mostly the floor: nothing right), since
-        resampling then mostly draws what was seen already. Others are resampled.
+        resampling then mostly draws what was seen already; clusters count as what they are worth (`effective_items`).
+        Others are as in `mean`.
         """
         column = np.asarray(per_cents, dtype=np.float64)
-        if not len(column):
-            return {}
-        share = Share(float(column.mean()) / 100, len(column))
-        if len(column) < 2:
-            return {name: 100 * share.mean}
+        named = range(len(column)) if clusters is None else clusters
+        if len(set(named)) < 2:
+            return {name: float(column.mean())} if len(column) else {}
         if np.isin(column, (0.0, 100.0)).all() or unlike(column) < ENOUGH_UNLIKE:
+            share = Share(float(column.mean()) / 100, effective_items(column, named, self.confidence))
             low, high = wilson(share, self.confidence)
             return with_bounds(name, 100 * share.mean, (100 * low, 100 * high))
-        return self.measured(name, np.stack([column, np.ones_like(column)], axis=1), ratio)
+        return self._mean(name, column, named)
+
+    def _mean(self, name: str, column: np.ndarray, clusters: Sequence[Hashable]) -> dict[str, float]:
+        if not len(column):
+            return {}
+        ones = np.ones_like(column)
+        if len(set(clusters)) >= ENOUGH_TO_RESAMPLE:
+            return self.measured(name, cluster_sums(column, ones, clusters), ratio)
+        found = rate(column, ones, clusters, self.confidence)
+        return with_bounds(name, found.value, _ends(found.low, found.high))
 
     def per_token(
         self, name: str, columns: np.ndarray, blocks: Sequence[Hashable], *, exponential: bool = False

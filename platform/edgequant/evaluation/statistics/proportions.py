@@ -14,7 +14,7 @@ class Share(NamedTuple):
     """The mean of so many values between 0 and 1: of right or wrong ones, a rate."""
 
     mean: float
-    items: int
+    items: float
 
 
 def wilson(share: Share, confidence: float = 0.95) -> Interval:
@@ -40,33 +40,27 @@ def mean_of_shares(shares: Sequence[Share], confidence: float = 0.95) -> Interva
 
 
 class PairedShares(NamedTuple):
-    """What was lost and what was gained on the same items, summed up: of right or wrong ones, how many."""
+    """What was lost and what was gained on the same items, summed up: of right or wrong ones, how many.
+
+    Their difference per item has Wald's interval with one item more in either cell (Bonett and Price 2012, equation 3):
+    20 pairs without a difference give -0.126 to 0.126. Differences within -1 and 1 vary by at most what as many whole
+    ones would, so it is too wide for them if anything.
+    """
 
     lost: float
     gained: float
-    items: int
-
-    def interval(self, confidence: float = 0.95) -> Interval:
-        """Of (gained - lost) / items: Wald's with one item more in either cell (Bonett and Price 2012, equation 3).
-
-        20 pairs without a difference give -0.126 to 0.126. Differences within -1 and 1 vary by at most what as many
-        whole ones would, so it is too wide for them if anything.
-        """
-        half = _quantile(confidence) * self._spread
-        return max(-1.0, self._center - half), min(1.0, self._center + half)
-
-    def p_below(self, bound: float) -> float:
-        """One-sided p-value of "the difference is at least `bound`"."""
-        return NormalDist().cdf((self._center - bound) / self._spread)
+    items: float
 
     @property
-    def _center(self) -> float:
+    def center(self) -> float:
+        """The middle of the interval, which lies nearer to 0 than the difference."""
         return (self.gained - self.lost) / (self.items + 2)
 
     @property
-    def _spread(self) -> float:
+    def spread(self) -> float:
+        """Standard error."""
         discordant = (self.lost + self.gained + 2) / (self.items + 2)
-        return math.sqrt((discordant - self._center**2) / (self.items + 2))
+        return math.sqrt((discordant - self.center**2) / (self.items + 2))
 
 
 def _quantile(confidence: float) -> float:

@@ -49,7 +49,7 @@ def document_perplexity(
 
 def domain_metrics(scored: Scored, bootstrap: Bootstrap) -> dict[str, float]:
     """`domain/perplexity` over all documents and `domain/perplexity_<domain>` for each domain, with bounds."""
-    metrics = perplexity_metrics("domain", scored, bootstrap)
+    metrics = perplexity_metrics("domain", scored, bootstrap) | {"domain/documents": float(len(scored.rows))}
     for domain in sorted({row["domain"] for row in scored.rows}):
         rows = Scored([row for row in scored.rows if row["domain"] == domain], scored.window)
         name = "domain/perplexity_" + re.sub(r"[^a-z0-9]+", "_", domain.lower()).strip("_")
@@ -71,6 +71,8 @@ def _texts(rows: Rows) -> list[str]:
     return [text for _, text in rows]
 
 
+_COUNTS = {"domain/documents": "documents"}
+
 DOMAIN_PERPLEXITY = Task(
     name="domain_perplexity",
     group="domain",
@@ -78,6 +80,6 @@ DOMAIN_PERPLEXITY = Task(
     data=(DataSet(name="domain", report="test", select=("validation",), drawn=False, texts=_texts),),
     protocol="Perplexity of the project's held-out disaster-management documents, each read on its own. "
     "Lower is better; the documents are written for this project.",
-    display={"domain/perplexity": Metric("perplexity (domain)", "", "lower", digits=4)},
-    paired=(Paired(metric="domain/perplexity", table="domain"),),
+    display={"domain/perplexity": Metric("perplexity (domain)", "", "lower", digits=4, counts=_COUNTS)},
+    paired=(Paired(metric="domain/perplexity", table="domain", nouns=("documents", "documents")),),
 )

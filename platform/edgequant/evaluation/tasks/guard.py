@@ -19,7 +19,8 @@ def _score(model: LanguageModel, data: Mapping[str, Rows], settings: ScoringSett
 
     size = window_for(model, settings.window)
     scored = Scored(score_documents(model, [{"text": text} for text in data["guard"]], size), size)
-    return Evaluation(perplexity_metrics("guard", scored, Bootstrap.of(settings)), {"guard": scored.rows})
+    metrics = perplexity_metrics("guard", scored, Bootstrap.of(settings))
+    return Evaluation(metrics | {"guard/documents": float(len(scored.rows))}, {"guard": scored.rows})
 
 
 def _none(_split: str, _data_dir: str | None) -> None:
@@ -32,7 +33,9 @@ GUARD = Task(
     data=(DataSet(name="guard", load=_none, drawn=False, texts=list),),
     protocol="Perplexity of a general text that no variant was trained on, by default one that the floating-point "
     "model wrote itself: how far a variant is from that model. Measured by qat alone, which sets the text apart.",
-    display={"guard/perplexity": Metric("perplexity (guard)", "", "lower", digits=4)},
+    display={
+        "guard/perplexity": Metric("perplexity (guard)", "", "lower", digits=4, counts={"guard/documents": "texts"})
+    },
     by_default=False,
-    paired=(Paired(metric="guard/perplexity", table="guard"),),
+    paired=(Paired(metric="guard/perplexity", table="guard", nouns=("texts", "texts")),),
 )

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 import re
+from bisect import bisect_right
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from edgequant.errors import UserError
 from edgequant.evaluation.backends.language_model import LanguageModel, Window
 from edgequant.evaluation.scoring_settings import ScoringSettings
+from edgequant.evaluation.statistics.clusters import cluster_of
 from edgequant.evaluation.statistics.sampling import draw
 from edgequant.evaluation.tasks.task import DataSet, Evaluation, Metric, Paired, Rows, Task
 from edgequant.evaluation.tasks.wikitext import detokenize, join_rows, wikitext_pages
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from edgequant.evaluation.statistics.intervals import Bootstrap
 
 DEFAULT_WINDOW = 2048
+BLOCK = "block-"  # of neighbouring windows
 
 
 @dataclass(frozen=True)
@@ -38,13 +42,13 @@ class Scored:
         return np.array([[row[name] for name in names] for row in self.rows], dtype=np.float64).reshape(-1, len(names))
 
     @property
-    def blocks(self) -> list[Hashable]:
-        """Rows of one block depend on each other; a row that names none, such as a document, is one by itself."""
-        return [row.get("block", f"row-{index}") for index, row in enumerate(self.rows)]
+    def clusters(self) -> list[Hashable]:
+        """Rows of one cluster depend on each other; a row that names none, such as a document, is one by itself."""
+        return [cluster_of({"id": f"row-{index}"} | row) for index, row in enumerate(self.rows)]
 
     def perplexity(self, name: str, count: str, bootstrap: Bootstrap) -> dict[str, float]:
         """exp(sum of nats / sum of the column `count`) with bounds."""
-        return bootstrap.per_token(name, self.columns("nats", count), self.blocks, exponential=True)
+        return bootstrap.per_token(name, self.columns("nats", count), self.clusters, exponential=True)
 
 
 def windows_of(tokens: Sequence[int], window: int, stride: int | None = None, bos: int | None = None) -> list[Window]:
@@ -106,13 +110,12 @@ def wikitext_perplexity(
         limit: score this many windows (of `documents`: pages) only, drawn with `seed`.
 
     Returns:
-        One row per window (page): `nats`, `tokens`, `bytes`, `words`; a window's `block` of the text.
+        One row per window (page): `nats`, `tokens`, `bytes`, `words`; a window's `cluster`, the article that its middle
+        lies in, or a block of neighbouring windows in a text that has no two articles.
 
     Raises:
         UserError: no text, a text shorter than one window, a window beyond the model's context, NaN logits.
     """
-    from edgequant.evaluation.statistics.batch_means import block_of
-
     if protocol == "documents":
         return _score_pages(model, rows, window_for(model, window or model.context_length), limit, seed)
     size = window_for(model, window)
@@ -125,27 +128,45 @@ def wikitext_perplexity(
             f"give more text or a smaller window"
         )
     chosen = draw(len(windows), limit, seed)
+    read = size - (model.bos is not None)
+    step = min(stride or read, read)
+    clusters = _articles(model, text, [index * step + read - step / 2 for index in range(len(windows))])
     scores = model.losses([windows[index] for index in chosen])
     nats = dict(progress(scores, len(chosen), "perplexity"))
     return Scored(
         [
-            _window_row(model, index, windows[index], nats[at]) | {"block": block_of(index, len(windows))}
+            _window_row(model, index, windows[index], nats[at]) | {"cluster": clusters[index]}
             for at, index in enumerate(chosen)
         ],
         size,
     )
 
 
+def _articles(model: LanguageModel, text: str, middles: Sequence[float]) -> list[str]:
+    """Of windows, by the token in the middle of what each scores, the article that this lies in; neighbours share a
+    block where no two articles are told.
+
+    Articles are encoded one by one, so that one ends within a few tokens of where it ends in the whole text.
+    """
+    from edgequant.evaluation.statistics.batch_means import block_of
+
+    pages = wikitext_pages(text)
+    if len(pages) < 2:
+        return [f"{BLOCK}{block_of(index, len(middles))}" for index in range(len(middles))]
+    ends = list(accumulate(map(len, _bodies(model, pages))))
+    return [f"article-{min(bisect_right(ends, middle), len(ends) - 1)}" for middle in middles]
+
+
 def perplexity_metrics(prefix: str, scored: Scored, bootstrap: Bootstrap) -> dict[str, float]:
     """`prefix/perplexity` and `prefix/bits_per_byte` with bounds; word perplexity where words were counted.
 
-    Perplexity is exp(sum of nats / scored tokens); bounds come from blocks of neighbouring windows, or from documents.
+    Perplexity is exp(sum of nats / scored tokens); bounds come from articles, documents or blocks.
     """
     import numpy as np
 
     nats_bytes = scored.columns("nats", "bytes") / np.array([math.log(2), 1])
     metrics = scored.perplexity(f"{prefix}/perplexity", "tokens", bootstrap)
-    metrics |= bootstrap.per_token(f"{prefix}/bits_per_byte", nats_bytes, scored.blocks)
+    metrics |= bootstrap.per_token(f"{prefix}/bits_per_byte", nats_bytes, scored.clusters)
     if "words" in scored.rows[0]:
         metrics |= scored.perplexity(f"{prefix}/word_perplexity", "words", bootstrap)
     metrics[f"{prefix}/tokens"] = float(scored.columns("tokens").sum())
@@ -225,7 +246,9 @@ def _score(model: LanguageModel, data: Mapping[str, Rows], settings: ScoringSett
         limit=drawn_windows(settings.limit), seed=settings.seed,
     )  # fmt: skip
     metrics = perplexity_metrics("wikitext2", scored, Bootstrap.of(settings))
-    metrics["wikitext2/windows"] = float(len(scored.rows))
+    metrics |= {"wikitext2/windows": float(len(scored.rows))}
+    if not str(scored.clusters[0]).startswith(BLOCK):
+        metrics["wikitext2/clusters"] = float(len(set(scored.clusters)))
     note = f"wikitext2: {len(scored.rows)} windows of {scored.window} tokens, protocol {protocol}"
     return Evaluation(metrics, {"wikitext2": scored.rows}, [note])
 
@@ -233,6 +256,8 @@ def _score(model: LanguageModel, data: Mapping[str, Rows], settings: ScoringSett
 def _texts(rows: Rows) -> list[str]:
     return ["".join(rows)] if rows else []
 
+
+_COUNTS = {"wikitext2/windows": "windows", "wikitext2/clusters": "articles"}
 
 PERPLEXITY = Task(
     name="perplexity",
@@ -242,8 +267,10 @@ PERPLEXITY = Task(
     protocol="WikiText-2 raw test split as one string, tokenised once, cut into non-overlapping windows; "
     "perplexity is exp(summed negative log-likelihood / tokens). Bits per byte compares across tokenizers.",
     display={
-        "wikitext2/perplexity": Metric("perplexity (WikiText-2)", "", "lower", digits=4),
-        "wikitext2/bits_per_byte": Metric("bits/byte (WikiText-2)", "", "lower", digits=4, prominence="detail"),
+        "wikitext2/perplexity": Metric("perplexity (WikiText-2)", "", "lower", digits=4, counts=_COUNTS),
+        "wikitext2/bits_per_byte": Metric(
+            "bits/byte (WikiText-2)", "", "lower", digits=4, prominence="detail", counts=_COUNTS
+        ),
     },
-    paired=(Paired(metric="wikitext2/perplexity", table="wikitext2"),),
+    paired=(Paired(metric="wikitext2/perplexity", table="wikitext2", nouns=("windows", "clusters")),),
 )

@@ -9,6 +9,7 @@ from functools import cache
 from edgequant import extensions
 from edgequant.errors import UserError
 from edgequant.evaluation.tasks.boolq import BOOLQ
+from edgequant.evaluation.tasks.closed_book import CLOSED_BOOK
 from edgequant.evaluation.tasks.domain_perplexity import DOMAIN_PERPLEXITY
 from edgequant.evaluation.tasks.domain_qa import DOMAIN_QA
 from edgequant.evaluation.tasks.energy import ENERGY
@@ -19,7 +20,7 @@ from edgequant.evaluation.tasks.squad import SQUAD
 from edgequant.evaluation.tasks.task import DataSet, Paired, Task
 
 # In the order in which people compare: reports and tables keep it.
-TASKS: tuple[Task, ...] = (DOMAIN_PERPLEXITY, PERPLEXITY, GUARD, BOOLQ, SQUAD, DOMAIN_QA, LATENCY, ENERGY)
+TASKS: tuple[Task, ...] = (DOMAIN_PERPLEXITY, PERPLEXITY, GUARD, BOOLQ, SQUAD, DOMAIN_QA, CLOSED_BOOK, LATENCY, ENERGY)
 DEFAULT_TASKS = tuple(task.name for task in TASKS if task.by_default)
 COMPARISON_TASKS = tuple(task.name for task in TASKS if task.comparison and task.by_default)
 QUALITY_TASKS = tuple(name for name in COMPARISON_TASKS if name in {t.name for t in TASKS if t.kind == "quality"})

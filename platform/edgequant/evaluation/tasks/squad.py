@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from edgequant.errors import UserError
 from edgequant.evaluation.backends.language_model import LanguageModel
 from edgequant.evaluation.scoring_settings import ScoringSettings
+from edgequant.evaluation.statistics.clusters import cluster_of
 from edgequant.evaluation.statistics.sampling import draw_questions
 from edgequant.evaluation.tasks.squad_scoring import score_predictions
 from edgequant.evaluation.tasks.task import DataSet, Evaluation, Metric, Paired, Rows, Task
@@ -49,8 +50,8 @@ def squad_items(
         examples: from `one_shot_examples` for one worked example before each question, or empty for none.
 
     Returns:
-        One row per question: `id`, `question`, `prediction`, `exact_match`, `f1` (0 to 1), `answered`, `tokens`,
-        `generated_tokens`, `over_long`.
+        One row per question: `id`, `cluster` (its document, else its article), `question`, `prediction`, `exact_match`,
+        `f1` (0 to 1), `answered`, `tokens`, `generated_tokens`, `over_long`.
 
     Raises:
         UserError: no questions, two of one id, one without an answer, or NaN logits.
@@ -73,9 +74,10 @@ def squad_items(
 
 def squad_metrics(prefix: str, items: Sequence[dict], bootstrap: Bootstrap) -> dict[str, float]:
     """Exact match and F1 in per cent with bounds, and how many questions were asked, left unanswered and too long."""
-    metrics = bootstrap.share(f"{prefix}exact_match", [100 * item["exact_match"] for item in items])
-    metrics |= bootstrap.share(f"{prefix}f1", [100 * item["f1"] for item in items])
-    metrics[f"{prefix}items"] = float(len(items))
+    clusters = [cluster_of(item) for item in items]
+    metrics = bootstrap.share(f"{prefix}exact_match", [100 * item["exact_match"] for item in items], clusters)
+    metrics |= bootstrap.share(f"{prefix}f1", [100 * item["f1"] for item in items], clusters)
+    metrics |= {f"{prefix}items": float(len(items)), f"{prefix}clusters": float(len(set(clusters)))}
     metrics[f"{prefix}unanswered"] = float(sum(not item["answered"] for item in items))
     metrics[f"{prefix}over_long"] = float(sum(item.get("over_long", False) for item in items))
     return metrics
@@ -196,14 +198,23 @@ def _score(model: LanguageModel, data: Mapping[str, Rows], settings: ScoringSett
     return scored + Evaluation(files={"squad_predictions.json": predictions_of(scored.items["squad"])})
 
 
+def _texts(rows: Rows) -> list[str]:
+    """Contexts and questions."""
+    return list(dict.fromkeys(row[column] for column in ("context", "question") for row in rows))
+
+
+_COUNTS = {"squad/items": "questions", "squad/clusters": "articles"}
+
 SQUAD = Task(
     name="squad",
     score=_score,
-    data=(DataSet(name="squad", report="validation", select=("train", "validation")),),
+    data=(DataSet(name="squad", report="validation", select=("train", "validation"), texts=_texts),),
     protocol="SQuAD v1.1 development set, greedy answers, official normalisation; exact match and F1 in per cent.",
     display={
-        "squad/exact_match": Metric("SQuAD exact match", "%", "higher", prominence="summary", floor=0.0),
-        "squad/f1": Metric("SQuAD F1", "%", "higher", floor=0.0),
+        "squad/exact_match": Metric(
+            "SQuAD exact match", "%", "higher", prominence="summary", floor=0.0, counts=_COUNTS
+        ),
+        "squad/f1": Metric("SQuAD F1", "%", "higher", floor=0.0, counts=_COUNTS),
     },
-    paired=(Paired(metric="squad/f1", table="squad", value="f1"),),
+    paired=(Paired(metric="squad/f1", table="squad", value="f1", chance=0.0, nouns=("questions", "articles")),),
 )

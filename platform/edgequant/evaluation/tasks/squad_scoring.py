@@ -7,6 +7,8 @@ import string
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from edgequant.evaluation.statistics.clusters import named_cluster
+
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -34,7 +36,7 @@ def score_predictions(rows: Sequence[dict], predictions: Mapping[str, str]) -> l
     A question without a prediction scores 0, as in the official script; predictions for unknown ids are ignored.
 
     Returns:
-        One row per question: `id`, `prediction`, `exact_match`, `f1`, `answered`.
+        One row per question: `id`, `cluster`, `prediction`, `exact_match`, `f1`, `answered`.
     """
     return [_scored(row, predictions.get(row["id"])) for row in rows]
 
@@ -43,6 +45,7 @@ def _scored(row: dict, prediction: str | None) -> dict:
     references = row["answers"]["text"]
     return {
         "id": row["id"],
+        "cluster": named_cluster(row, "source", "title", "context"),
         "prediction": prediction or "",
         "exact_match": 0.0 if prediction is None else exact_match(prediction, references),
         "f1": 0.0 if prediction is None else token_f1(prediction, references),

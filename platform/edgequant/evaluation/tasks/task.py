@@ -26,6 +26,7 @@ from typing import Any, Literal
 from edgequant.errors import UserError
 from edgequant.evaluation.backends.language_model import LanguageModel
 from edgequant.evaluation.scoring_settings import ScoringSettings
+from edgequant.evaluation.statistics.verdicts import AT_CHANCE, AT_FLOOR
 
 Rows = Sequence[Any]
 EvaluationData = Mapping[str, Rows | None]
@@ -50,35 +51,90 @@ class Metric:
     floor: float | str | None = None
     """What a model scores that knows nothing: a number, or the metric that holds it, such as the share of the commoner
     answer. No loss shows below it."""
+    counts: Mapping[str, str] = field(default_factory=dict)
+    """What it stands on, by the metric that holds the number: {"boolq/items": "questions", "boolq/clusters":
+    "passages"} is shown as `200 questions of 187 passages`."""
 
     @property
     def label(self) -> str:
         return f"{self.heading} ({self.unit})" if self.unit else self.heading
 
     def floor_of(self, name: str, measured: Mapping[str, Any]) -> str:
-        """Whether what was measured tells `name` from the floor: `at the floor`, `floor not excluded`, or empty."""
+        """`at chance`, or `at the floor` of 0, where what was measured does not tell `name` from the floor; else empty.
+
+        It does not where the value or its interval reaches the floor.
+        """
         floor = measured.get(self.floor) if isinstance(self.floor, str) else self.floor
         value = measured.get(name)
         if not isinstance(floor, int | float) or not isinstance(value, int | float):
             return ""
         low = measured.get(f"{name}_ci_low")
-        return "at the floor" if value <= floor else "floor not excluded" if low is not None and low <= floor else ""
+        return at_chance(value, low, floor)
+
+    def counted(self, measured: Mapping[str, Any]) -> str:
+        """What the figure stands on: `200 questions of 187 passages`; empty where that was not counted."""
+        found = [(measured.get(name), noun) for name, noun in self.counts.items()]
+        return " of ".join(counted(number, noun) for number, noun in found if isinstance(number, int | float))
+
+
+def at_chance(value: float, low: float | None, floor: float) -> str:
+    """`at chance` of a score that is not told from what a model scores that knows nothing, `at the floor` where that
+    is 0; else empty."""
+    reached = value <= floor or (low is not None and low <= floor)
+    return (AT_CHANCE if floor else AT_FLOOR) if reached else ""
+
+
+def counted(number: float, noun: str) -> str:
+    """`1 document`, `10,570 questions`: a number and what is counted, in the plural."""
+    return f"{number:,.0f} {noun.removesuffix('s') if number == 1 else noun}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Paired:
-    """How two models are compared on the items of a task.
+    """How two models are compared on the items of a task, of which those with one `cluster` depend on each other.
 
     Attributes:
         metric: that sums the items up.
         table: of `Evaluation.items`.
-        value: column with a share from 0 to 1 for each item, higher is better; None: a perplexity, of the columns
-            `nats` and `tokens`.
+        value: column of each item, higher is better; None: a perplexity, of the columns `nats` and `tokens`.
+        unit: of the metric: `points` of a share from 0 to 1, or `nats`.
+        gold: column with the right answers. Of a share: always giving the commoner one is what a model scores that
+            knows nothing. In nats: each of them weighs the same, so that a leaning towards one is worth nothing.
+        chance: what a model scores that knows nothing, in points; with `gold` it follows from the answers.
+        instead_of: the metric of right-or-wrong answers in whose place it decides where that is at chance.
+        nouns: what an item and a cluster are.
     """
 
     metric: str
     table: str
     value: str | None = None
+    unit: Literal["points", "nats"] = "points"
+    gold: str | None = None
+    chance: float | None = None
+    instead_of: str | None = None
+    nouns: tuple[str, str] = ("items", "clusters")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Of its items that a comparison looks at."""
+        return (*self.needed, *([self.gold] if self.gold else []), "cluster")
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """Without which there is none; items of earlier versions have less."""
+        if self.value is None:
+            return ("nats", "tokens")
+        return (self.value, self.gold) if self.unit == "nats" and self.gold else (self.value,)
+
+    def is_in(self, rows: Sequence[Mapping[str, Any]] | None) -> bool:
+        """Whether there are rows that can be compared by it."""
+        return bool(rows) and all(name in row for row in rows or () for name in self.needed)
+
+    def counted(self, items: int, clusters: int) -> str:
+        """`200 questions of 187 passages`; `8 documents` where each is a cluster by itself."""
+        item, cluster = self.nouns
+        told = counted(items, item)
+        return told if clusters == items and item == cluster else f"{told} of {counted(clusters, cluster)}"
 
 
 @dataclass(frozen=True, kw_only=True)

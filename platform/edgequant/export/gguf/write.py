@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +9,7 @@ import numpy as np
 from gguf import MODEL_ARCH, GGMLQuantizationType, GGUFWriter, LlamaFileType, TensorNameMap, get_tensor_name_map
 from gguf.constants import GGML_QUANT_VERSION, MODEL_ARCH_NAMES
 
+from edgequant.disk.leftovers import Scratch
 from edgequant.errors import UserError
 from edgequant.export.choice import Target, copies_integers
 from edgequant.export.formats import Exported, check_format, fitting_format
@@ -109,7 +109,7 @@ def gguf_size(loaded: LoadedModel, target: str | Target = "q8_0") -> tuple[int, 
         UserError: as `write_gguf`, but for weights that are not looked at.
     """
     content = _content(loaded, target)
-    with tempfile.TemporaryDirectory() as folder:
+    with Scratch() as folder:
         file = Path(folder, "header.gguf")
         writer = _writer_with_header(file, content, loaded)
         alignment = writer.data_alignment

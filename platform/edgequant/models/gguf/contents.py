@@ -12,6 +12,8 @@ import numpy as np
 from gguf import GGUFReader, ReaderTensor
 
 from edgequant.errors import UserError
+from edgequant.files import sha256_of
+from edgequant.folders import made_here
 from edgequant.models.configs import check_fetched
 
 MAGIC, VERSIONS = b"GGUF", (2, 3)
@@ -96,7 +98,8 @@ def read_contents(path: Path) -> Contents:
     """Read the fields and the places of the tensors.
 
     Raises:
-        UserError: not a GGUF file of version 2 or 3, cut off, damaged, or one part of a split file.
+        UserError: not a GGUF file of version 2 or 3, cut off, damaged, one part of a split file, or one that we wrote
+            and that was changed since.
     """
     status = path.stat()
     fields, tensors = _parsed(path, (status.st_size, status.st_mtime_ns))
@@ -119,6 +122,10 @@ def _parsed(path: Path, state: tuple[int, int]) -> tuple[dict[str, Any], dict[st
                 f"it holds a tensor of a type that the gguf package does not know ({error}); pip install -U gguf"
             ) from error
         raise refused(f"it is cut off or damaged ({error}, at {state[0]:,} bytes); copy it again") from error
+    made = made_here(path.parent)
+    listed = made.sha256.get(path.name) if made is not None else None
+    if listed and sha256_of(path) != listed:
+        raise refused("it was changed since edgequant wrote it; copy or export it again")
     return fields, {tensor.name: tensor for tensor in reader.tensors}
 
 

@@ -207,59 +207,6 @@ def simulated_weight(weight: Tensor, spec: WeightSpec) -> Tensor:
     return dequantize_weight(quantize_weight(weight, spec), weight.shape).to(weight.dtype)
 
 
-class _LearnedStep(torch.autograd.Function):
-    """Forward: S (clamp(round(r/S) + Z) - Z). Backward: gradients for r, S and Z (LSQ+, equations 4 to 7)."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, groups: Tensor, scale: Tensor, zero_point: Tensor | None, integer_range: tuple[int, int]
-    ) -> Tensor:
-        ctx.save_for_backward(groups, scale, zero_point)
-        ctx.integer_range = integer_range
-        return dequantize(quantize(groups, scale, zero_point, integer_range), scale, zero_point)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
-        groups, scale, zero_point = ctx.saved_tensors
-        return (*learned_step_gradients(gradients[0], groups, scale, zero_point, ctx.integer_range), None)
-
-
-def learned_step_gradients(
-    gradient: Tensor, groups: Tensor, scale: Tensor, zero_point: Tensor | None, integer_range: tuple[int, int]
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Gradients of a loss for r, S and Z, from that for the simulated values [rows, groups, group size].
-
-    Inside the range the rounding error moves with S: d/dS = round(r/S) - r/S. A clipped value moves with S by the
-    bound's distance from Z, and against Z by -S.
-    """
-    lowest, highest = integer_range
-    steps = groups / scale
-    shifted = torch.round(steps) if zero_point is None else torch.round(steps) + zero_point
-    inside = (shifted >= lowest) & (shifted <= highest)
-    bound = shifted.clamp(lowest, highest) - (0.0 if zero_point is None else zero_point)
-    for_scale = (gradient * (bound - steps * inside)).sum(-1, keepdim=True)
-    for_zero = None if zero_point is None else (gradient * ~inside).sum(-1, keepdim=True) * -scale
-    return gradient * inside, for_scale, for_zero
-
-
-def fake_quantize_learned(
-    groups: Tensor, scale: Tensor, zero_point: Tensor | None, integer_range: tuple[int, int]
-) -> Tensor:
-    """Simulated quantisation whose scale and zero point learn too (LSQ+, Bhalgat et al. 2020, arXiv 2004.09576).
-
-    Args:
-        groups: [rows, groups, group size] float32.
-        scale: [rows, groups, 1], positive, as stored.
-        zero_point: [rows, groups, 1], integral, or None.
-    """
-    return _LearnedStep.apply(groups, scale, zero_point, integer_range)
-
-
-def rounded_straight_through(values: Tensor) -> Tensor:
-    """Nearest integers, with the gradient of `values`."""
-    return values + (torch.round(values) - values).detach()
-
-
 def best_clipping_factor(groups: Tensor, spec: WeightSpec, candidates: int = 20) -> Tensor:
     """For each group the factor on its range with the least squared error, [rows, groups, 1].
 

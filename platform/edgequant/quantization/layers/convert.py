@@ -35,7 +35,12 @@ from edgequant.quantization.layers.fake_quantized import (
     output_scale_of,
 )
 from edgequant.quantization.layers.fixed_weights import awaits_integers
-from edgequant.quantization.layers.input_quantizers import DynamicInputQuantizer, Phase, make_input_quantizer
+from edgequant.quantization.layers.input_quantizers import (
+    DynamicInputQuantizer,
+    Phase,
+    learn_together,
+    make_input_quantizer,
+)
 from edgequant.quantization.layers.integer import IntegerEmbedding, IntegerLinear
 from edgequant.quantization.layers.packed_weight import PackedWeight
 from edgequant.quantization.layers.targets import Targets, find_targets, replace_module
@@ -126,6 +131,12 @@ def has_static_ranges(model: nn.Module) -> bool:
     return any(layer.needs_range for layer in fake_quantized_layers(model).values())
 
 
+def lacks_ranges(model: nn.Module) -> bool:
+    """Whether any of them was not observed yet."""
+    quantizers = [layer.input_quantizer for layer in fake_quantized_layers(model).values()]
+    return not all(one is None or one.has_range for one in quantizers)
+
+
 @torch.no_grad()
 def calibrate(model: nn.Module, batches: list[Tensor]) -> None:
     """Run token batches [batch, length] to observe static activation ranges, inputs unquantised meanwhile."""
@@ -142,6 +153,16 @@ def calibrate(model: nn.Module, batches: list[Tensor]) -> None:
         for check in checks:
             check.remove()
     set_phase(model, quantize_inputs=True, observe=False)
+
+
+@torch.no_grad()
+def learn_ranges(model: nn.Module) -> None:
+    """Train observed static activation ranges from here on; linears of one parent that saw the same share one."""
+    learn_together(
+        (name.rpartition(".")[0], layer.input_quantizer)
+        for name, layer in fake_quantized_layers(model).items()
+        if layer.input_quantizer is not None
+    )
 
 
 def _check_inputs(name: str, _layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import ClassVar, Literal
 
 import torch
@@ -16,7 +16,9 @@ from edgequant.quantization.arithmetic.affine import (
     fake_quantize_tokens,
     straight_through,
 )
+from edgequant.quantization.arithmetic.learned_steps import fake_quantize_learned_range, rounded_straight_through
 from edgequant.quantization.calibration import ObserverName
+from edgequant.quantization.layers.learned import LearnedParameters
 from edgequant.quantization.layers.observers import make_observer
 from edgequant.quantization.scheme import ActivationSpec
 
@@ -77,6 +79,11 @@ class InputQuantizer(nn.Module):
         """Whether a range has to be observed before inputs can be quantised."""
         return self.mode == "static"
 
+    @property
+    def has_range(self) -> bool:
+        """Whether inputs can be quantised: a range was observed, or none is needed."""
+        return True
+
     def set_phase(self, *, enabled: bool, observing: bool) -> None:
         """Say whether to simulate from here on (delayed activation quantisation), and whether static ranges move."""
         self.phase.set(simulating=enabled, observing=observing)
@@ -117,8 +124,34 @@ class DynamicInputQuantizer(InputQuantizer):
         cls._latest = None
 
 
+class LearnedRange(LearnedParameters):
+    """One range of 8 bits whose scale and zero point are trained (LSQ+, Bhalgat et al. 2020, arXiv 2004.09576).
+
+    Args:
+        scale, zero_point: what training starts from, float32 scalars.
+    """
+
+    initial_scale: Tensor
+    relative_scale: nn.Parameter
+    zero_point: nn.Parameter
+
+    def __init__(self, scale: Tensor, zero_point: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("initial_scale", scale.detach().clone())
+        self.learn("relative_scale", torch.ones_like(scale))
+        self.learn("zero_point", zero_point.detach().clone())
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """Scale and zero point, two float32 scalars; the zero point is integral."""
+        return self.initial_scale * self.relative_scale, rounded_straight_through(self.zero_point).clamp(*INT8)
+
+
 class StaticInputQuantizer(InputQuantizer):
-    """Simulates 8-bit inputs with one range for the tensor, seen by an observer (Jacob et al. 2017, section 3.1)."""
+    """Simulates 8-bit inputs with one range for the tensor.
+
+    It is seen by an observer (Jacob et al. 2017, section 3.1), or learned from there on. Linears that see the same
+    input share what they learn: the input of query, key and value is quantised once where the model runs.
+    """
 
     mode = "static"
 
@@ -126,10 +159,19 @@ class StaticInputQuantizer(InputQuantizer):
         super().__init__(phase)
         self.observer = make_observer(observer)
         self._seen = False
+        self._learned: list[LearnedRange] = []  # in a list: another quantiser may own it
 
     def observe(self, inputs: Tensor) -> None:
         self.observer.observe(inputs)
         self._seen = True
+
+    def learn(self, shared: LearnedRange | None = None) -> LearnedRange:
+        """Train the range from where it is, or with another quantiser's; gives what is trained."""
+        if shared is None:
+            shared = LearnedRange(*self.parameters_of_range())
+            self.add_module("learned_range", shared)
+        self._learned = [shared]
+        return shared
 
     @property
     def has_range(self) -> bool:
@@ -146,11 +188,18 @@ class StaticInputQuantizer(InputQuantizer):
         """
         if not self.has_range:
             raise UserError("static activation ranges were never observed; run calibration or training batches first")
+        if self._learned:
+            return self._learned[0]()  # type: ignore[no-any-return]
         return affine_parameters(*self.observer.range(), INT8)
 
     def forward(self, inputs: Tensor) -> Tensor:
         if torch.compiler.is_compiling():
             return self._compiled(inputs)
+        if self._learned:
+            if self.phase.simulating:
+                return self._by_learned(inputs)
+            shared_step = torch.distributed.is_available() and torch.distributed.is_initialized()
+            return self._compiled(inputs) if shared_step else inputs  # DDP wants every parameter in every step
         if self.phase.observing:
             self.observe(inputs)
         if not self.phase.simulating or not self.has_range:
@@ -158,11 +207,34 @@ class StaticInputQuantizer(InputQuantizer):
         scale, zero_point = self.parameters_of_range()
         return fake_quantize(inputs, scale, zero_point, INT8)
 
+    def _by_learned(self, inputs: Tensor) -> Tensor:
+        scale, zero_point = self._learned[0]()
+        return fake_quantize_learned_range(inputs, scale, zero_point, INT8)
+
     def _compiled(self, inputs: Tensor) -> Tensor:
+        if self._learned:
+            return torch.where(self.phase.simulates, self._by_learned(inputs), inputs)
         self.observer.observe(inputs, counted=self.phase.observes)
         scale, zero_point = affine_parameters(*self.observer.range(), INT8)
         simulates = self.phase.simulates & (self.observer.batches > 0)
         return torch.where(simulates, fake_quantize(inputs, scale, zero_point, INT8), inputs)
+
+
+def learn_together(quantizers: Iterable[tuple[str, InputQuantizer]]) -> None:
+    """Train static ranges from here on; those of one parent that were seen alike, since their input is one, share it.
+
+    Args:
+        quantizers: each with its parent's name; what has no static range stays as it is.
+
+    Raises:
+        UserError: a range was never observed.
+    """
+    shared: dict[tuple[str, float, float], LearnedRange] = {}
+    for parent, quantizer in quantizers:
+        if isinstance(quantizer, StaticInputQuantizer):
+            scale, zero_point = quantizer.parameters_of_range()
+            seen = (parent, float(scale), float(zero_point))
+            shared[seen] = quantizer.learn(shared.get(seen))
 
 
 def make_input_quantizer(spec: ActivationSpec | None, observer: ObserverName, phase: Phase) -> InputQuantizer | None:

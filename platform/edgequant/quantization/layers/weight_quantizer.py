@@ -2,48 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from edgequant.quantization.arithmetic.affine import (
     QuantizedWeight,
     best_clipping_factor,
-    fake_quantize_learned,
     fake_quantize_weight,
     fixed_zero_point,
     grouped,
     quantize,
     quantize_weight,
-    rounded_straight_through,
     simulated_weight,
     straight_through,
     weight_parameters,
 )
 from edgequant.quantization.arithmetic.grids import Grid, stored, stored_minimum
+from edgequant.quantization.arithmetic.learned_steps import fake_quantize_learned, rounded_straight_through
 from edgequant.quantization.arithmetic.range_search import choose_grid
+from edgequant.quantization.layers.learned import LearnedParameters
 from edgequant.quantization.scheme import WeightSpec
 
-# Weights move by fractions of their size at rates near 1e-4; a scale's ratio to its start and a zero point or a minimum
-# in integer steps are larger numbers, whose rates are these multiples of the weights'.
-SCALE_LEARNING_RATE = 10.0
-ZERO_POINT_LEARNING_RATE = 100.0
-LEARNED = {
-    "relative_scale": SCALE_LEARNING_RATE,
-    "zero_point": ZERO_POINT_LEARNING_RATE,
-    "minimum_shift": ZERO_POINT_LEARNING_RATE,
-}  # parameters of a quantiser
 
-
-def _parameter(values: Tensor, learning_rate_factor: float) -> nn.Parameter:
-    parameter = nn.Parameter(values)
-    parameter.learning_rate_factor = learning_rate_factor  # type: ignore[attr-defined]  # read by the training loop
-    parameter.is_scale = True  # type: ignore[attr-defined]
-    return parameter
-
-
-class WeightQuantizer(nn.Module):
+class WeightQuantizer(LearnedParameters):
     """Sees a weight as its integers will represent it.
 
     Scales and zero points follow each group's extremes as the weight moves, or, `learned`, are parameters of their own
@@ -89,14 +70,10 @@ class WeightQuantizer(nn.Module):
         if grid.minimum is not None:
             starts["minimum_shift"] = torch.zeros_like(grid.minimum)
         for name, start in starts.items():
-            setattr(self, name, None if start is None else _parameter(start, LEARNED[name]))
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Of a copy: torch copies a parameter without its attributes, and scales would train at the weights' rate."""
-        super().__setstate__(state)
-        for name, factor in LEARNED.items():
-            if self._parameters.get(name) is not None:
-                self._parameters[name].learning_rate_factor = factor  # type: ignore[union-attr]
+            if start is None:
+                setattr(self, name, None)
+            else:
+                self.learn(name, start)
 
     def current_grid(self) -> Grid:
         """Scale, zero point and minimum as stored, with straight-through gradients."""

@@ -76,11 +76,12 @@ class BlockStream:
         """What the first block is given for each batch, [batch, length, features]."""
         return [self.keep(self._until_block(0, batch)) for batch in self.batches]
 
-    def run(self, index: int, batch: int, hidden: Tensor) -> Tensor:
-        """Block `index` on the hidden states of batch `batch`; gradients flow if they are enabled."""
+    def run(self, index: int, batch: int, hidden: Tensor, block: nn.Module | None = None) -> Tensor:
+        """Block `index`, or another in its place, on the hidden states of batch `batch`; gradients flow if enabled."""
         args, kwargs = self._contexts[tuple(self.batches[batch].shape)][index]
+        block = list(self.blocks.values())[index] if block is None else block
         with self.autocast():
-            output = list(self.blocks.values())[index](hidden, *args, **kwargs)
+            output = block(hidden, *args, **kwargs)
         return output[0] if isinstance(output, tuple) else output
 
     @torch.no_grad()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import torch
@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from edgequant.quantization.layers.fake_quantized import FakeQuantizedLinear, fake_quantized_linears
 from edgequant.quantization.ptq.block_stream import BlockStream, capture_inputs, run_until_captured
+from edgequant.quantization.ptq.error_feedback import Drift
 from edgequant.quantization.ptq.second_moments import SecondMomentSum
 
 ERROR_BATCHES = 2  # enough for a table
@@ -64,13 +65,17 @@ class CalibratedBlock:
         module: the block itself, its linears fake-quantised.
         inputs: what the block is given behind its quantised predecessors, for each batch.
         targets: what the floating-point block gave behind floating-point predecessors, for each batch.
+        floating: what the floating-point block was given there.
         rounded_from: by layer, the weight [out, in] that its integers were rounded from, where that is not its own.
     """
 
-    def __init__(self, stream: BlockStream, index: int, name: str, inputs: list[Tensor], targets: list[Tensor]) -> None:
+    def __init__(
+        self, stream: BlockStream, index: int, name: str, inputs: list[Tensor], targets: list[Tensor],
+        floating: list[Tensor],
+    ) -> None:  # fmt: skip
         self.stream, self.index, self.name = stream, index, name
         self.module = stream.blocks[name]
-        self.inputs, self.targets = inputs, targets
+        self.inputs, self.targets, self.floating = inputs, targets, floating
         self.rounded_from: dict[str, Tensor] = {}
 
     @property
@@ -135,6 +140,15 @@ class CalibratedBlock:
         self.capture_inputs(names, lambda name, inputs: sums[name].add(inputs))
         return sums
 
+    def drift(self, name: str, reference: nn.Module) -> Drift:
+        """What has become of the named layer's inputs since the floating-point block, which `reference` is."""
+        found, layer = Drift(), fake_quantized_linears(reference)[name.removeprefix(f"{self.name}.")]
+        for batch, floating in enumerate(self.floating):
+            states = self.stream.fetch(floating)
+            aim = _input_of(layer, partial(self.stream.run, self.index, batch, states, reference))
+            found.add(_input_of(self.layers[name], partial(self.run, batch)), aim)
+        return found
+
     def set_phase(self, *, quantize_inputs: bool, observe: bool) -> None:
         """As `convert.set_phase`, for this block."""
         for layer in self.layers.values():
@@ -192,3 +206,12 @@ class CalibratedBlock:
 def relative_error(approximate: Tensor, exact: Tensor) -> float:
     """Squared distance over squared length."""
     return float((approximate - exact).square().sum() / exact.square().sum().clamp(min=1e-30))
+
+
+@torch.no_grad()
+def _input_of(layer: nn.Module, run: Callable[[], Any]) -> Tensor:
+    """What a layer is given in a pass, [tokens, in] float32; the pass ends there."""
+    seen: list[Tensor] = []
+    with capture_inputs([layer], lambda _layer, inputs: seen.append(inputs), stop=True):
+        run_until_captured(run)
+    return seen[0].reshape(-1, seen[0].shape[-1]).float()

@@ -7,15 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgequant.quantization.arithmetic.affine import (
-    QuantizedWeight,
-    fake_quantize_learned,
-    grouped,
-    quantize,
-    rounded_straight_through,
-    straight_through,
-)
+from edgequant.quantization.arithmetic.affine import QuantizedWeight, grouped, quantize, straight_through
 from edgequant.quantization.arithmetic.grids import Grid, stored, stored_minimum
+from edgequant.quantization.arithmetic.learned_steps import fake_quantize_learned, rounded_straight_through
 from edgequant.quantization.layers.fake_quantized import FakeQuantizedLinear
 from edgequant.quantization.layers.fixed_weights import fixed_codes_of
 from edgequant.quantization.layers.weight_quantizer import WeightQuantizer

@@ -208,7 +208,7 @@ class _Calibrated:
             targets = [self._forward(index, batch, states) for batch, states in enumerate(floating)]
             for states in targets:
                 check_activations(f"the output of {name}", states)
-            block = CalibratedBlock(self.stream, index, name, hidden, targets)
+            block = CalibratedBlock(self.stream, index, name, hidden, targets, floating)
             rows = self.states.restore(index, block.module)
             if rows is None:
                 self._choose(block)

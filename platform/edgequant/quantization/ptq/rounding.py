@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -14,6 +16,7 @@ from edgequant.quantization.arithmetic.range_search import choose_grid, quantize
 from edgequant.quantization.layers.fake_quantized import FakeQuantizedLayer
 from edgequant.quantization.layers.fixed_weights import fix_codes
 from edgequant.quantization.ptq.calibrated_block import CalibratedBlock
+from edgequant.quantization.ptq.error_feedback import Drift
 from edgequant.quantization.ptq.gptq import quantize_sharing_input
 from edgequant.quantization.ptq.second_moments import SecondMoment
 from edgequant.quantization.ptq.settings import PtqSettings
@@ -90,29 +93,54 @@ class Clipping(Rounding):
 class HessianRounding(Rounding):
     """Chooses integers by the mean x x^T of a layer's inputs, in the blocks and in an output head of its own.
 
-    Group after group: each sees inputs behind the already quantised layers of its own block too.
+    Group after group: each sees inputs behind the already quantised layers of its own block too. With
+    `follows_floating` its weights are first moved to where these inputs give what the floating-point model gave.
     """
 
     uses_inputs = True
+    follows_floating = False  # whether outputs aim at the floating-point model's, whatever the inputs have become
 
     @torch.no_grad()
     def apply(self, block: CalibratedBlock) -> None:
+        reference = copy.deepcopy(block.module) if self.follows_floating else None
         for group in block.groups:
-            moment = block.second_moments(group.names[:1])[group.names[0]].moment()
             layers = {name: block.layers[name] for name in group.names}
-            for bits in {layer.spec.bits: None for layer in layers.values()}:  # mixed precision: one width at a time
-                alike = {name: layer for name, layer in layers.items() if layer.spec.bits == bits}
-                block.rounded_from |= self.quantize_layers(alike, moment)
+            if reference is None:
+                self._quantize_alike(block, layers, block.second_moments(group.names[:1])[group.names[0]].moment())
+                continue
+            drift = block.drift(group.names[0], reference)
+            with aimed(layers, drift):
+                self._quantize_alike(block, layers, drift.inputs.moment())
+
+    def _quantize_alike(self, block: CalibratedBlock, layers: Layers, moment: SecondMoment) -> None:
+        for bits in {layer.spec.bits: None for layer in layers.values()}:  # mixed precision: one width at a time
+            alike = {name: layer for name, layer in layers.items() if layer.spec.bits == bits}
+            block.rounded_from |= self.quantize_layers(alike, moment)
 
     @abstractmethod
     def quantize_layers(self, layers: Layers, moment: SecondMoment) -> dict[str, Tensor]: ...
+
+
+@contextmanager
+def aimed(layers: Layers, drift: Drift) -> Iterator[None]:
+    """Inside, the weights of layers that share an input are those whose outputs come nearest to the floating-point
+    model's; then they are as they were."""
+    weights = [layer.weight.detach() for layer in layers.values()]
+    kept = [weight.clone() for weight in weights]
+    for weight, correction in zip(weights, drift.corrections(weights), strict=True):
+        weight.add_(correction)
+    try:
+        yield
+    finally:
+        for weight, before in zip(weights, kept, strict=True):
+            weight.copy_(before)
 
 
 class Gptq(HessianRounding):
     """Column by column, the columns that remain make up for the error (Frantar et al. 2022, arXiv 2210.17323)."""
 
     def __init__(self, settings: PtqSettings) -> None:
-        self.settings = settings
+        self.settings, self.follows_floating = settings, settings.asymmetric_calibration
 
     @torch.no_grad()
     def quantize_layers(self, layers: Layers, moment: SecondMoment) -> dict[str, Tensor]:

@@ -29,6 +29,10 @@ class PtqSettings:
     act_order: bool = True
     """Of `gptq`: quantise the columns with the largest inputs first, each on its own group's grid."""
 
+    asymmetric_calibration: bool = True
+    """Of `gptq`: aim at what each layer gave in the floating-point model, on the inputs that it gets behind quantised
+    layers (GPTAQ, Li et al. 2025, arXiv 2504.02692), as far as that holds on calibration text that was not fitted."""
+
     refit_scales: bool = False
     """Of `gptq`: solve for the scales that minimise the layer's output error once the integers are chosen; fits the
     calibration text more closely, so it wants plenty of it."""

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from edgequant.quantization.layers.fake_quantized import FakeQuantizedLayer, fake_quantized_layers
 from edgequant.quantization.layers.frozen_weights import FrozenCodesQuantizer
-from edgequant.quantization.layers.weight_quantizer import LEARNED
+from edgequant.quantization.layers.learned import LEARNED
 
 
 @torch.no_grad()

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from edgequant.quantization.scheme import Scheme
 
 SparsityPattern = Literal["unstructured", "2:4"]
-Trainable = Literal["all", "scales"]
+Trainable = Literal["auto", "all", "scales"]
+FEW_STEPS = 40  # below which weights that cross from integer to integer cost more than they win
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +31,12 @@ class QatSettings:
     held-out text best. rtn, where it is named, starts from the floating-point weights. Methods: {ptq_methods}."""
 
     learnable_scales: bool = True
-    """Weights' scales and zero points are trained too (LSQ+, arXiv 2004.09576) instead of following each group's
-    extremes."""
+    """Weights' scales and zero points, and static activation ranges, are trained too (LSQ+, arXiv 2004.09576) instead
+    of following each group's extremes and the data."""
 
     distill_from: str = "auto"
     """Whose predictions count with training.distillation_weight: `base`, the model as it came; `control`, the model
-    fine-tuned without the quantiser on the text alone, so that QAT repairs quantisation only (which is what
+    fine-tuned without the quantiser on the text, so that QAT repairs quantisation only (which is what
     `--adapt true` asks for); or another model with the same tokenizer, by name, folder or file. auto: the control where
     adapting, else the base."""
 
@@ -49,11 +50,15 @@ class QatSettings:
     max_task_loss: float = 2.0
     """Points by which a task may fall, likewise."""
 
+    max_forgetting: float | None = 2.0
+    """Of `--adapt true`: per cent by which the guard text's perplexity may rise while the control learns; the control
+    is moved back towards the model as it came as far as that takes (WiSE-FT, arXiv 2109.01903). None: not at all."""
+
     activation_quant_start: float = 0.1
     """Share of the steps before activations are quantised at all (Jacob et al. 2017, section 3.1)."""
 
     freeze_observers_at: float = 0.8
-    """Share of the steps after which static ranges stop following the data."""
+    """Share of the steps after which static ranges stop following the data; learned ones never follow it."""
 
     lora_rank: int = 0
     """Train adapters of this rank through the quantiser and merge them into the integers; 0 trains all weights. Linears
@@ -68,9 +73,10 @@ class QatSettings:
     sparsity_pattern: SparsityPattern = "unstructured"
     """`unstructured`, or `2:4`, two zeros in every four neighbours (sparsity is 0.5 then)."""
 
-    trainable: Trainable = "all"
+    trainable: Trainable = "auto"
     """`all`, or `scales`: weights stay the integers that training starts from, and their scales and zero points, norms
-    and biases train (EfficientQAT, arXiv 2407.11062): about a byte a parameter instead of 16."""
+    and biases train (EfficientQAT, arXiv 2407.11062): about a byte a parameter instead of 16. auto: scales where a
+    training that starts from PTQ's integers is to have fewer than 40 steps, in which weights find no better ones."""
 
     def __post_init__(self) -> None:
         check_types(self, "qat")
@@ -84,6 +90,8 @@ class QatSettings:
         for name in ("max_perplexity_loss", "max_task_loss"):
             if getattr(self, name) < 0:
                 raise UserError(f"qat.{name} must be 0 (none is accepted) or more, got {getattr(self, name)}")
+        if self.max_forgetting is not None and self.max_forgetting < 0:
+            raise UserError(f"qat.max_forgetting must be 0 or more, or null for no limit, got {self.max_forgetting}")
         self._check_init_from()
         if self.lora_rank < 0:
             raise UserError(f"qat.lora_rank must be 0 (none) or more, such as 8 to 64, got {self.lora_rank}")
@@ -99,7 +107,7 @@ class QatSettings:
         self._check_trainable()
 
     def _check_trainable(self) -> None:
-        if self.trainable == "all":
+        if self.trainable != "scales":
             return
         for name, value, nothing in (("lora_rank", self.lora_rank, 0), ("sparsity", self.sparsity, 0.0)):
             if value != nothing:
@@ -120,6 +128,13 @@ class QatSettings:
     def starts_from(self, method: str) -> bool:
         """Whether training starts from the integers of the PTQ method, not from the floating-point weights."""
         return self.learnable_scales and (self.init_from == "auto" or parse_method(method).name != "rtn")
+
+    def trains(self, method: str, steps: int) -> Literal["all", "scales"]:
+        """What trains, in so many steps that start from what the PTQ method made."""
+        if self.trainable != "auto":
+            return self.trainable
+        changes_weights = self.lora_rank or self.sparsity or not self.starts_from(method)
+        return "all" if changes_weights or steps >= FEW_STEPS else "scales"
 
     def _check_init_from(self) -> None:
         try:

@@ -14,7 +14,7 @@ from edgequant.reporting.charts.marks import Mark
 from edgequant.reporting.charts.svg import element, line, picture, symbol, text
 from edgequant.reporting.charts.text_width import shortened, text_width
 from edgequant.reporting.charts.values import Value, reach, shown_values
-from edgequant.reporting.columns import Row, best_rows, is_finite
+from edgequant.reporting.columns import Row, best_rows, counted_on, is_finite
 
 MANY = 12  # rows; more stand closer, their names beside the dots instead of above them
 GAP, EDGE, TICKS = 10.0, 8.0, 24.0
@@ -51,7 +51,8 @@ def dots(rows: Sequence[Row], key: str, marks: Sequence[Mark]) -> Chart:
     told = "; ".join(f"{marks[at].label} {value.told}" for at, value in zip(kept, values, strict=True))
     direction = f"{shown.better} is better" if shown.better else ""
     dashed = "" if floor is None else f"dashed: a model that knows nothing ({floor:.3g})"
-    caption = " · ".join(filter(None, (direction, "logarithmic" if scale.is_logarithmic else "", dashed)))
+    on = counted_on(rows, key)
+    caption = " · ".join(filter(None, (direction, on, "logarithmic" if scale.is_logarithmic else "", dashed)))
     return Chart(shown.label, caption, picture(WIDTH, bottom + TICKS, f"{shown.label}: {told}", parts))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgequant.reporting.columns import Row, columns, figure_metrics, is_finite, metric
+from edgequant.reporting.columns import Row, best_rows, columns, figure_metrics, is_finite, metric
 
 SIZE, REDUCTION, DECODE = "size/checkpoint_gb", "size/reduction_vs_fp16", "latency/decode_ms_per_token"
 
@@ -23,7 +23,10 @@ def finding(rows: Sequence[Row]) -> list[str]:
     before, after = shown[quality].cells
     size = f", {shown[REDUCTION].cells[1]} % smaller than fp16" if REDUCTION in shown else ""
     label = f"{best['variant']} {best['scheme']}{size}"
-    return [f"Best quantised: {label}; {shown[quality].heading} {after} (baseline {before})."]
+    candidates = [row for row in rows if _is_candidate(row) and is_finite(row.get(quality))]
+    others = len(candidates) > 1 and not best_rows(candidates, quality)
+    lead = "Best quantised, not told from the next" if others else "Best quantised"
+    return [f"{lead}: {label}; {shown[quality].heading}: {after} (baseline {before})."]
 
 
 def best_quantized(rows: Sequence[Row], among: Sequence[int]) -> tuple[int | None, str | None]:

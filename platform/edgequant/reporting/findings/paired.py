@@ -8,29 +8,20 @@ from typing import Any
 
 from edgequant import tracking
 from edgequant.errors import UserError
-from edgequant.evaluation.harm import Loss, losses
+from edgequant.evaluation.harm import Loss, family, losses
 from edgequant.evaluation.tasks.registry import paired_metrics
 from edgequant.reporting.comparison import Comparison, Pair
 from edgequant.tracking.search import FinishedRun
 
-BETTER, WORSE, UNDECIDED, SAME, UNKNOWN = "better", "worse", "undecided", "the same", "no interval"
 REFERENCES = ("ptq", "control-ptq", "control")  # of QAT, beside the baseline
 OTHER_ITEMS = "not scored on the same items"
 
 
-def outcome(loss: Loss) -> str:
-    """`better` or `worse` where the whole paired interval lies beside zero, `undecided` where it includes zero."""
-    if loss.low is None or loss.high is None:
-        return SAME if loss.loss == 0 else UNKNOWN
-    return WORSE if loss.low > 0 else BETTER if loss.high < 0 else UNDECIDED
-
-
-def paired(comparison: Comparison) -> list[Pair]:
+def paired(comparison: Comparison, kept: ItemTables) -> list[Pair]:
     """Every row against the baseline of its model, and QAT against PTQ and the control of its own run as well.
 
     A baseline of the row's own run comes before one of another run, which may have been scored on other items.
     """
-    kept = _Items()
     found = []
     for row, run in enumerate(comparison.runs):
         for reference in _references(comparison, row):
@@ -54,7 +45,7 @@ def siblings(comparison: Comparison, row: int) -> dict[str, FinishedRun]:
 
 def item_losses(reference: FinishedRun, run: FinishedRun) -> list[Loss]:
     """How much worse a run is than another by every metric that both have the same items of."""
-    return _Items().losses(reference, run)[0]
+    return ItemTables().losses(reference, run)[0]
 
 
 def _references(comparison: Comparison, row: int) -> list[FinishedRun]:
@@ -81,7 +72,7 @@ def _baseline_of(comparison: Comparison, row: int) -> FinishedRun | None:
     )
 
 
-class _Items:
+class ItemTables:
     """Item tables of runs, each read once."""
 
     def __init__(self) -> None:
@@ -89,7 +80,7 @@ class _Items:
 
     def losses(self, reference: FinishedRun, run: FinishedRun) -> tuple[list[Loss], str]:
         """By metric, and why there are none."""
-        before, after = self._of(reference), self._of(run)
+        before, after = self.of(reference), self.of(run)
         shared = [table for table in before if table in after]
         found: list[Loss] = []
         for table in shared:
@@ -99,9 +90,10 @@ class _Items:
             except (UserError, KeyError, TypeError, ValueError):  # other items, or a table of another version
                 continue
         reason = "" if found else OTHER_ITEMS if shared else "scores by item were not kept"
-        return found, reason
+        return family(found), reason
 
-    def _of(self, run: FinishedRun) -> dict[str, list[dict[str, Any]]]:
+    def of(self, run: FinishedRun) -> dict[str, list[dict[str, Any]]]:
+        """By name, those that comparisons look at."""
         if run.id not in self._tables:
             self._tables[run.id] = _read(run.id, list(dict.fromkeys(each.table for each in paired_metrics())))
         return self._tables[run.id]

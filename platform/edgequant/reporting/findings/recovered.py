@@ -6,9 +6,10 @@ import json
 
 from edgequant import tracking
 from edgequant.errors import UserError
+from edgequant.evaluation.statistics.verdicts import BETTER, WORSE
 from edgequant.reporting.columns import is_finite, metric, significant
 from edgequant.reporting.comparison import Comparison
-from edgequant.reporting.findings.paired import BETTER, WORSE, item_losses, outcome, siblings
+from edgequant.reporting.findings.paired import item_losses, siblings
 
 FRACTION = "qat/recovered_fraction"
 
@@ -36,11 +37,11 @@ def recovered(comparison: Comparison, row: int) -> tuple[float | None, str]:
     name = metric(key).heading
     if lost is None or won is None or not all(map(is_finite, values)):
         return None, f"How much of PTQ's loss QAT recovered cannot be told: {name} was not scored on the same items."
-    if outcome(lost) != WORSE:
+    if lost.outcome != WORSE:
         return None, (
             f"PTQ of the control loses no {name} that could be measured, so that there is nothing for QAT to recover."
         )
-    if outcome(won) != BETTER:
+    if won.outcome != BETTER:
         return None, f"QAT recovered nothing of PTQ's loss in {name} that could be measured."
     trained_control, rounded_control, trained = (float(value) for value in values if value is not None)
     share = (rounded_control - trained) / (rounded_control - trained_control)

@@ -14,7 +14,6 @@ from edgequant.reporting.columns import MISSING, Column, Row, columns, described
 from edgequant.reporting.comparison import Pair
 from edgequant.reporting.findings.domains import Breakdown
 from edgequant.reporting.findings.in_words import change, own_change, signed
-from edgequant.reporting.findings.paired import outcome
 
 ROOM = 1216.0 - 2  # of the page at 1280 pixels, less the table's edges
 NAMES, CELL_PADDING, STAR = 216.0, 21.0, 16.0
@@ -66,7 +65,10 @@ def everything_table(rows: Sequence[Row], marks: Sequence[Mark]) -> Markup:
     """All metrics, one a line, the rows side by side."""
     shown = [column for column in columns(rows) if is_metric(column.key)]
     lines = [
-        Line(Markup("<code>{}</code>").format(column.key), [_result(column, at) for at in range(len(rows))])
+        Line(
+            Markup("<code>{}</code> {}").format(column.key, column.counted),
+            [_result(column, at) for at in range(len(rows))],
+        )
         for column in shown
     ]
     return table(["metric", *(f"{mark.number} {mark.label}" for mark in marks)], lines, cards=False)
@@ -143,8 +145,10 @@ def paired_table(pairs: Sequence[Pair], heads: Sequence[Head], *, named: bool) -
         named: whether each line says what the reference is.
     """
     metrics = list(dict.fromkeys(loss.metric for pair in pairs for loss in pair.losses))
+    on = {name: {loss.counted for pair in pairs for loss in pair.losses if loss.metric == name} for name in metrics}
     lines = [Line(heads[pair.row].shown(pair.reference if named else ""), _pair_cells(pair, metrics)) for pair in pairs]
-    return table(["", *(metric(name).heading for name in metrics)], lines)
+    heads_of = [metric(name).heading + (f", {', '.join(on[name])}" if len(on[name]) == 1 else "") for name in metrics]
+    return table(["", *heads_of], lines)
 
 
 def domains_table(
@@ -220,10 +224,10 @@ def _pair_cells(pair: Pair, metrics: Sequence[str]) -> list[Cell]:
         if loss is None:
             found.append(Cell(MISSING))
             continue
-        said = outcome(loss)
+        said = loss.outcome
         word = Markup('<span class="outcome {}">{} {}</span>').format(said.split()[0], GLYPHS.get(said, "·"), said)
         interval = "" if loss.low is None else change(loss)
-        found.append(Cell(Markup("{} {}{}").format(signed(own_change(loss)), loss.unit, word), interval))
+        found.append(Cell(Markup("{} {}{}").format(signed(own_change(loss), loss.unit), loss.unit, word), interval))
     return found
 
 

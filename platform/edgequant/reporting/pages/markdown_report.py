@@ -8,8 +8,7 @@ from edgequant.reporting.charts.marks import row_labels
 from edgequant.reporting.columns import is_metric, metric
 from edgequant.reporting.comparison import Comparison
 from edgequant.reporting.findings.commands import Command
-from edgequant.reporting.findings.in_words import change, in_words, own_change, signed
-from edgequant.reporting.findings.paired import outcome
+from edgequant.reporting.findings.in_words import change, in_words, own_change, p_value, signed
 from edgequant.reporting.protocols import protocols_for
 from edgequant.reporting.tables import markdown_table, markdown_text
 
@@ -38,11 +37,15 @@ def _paired(comparison: Comparison) -> list[str]:
     labels = row_labels(comparison.rows)
     lines = [
         f"| {markdown_text(labels[pair.row])} | {markdown_text(pair.reference)} | {metric(loss.metric).heading} | "
-        f"{signed(own_change(loss))} {loss.unit} | {change(loss)} | {outcome(loss)} |"
+        f"{signed(own_change(loss), loss.unit)} {loss.unit} | {change(loss)} | {p_value(loss)} | {loss.counted} | "
+        f"{loss.outcome} |"
         for pair in comparison.pairs
         for loss in pair.losses
     ]
-    heads = ["| model | against | metric | change | paired interval | |", "| --- | --- | --- | ---: | --- | --- |"]
+    heads = [
+        "| model | against | metric | change | paired interval | p (Holm) | on | |",
+        "| --- | --- | --- | ---: | --- | ---: | --- | --- |",
+    ]
     return ["## Item by item", "", *heads, *lines, ""] if lines else []
 
 

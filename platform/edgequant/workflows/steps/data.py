@@ -3,65 +3,42 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgequant.corpora.benchmarks import BENCHMARKS, WIKITEXT2, Split, data_folder, find_local, read_split
+from edgequant.corpora.benchmarks import (
+    BENCHMARKS,
+    WIKITEXT2,
+    Split,
+    as_in_the_file,
+    data_folder,
+    find_local,
+    read_split,
+)
 from edgequant.errors import UserError
 from edgequant.evaluation.evidence_file import rows_digest
 from edgequant.evaluation.tasks.guard import GUARD
 from edgequant.evaluation.tasks.registry import (
     COMPARISON_TASKS,
     DEFAULT_TASKS,
+    QUALITY_TASKS,
     find_data_set,
     find_task,
 )
-from edgequant.workflows.steps.text_mix import parse_mix
+from edgequant.workflows.steps.text_mix import (
+    NAMED,
+    SELF_GENERATED,
+    check_one,
+    instruction_pairs,
+    is_instructions,
+    parse_mix,
+)
 
 if TYPE_CHECKING:
     from edgequant.evaluation.tasks.task import DataSet, EvaluationData, Rows, Task
 
-TEXTS = ("disaster", "disaster-multilingual", "wikitext-2")
-SELF_GENERATED = "self-generated"
-
-
-def check_dataset(dataset: str, *, self_generated: bool = False, option: str = "dataset") -> None:
-    """Refuse a training text that is neither a name nor a path nor a mix of them, before anything is loaded.
-
-    Args:
-        self_generated: whether text that the model itself writes will do.
-        option: that named it, for messages.
-
-    Raises:
-        UserError: names the value and the ones that work.
-    """
-    for part in parse_mix(dataset):
-        _check_one(part.name, self_generated, option)
-
-
-def check_guard(guard: str, dataset: str) -> None:
-    """Refuse a guard text that does not exist, or that is trained on.
-
-    Raises:
-        UserError: names both.
-    """
-    check_dataset(guard, self_generated=True, option="guard")
-    if guard != SELF_GENERATED and guard in {part.name for part in parse_mix(dataset)}:
-        raise UserError(f"guard must be a text that is not trained on, got {guard!r}, which dataset {dataset!r} holds")
-
-
-def _check_one(dataset: str, self_generated: bool, option: str = "dataset") -> None:
-    if dataset == SELF_GENERATED:
-        if self_generated:
-            return
-        raise UserError(
-            "dataset self-generated is what the model itself writes: qat, ptq and tune of qat can use it, fine-tuning "
-            f"would learn from it what the model knows; name one of {', '.join(TEXTS)}, or a file or folder"
-        )
-    if dataset not in TEXTS and not Path(dataset).expanduser().exists():
-        renamed = f"; 'generated' is now called {SELF_GENERATED}" if dataset == "generated" else ""
-        raise UserError(f"{option} must be one of {', '.join(TEXTS)}, a file or a folder, got {dataset!r}{renamed}")
+UNASKED = ({*DEFAULT_TASKS}, {*COMPARISON_TASKS}, {*QUALITY_TASKS})  # what workflows measure by default
 
 
 def training_texts(dataset: str, data_dir: str | None) -> list[str]:
@@ -82,13 +59,15 @@ def _texts_and_remarks(dataset: str, data_dir: str | None, option: str) -> tuple
     from edgequant.corpora.disaster.corpus import bundled_documents
     from edgequant.corpora.training_files import read_training_files
 
-    _check_one(dataset, self_generated=False)
+    check_one(dataset, self_generated=False)
+    if is_instructions(dataset):
+        return [pair.text for pair in instruction_pairs(dataset, option)], []
     if dataset in ("disaster", "disaster-multilingual"):
         documents = bundled_documents("train")
         return [document.text for document in documents if document.language == "en" or dataset != "disaster"], []
     if dataset == "wikitext-2":
         split = read_split("wikitext2", _wikitext_split(data_dir), data_dir)
-        return ["".join(split.rows)], [f"{option} wikitext-2: {line}" for line in _told(split)]
+        return [as_in_the_file(split.rows)], [f"{option} wikitext-2: {line}" for line in _told(split)]
     texts, remarks = read_training_files(dataset, option)
     return texts, [f"{option} {remark}" for remark in remarks]
 
@@ -123,7 +102,7 @@ def check_data(
         raise UserError(
             "task guard is measured by qat alone, which sets its text apart; leave it out of evaluation.tasks"
         )
-    if absent and (absent[0] in needed or {*tasks} not in ({*DEFAULT_TASKS}, {*COMPARISON_TASKS})):
+    if absent and (absent[0] in needed or {*tasks} not in UNASKED):
         raise UserError(
             f"task {absent[0]} is asked for and needs {_files_of(absent[0])}, and no data folder is named; "
             "pass --data_dir DATA or set EDGEQUANT_DATA, or leave the task out"
@@ -161,19 +140,54 @@ def _told(split: Split) -> list[str]:
     return [split.identity if is_named else f"{split.identity} ({split.source})", *split.changes]
 
 
-def evaluation_data(tasks: Sequence[str], data_dir: str | None) -> EvaluationData:
+def evaluation_data(tasks: Sequence[str], data_dir: str | None, dataset: str | None = None) -> EvaluationData:
     """What the tasks are scored on and is there: bundled documents and questions always, benchmarks where found.
 
     Benchmarks are left out where neither `data_dir` nor $EDGEQUANT_DATA is set, so that a run without network neither
     waits nor fails. Each set is logged as an input of the active run.
+
+    Args:
+        dataset: that is trained or calibrated on, as `training_texts`, or a mix: where it has a test split of its own,
+            that is the domain text, in all of its languages; bundled English documents otherwise. Bundled questions
+            are in the languages that are trained on.
 
     Raises:
         UserError: a folder is named that does not exist or lacks what a task needs, or a benchmark file is damaged or
             of another version.
     """
     data = {name: rows for name, rows in _rows_of_tasks(tasks, data_dir).items() if rows is not None}
+    if "domain" in data and (own := domain_rows(dataset)):
+        data["domain"] = own
+    data |= {name: rows for name, rows in further_questions(dataset).items() if name in data}
     _log_inputs(data, data_dir)
     return data
+
+
+def domain_rows(dataset: str | None, split: str = "test") -> Rows:
+    """A data set's own documents of a split, as (domain, text) each; empty where it has no such split.
+
+    Args:
+        dataset: by name or path, or a mix, whose parts are asked one by one.
+    """
+    from edgequant.corpora.disaster.corpus import bundled_documents
+    from edgequant.corpora.training_files import split_documents
+
+    rows: list[tuple[str, str]] = []
+    for name in [part.name for part in parse_mix(dataset)] if dataset else ():
+        if name == "disaster-multilingual":
+            rows += [(document.domain, document.text) for document in bundled_documents(split)]
+        elif name not in NAMED:
+            rows += split_documents(name, split)
+    return rows
+
+
+def further_questions(dataset: str | None) -> dict[str, Rows]:
+    """Bundled questions by data set, in all languages that are trained on, where these are more than English."""
+    from edgequant.corpora.disaster.corpus import LANGUAGES
+
+    if not dataset or "disaster-multilingual" not in {part.name for part in parse_mix(dataset)}:
+        return {}
+    return {name: [row for each in LANGUAGES for row in rows(each)] for name, rows in _questions().items()}
 
 
 def _rows_of_tasks(tasks: Sequence[str], data_dir: str | None) -> dict[str, Rows | None]:
@@ -241,36 +255,23 @@ def is_official(data_set: DataSet) -> bool:
 
 
 def _bundled_rows(name: str, split: str) -> Rows:
-    from edgequant.corpora.disaster.corpus import boolean_questions, bundled_documents, span_questions
+    from edgequant.corpora.disaster.corpus import bundled_documents
 
     if name == "domain":
         return [(document.domain, document.text) for document in bundled_documents(split) if document.language == "en"]
-    questions = {"domain_boolean": boolean_questions, "domain_span": span_questions}
-    if name not in questions:
+    if name not in (questions := _questions()):
         raise UserError(f"data set {name!r} is not one of edgequant's: its DataSet must have a load function")
-    return questions[name]()
+    return questions[name]("en")
 
 
-def selection_rows(name: str, reported: Rows, dataset: str, data_dir: str | None) -> Rows | None:
-    """What a search may score its trials on in place of the reported rows; None where there is nothing.
+def _questions() -> dict[str, Callable[[str], Rows]]:
+    """By data set, the bundled questions in a language."""
+    from edgequant.corpora.disaster.corpus import boolean_questions, closed_book_questions, span_questions
 
-    Args:
-        name: of a data set.
-        reported: its reported rows, for a data set that has no others.
-        dataset: what the trials are trained on: a split of it is not scored on.
-    """
-    data_set = find_data_set(name)
-    for split in data_set.select or (data_set.report,):
-        if split == data_set.report:
-            return reported
-        if (name, split) not in _trained_on(dataset, data_dir):
-            rows = rows_of(data_set, split, data_dir)
-            if rows is not None:
-                return rows
-    return None
+    return {"domain_boolean": boolean_questions, "domain_span": span_questions, "closed_book": closed_book_questions}
 
 
-def _trained_on(dataset: str, data_dir: str | None) -> set[tuple[str, str]]:
+def trained_on(dataset: str, data_dir: str | None) -> set[tuple[str, str]]:
     """Data sets and splits that are evaluated on elsewhere and that a training text is made of."""
     named = {part.name for part in parse_mix(dataset)}
     return {("wikitext2", _wikitext_split(data_dir))} if "wikitext-2" in named else set()

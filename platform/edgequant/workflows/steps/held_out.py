@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from edgequant.corpora.packing import pack
 from edgequant.errors import UserError
+from edgequant.models.devices import pick_dtype
 from edgequant.training.settings import TrainingSettings
+from edgequant.training.shared_parts import SharedParts
 from edgequant.training.watch import Losses, Watch, rows_to_watch
 from edgequant.workflows.steps.data import SELF_GENERATED, training_texts
 from edgequant.workflows.steps.generated_text import generated_sequences
 from edgequant.workflows.steps.held_out_texts import GUARD, VALIDATION, allowed
-from edgequant.workflows.steps.sequences import VALIDATION_SHARE
+from edgequant.workflows.steps.sequences import VALIDATION_SHARE, Split, split_sequences
+
+if TYPE_CHECKING:
+    from edgequant.evaluation.tasks.task import EvaluationData
+    from edgequant.models import LoadedModel
+    from edgequant.workflows.settings import RunSettings
 
 TOKENS_AT_ONCE = 4096  # an integer model dequantises its weights once in each forward pass
 MOST_ROWS = {"cpu": 16, "cuda": 64}  # of each held-out text
@@ -39,10 +48,15 @@ class HeldOut:
     reported: list[str]
     name: str
 
-    def losses(self, model: Any) -> Losses:
-        """Mean next-token loss of each text on a model as it is deployed, nats per token."""
-        length = next(iter(self.texts.values())).shape[1]
-        return Watch(texts=self.texts, batch_size=max(1, TOKENS_AT_ONCE // length)).losses(model)
+    def losses(self, model: Any, *, precision: str = "float32") -> Losses:
+        """Mean next-token loss of each text on a model as it is deployed, nats per token.
+
+        Args:
+            precision: of the forward pass: bfloat16, float32, or auto for what the device computes natively.
+        """
+        length, device = next(iter(self.texts.values())).shape[1], str(next(model.parameters()).device)
+        watch = Watch(texts=self.texts, batch_size=max(1, TOKENS_AT_ONCE // length))
+        return watch.losses(model, precision=pick_dtype(precision, device))
 
     def watch(
         self,
@@ -68,6 +82,81 @@ class HeldOut:
             as_deployed=as_deployed,
             batch_size=settings.batch_size,
         )
+
+
+@torch.no_grad()
+def keep_from_forgetting(trained: nn.Module, start: nn.Module, held_out: HeldOut, most: float | None) -> float:
+    """Move a trained model back towards its start, in place, until it has forgotten no more than is accepted.
+
+    Between two models of one start the loss on what was learned rises later than the one on what was forgotten falls
+    (WiSE-FT, Wortsman et al. 2021, arXiv 2109.01903).
+
+    Args:
+        trained: with the parameters' names and shapes of `start`.
+        most: per cent by which the guard text's perplexity may lie above the start's; None: without a limit.
+
+    Returns:
+        The share of the way from the start that is kept, to 1/16; 1: all of it.
+    """
+    if most is None:
+        return 1.0
+    guard = replace(held_out, texts={GUARD: held_out.texts[GUARD]})
+    limit = guard.losses(start, precision="auto")[GUARD] + math.log1p(most / 100)
+    begun, ended = dict(start.named_parameters()), {n: p.detach().clone() for n, p in trained.named_parameters()}
+
+    def move(share: float) -> None:
+        for name, parameter in trained.named_parameters():
+            parameter.copy_(torch.lerp(begun[name].to(parameter), ended[name], share))
+
+    def forgets(share: float) -> bool:
+        move(share)
+        return guard.losses(trained, precision="auto")[GUARD] > limit
+
+    if not forgets(1.0):
+        return 1.0
+    kept = 0.0
+    for step in (1 / 2, 1 / 4, 1 / 8, 1 / 16):
+        if not forgets(kept + step):
+            kept += step
+    move(kept)
+    print(f"control: keeps {kept:.0%} of the way that it went; more would forget more than {most:g}%", flush=True)
+    return kept
+
+
+def split_and_held_out(
+    dataset: str,
+    guard: str,
+    loaded: LoadedModel,
+    length: int,
+    data: EvaluationData,
+    run: RunSettings,
+    *,
+    needed: int,
+    shared: SharedParts,
+) -> tuple[Split, HeldOut]:
+    """The rows of a training text and the held-out text beside them.
+
+    Args:
+        dataset, guard: names or paths of texts.
+        length: tokens per row.
+        data: whose texts the training text must not repeat.
+        needed: rows that are to be drawn; 0: as many as the text has.
+        shared: where experiments of one machine on this data share the rows.
+
+    Raises:
+        UserError: as `split_sequences` and `held_out`.
+    """
+    model, tokenizer, device = loaded.model, loaded.tokenizer, str(loaded.model.device)
+
+    def make() -> tuple[Split, HeldOut]:
+        text = split_sequences(
+            dataset, tokenizer, length, data, run.data_dir, seed=run.seed, model=model, needed=needed,
+            set_apart=partial(set_apart, device=device),
+        )  # fmt: skip
+        return text, held_out(guard, text.validation, model, tokenizer, length, run.data_dir, seed=run.seed)
+
+    named = {"model": loaded.source.name, "dataset": dataset, "guard": guard, "length": length, "needed": needed}
+    return shared.once("tokens", named | {"seed": run.seed, "data_dir": run.data_dir, "device": device}, make)
 
 
 def set_apart(rows: Tensor, device: str) -> tuple[Tensor, Tensor]:

@@ -71,7 +71,7 @@ def resolve_layer_bits(
             weights, by name.
     """
     from edgequant import models
-    from edgequant.files import write_atomically
+    from edgequant.files import read_json, write_atomically
     from edgequant.quantization.layers.convert import check_weights
     from edgequant.quantization.mixed_precision.bit_allocation import choose_layer_bits
     from edgequant.quantization.scheme import Scheme
@@ -82,8 +82,7 @@ def resolve_layer_bits(
             _tell_replacements(model, scheme)
         return LayerBits(scheme, [])
     kept = folder / f"layer_bits-{scheme.name}.json"
-    if resume and kept.is_file():
-        found = json.loads(kept.read_text())
+    if resume and (found := read_json(kept)) is not None:
         return LayerBits(Scheme.from_dict(found["scheme"]), found["rows"])
     chosen = choose_layer_bits(
         model,

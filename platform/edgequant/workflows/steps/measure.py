@@ -13,7 +13,7 @@ from edgequant.evaluation.evidence_file import kept_items
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.evaluation.tasks.guard import GUARD
 from edgequant.evaluation.tasks.registry import COMPARISON_TASKS, find_task
-from edgequant.files import write_atomically
+from edgequant.files import read_json, write_atomically
 from edgequant.reporting.columns import metric, summary_metrics
 from edgequant.training.settings import UNTRAINED
 
@@ -35,10 +35,11 @@ COMPARISON = EvaluationSettings(
 
 def headline(metrics: Mapping[str, float]) -> dict[str, float]:
     """The metrics on which variants of a model are compared, each with its interval's bounds where it has them, and
-    with its floor where that was measured too."""
+    with its floor and what it was counted on where those were measured too."""
     names = [f"{name}{bound}" for name in summary_metrics() for bound in ("", "_ci_low", "_ci_high")]
     names += [name for name in metrics if name.startswith("deploy/") and not name.endswith("_p90")]
     names += [floor for name in summary_metrics() if isinstance(floor := metric(name).floor, str)]
+    names += [count for name in summary_metrics() for count in metric(name).counts]
     return {name: metrics[name] for name in names if name in metrics}
 
 
@@ -153,19 +154,19 @@ def measure_variant(variant: str, make: Callable[[QatExperiment], Variant], expe
     from edgequant import tracking
 
     kept = experiment.folder / f"{variant}.json"
-    if experiment.resume and kept.is_file():
-        return Measured(**json.loads(kept.read_text()))
+    if experiment.resume and (found := read_json(kept)) is not None:
+        return Measured(**found)
     scheme = "none" if variant in ("baseline", "control") else experiment.scheme.name
     with tracking.variant_run(variant, model=experiment.name, scheme=scheme, phase="qat"):
         made = make(experiment)
         settings = with_guard(made.settings or experiment.evaluation)
-        found = measure_items(made.model, made.tokenizer, experiment.data, settings, checkpoint=made.checkpoint)
+        evaluation = measure_items(made.model, made.tokenizer, experiment.data, settings, checkpoint=made.checkpoint)
         tracking.log_metrics(made.metrics)
         tracking.log_params(made.parameters)
         if any(made.notes.values()):
             tracking.log_text(json.dumps(made.notes, indent=2) + "\n", "training.json")
         log_layer_errors(made.layer_errors)
-    measured = Measured(found.metrics | dict(made.metrics), kept_items(found.items), dict(made.notes))
+    measured = Measured(evaluation.metrics | dict(made.metrics), kept_items(evaluation.items), dict(made.notes))
     log_variant(variant, measured.metrics)
     write_atomically(kept, json.dumps(measured._asdict()))
     return measured

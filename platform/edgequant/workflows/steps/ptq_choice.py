@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -12,7 +12,7 @@ from edgequant.quantization.calibration import CalibrationSettings
 from edgequant.quantization.layers.convert import set_phase
 from edgequant.quantization.ptq.automatic import can_be_judged
 from edgequant.quantization.ptq.methods import best_method, parse_method
-from edgequant.quantization.ptq.quantize import choose_integers
+from edgequant.quantization.ptq.quantize import ErrorRow, choose_integers
 from edgequant.quantization.scheme import Scheme
 from edgequant.workflows.steps.held_out import HeldOut
 
@@ -35,6 +35,16 @@ def candidates(scheme: Scheme, parameters: int, device: str) -> list[str]:
     return list(dict.fromkeys([best, *simpler, *nearest]))
 
 
+class Choice(NamedTuple):
+    """A method, a row per method that was tried, and what the method made: a model whose layers have their integers,
+    with its error table, where main memory holds it."""
+
+    method: str
+    rows: list[dict[str, Any]]
+    model: nn.Module | None
+    errors: list[ErrorRow]
+
+
 def choose_method(
     names: list[str],
     floating: Any,
@@ -43,7 +53,7 @@ def choose_method(
     settings: CalibrationSettings,
     held_out: HeldOut,
     folder: Path,
-) -> tuple[str, list[dict[str, Any]]]:
+) -> Choice:
     """Round a copy of the model by each method and take the one with the lowest mean loss on held-out text.
 
     Args:
@@ -52,13 +62,24 @@ def choose_method(
         folder: blocks that a method finished are kept in a folder of its name.
 
     Returns:
-        The method, and a row per method: `method` and its losses by text.
+        The choice; `rows` hold `method`, `mean_loss` and the losses by text. The only method is not tried.
     """
+    if len(names) == 1:
+        return Choice(names[0], [], None, [])
     rows: list[dict[str, Any]] = []
+    best: tuple[nn.Module | None, list[ErrorRow]] = (None, [])
     for name in names:
         model: nn.Module = copy.deepcopy(floating)
-        choose_integers(model, scheme, calibration, name, calibration_settings=settings, work_folder=folder / name)
+        errors = choose_integers(
+            model, scheme, calibration, name, calibration_settings=settings, work_folder=folder / name
+        )
         set_phase(model, quantize_inputs=True, observe=False)
-        losses = held_out.losses(model)
+        losses = held_out.losses(model, precision=settings.precision)
         rows.append({"method": name, "mean_loss": sum(losses.values()) / len(losses), **losses})
-    return min(rows, key=lambda row: row["mean_loss"])["method"], rows
+        if min(rows, key=_mean_loss) is rows[-1]:
+            best = (model if next(model.parameters()).device.type == "cpu" else None, errors)
+    return Choice(min(rows, key=_mean_loss)["method"], rows, *best)
+
+
+def _mean_loss(row: dict[str, Any]) -> float:
+    return float(row["mean_loss"])

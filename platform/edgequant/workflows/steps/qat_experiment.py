@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -17,29 +17,31 @@ from edgequant import models, tracking
 from edgequant.errors import UserError
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.evaluation.tasks.task import EvaluationData
-from edgequant.files import write_atomically
+from edgequant.files import read_json, write_atomically
 from edgequant.quantization.calibration import CalibrationSettings
 from edgequant.quantization.layers.convert import set_phase
-from edgequant.quantization.qat import low_rank, pruning
+from edgequant.quantization.ptq.quantize import ErrorRow
+from edgequant.quantization.qat.model_checks import check_model
 from edgequant.quantization.qat.settings import QatSettings
 from edgequant.quantization.scheme import Scheme
+from edgequant.training.disk_room import check_checkpoint_room
 from edgequant.training.loop import TrainingResult, train
-from edgequant.training.rate_test import RateTest, find_learning_rate
+from edgequant.training.rate_test import RateTest, find_learning_rate, kept_rate_test
 from edgequant.training.settings import TrainingSettings
+from edgequant.training.shared_parts import UNSHARED, SharedParts, control_key, shared_model
 from edgequant.training.teacher_cache import check_top_k
+from edgequant.training.trainer import Anchor
 from edgequant.training.watch import Losses
 from edgequant.workflows.settings import RunSettings
-from edgequant.workflows.steps.held_out import HeldOut, held_out, set_apart
+from edgequant.workflows.steps.held_out import HeldOut, keep_from_forgetting, split_and_held_out
 from edgequant.workflows.steps.layer_bits import resolve_layer_bits
 from edgequant.workflows.steps.ptq_choice import candidates, choose_method
-from edgequant.workflows.steps.sequences import split_sequences
 from edgequant.workflows.steps.teacher import load_teacher
 
 Metrics = dict[str, float]
 OnStep = Callable[[str, nn.Module, int, Mapping[str, float]], None]
 LIMITS = "limits.json"  # PTQ's losses on the rows that training watches
 START_BLOCKS = "start-blocks"  # folder of the decoder blocks that PTQ methods have finished
-OWN_TEACHERS = ("auto", "base", "control")
 
 
 def log_step(_variant: str, _model: nn.Module, step: int, metrics: Mapping[str, float]) -> None:
@@ -66,7 +68,9 @@ class QatExperiment:
         dtype: compute type while measuring.
         on_step: called with variant, model, step and training's metrics after every optimiser step.
         on_look: the same with held-out losses after every look.
+        shared: where experiments of one machine share a control.
         chosen: by variant, a model whose integers PTQ has chosen, until QAT starts from it; never another experiment's.
+        rounded: by variant, such a model and its error table, until it is measured.
     """
 
     scheme: Scheme
@@ -89,7 +93,9 @@ class QatExperiment:
     resume: bool
     on_step: OnStep = log_step
     on_look: OnStep = log_step
+    shared: SharedParts = UNSHARED
     chosen: dict[str, nn.Module] = field(default_factory=dict, init=False, repr=False)
+    rounded: dict[str, tuple[nn.Module, list[ErrorRow]]] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def device(self) -> str:
@@ -105,17 +111,15 @@ class QatExperiment:
     def ptq_method(self) -> str:
         """How PTQ rounds, and QAT starts: of several that the machine has the time for, the best on held-out text."""
         kept = self.folder / "ptq-method.json"
-        if self.resume and kept.is_file():
-            return str(json.loads(kept.read_text())["chosen"])
+        if self.resume and (found := read_json(kept)) is not None:
+            return str(found["chosen"])
         names = self.qat.ptq_methods(candidates(self.scheme, self.parameters, self.device))
-        chosen, rows = names[0], list[dict[str, Any]]()
-        if len(names) > 1:
-            chosen, rows = choose_method(
-                names, self.floating, self.scheme, self.calibration_batches, self.calibration, self.held_out,
-                self.folder / START_BLOCKS,
-            )  # fmt: skip
-        write_atomically(kept, json.dumps({"chosen": chosen, "tried": rows}))
-        return chosen
+        given = (self.scheme, self.calibration_batches, self.calibration, self.held_out, self.folder / START_BLOCKS)
+        choice = choose_method(names, self.floating, *given)
+        if choice.model is not None and not self.qat.sparsity:
+            self.rounded["ptq"] = choice.model, choice.errors
+        write_atomically(kept, json.dumps({"chosen": choice.method, "tried": choice.rows}))
+        return choice.method
 
     @property
     def calibration_batches(self) -> list[Tensor]:
@@ -130,11 +134,18 @@ class QatExperiment:
     @cached_property
     def trained_control(self) -> nn.Module:
         """The model after training on the text without the quantiser; trained when it is first asked for."""
+        rows = [self.sequences, *self.held_out.texts.values()]
+        also = {"anchored": self.anchor is not None, "max_forgetting": self.qat.max_forgetting}
+        of = control_key(self.name, self.training, rows, self.seed, self.device, also)
+        control, kept = self.shared.once("control", of, self._train_control)
+        write_atomically(self.folder / "control-result.json", json.dumps(kept))
+        return control.to(self.device)
+
+    def _train_control(self) -> tuple[nn.Module, dict[str, Any]]:
         control = copy.deepcopy(self.floating).requires_grad_(True)
         result = self.train(control, "control", replace(self.training, distillation_weight=0.0), None)
-        kept = {"metrics": result.metrics, "notes": result.notes}
-        write_atomically(self.folder / "control-result.json", json.dumps(kept))
-        return control
+        kept = keep_from_forgetting(control, self.floating, self.held_out, self.qat.max_forgetting)
+        return control, {"metrics": result.metrics | {"train/kept_share": kept}, "notes": result.notes}
 
     @property
     def control_result(self) -> dict[str, Any]:
@@ -159,9 +170,15 @@ class QatExperiment:
         if not self.training.distillation_weight:
             return None
         wanted = self.qat.distill_from
-        if wanted not in OWN_TEACHERS:
+        if wanted not in ("auto", "base", "control"):
             return load_teacher(wanted, self.tokenizer, self.floating, self.device)
         return self.start if wanted == "auto" else self.trained_control if wanted == "control" else self.floating
+
+    @property
+    def anchor(self) -> Anchor | None:
+        """What keeps a model that learns the text from forgetting: what it predicted on text that it wrote itself."""
+        learns_otherwise = self.adapt and self.training.distillation_weight
+        return Anchor(self.floating, self.generated) if learns_otherwise and bool(self.generated.any()) else None
 
     def keep_limits(self, ptq: nn.Module) -> None:
         """Note PTQ's losses on what training looks at: no worse is what the best state of QAT has to be.
@@ -196,34 +213,24 @@ class QatExperiment:
             limits: losses on the watched rows that the best state should keep to.
         """
         as_deployed = partial(set_phase, quantize_inputs=True, observe=False) if variant == "qat" else None
-        taught = self.teaches and teacher is not None
+        taught = self.teaches and (teacher is not None or self.anchor is not None)
         watch = self.held_out.watch(settings, taught=taught, limits=limits, as_deployed=as_deployed)
-        title = f"{variant} {self.name}"
-        shared: dict[str, Any] = {"teacher": teacher, "watch": watch, "seed": self.seed, "on_step": on_step}
-        test = RateTest()
+        title, test = f"{variant} {self.name}", RateTest()
+        how: Any = {"teacher": teacher, "anchor": self.anchor, "watch": watch, "seed": self.seed, "on_step": on_step}
+        how["document_end"] = self.tokenizer.eos_token_id
         if settings.learning_rate == "auto" or settings.max_minutes is not None:
-            given = settings
-            test = self._rate_test(
-                variant, lambda: find_learning_rate(model, self.sequences, given, title=title, **shared)
-            )
+            find = partial(find_learning_rate, model, self.sequences, settings, title=title, **how)
+            test = kept_rate_test(self.folder / f"{variant}-learning-rate.json", find, resume=self.resume)
             settings = test.applied_to(settings)
         with test.rates(model):
             result = train(
-                model, self.sequences, settings, self.folder / f"{variant}-training", resume=self.resume, title=title,
+                model, self.sequences, settings, self.folder / f"{variant}-training", title=title,
                 on_log=lambda step, metrics: self.on_step(variant, model, step, metrics),
-                on_look=lambda step, losses: self.on_look(variant, model, step, losses), **shared,
+                on_look=lambda step, losses: self.on_look(variant, model, step, losses),
+                resume=self.resume, **how,
             )  # fmt: skip
-        model.requires_grad_(False)
-        model.eval()
+        model.requires_grad_(False).eval()
         return result
-
-    def _rate_test(self, variant: str, run: Callable[[], RateTest]) -> RateTest:
-        kept = self.folder / f"{variant}-learning-rate.json"
-        if self.resume and kept.is_file():
-            return RateTest(**json.loads(kept.read_text()))
-        found = run()
-        write_atomically(kept, json.dumps(asdict(found)))
-        return found
 
     def limits(self, variant: str) -> Losses:
         """Losses of `ptq` or `baseline` on the watched rows; empty where PTQ was not measured, as in a search."""
@@ -247,6 +254,7 @@ def load(
     guard: str = "self-generated",
     resume: bool = False,
     guarded: EvaluationData | None = None,
+    shared: SharedParts = UNSHARED,
 ) -> QatExperiment:
     """Load the floating-point model and the text, and choose bits where the scheme has a size budget.
 
@@ -258,43 +266,32 @@ def load(
         adapt: whether the model is to learn the text.
         guard: general text by name or path, or self-generated.
         guarded: whose texts the training text must not repeat (default: `data`).
+        shared: where experiments of one machine on this data share the model, its text's tokens and a control.
 
     Raises:
         UserError: the model is quantised already, the text repeats evaluation text, or a size budget cannot be met.
     """
     torch.manual_seed(run.seed)
-    loaded = models.load(model, dtype="float32", device=run.device)
+    loaded = shared_model(shared, model, seed=run.seed, device=run.device)
     if getattr(loaded.model, "is_quantized", False):
         raise UserError(f"model must be a floating-point model, got {loaded.source.name!r}, which is quantised already")
-    check_model(loaded.model, scheme, training, qat)
+    check_model(loaded.model, scheme, qat)
+    if training.distillation_weight:
+        check_top_k(loaded.model, training.teacher_top_k)
     device = str(loaded.model.device)
     wanted = training.wanted_sequences(device.partition(":")[0])
     needed = max(wanted, calibration.num_calibration_samples) if wanted else 0  # 0: as many as the text has
-    text = split_sequences(
-        dataset, loaded.tokenizer, training.sequence_length, guarded or data, run.data_dir, seed=run.seed,
-        model=loaded.model, needed=needed, set_apart=partial(set_apart, device=device),
-    )  # fmt: skip
-    held = held_out(
-        guard, text.validation, loaded.model, loaded.tokenizer, training.sequence_length, run.data_dir, seed=run.seed
+    text, held = split_and_held_out(
+        dataset, guard, loaded, training.sequence_length, guarded or data, run, needed=needed, shared=shared
     )
+    training = training.for_text(len(text.training), device.partition(":")[0])
+    check_checkpoint_room(folder, loaded.model, training)
     dtype = models.pick_dtype(run.dtype, device)
     scheme, layer_bits = resolve_layer_bits(scheme, loaded.model, text.training, folder, dtype=dtype, resume=resume)
     return QatExperiment(
         scheme=scheme, layer_bits=layer_bits, adapt=adapt or qat.distill_from == "control",
-        training=training.for_text(len(text.training), device.partition(":")[0]), qat=qat, calibration=calibration,
+        training=training, qat=qat, calibration=calibration,
         evaluation=evaluation, floating=loaded.model, tokenizer=loaded.tokenizer, name=loaded.source.name,
         sequences=text.training, generated=text.generated, held_out=held, data={**data, "guard": held.reported},
-        folder=folder, dtype=dtype, seed=run.seed, resume=resume,
+        folder=folder, dtype=dtype, seed=run.seed, resume=resume, shared=shared,
     )  # fmt: skip
-
-
-def check_model(model: Any, scheme: Scheme, training: TrainingSettings, qat: QatSettings) -> None:
-    """Refuse settings that this model cannot follow.
-
-    Raises:
-        UserError: an adapter rank, a sparsity pattern or a teacher's k that does not fit; names the layer.
-    """
-    low_rank.check_rank(model, scheme, qat.lora_rank)
-    pruning.check_pattern(model, scheme, qat.sparsity_pattern)
-    if training.distillation_weight:
-        check_top_k(model, training.teacher_top_k)

@@ -15,12 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from edgequant import models
-from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.folders import atomic_folder
 from edgequant.models.same_function.comparison import probe_tokens
 from edgequant.models.same_function.written import load_written
 from edgequant.quantization import checkpoint
-from edgequant.quantization.layers.convert import calibrate, convert, has_static_ranges, prepare, set_phase
+from edgequant.quantization.layers.convert import (
+    calibrate,
+    convert,
+    lacks_ranges,
+    learn_ranges,
+    prepare,
+    set_phase,
+)
 from edgequant.quantization.ptq.quantize import choose_integers, weight_errors
 from edgequant.quantization.qat import low_rank, pruning
 from edgequant.quantization.qat.frozen_weights import freeze_weights
@@ -38,12 +44,13 @@ CHECKPOINT = "checkpoint"  # folder of what QAT delivers
 def baseline(experiment: QatExperiment) -> Variant:
     """The model as it came, in the compute type of the comparison."""
     model = _cast(experiment.floating, experiment)
-    return Variant(model, experiment.tokenizer, metrics=_held_out(experiment, model))
+    parameters = {**UNTRAINED, "method": "none"}
+    return Variant(model, experiment.tokenizer, metrics=_held_out(experiment, model), parameters=parameters)
 
 
 def rounded(experiment: QatExperiment) -> Variant:
     """PTQ, by the method that QAT starts from: the model rounded to the scheme without training."""
-    made = _rounded(experiment, experiment.floating, "ptq", None)
+    made = _rounded(experiment, experiment.floating, "ptq")
     experiment.keep_limits(made.model)
     return made
 
@@ -58,16 +65,17 @@ def control(experiment: QatExperiment) -> Variant:
 
 
 def rounded_control(experiment: QatExperiment) -> Variant:
-    """PTQ of the control, from which QAT starts."""
-    settings = quality_only(experiment.evaluation)
-    return _rounded(experiment, experiment.trained_control, "control-ptq", settings)
+    """PTQ of the control, from which QAT starts; it may be delivered, and then stands in the registry by itself."""
+    return _rounded(experiment, experiment.trained_control, "control-ptq")
 
 
 def quantized(experiment: QatExperiment) -> Variant:
     """QAT: train through the quantiser, convert to integers, write the checkpoint, load it back."""
     model = _prepared(experiment)
-    if has_static_ranges(model):
+    if lacks_ranges(model):
         calibrate(model, experiment.calibration_batches)
+    if experiment.qat.learnable_scales:
+        learn_ranges(model)
     rate = experiment.qat.student_learning_rate or experiment.training.learning_rate
     settings = replace(experiment.training, learning_rate=rate)
     teacher, phases = experiment.teacher, _phases(experiment, model)
@@ -115,7 +123,7 @@ def _prepared(experiment: QatExperiment) -> nn.Module:
         observer = experiment.calibration.observer
         prepare(model, experiment.scheme, observer=observer, learnable_scales=settings.learnable_scales)
     model.requires_grad_(True)
-    if settings.trainable == "scales":
+    if settings.trains(experiment.ptq_method, experiment.training.known_steps) == "scales":
         freeze_weights(model)
     if settings.lora_rank:
         low_rank.attach(model, experiment.scheme, settings.lora_rank, settings.lora_alpha, seed=experiment.seed)
@@ -153,15 +161,18 @@ def _phases(experiment: QatExperiment, model: nn.Module) -> Callable[[int, int],
     return on_step
 
 
-def _rounded(experiment: QatExperiment, floating: Any, name: str, settings: EvaluationSettings | None) -> Variant:
-    model = copy.deepcopy(floating)
-    _pruned(experiment, model)
-    errors = choose_integers(model, experiment.scheme, **_by_method(experiment))
+def _rounded(experiment: QatExperiment, floating: Any, name: str) -> Variant:
+    how = _by_method(experiment)
+    model, errors = experiment.rounded.pop(name, (None, []))
+    if model is None:
+        model = copy.deepcopy(floating)
+        _pruned(experiment, model)
+        errors = choose_integers(model, experiment.scheme, **how)
     if name == experiment.started_by:
         experiment.chosen[name] = copy.deepcopy(model)
     convert(model, probe_tokens(model, experiment.tokenizer))
     return _saved_and_reloaded(experiment, model, name, {})._replace(
-        settings=settings, layer_errors=errors, parameters={**UNTRAINED, "method": experiment.ptq_method}
+        layer_errors=errors, parameters={**UNTRAINED, "method": experiment.ptq_method}
     )
 
 
@@ -189,7 +200,10 @@ def _trained(experiment: QatExperiment, variant: str, settings: TrainingSettings
     """By what a trained variant's run is compared, with the rate and the steps that were found for it."""
     kept = experiment.folder / f"{variant}-learning-rate.json"
     test = RateTest(**json.loads(kept.read_text())) if kept.is_file() else RateTest()
-    return test.applied_to(settings).parameters
+    is_rounded = variant == "qat" and experiment.qat.starts_from(experiment.ptq_method)
+    found = test.applied_to(settings).parameters | {"method": experiment.ptq_method if is_rounded else "none"}
+    trains = experiment.qat.trains(experiment.ptq_method, experiment.training.known_steps)
+    return found | {"trainable": trains} if variant == "qat" else found
 
 
 def _held_out(experiment: QatExperiment, model: Any) -> Metrics:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgequant.disk.leftovers import Scratch
 from edgequant.errors import UserError
 from edgequant.evaluation.evidence import is_evidence
 from edgequant.evaluation.evidence_file import FILE as EVIDENCE
@@ -23,9 +24,10 @@ if TYPE_CHECKING:
     from edgequant.models.sources import Origin
     from edgequant.workflows.settings import RunSettings
 
-PREFIX = "edgequant-"
 MADE = "Made by edgequant:"  # how descriptions of versions begin, until somebody writes one
 BASELINE_TAG = "edgequant.baseline"
+# By these settings of its workflow a policy tells which figures a version has to have.
+ASKED = ("workflow", "evaluation.tasks", "data_dir", "guard", "export", "device_profile", "qat.max_task_loss")
 OF_LESS_INTEREST = ("guard/", "latency/", "energy/")  # in a list of versions, which has room for a dozen figures
 
 
@@ -57,7 +59,7 @@ def register_version(
         tags: more tags of the version, which its evidence states too.
 
     Returns:
-        The URI of the version, models:/edgequant-<model>/<number>.
+        The URI of the version, models:/edgequant-<model>/<number>; `unfiled` is its number while the server is away.
 
     Raises:
         UserError: no metrics of the checkpoint or of the baseline, or one that is not finite.
@@ -73,13 +75,17 @@ def register_version(
     ensure_manifest(checkpoint)
     stated = {name: value for name, value in (tags or {}).items() if value}
     names = {"model": model, "scheme": scheme, "variant": variant}
+    asked = tracking.asked_settings()
+    name, made_from = f"{tracking.REGISTERED}{model}", origin(asked.get("model") or model)
+    commit = tracking.loaded_commit(made_from.base_model) or ""
+    stated |= {"edgequant.base_commit": commit} if commit else {}
     evidence = Evidence(
         **names, run=tracking.active_run_id(), files=files_that_count(verify(checkpoint)), settings=stated,
         measured=scores[0], baseline=scores[1], conditions=conditions,
+        asked={setting: asked[setting] for setting in ASKED if setting in asked},
     )  # fmt: skip
-    name, made_from = f"{PREFIX}{model}", origin(tracking.asked_model() or model)
     card = Card(
-        title=name, origin=made_from, scheme=scheme, variant=variant, metrics=scores[0].metrics,
+        title=name, origin=made_from, commit=commit, scheme=scheme, variant=variant, metrics=scores[0].metrics,
         baseline=scores[1].metrics, files=exported_files(checkpoint),
     )  # fmt: skip
     write_card(checkpoint, card)
@@ -87,7 +93,7 @@ def register_version(
         {"variant": "baseline", "scheme": "none", **baseline.metrics},
         {"variant": variant, "scheme": scheme, **measured.metrics},
     ]
-    with tempfile.TemporaryDirectory(prefix="edgequant-") as folder:
+    with Scratch() as folder:
         version = tracking.register_checkpoint(
             checkpoint, name, tags=stated | _short_copy(evidence), about=_about(model, made_from),
             description=f"{MADE} `{variant}` of {_terms(made_from)}; model card: README.md.\n\n"
@@ -97,14 +103,19 @@ def register_version(
     return f"models:/{name}/{version}"
 
 
-def conditions_of(settings: EvaluationSettings, data: EvaluationData, run: RunSettings) -> Conditions:
-    """Under which a workflow measures its models."""
+def conditions_of(
+    settings: EvaluationSettings, data: EvaluationData, run: RunSettings, dataset: str | None = None
+) -> Conditions:
+    """Under which a workflow measures its models; `dataset`: what it trains on, whose test split may be domain text."""
     from edgequant import models
     from edgequant.corpora.benchmarks import data_folder
+    from edgequant.workflows.steps.data import domain_rows, further_questions
 
     device, folder = models.pick_device(run.device), data_folder(run.data_dir)
     where = None if folder is None else str(folder.resolve())
-    return Conditions.of(settings, data, data_dir=where, device=device, dtype=models.pick_dtype(run.dtype, device))
+    dtype, own = models.pick_dtype(run.dtype, device), [*further_questions(dataset)]
+    own += ["domain"] if domain_rows(dataset) else []
+    return Conditions.of(settings, data, data_dir=where, device=device, dtype=dtype, kept=own)
 
 
 def _check_figures(checkpoint: Path, measured: Scores, baseline: Scores) -> None:
@@ -159,16 +170,16 @@ def numbers(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 def promote_command(uri: str) -> str:
-    """The command that puts a registered version through the gates."""
+    """The command that puts a registered version through the gates; the newest, where it has no number yet."""
     _, name, version = uri.split("/")
-    return f"edgequant promote --model {name} --version {version}"
+    return f"edgequant promote --model {shlex.quote(name)}" + (f" --version {version}" if version.isdigit() else "")
 
 
 def default_model() -> str:
     """The newest registered champion, else the newest registered version, else the embedded model; says which."""
     from edgequant import tracking
 
-    registered = tracking.client().search_registered_models("name LIKE 'edgequant-%'")
+    registered = tracking.client().search_registered_models(f"name LIKE '{tracking.REGISTERED}%'")
     champions = [(entry, entry.aliases["champion"]) for entry in registered if "champion" in entry.aliases]
     newest = sorted(champions or _latest(registered), key=lambda pair: pair[0].last_updated_timestamp or 0)
     chosen = f"models:/{newest[-1][0].name}/{newest[-1][1]}" if newest else "smollm2-135m"

@@ -7,19 +7,23 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgequant.workflows.steps.data import SELF_GENERATED, is_official, training_texts
-from edgequant.workflows.steps.text_mix import Part, parse_mix, rows_of_each
+from edgequant.workflows.steps.text_mix import Part, instruction_pairs, is_instructions, parse_mix, rows_of_each
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from edgequant.evaluation.tasks.task import EvaluationData
+    from edgequant.evaluation.tasks.task import EvaluationData, Rows
 
 VALIDATION_SHARE = 0.1  # of the training text, at most
+MOST_VALIDATION = 32  # rows of a data set's own validation split
 DEFAULT_GENERATED = 512  # rows that the model writes where nothing says how many are needed
 
 
 class Split(NamedTuple):
-    """A text's rows: to train on and to validate on [n, length] int64, and which of the former the model wrote [n]."""
+    """A text's rows: to train on and to validate on [n, length] int64, and which of the former the model wrote [n].
+
+    Tokens below 0 are read and not learnt, as `instruction_rows` gives them.
+    """
 
     training: Tensor
     validation: Tensor
@@ -59,8 +63,8 @@ def split_sequences(
         dataset: as `training_texts`, or `self-generated`: as many rows as are `needed` (0: as the other parts of the
             mix have), written by `model`; or a mix of these with shares of the tokens, which takes of each what the
             scarcest allows.
-        set_apart: splits a text's rows into those to train on and those to validate on; None keeps all to train on.
-            Of a mix, what the model wrote itself is not validated on.
+        set_apart: splits a text's rows into those to train on and those to validate on, where it has no validation
+            split of its own; None keeps all to train on. Of a mix, what the model wrote itself is not validated on.
 
     Returns:
         The rows, shuffled; of those to validate on there may be none.
@@ -85,7 +89,8 @@ def split_sequences(
         found = _rows(part.name, tokenizer, length, data, data_dir, seed, model, wanted)
         rows[part.name] = found
         if set_apart is not None and (len(parts) == 1 or part.name != SELF_GENERATED):
-            rows[part.name], validation = set_apart(found)
+            own = _own_validation(part.name, tokenizer, length, data)
+            rows[part.name], validation = (found, own) if len(own) else set_apart(found)
             held.append(validation)
     kept = torch.cat(held) if held else next(iter(rows.values()))[:0]
     counts = rows_of_each(parts, [len(rows[part.name]) for part in parts])
@@ -94,6 +99,26 @@ def split_sequences(
     generated = torch.cat([torch.full((len(found),), name == SELF_GENERATED) for name, found in drawn.items()])
     chosen = order(mixed) if len(parts) > 1 else torch.arange(len(mixed))
     return Split(mixed[chosen], kept[order(kept)], generated[chosen])
+
+
+def _own_validation(dataset: str, tokenizer: Any, length: int, data: EvaluationData) -> Tensor:
+    """Rows of a data set's own validation split, evenly over it; none where it has no such split, or a short one.
+
+    Raises:
+        UserError: it repeats what is evaluated on.
+    """
+    import torch
+
+    from edgequant.corpora.contamination import refuse_overlap
+    from edgequant.corpora.packing import pack
+    from edgequant.workflows.steps.data import domain_rows
+
+    texts = [text for _, text in domain_rows(dataset, "validation")]
+    if sum(len(tokenizer(text, verbose=False)["input_ids"]) for text in texts) < length:
+        return torch.zeros(0, length, dtype=torch.int64)
+    refuse_overlap(texts, evaluated_texts(data))
+    rows = pack(texts, tokenizer, length)
+    return rows[torch.linspace(0, len(rows) - 1, min(MOST_VALIDATION, len(rows))).round().long()]
 
 
 def _whole(parts: Sequence[Part], rows: Mapping[str, Tensor]) -> int:
@@ -114,6 +139,7 @@ def _rows(
 ) -> Tensor:
     """One text as packed rows in its own order, checked and logged."""
     from edgequant.corpora.contamination import refuse_overlap
+    from edgequant.corpora.instruction_rows import instruction_rows
     from edgequant.corpora.packing import pack
     from edgequant.files import sha256_of_bytes
     from edgequant.tracking.logging import log_dataset
@@ -123,15 +149,18 @@ def _rows(
 
         rows = generated_sequences(model, tokenizer, needed, length, seed=seed)
         texts = tokenizer.batch_decode(rows, skip_special_tokens=True)
+    elif is_instructions(dataset):
+        pairs = instruction_pairs(dataset)
+        texts, rows = [pair.text for pair in pairs], instruction_rows(pairs, tokenizer, length)
     else:
         texts = training_texts(dataset, data_dir)
         rows = pack(texts, tokenizer, length)
-    refuse_overlap(texts, _evaluated_texts(data))
+    refuse_overlap(texts, evaluated_texts(data))
     log_dataset(dataset, sha256_of_bytes("\n".join(texts)), dataset, rows=len(texts), context="training")
     return rows
 
 
-def _evaluated_texts(data: EvaluationData) -> dict[str, list[str]]:
+def evaluated_texts(data: EvaluationData) -> dict[str, list[str]]:
     """The running text in what is evaluated on, by data set and split."""
     from edgequant.corpora.benchmarks import BENCHMARKS
     from edgequant.evaluation.tasks.registry import find_data_set
@@ -141,5 +170,13 @@ def _evaluated_texts(data: EvaluationData) -> dict[str, list[str]]:
         data_set = find_data_set(name)
         if data_set.texts is not None and rows:
             title = BENCHMARKS[name].name if is_official(data_set) else name
-            found[f"{title}/{data_set.report}"] = data_set.texts(rows)
+            found[f"{title}/{data_set.report}"] = [*data_set.texts(rows), *_source_documents(rows)]
     return found
+
+
+def _source_documents(rows: Rows) -> list[str]:
+    """The bundled documents that rows name as their source: a question's answer may stand anywhere in its document."""
+    from edgequant.corpora.disaster.corpus import bundled_documents
+
+    sources = {row["source"] for row in rows if isinstance(row, dict) and isinstance(row.get("source"), str)}
+    return [document.text for document in bundled_documents() if document.source in sources] if sources else []

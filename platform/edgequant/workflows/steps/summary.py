@@ -11,6 +11,7 @@ from edgequant.reporting.console import print_table, summary_console
 MOST_COMPARED = 12  # columns of a page
 
 if TYPE_CHECKING:
+    from edgequant.evaluation.harm import Items
     from edgequant.tracking.runs import Run
 
 
@@ -23,6 +24,8 @@ def print_summary(
     lead: Sequence[str] = (),
     notes: Sequence[str] = (),
     talk: str | None = None,
+    shown: Sequence[Mapping[str, Any]] | None = None,
+    items: Sequence[Items] = (),
 ) -> None:
     """Print the summary table and what to do next; file the rows as `summary.json`, and all of it as the run's text.
 
@@ -35,11 +38,17 @@ def print_summary(
         lead: lines above the table: what it comes to.
         notes: lines below the table: what it does not show, and why.
         talk: the command that talks with what ships, or None.
+        shown: what people are shown of the rows, where that is not all of them.
+        items: behind each row's metrics, by which it is told which of them is the best.
     """
     from edgequant import tracking
     from edgequant.reporting.description import description
     from edgequant.reporting.findings.best import finding
 
+    if items:
+        from edgequant.evaluation.ranking import with_best
+
+        rows = with_best(rows, items)
     tracking.log_summary(rows)
     compare = comparison_page(run)
     following = next_command and runnable(next_command)
@@ -49,11 +58,11 @@ def print_summary(
         "following": following,
         "compare": compare,
     }
-    tracking.describe_run(description(run.asked, rows, **told))
+    tracking.describe_run(description(run.asked, rows if shown is None else shown, **told))
     console = summary_console()
     for line in ("", *lead) if lead else ():
         console.print(line, soft_wrap=True, markup=False, highlight=False)
-    print_table(title, rows, console)
+    print_table(title, rows if shown is None else shown, console)
     for line in notes:
         console.print(line, soft_wrap=True, markup=False, highlight=False)
     console.print(f"run   {run.url}", soft_wrap=True, markup=False, highlight=False)

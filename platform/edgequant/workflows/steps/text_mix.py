@@ -1,13 +1,22 @@
-"""Training text as a mix of several, with the share of each: `disaster,wikitext-2:0.3`. Light: no torch."""
+"""Training text as a mix of several, with the share of each: `disaster,wikitext-2:0.3`; names checked. Light."""
 
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from edgequant.errors import UserError
+
+if TYPE_CHECKING:
+    from edgequant.corpora.instruction_rows import Pair
+
+TEXTS = ("disaster", "disaster-multilingual", "wikitext-2")
+INSTRUCTIONS = "disaster-instructions"
+SELF_GENERATED = "self-generated"
+NAMED = (*TEXTS, INSTRUCTIONS, SELF_GENERATED)  # what else is given is a path
 
 
 class Part(NamedTuple):
@@ -67,3 +76,100 @@ def rows_of_each(parts: Sequence[Part], available: Sequence[int]) -> list[int]:
     """How many rows of equal length each part gives: the shares hold, and the scarcest part is used up."""
     whole = min(rows / part.share for part, rows in zip(parts, available, strict=True))
     return [min(rows, max(1, round(part.share * whole))) for part, rows in zip(parts, available, strict=True)]
+
+
+def is_instructions(dataset: str) -> bool:
+    """Whether one text is instructions with answers: the bundled ones or a .jsonl file."""
+    return dataset == INSTRUCTIONS or (dataset not in NAMED and dataset.lower().endswith(".jsonl"))
+
+
+def instruction_pairs(dataset: str, option: str = "dataset") -> list[Pair]:
+    """Instructions with answers, of which the answers are learnt: the bundled English ones or a file's.
+
+    Raises:
+        UserError: as `read_instructions`.
+    """
+    from edgequant.corpora.disaster.corpus import instructions
+    from edgequant.corpora.instruction_rows import Pair, read_instructions
+
+    if dataset == INSTRUCTIONS:
+        return [Pair(row["instruction"], row["answer"]) for row in instructions()]
+    return read_instructions(dataset, option)
+
+
+def check_dataset(
+    dataset: str,
+    *,
+    self_generated: bool = False,
+    replayed: bool = False,
+    instructions: bool = False,
+    option: str = "dataset",
+) -> None:
+    """Refuse a training text that is neither a name nor a path nor a mix of them, before anything is loaded.
+
+    Args:
+        self_generated: whether text that the model itself writes will do.
+        replayed: whether it will do beside other text.
+        instructions: whether instructions will do, of which the answers alone are learnt.
+        option: that named it, for messages.
+
+    Raises:
+        UserError: names the value and the ones that work.
+    """
+    parts = parse_mix(dataset)
+    for part in parts:
+        check_one(part.name, self_generated or (replayed and len(parts) > 1), option)
+        if is_instructions(part.name) and not instructions:
+            raise _no_instructions(part.name, option)
+
+
+def _no_instructions(name: str, option: str) -> UserError:
+    if name == INSTRUCTIONS:
+        return UserError(
+            f"{option} {name} is instructions with answers, which finetune alone learns; name one of "
+            f"{', '.join(TEXTS)}, or a file or folder"
+        )
+    return UserError(
+        f"{option} {name!r} must be Markdown or plain text, got jsonl; make a data set of it first: "
+        f"`edgequant corpus --source {shlex.quote(name)} --output FOLDER`; instructions with answers are finetune's"
+    )
+
+
+def check_guard(guard: str, dataset: str) -> None:
+    """Refuse a guard text that does not exist, or that is trained on.
+
+    Raises:
+        UserError: names both.
+    """
+    check_dataset(guard, self_generated=True, option="guard")
+    if guard != SELF_GENERATED and guard in {part.name for part in parse_mix(dataset)}:
+        raise UserError(f"guard must be a text that is not trained on, got {guard!r}, which dataset {dataset!r} holds")
+
+
+def check_one(dataset: str, self_generated: bool, option: str = "dataset") -> None:
+    """`check_dataset` of one part."""
+    if dataset == SELF_GENERATED:
+        if self_generated:
+            return
+        raise UserError(
+            "dataset self-generated is what the model itself writes: qat, ptq and tune of qat can use it, fine-tuning "
+            f"would learn from it what the model knows; name one of {', '.join(TEXTS)}, or a file or folder"
+        )
+    if dataset not in (*TEXTS, INSTRUCTIONS) and not Path(dataset).expanduser().exists():
+        renamed = f"; 'generated' is now called {SELF_GENERATED}" if dataset == "generated" else ""
+        raise UserError(f"{option} must be one of {', '.join(TEXTS)}, a file or a folder, got {dataset!r}{renamed}")
+
+
+def check_test_split(dataset: str | None) -> None:
+    """Refuse what is to be evaluated on and has no test split.
+
+    Raises:
+        UserError: names the value and what will do.
+    """
+    if dataset is None or dataset == "disaster-multilingual":
+        return
+    if not (Path(dataset).expanduser() / "test" / "state.json").is_file():
+        raise UserError(
+            f"dataset must be a data set on disk with a test split, such as `edgequant corpus` makes, got {dataset!r}; "
+            "leave it out for the bundled documents"
+        )

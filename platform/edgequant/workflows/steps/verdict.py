@@ -123,10 +123,10 @@ def choose(rows: Rows) -> tuple[str, str]:
     candidates = [name for name in ("ptq", "control-ptq", "qat") if name in rows and _fits(rows[name], ptq)]
     best = min(candidates, key=lambda name: _mean(held_out_losses(rows[name])))  # PTQ first, so that a tie is PTQ's
     if best == "ptq":
-        return best, f"no state of QAT predicts the held-out text better: QAT's best is {_beside(rows['qat'], ptq)}"
-    named = "PTQ" if best == "qat" else "PTQ of the model as it came"
+        return best, f"no state of QAT has a lower loss on held-out text: QAT's best is {_beside(rows['qat'], ptq)}"
+    named = "PTQ's" if best == "qat" else "that of PTQ of the model as it came"
     step = f" at {rows['qat'].notes['best_step']}" if best == "qat" else ""
-    return best, f"it predicts the held-out text better than {named}{step}: {_beside(rows[best], ptq)}"
+    return best, f"its loss on held-out text is lower than {named}{step}: {_beside(rows[best], ptq)}"
 
 
 def held_out_losses(row: Measured) -> dict[str, float]:

@@ -1,0 +1,143 @@
+"""What waited is filed: requests in their order, metrics of a run in batches, files, registrations."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from edgequant.errors import first_line
+from edgequant.tracking.away import patience
+from edgequant.tracking.away.journal import Entry, Journal, Waiting
+from edgequant.tracking.registration import Registration
+
+KEY = "edgequant.unfiled"  # tag of a run that was begun while the server was away: its id here
+MOST_METRICS = 900  # of one request; MLflow takes 1,000
+UPLOAD_S = "600"  # a server may take long to pass a large file on
+TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+
+
+def file_entries(journal: Journal, ids: dict[str, str]) -> int:
+    """File all that a journal holds, as far as the server answers; to be called inside `at_once`.
+
+    Args:
+        ids: of runs that were begun meanwhile, here and there; those that are begun now are added.
+
+    Returns:
+        How many entries the server refused for good; they are kept beside.
+
+    Raises:
+        an error of which `is_away` is true: the rest still waits.
+    """
+    refused = 0
+    ids |= journal.ids
+    for batch in _batches(journal):
+        entry = _merged(batch)
+        try:
+            _file(journal, entry, ids)
+        except Exception as error:
+            if patience.is_away(error):
+                raise
+            journal.refuse(entry, first_line(error))
+            refused += 1
+        journal.filed(batch[-1].end, len(batch))
+    return refused
+
+
+def _batches(journal: Journal) -> Iterator[list[Waiting]]:
+    """Neighbours that hold nothing but metrics of one run go together."""
+    batch: list[Waiting] = []
+    for each in journal.waiting():
+        if batch and (not _fits(batch, each)):
+            yield batch
+            batch = []
+        batch.append(each)
+    if batch:
+        yield batch
+
+
+def _fits(batch: list[Waiting], more: Waiting) -> bool:
+    run = _run_of_metrics(more.entry)
+    if run is None or run != _run_of_metrics(batch[0].entry):
+        return False
+    return sum(len(each.entry["body"]["metrics"]) for each in (*batch, more)) <= MOST_METRICS
+
+
+def _run_of_metrics(entry: Entry) -> str | None:
+    """The run of a request that logs metrics and nothing else."""
+    body = entry.get("body", {})
+    is_alone = entry.get("api") == "LogBatch" and not body.get("params") and not body.get("tags")
+    return str(body["run_id"]) if is_alone and body.get("metrics") else None
+
+
+def _merged(batch: list[Waiting]) -> Entry:
+    first = batch[0].entry
+    if len(batch) == 1:
+        return first
+    metrics = [metric for each in batch for metric in each.entry["body"]["metrics"]]
+    return {"api": "LogBatch", "body": first["body"] | {"metrics": metrics}}
+
+
+def _file(journal: Journal, entry: Entry, ids: dict[str, str]) -> None:
+    told = json.loads(with_real_ids(json.dumps(entry), ids))
+    if "file" in told:
+        _upload(journal.folder / entry["file"], told["run"], told["folder"])
+    elif "register" in told:
+        Registration(**told["register"]).file(again=True)
+    elif told["api"] == "CreateRun":
+        if entry["local"] not in journal.ids:
+            real = _existing(told) or request(told["api"], told["body"])["run"]["info"]["run_id"]
+            journal.note_run(entry["local"], real)
+        ids[entry["local"]] = journal.ids[entry["local"]]
+    else:
+        request(told["api"], told["body"])
+
+
+def with_real_ids(text: str, ids: Mapping[str, str]) -> str:
+    """A text with the ids that runs have in the store, wherever one of here stands."""
+    for local, real in ids.items():
+        text = text.replace(local, real)
+    return text
+
+
+def request(api: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Send one request of MLflow's API, named as its message is; the answer as a mapping."""
+    from mlflow.protos import service_pb2
+    from mlflow.tracking._tracking_service.utils import _get_store
+    from mlflow.utils.proto_json_utils import message_to_json
+
+    answer = _get_store()._call_endpoint(getattr(service_pb2, api), json.dumps(body))
+    return dict(json.loads(message_to_json(answer)))
+
+
+def _existing(told: Entry) -> str | None:
+    """The run that an earlier try had begun, whose answer was lost."""
+    wanted = f"tags.`{KEY}` = '{told['key']}'"
+    body = {"experiment_ids": [told["body"]["experiment_id"]], "filter": wanted, "max_results": 1}
+    found = request("SearchRuns", body).get("runs", ())
+    return str(found[0]["info"]["run_id"]) if found else None
+
+
+def _upload(file: Path, run_id: str, folder: str) -> None:
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    place = request("GetRun", {"run_id": run_id})["run"]["info"]["artifact_uri"]
+    with longer_uploads():
+        get_artifact_repository(place).log_artifact(str(file), folder or None)
+
+
+@contextmanager
+def longer_uploads() -> Iterator[None]:
+    """Inside, a request may take long: a server answers when it has passed the file on."""
+    before = os.environ.get(TIMEOUT)
+    os.environ[TIMEOUT] = UPLOAD_S
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(TIMEOUT, None)
+        else:
+            os.environ[TIMEOUT] = before

@@ -1,0 +1,42 @@
+"""What the best state of a fine-tuning is chosen by: validation text, which nothing is trained or reported on."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edgequant.evaluation.tasks.task import EvaluationData
+    from edgequant.models.loading import LoadedModel
+    from edgequant.training.settings import TrainingSettings
+    from edgequant.training.watch import Watch
+    from edgequant.workflows.settings import RunSettings
+    from edgequant.workflows.steps.sequences import Split
+
+
+def text_of(
+    dataset: str, loaded: LoadedModel, training: TrainingSettings, data: EvaluationData, run: RunSettings
+) -> Split:
+    """Rows to train on, and rows to validate on.
+
+    Raises:
+        UserError: as `split_sequences`.
+    """
+    from edgequant.workflows.steps.held_out import set_apart
+    from edgequant.workflows.steps.sequences import split_sequences
+
+    device = str(loaded.model.device)
+    return split_sequences(
+        dataset, loaded.tokenizer, training.sequence_length, data, run.data_dir, seed=run.seed, model=loaded.model,
+        needed=training.wanted_sequences(device.partition(":")[0]), set_apart=partial(set_apart, device=device),
+    )  # fmt: skip
+
+
+def watch_of(text: Split, training: TrainingSettings) -> Watch | None:
+    """What training looks at; None where the text was too short to spare any."""
+    from edgequant.training.watch import Watch, rows_to_watch
+
+    if not len(text.validation):
+        return None
+    count = rows_to_watch(training, len(text.validation), 1, taught=False)
+    return Watch(texts={"validation": text.validation[:count]}, batch_size=training.batch_size)

@@ -1,0 +1,63 @@
+"""What trials of one node share: made by the first, found by the others, and with the same outcome as each its own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from search_specs import search_spec
+
+from edgequant.evaluation.settings import EvaluationSettings
+from edgequant.quantization.qat.settings import QatSettings
+from edgequant.training.settings import TrainingSettings
+from edgequant_tune.cluster.node_folder import delete_on_nodes
+
+QUICK = EvaluationSettings(tasks=("domain_perplexity",), limit=20, window=256, bootstrap_resamples=20)
+TAUGHT = TrainingSettings(
+    steps=2, batch_size=2, sequence_length=64, learning_rate=2e-3, distillation_weight=1.0, precision="float32"
+)
+
+
+@pytest.mark.long
+def test_model_tokens_and_control_are_made_once_and_change_no_outcome(tmp_path, monkeypatch):
+    from edgequant.training import shared_parts
+    from edgequant.workflows.steps import held_out
+    from edgequant.workflows.steps.qat_experiment import QatExperiment
+    from edgequant_tune.train_candidate import qat_candidate
+
+    made: list[str] = []
+
+    def counted(name, function):
+        return lambda *args, **options: made.append(name) or function(*args, **options)
+
+    monkeypatch.setattr(shared_parts.models, "load", counted("model", shared_parts.models.load))
+    monkeypatch.setattr(held_out, "split_sequences", counted("tokens", held_out.split_sequences))
+    monkeypatch.setattr(QatExperiment, "_train_control", counted("control", QatExperiment._train_control))
+    space = {"distillation_weight": {"uniform": [0.5, 1.0]}}
+    spec = search_spec(space=space, training=TAUGHT, evaluation=QUICK, qat=QatSettings(distill_from="control"))
+    trial = spec.on({"CPU": 1.0}, "run").trial
+    assert trial.shares_control
+
+    def outcome(name, node):
+        made.clear()
+        found = qat_candidate(replace(trial, node_folder=node), tmp_path / name, lambda *_: None)
+        return found.metrics["domain/perplexity"], {part: made.count(part) for part in ("model", "tokens", "control")}
+
+    alone, _ = outcome("alone", None)
+    first, by_first = outcome("first", tmp_path / "node")
+    second, by_second = outcome("second", tmp_path / "node")
+    assert alone == first == second
+    assert by_first["tokens"] == by_first["control"] == 1 and by_second["tokens"] == by_second["control"] == 0
+    assert by_second["model"] == by_first["model"] - 1  # all but the base: the checkpoint is loaded again by each
+
+
+def test_a_control_that_trials_train_differently_is_each_ones_own():
+    node = {"CPU": 1.0}
+    assert not search_spec().on(node, "run").trial.shares_control  # learning rates are searched
+    assert search_spec(space={"scheme": {"choice": ["w8", "w4-g32"]}}).on(node, "run").trial.shares_control
+
+
+def test_what_was_shared_is_gone_behind_the_search(tmp_path, ray_here):
+    (tmp_path / "node").mkdir()
+    delete_on_nodes(tmp_path / "node")
+    assert not (tmp_path / "node").exists()

@@ -1,0 +1,51 @@
+"""What a search chooses by is never what it reports."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from edgequant_tune.scoring.selection import parts_of, selection, told_splits
+
+
+def test_a_search_scores_on_the_selection_split_and_never_on_one_that_is_trained_on(tmp_path):
+    reported, data = ["what is reported"], str(tmp_path)
+    assert parts_of("wikitext2", reported, "disaster", data) == (None, reported, "")  # rather nothing than the test
+    question = json.dumps({"question": "is it", "title": "It", "passage": "It is.", "answer": True})
+    for file, line, lines in (("boolq/train.jsonl", question, 9427), ("wikitext-2/wiki.valid.raw", " a line ", 3760)):
+        (tmp_path / file).parent.mkdir()
+        (tmp_path / file).write_text(f"{line}\n" * lines)
+    boolq = parts_of("boolq", reported, "disaster", data)
+    assert (len(boolq.select), boolq.report, boolq.split) == (9427, reported, "train")
+    assert parts_of("wikitext2", reported, "disaster", data) == ([" a line \n"] * 3760, reported, "validation")
+    assert parts_of("wikitext2", reported, "disaster:0.5,wikitext-2:0.5", data).select is None  # trained on
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("boolq", "passage"), ("domain_boolean", "passage"), ("domain_span", "context")]
+)
+def test_without_another_split_a_search_chooses_by_one_half_and_reports_the_other(name, text, tmp_path):
+    reported = [{"question": f"{at}?", text: f"of page {at // 3}"} for at in range(300)]
+    select, report, split = parts_of(name, reported, "disaster", str(tmp_path))
+    assert split == "half" and sorted(map(str, [*select, *report])) == sorted(map(str, reported))
+    assert not {row[text] for row in select} & {row[text] for row in report}, "no page is in both"
+    assert 90 < len(select) < 210
+    again = parts_of(name, reported[::-1], "disaster", str(tmp_path))
+    assert sorted(map(str, again.select)) == sorted(map(str, select)), "whatever the order"
+
+
+def test_only_what_trials_are_scored_on_is_halved_and_the_splits_are_told():
+    questions = [{"passage": f"p{at}", "context": f"p{at}", "question": "?"} for at in range(40)]
+    data = {"domain_boolean": questions, "boolq": questions, "squad": None}
+    found = selection(data, ("domain_qa",), "disaster", None)
+    assert found.splits == {"domain_boolean": "half"} and set(found.select) == {"domain_boolean"}
+    assert found.report["boolq"] is questions and len(found.report["domain_boolean"]) < 40
+
+
+def test_the_tag_of_trials_says_what_they_were_scored_on(tmp_path):
+    data = str(tmp_path)
+    assert told_splits(["domain_perplexity"], "disaster", data) == "validation"
+    assert told_splits(["domain_qa", "boolq"], "disaster", data) == "half"
+    mixed = told_splits(["domain_perplexity", "perplexity", "boolq", "latency"], "disaster", data)
+    assert mixed == "domain: validation, boolq: half", "without WikiText-2, nothing is scored on it"

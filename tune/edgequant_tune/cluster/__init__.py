@@ -1,0 +1,1 @@
+"""Where trials run: Ray, started or joined, what its nodes have, and what they share."""

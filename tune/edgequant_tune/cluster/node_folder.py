@@ -1,0 +1,49 @@
+"""A folder on every node for what its trials share; gone when the search ends."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgequant.training.settings import TrainingSettings
+
+if TYPE_CHECKING:
+    from edgequant_tune.space.hyperparameter import Hyperparameter
+
+OF_QAT_ALONE = {"distillation_weight"}  # a setting that a control has no use for, unless it is 0
+
+
+def node_folder(run_id: str) -> Path:
+    """Where the trials of a search share what they need, on whichever node asks."""
+    return Path(tempfile.gettempdir()) / f"edgequant-tune-{run_id}"
+
+
+def shares_control(space: Sequence[Hyperparameter]) -> bool:
+    """Whether all trials have the same control: nothing is searched that it is trained with."""
+    trained_with = {field.name for field in fields(TrainingSettings)} - OF_QAT_ALONE | {"seed"}
+    return not trained_with & {item.name for item in space}
+
+
+def delete_on_nodes(folder: Path) -> None:
+    """Delete a folder on all nodes of the running Ray; one that does not answer keeps it."""
+    ray: Any = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
+
+    delete = ray.remote(num_cpus=0)(_delete)
+    asked = [
+        delete.options(scheduling_strategy=On(node["NodeID"], soft=False)).remote(folder)
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+    ray.wait(asked, num_returns=len(asked), timeout=30)
+
+
+def _delete(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)

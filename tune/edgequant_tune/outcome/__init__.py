@@ -1,0 +1,1 @@
+"""What a search comes to: its front on test data, the winner's recipe."""

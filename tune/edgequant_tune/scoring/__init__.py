@@ -1,0 +1,1 @@
+"""What trials are scored on, and what they have to keep."""

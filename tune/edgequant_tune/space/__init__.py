@@ -1,0 +1,1 @@
+"""What makes a search space: hyperparameters, when they count, how they become settings."""
