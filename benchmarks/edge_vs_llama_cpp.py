@@ -52,6 +52,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--onnx_scheme", default="w4a8-g32+emb4")
     parser.add_argument("--method", default="auto", help="of PTQ")
     parser.add_argument("--dataset", default="disaster", help="calibration text, of the importance matrix as well")
+    parser.add_argument("--device", default="cpu", help="where PTQ and the importance matrix are made")
     parser.add_argument("--sequences", type=int, default=10)
     parser.add_argument("--sequence_length", type=int, default=512)
     parser.add_argument("--windows", type=int, help="WikiText-2 windows, spread evenly (default: all)")

@@ -79,7 +79,7 @@ class Files:
     @cached_property
     def loaded(self) -> Any:
         """The model as it came, in float32."""
-        return self._load(self.options.model, "float32")
+        return self._load(self.options.model, "float32", self.options.device)
 
     def calibration(self, seed: int) -> Any:
         """Token sequences [n, length] of the calibration text, drawn by the seed."""
@@ -93,10 +93,10 @@ class Files:
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
         return rows[order[: self.options.sequences]]
 
-    def _load(self, name: str, dtype: str = "auto") -> Any:
+    def _load(self, name: str, dtype: str = "auto", device: str = "cpu") -> Any:
         from edgequant import models
 
-        return models.load(name, dtype=dtype, device="cpu")
+        return models.load(name, dtype=dtype, device=device)
 
     def _export(self, loaded: Any, path: Path, form: str | None = None) -> None:
         from edgequant.export.choice import choose_target
@@ -114,7 +114,7 @@ class Files:
         from edgequant.quantization.scheme import parse_scheme
 
         scheme, model = parse_scheme(key.scheme), copy.deepcopy(self.loaded.model)
-        quantize(model, scheme, calibration=[self.calibration(key.seed)], method=self.options.method)
+        quantize(model, scheme, calibration=[self.calibration(key.seed).to(model.device)], method=self.options.method)
         folder = path.with_name(f"{self.name(key)}-checkpoint")
         parameters = sum(parameter.numel() for parameter in self.loaded.model.parameters())
         checkpoint.save(model, self.loaded.tokenizer, folder, scheme, parameters=parameters, made_from=key.system)

@@ -43,19 +43,44 @@ def round_columns(
     Raises:
         UserError: the Hessian is not finite or cannot be factorised.
     """
-    order = torch.argsort(hessian.diagonal(), descending=True) if options.get("act_order", True) else None
+    return _rounded(weight, _elimination(hessian, **options), scale, offset, integer_range)
+
+
+class _Elimination(NamedTuple):
+    """In which order columns are rounded, and how much of each one's error the columns behind it make up for.
+
+    Attributes:
+        order, back: [in], into that order and out of it again; None: from the first column to the last.
+        factor: upper Cholesky factor [in, in] of the damped Hessian's inverse, in that order (section 3.3, step 3).
+    """
+
+    order: Tensor | None
+    back: Tensor | None
+    factor: Tensor
+
+
+def _elimination(hessian: Tensor, *, dampening_frac: float = 0.01, act_order: float = True) -> _Elimination:
+    if not act_order:
+        return _Elimination(None, None, _inverse_factor(hessian, dampening_frac))
+    order = torch.argsort(hessian.diagonal(), descending=True)
+    return _Elimination(order, torch.argsort(order), _inverse_factor(hessian[order][:, order], dampening_frac))
+
+
+def _rounded(
+    weight: Tensor, elimination: _Elimination, scale: Tensor, offset: Tensor, integer_range: tuple[int, int]
+) -> Rounded:
+    order, back, factor = elimination
     if order is not None:
-        weight, hessian, scale, offset = weight[:, order], hessian[order][:, order], scale[:, order], offset[:, order]
-    factor = _inverse_factor(hessian, options.get("dampening_frac", 0.01)).to(weight.dtype)
+        weight, scale, offset = weight[:, order], scale[:, order], offset[:, order]
+    factor = factor.to(weight.dtype)
     codes, compensated = _blocks(weight.t().contiguous(), factor, scale.t(), offset.t(), integer_range)
-    if order is not None:
-        back = torch.argsort(order)
+    if back is not None:
         codes, compensated = codes[back], compensated[back]
     return Rounded(codes.t(), compensated.t())
 
 
 def _inverse_factor(hessian: Tensor, dampening_frac: float) -> Tensor:
-    """Upper Cholesky factor of the damped Hessian's inverse, float64 (section 3.3, step 3)."""
+    """Upper Cholesky factor of the damped Hessian's inverse, in float64."""
     hessian = hessian.double()
     diagonal = hessian.diagonal()
     silent = diagonal == 0  # inputs that never fire: their columns neither pass errors on nor receive any
@@ -146,8 +171,9 @@ def quantize_sharing_input(
     With `refit` the scales are solved for anew and the columns rounded once more, twice; each layer keeps its best.
     """
     best: list[tuple[float, Chosen]] = []
+    elimination = _elimination(hessian, dampening_frac=dampening_frac, act_order=act_order)
     for _ in range(1 + REFITS * refit):
-        rounded = _round_stacked(weights, hessian, grids, dampening_frac=dampening_frac, act_order=act_order)
+        rounded = _round_stacked(weights, elimination, grids)
         codes = [found.codes.reshape(*grid.scale.shape[:2], -1) for found, grid in zip(rounded, grids, strict=True)]
         tried = [grids]
         if refit:
@@ -172,7 +198,7 @@ def _refitted(weight: Tensor, codes: Tensor, grid: Grid, hessian: Tensor) -> Gri
     return grid if grid.spec.granularity == "tensor" else refit_scales(weight, hessian, codes, grid)
 
 
-def _round_stacked(weights: list[Tensor], hessian: Tensor, grids: list[Grid], **options: float) -> list[Rounded]:
+def _round_stacked(weights: list[Tensor], elimination: _Elimination, grids: list[Grid]) -> list[Rounded]:
     rows, features = [len(weight) for weight in weights], weights[0].shape[1]
 
     def stacked(values: list[Tensor]) -> Tensor:
@@ -181,6 +207,6 @@ def _round_stacked(weights: list[Tensor], hessian: Tensor, grids: list[Grid], **
 
     scale, offset = stacked([grid.scale for grid in grids]), stacked([grid.offset for grid in grids])
     parts = zip(*(values.split(ROWS) for values in (torch.cat(weights), scale, offset)), strict=True)
-    found = [round_columns(w, hessian, s, o, grids[0].spec.integer_range, **options) for w, s, o in parts]
+    found = [_rounded(w, elimination, s, o, grids[0].spec.integer_range) for w, s, o in parts]
     codes, compensated = torch.cat([part.codes for part in found]), torch.cat([part.compensated for part in found])
     return [Rounded(*pair) for pair in zip(codes.split(rows), compensated.split(rows), strict=True)]
