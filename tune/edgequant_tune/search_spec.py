@@ -18,7 +18,7 @@ from edgequant.training.settings import LoraSettings, TrainingSettings
 from edgequant.workflows.settings import RunSettings
 from edgequant_tune.cluster.addresses import running_cluster
 from edgequant_tune.cluster.memory import estimated_bytes, searched_most
-from edgequant_tune.cluster.node_folder import node_folder, shares_control
+from edgequant_tune.cluster.node_folder import node_folder, own_parts
 from edgequant_tune.cluster.resources import (
     Node,
     asked_memory,
@@ -202,9 +202,8 @@ class SearchSpec:
         run = replace(trial.run, device="cuda" if gpus else "cpu")
         storage = None if trial.storage is None else f"{trial.storage.rstrip('/')}/{run_id}"
         trial = replace(trial, run=run, folder=trial.folder / run_id, storage=storage)
-        trial = replace(
-            trial, node_folder=node_folder(run_id), shares_control=shares_control(self.space) and self.replicates == 1
-        )
+        own = own_parts(self.space, trials=self.trials, replicates=self.replicates)
+        trial = replace(trial, node_folder=node_folder(run_id), own=own)
         # none is asked for ahead of its slot: what ends until then is known to it
         slots = slots_of(nodes, {"CPU": self.cpus_per_trial, "GPU": gpus, "memory": memory or 0.0})
         slots = max(1, min(slots, self.concurrent_trials or slots, self.trials))

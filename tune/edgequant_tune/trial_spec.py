@@ -45,8 +45,8 @@ class TrialSpec:
         timing: how what ships of a qat trial is timed, if it is; its size is always told.
         base: weights under the adapters of a finetune trial: floating-point, or bitsandbytes' (QLoRA).
         reported: tasks that the winner is measured on, whose texts no trial may be trained on.
-        node_folder: on every node, what its trials share: model, tokens and, where all have the same, the control.
-        shares_control: whether no searched hyperparameter changes the control.
+        node_folder: on every node, what its trials share: model, tokens, the integers of PTQ, the control.
+        own: parts that each trial makes on its own, since searched hyperparameters change them.
         storage: address of an object store that takes the checkpoints, where the nodes share no folder.
         threads: cores that a trial keeps to while its times are measured.
         rungs: steps at which trials are compared in training; none: no trial is stopped.
@@ -73,7 +73,7 @@ class TrialSpec:
     rung_text: str | None = None
     storage: str | None = None
     node_folder: Path | None = None
-    shares_control: bool = True
+    own: tuple[str, ...] = ()
 
     @property
     def is_timed(self) -> bool:
@@ -85,7 +85,7 @@ class TrialSpec:
         """What trials of one node make once."""
         from edgequant.training.shared_parts import SharedParts
 
-        return SharedParts(self.node_folder, own=() if self.shares_control else ("control",))
+        return SharedParts(self.node_folder, own=self.own)
 
     @property
     def trials_folder(self) -> Path:

@@ -81,8 +81,13 @@ def control_key(
     settings = asdict(training) | {"distillation_weight": also["anchored"]}
     if not also["anchored"]:
         settings |= {"temperature": 0, "teacher_top_k": 0}
-    text = sha256_of_bytes(b"".join(one.cpu().numpy().tobytes() for one in rows))
+    text = rows_digest(rows)
     return {"model": model, "training": settings, "text": text, "seed": seed, "device": device, **also}
+
+
+def rows_digest(rows: Sequence[Tensor]) -> str:
+    """Of token rows int64, wherever they lie."""
+    return sha256_of_bytes(b"".join(one.cpu().numpy().tobytes() for one in rows))
 
 
 @contextmanager

@@ -18,10 +18,13 @@ TAUGHT = TrainingSettings(
 )
 
 
+PARTS = ("model", "tokens", "control", "start")
+
+
 @pytest.mark.long
-def test_model_tokens_and_control_are_made_once_and_change_no_outcome(tmp_path, monkeypatch):
+def test_model_tokens_start_and_control_are_made_once_and_change_no_outcome(tmp_path, monkeypatch):
     from edgequant.training import shared_parts
-    from edgequant.workflows.steps import held_out
+    from edgequant.workflows.steps import held_out, qat_experiment
     from edgequant.workflows.steps.qat_experiment import QatExperiment
     from edgequant_tune.train_candidate import qat_candidate
 
@@ -33,28 +36,38 @@ def test_model_tokens_and_control_are_made_once_and_change_no_outcome(tmp_path, 
     monkeypatch.setattr(shared_parts.models, "load", counted("model", shared_parts.models.load))
     monkeypatch.setattr(held_out, "split_sequences", counted("tokens", held_out.split_sequences))
     monkeypatch.setattr(QatExperiment, "_train_control", counted("control", QatExperiment._train_control))
+    monkeypatch.setattr(qat_experiment, "choose_method", counted("start", qat_experiment.choose_method))
     space = {"distillation_weight": {"uniform": [0.5, 1.0]}}
     spec = search_spec(space=space, training=TAUGHT, evaluation=QUICK, qat=QatSettings(distill_from="control"))
     trial = spec.on({"CPU": 1.0}, "run").trial
-    assert trial.shares_control
+    assert trial.own == ()
 
     def outcome(name, node):
         made.clear()
         found = qat_candidate(replace(trial, node_folder=node), tmp_path / name, lambda *_: None)
-        return found.metrics["domain/perplexity"], {part: made.count(part) for part in ("model", "tokens", "control")}
+        return found.metrics["domain/perplexity"], {part: made.count(part) for part in PARTS}
 
     alone, _ = outcome("alone", None)
     first, by_first = outcome("first", tmp_path / "node")
     second, by_second = outcome("second", tmp_path / "node")
     assert alone == first == second
-    assert by_first["tokens"] == by_first["control"] == 1 and by_second["tokens"] == by_second["control"] == 0
+    assert [by_first[part] for part in PARTS[1:]] == [1, 1, 1] and [by_second[part] for part in PARTS[1:]] == [0, 0, 0]
     assert by_second["model"] == by_first["model"] - 1  # all but the base: the checkpoint is loaded again by each
 
 
-def test_a_control_that_trials_train_differently_is_each_ones_own():
-    node = {"CPU": 1.0}
-    assert not search_spec().on(node, "run").trial.shares_control  # learning rates are searched
-    assert search_spec(space={"scheme": {"choice": ["w8", "w4-g32"]}}).on(node, "run").trial.shares_control
+def own(**options) -> tuple[str, ...]:
+    return search_spec(**options).on({"CPU": 1.0}, "run").trial.own
+
+
+def test_what_trials_make_differently_is_each_ones_own():
+    start, rates = ("ptq-choice", "rounded"), {"learning_rate": {"uniform": [1e-4, 1e-3]}}
+    schemes = {"scheme": {"choice": ["w8", "w4-g32"]}}
+    assert own(space=rates) == ("control",)
+    assert own(space=schemes, trials=4) == ()
+    assert own(space=schemes, trials=3) == start  # hardly two would begin alike
+    assert own(space=rates | {"sparsity": {"uniform": [0.0, 0.5]}}, trials=40) == ("control", *start)
+    assert own(space=rates | {"seed": {"replicates": 3}}, trials=9) == ("control",)
+    assert own(space=schemes | {"seed": {"replicates": 3}}, trials=9) == ("control", *start)
 
 
 def test_what_was_shared_is_gone_behind_the_search(tmp_path, ray_here):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import sys
 import tempfile
@@ -11,11 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgequant.training.settings import TrainingSettings
+from edgequant_tune.space.composed_scheme import PARTS
 
 if TYPE_CHECKING:
     from edgequant_tune.space.hyperparameter import Hyperparameter
 
 OF_QAT_ALONE = {"distillation_weight"}  # a setting that a control has no use for, unless it is 0
+# What changes the integers that PTQ chooses, or the text by which it does.
+ROUNDED_WITH = {
+    *("scheme", *PARTS, "init_from", "sparsity", "sparsity_pattern"),
+    *("sequence_length", "steps", "epochs", "max_tokens", "batch_size", "gradient_accumulation"),
+}
+TRIALS_PER_START = 2  # so many have the same start on average, at the least, where it is kept on disk
 
 
 def node_folder(run_id: str) -> Path:
@@ -27,6 +35,19 @@ def shares_control(space: Sequence[Hyperparameter]) -> bool:
     """Whether all trials have the same control: nothing is searched that it is trained with."""
     trained_with = {field.name for field in fields(TrainingSettings)} - OF_QAT_ALONE | {"seed"}
     return not trained_with & {item.name for item in space}
+
+
+def own_parts(space: Sequence[Hyperparameter], *, trials: int, replicates: int) -> tuple[str, ...]:
+    """What each trial makes on its own: parts of which hardly two are the same, and which would fill the disk.
+
+    Args:
+        trials: of the search at most.
+        replicates: seeds of each configuration.
+    """
+    control = () if shares_control(space) and replicates == 1 else ("control",)
+    values = [item.listed() for item in space if item.name in ROUNDED_WITH]
+    starts = math.inf if None in values else replicates * math.prod(len(listed or ()) for listed in values)
+    return control if starts <= max(1, trials // TRIALS_PER_START) else (*control, "ptq-choice", "rounded")
 
 
 def delete_on_nodes(folder: Path) -> None:

@@ -128,7 +128,7 @@ class CalibratedBlock:
 
         def flat(module: nn.Module, inputs: Tensor) -> None:
             with self.stream.full_precision():  # autocast would sum products in bfloat16
-                see(by_module[id(module)], inputs.reshape(-1, inputs.shape[-1]).float())
+                see(by_module[id(module)], _rows(inputs))
 
         with capture_inputs([self.layers[name] for name in names], flat, stop=True):
             for batch in range(min(len(self.inputs), batches or len(self.inputs))):
@@ -140,13 +140,26 @@ class CalibratedBlock:
         self.capture_inputs(names, lambda name, inputs: sums[name].add(inputs))
         return sums
 
-    def drift(self, name: str, reference: nn.Module) -> Drift:
-        """What has become of the named layer's inputs since the floating-point block, which `reference` is."""
-        found, layer = Drift(), fake_quantized_linears(reference)[name.removeprefix(f"{self.name}.")]
-        for batch, floating in enumerate(self.floating):
-            states = self.stream.fetch(floating)
-            aim = _input_of(layer, partial(self.stream.run, self.index, batch, states, reference))
-            found.add(_input_of(self.layers[name], partial(self.run, batch)), aim)
+    @torch.no_grad()
+    def floating_inputs(self, names: list[str]) -> dict[str, list[Tensor]]:
+        """What the named layers, which read different inputs, are given behind floating-point predecessors, for each
+        batch [batch, length, in]; to be called while the block's own layers are in floating point too."""
+        by_module = {id(self.layers[name]): name for name in names}
+        found: dict[str, list[Tensor]] = {name: [] for name in names}
+
+        def see(module: nn.Module, inputs: Tensor) -> None:
+            found[by_module[id(module)]].append(self.stream.keep(inputs))
+
+        with capture_inputs([self.layers[name] for name in names], see, stop=True):
+            for batch, states in enumerate(self.floating):
+                run_until_captured(partial(self.stream.run, self.index, batch, self.stream.fetch(states)))
+        return found
+
+    def drift(self, name: str, floating: list[Tensor]) -> Drift:
+        """What has become of the named layer's inputs, which `floating_inputs` were these."""
+        found, layer = Drift(), self.layers[name]
+        for batch, aim in enumerate(floating):
+            found.add(_input_of(layer, partial(self.run, batch)), _rows(self.stream.fetch(aim)))
         return found
 
     def set_phase(self, *, quantize_inputs: bool, observe: bool) -> None:
@@ -214,4 +227,8 @@ def _input_of(layer: nn.Module, run: Callable[[], Any]) -> Tensor:
     seen: list[Tensor] = []
     with capture_inputs([layer], lambda _layer, inputs: seen.append(inputs), stop=True):
         run_until_captured(run)
-    return seen[0].reshape(-1, seen[0].shape[-1]).float()
+    return _rows(seen[0])
+
+
+def _rows(inputs: Tensor) -> Tensor:
+    return inputs.reshape(-1, inputs.shape[-1]).float()

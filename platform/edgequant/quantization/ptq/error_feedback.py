@@ -42,10 +42,10 @@ class Drift:
 
     def add(self, inputs: Tensor, floating: Tensor) -> None:
         """A batch's inputs [tokens, in] float32 as they are, and in the floating-point model."""
-        self.inputs.add(inputs)
         cuts = [len(inputs) // 2, len(inputs) - len(inputs) // 2]
         pairs = zip(inputs.split(cuts), floating.split(cuts), strict=True)
         new = [_Half(own.t() @ own, own.t() @ (aim - own)) for own, aim in pairs]
+        self.inputs.add(inputs, new[0].squares + new[1].squares)
         self._halves = [one.plus(more) for one, more in zip(self._halves, new, strict=True)] if self._halves else new
 
     @torch.no_grad()
@@ -64,9 +64,17 @@ class Drift:
         signs = torch.randint(0, 2, (SKETCH, len(weight)), generator=generator).to(weight) * 2 - 1
         sketch = signs @ weight if len(weight) > SKETCH else weight
         one, other = self._halves
-        gains = {ridge: _gain(one, other, ridge, sketch) + _gain(other, one, ridge, sketch) for ridge in RIDGES}
-        best = max(gains, key=gains.__getitem__)
-        return best if gains[best] > 0 else None
+        gains: dict[int, float] = {}
+
+        def gain(place: int) -> float:
+            if place not in gains:
+                gains[place] = _gain(one, other, RIDGES[place], sketch) + _gain(other, one, RIDGES[place], sketch)
+            return gains[place]
+
+        best, last = -1, len(RIDGES) // 2
+        while best != last:  # uphill: too little of a ridge learns by heart, too much learns nothing
+            best, last = last, max(range(max(0, last - 1), min(len(RIDGES), last + 2)), key=gain)
+        return RIDGES[best] if gains[best] > 0 else None
 
 
 def _gain(fitted: _Half, judged: _Half, ridge: float, weight: Tensor) -> float:

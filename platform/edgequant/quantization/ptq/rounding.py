@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -102,13 +101,14 @@ class HessianRounding(Rounding):
 
     @torch.no_grad()
     def apply(self, block: CalibratedBlock) -> None:
-        reference = copy.deepcopy(block.module) if self.follows_floating else None
-        for group in block.groups:
+        first = [group.names[0] for group in block.groups]
+        floating = block.floating_inputs(first) if self.follows_floating else {}
+        for name, group in zip(first, block.groups, strict=True):
             layers = {name: block.layers[name] for name in group.names}
-            if reference is None:
-                self._quantize_alike(block, layers, block.second_moments(group.names[:1])[group.names[0]].moment())
+            if not self.follows_floating:
+                self._quantize_alike(block, layers, block.second_moments([name])[name].moment())
                 continue
-            drift = block.drift(group.names[0], reference)
+            drift = block.drift(name, floating.pop(name))
             with aimed(layers, drift):
                 self._quantize_alike(block, layers, drift.inputs.moment())
 

@@ -50,9 +50,9 @@ class SecondMomentSum:
         self.samples: list[Tensor] = []
         self.features: Tensor | None = None
 
-    def add(self, inputs: Tensor) -> None:
-        """Inputs [tokens, in] float32, one token behind the other."""
-        product = inputs.t() @ inputs
+    def add(self, inputs: Tensor, product: Tensor | None = None) -> None:
+        """Inputs [tokens, in] float32, one token behind the other; their x^T x [in, in] where it is known already."""
+        product = inputs.t() @ inputs if product is None else product
         if self.total is None or self.features is None:
             generator = torch.Generator().manual_seed(0)
             self.features = torch.randperm(inputs.shape[1], generator=generator)[:FEATURES].to(inputs.device)

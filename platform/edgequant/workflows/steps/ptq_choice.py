@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -14,7 +15,11 @@ from edgequant.quantization.ptq.automatic import can_be_judged
 from edgequant.quantization.ptq.methods import best_method, parse_method
 from edgequant.quantization.ptq.quantize import ErrorRow, choose_integers
 from edgequant.quantization.scheme import Scheme
+from edgequant.training.shared_parts import rows_digest
 from edgequant.workflows.steps.held_out import HeldOut
+
+if TYPE_CHECKING:
+    from edgequant.workflows.steps.qat_experiment import QatExperiment
 
 
 def candidates(scheme: Scheme, parameters: int, device: str) -> list[str]:
@@ -79,6 +84,16 @@ def choose_method(
         if min(rows, key=_mean_loss) is rows[-1]:
             best = (model if next(model.parameters()).device.type == "cpu" else None, errors)
     return Choice(min(rows, key=_mean_loss)["method"], rows, *best)
+
+
+def rounding_key(experiment: QatExperiment) -> dict[str, Any]:
+    """What decides which integers PTQ gives an experiment's model, for experiments that share them."""
+    qat, rows = experiment.qat, [*experiment.calibration_batches, *experiment.held_out.texts.values()]
+    return {
+        "model": experiment.name, "scheme": repr(experiment.scheme), "device": experiment.device,
+        "method": qat.init_from, "sparsity": [qat.sparsity, qat.sparsity_pattern],
+        "calibration": asdict(experiment.calibration), "text": rows_digest(rows),
+    }  # fmt: skip
 
 
 def _mean_loss(row: dict[str, Any]) -> float:

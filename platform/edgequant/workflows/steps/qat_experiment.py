@@ -35,7 +35,7 @@ from edgequant.training.watch import Losses
 from edgequant.workflows.settings import RunSettings
 from edgequant.workflows.steps.held_out import HeldOut, keep_from_forgetting, split_and_held_out
 from edgequant.workflows.steps.layer_bits import resolve_layer_bits
-from edgequant.workflows.steps.ptq_choice import candidates, choose_method
+from edgequant.workflows.steps.ptq_choice import candidates, choose_method, rounding_key
 from edgequant.workflows.steps.teacher import load_teacher
 
 Metrics = dict[str, float]
@@ -115,7 +115,7 @@ class QatExperiment:
             return str(found["chosen"])
         names = self.qat.ptq_methods(candidates(self.scheme, self.parameters, self.device))
         given = (self.scheme, self.calibration_batches, self.calibration, self.held_out, self.folder / START_BLOCKS)
-        choice = choose_method(names, self.floating, *given)
+        choice = self.shared.once("ptq-choice", rounding_key(self), lambda: choose_method(names, self.floating, *given))
         if choice.model is not None and not self.qat.sparsity:
             self.rounded["ptq"] = choice.model, choice.errors
         write_atomically(kept, json.dumps({"chosen": choice.method, "tried": choice.rows}))

@@ -27,7 +27,7 @@ from edgequant.quantization.layers.convert import (
     prepare,
     set_phase,
 )
-from edgequant.quantization.ptq.quantize import choose_integers, weight_errors
+from edgequant.quantization.ptq.quantize import ErrorRow, choose_integers, weight_errors
 from edgequant.quantization.qat import low_rank, pruning
 from edgequant.quantization.qat.frozen_weights import freeze_weights
 from edgequant.quantization.qat.ptq_initialization import learn_from_integers, prepare_from_ptq
@@ -35,6 +35,7 @@ from edgequant.training.distillation import next_token_loss
 from edgequant.training.rate_test import RateTest
 from edgequant.training.settings import UNTRAINED, TrainingSettings
 from edgequant.workflows.steps.measure import Variant, quality_only
+from edgequant.workflows.steps.ptq_choice import rounding_key
 from edgequant.workflows.steps.qat_experiment import START_BLOCKS, Metrics, QatExperiment
 
 PARITY_TOKENS = 256  # positions on which simulated and integer logits are compared
@@ -163,11 +164,18 @@ def _phases(experiment: QatExperiment, model: nn.Module) -> Callable[[int, int],
 
 def _rounded(experiment: QatExperiment, floating: Any, name: str) -> Variant:
     how = _by_method(experiment)
-    model, errors = experiment.rounded.pop(name, (None, []))
-    if model is None:
+
+    def make() -> tuple[nn.Module, list[ErrorRow]]:
         model = copy.deepcopy(floating)
         _pruned(experiment, model)
-        errors = choose_integers(model, experiment.scheme, **how)
+        return model, choose_integers(model, experiment.scheme, **how)
+
+    if name in experiment.rounded:
+        model, errors = experiment.rounded.pop(name)
+    else:  # a control is hardly ever the same
+        of_all = name == "ptq"
+        model, errors = experiment.shared.once("rounded", rounding_key(experiment), make) if of_all else make()
+        model.to(experiment.device)
     if name == experiment.started_by:
         experiment.chosen[name] = copy.deepcopy(model)
     convert(model, probe_tokens(model, experiment.tokenizer))
