@@ -37,11 +37,13 @@ def tries(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     return [json.loads(line) for line in (folder / "tries-0.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.long
 def test_one_fault_of_each_kind_loses_nothing(tries):
     assert [one["kind"] for one in tries] == [kind for kind in SHORT if kind != "disks" or MAY_MOUNT]
     assert [line for one in tries for line in one["lost"]] == []
 
 
+@pytest.mark.long
 def test_nor_does_it_leave_anything_lying_about(tries):
     assert [line for one in tries for line in one["litter"]] == []
 

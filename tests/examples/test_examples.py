@@ -63,6 +63,7 @@ def perplexity(model, tokenizer, *, documents: int, window: int) -> float:
 # ---------------------------------------------------------------------------------------------------------- scripts
 
 
+@pytest.mark.long
 def test_quantize_and_compare_prints_what_the_checkpoint_that_it_saves_is_worth(tiny, environment, tmp_path):
     place = {"folder": tmp_path, "environment": environment}
     out = printed_by("quantize_and_compare.py", "--model", "tiny", "--output", "small", **place)
@@ -150,6 +151,7 @@ def right_answers(model, tokenizer, rows: list[dict]) -> float:
     return 100 * sum(right) / len(right)
 
 
+@pytest.mark.long
 def test_add_a_task_scores_a_model_before_and_after_quantization(tiny, flood_cloze, environment, tmp_path):
     out = printed_by("add_a_task.py", "--model", "tiny", "--scheme", "w2-g32", folder=tmp_path, environment=environment)
     shown = {name: float(value) for name, value in re.findall(r"^(floating point|w2-g32) +([\d.]+) % \(", out, re.M)}

@@ -50,6 +50,7 @@ def edgequant(*arguments):
         return ended.code
 
 
+@pytest.mark.long
 def test_the_better_of_two_trainings_is_promoted_the_worse_refused_and_all_of_it_rolled_back_and_told(store, capsys):
     Path("policy.yaml").write_text(POLICY)
     promote = ("promote", "--model", "tiny", "--policy", "policy.yaml")

@@ -38,7 +38,7 @@ def trained(floating, sequences, folder, scheme, *, checkpointed, compiled):
     return model
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.long)])
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_checkpointed_training_ends_with_the_same_weights_and_ranges(
     tiny, sequences, tmp_path, monkeypatch, scheme, compiled

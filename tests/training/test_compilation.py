@@ -54,7 +54,13 @@ def trained(floating, sequences, folder, scheme: str | None, compiled: bool | No
 
 
 @pytest.mark.parametrize(
-    ("scheme", "distillation"), [(None, 0.0), ("w4a8-g32+emb4", 0.0), ("w8a8-static", 0.0), ("w3-g64", 0.5)]
+    ("scheme", "distillation"),
+    [
+        (None, 0.0),
+        ("w4a8-g32+emb4", 0.0),
+        pytest.param("w8a8-static", 0.0, marks=pytest.mark.long),
+        pytest.param("w3-g64", 0.5, marks=pytest.mark.long),
+    ],
 )
 def test_compiled_blocks_train_to_the_same_weights(tiny, sequences, tmp_path, traced, scheme, distillation):
     plain, expected = trained(tiny.model, sequences, tmp_path / "plain", scheme, False, distillation)
@@ -107,6 +113,7 @@ def test_compiling_pays_on_a_gpu_in_long_trainings_with_its_compiler_only(
     assert should_compile(torch.device(device), passes) is expected
 
 
+@pytest.mark.long
 @pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler on the CPU")
 def test_compiled_scales_are_those_that_a_checkpoint_can_store():
     """Inductor by itself drops the rounding to float16 in the middle of a fused loop."""

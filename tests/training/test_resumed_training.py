@@ -52,7 +52,12 @@ def prepared(floating, scheme: str | None, sequences, learned: bool):
 
 @pytest.mark.parametrize(
     ("scheme", "learned"),
-    [(None, False), ("w8a8-static+emb8", False), ("w8a8-static", True), ("w4a8-g32+emb4", True)],
+    [
+        (None, False),
+        pytest.param("w8a8-static+emb8", False, marks=pytest.mark.long),
+        pytest.param("w8a8-static", True, marks=pytest.mark.long),
+        ("w4a8-g32+emb4", True),
+    ],
 )
 def test_resumed_training_ends_with_the_same_bits(tiny, sequences, tmp_path, scheme, learned):
     whole = prepared(tiny.model, scheme, sequences, learned)

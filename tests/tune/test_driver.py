@@ -46,6 +46,7 @@ def test_trials_are_finished_nested_runs_with_parameters_and_live_metrics(tmp_pa
     assert [(point.step, point.value) for point in history] == [(i, pytest.approx(1 + 1 / i)) for i in range(1, 9)]
 
 
+@pytest.mark.long
 def test_only_checkpoints_that_nothing_beats_stay_on_disk(tmp_path, store, ray_here):
     from edgequant_tune.trial_records import ranked
 
@@ -97,6 +98,7 @@ def test_the_scheduler_stops_what_lags_behind_and_its_run_says_so(tmp_path, stor
         assert ("edgequant.stopped_by" in runs[record.name].data.tags) == (record.status == "stopped")
 
 
+@pytest.mark.long
 def test_two_objectives_keep_the_trade_offs(tmp_path, store, ray_here):
     from edgequant_tune.figures import figures
     from edgequant_tune.trial_records import pareto_front

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -32,6 +33,7 @@ def kill(process):
             member.kill()
 
 
+@pytest.mark.long
 def test_a_killed_search_goes_on_in_the_same_run_without_repeating_finished_trials(tmp_path, store):
     first = begin(tmp_path)
     until = time.monotonic() + 120

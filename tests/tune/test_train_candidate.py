@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import pytest
 from search_specs import search_spec
 
 from edgequant.evaluation.settings import EvaluationSettings
@@ -49,6 +50,7 @@ def test_the_control_that_teaches_a_candidate_is_not_in_its_curve(tmp_path, monk
     assert seen == [1, 2]
 
 
+@pytest.mark.long
 def test_the_same_seed_gives_the_same_candidate(tmp_path):
     found = [
         candidate_of(

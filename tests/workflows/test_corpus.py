@@ -93,6 +93,7 @@ def test_two_runs_with_empty_caches_give_the_same_digest(
     assert len(digests) == 1
 
 
+@pytest.mark.long
 def test_augmented_rows_are_in_train_alone(tmp_path: Path, store: Any, cache: Path) -> None:
     import datasets
 

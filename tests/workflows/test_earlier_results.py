@@ -106,6 +106,7 @@ def test_the_api_does_not_save_over_the_model_that_it_loaded(tiny: Any, tmp_path
     assert tree(tmp_path) == before
 
 
+@pytest.mark.long
 def test_of_several_schemes_each_is_replaced_by_itself_and_the_users_text_beside_them_stays(
     store: Any, tmp_path: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,6 +124,7 @@ def test_of_several_schemes_each_is_replaced_by_itself_and_the_users_text_beside
     assert tree(out) == before
 
 
+@pytest.mark.long
 def test_folders_of_one_and_of_several_schemes_do_not_take_each_others_place(
     store: Any, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
@@ -137,6 +139,7 @@ def test_folders_of_one_and_of_several_schemes_do_not_take_each_others_place(
     assert tree(tmp_path / "two") == before and len(tracking.find_runs(workflow="ptq")) == runs
 
 
+@pytest.mark.long
 def test_adapter_and_merged_model_change_together(
     store: Any, tmp_path: Path, quick: Any, short: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,6 +168,7 @@ def test_adapter_and_merged_model_change_together(
         finetune(**given, base="bnb-nf4")
 
 
+@pytest.mark.long
 def test_a_data_set_that_cannot_be_written_leaves_the_earlier_one(
     store: Any, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

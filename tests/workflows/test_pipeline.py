@@ -33,6 +33,7 @@ def finished(open_store, tmp_path_factory, quick, short):
         yield client, parent, {row["phase"]: runs[row["run"]] for row in rows if row["run"]}, folder / "made"
 
 
+@pytest.mark.long
 def test_every_phase_is_a_finished_run_under_the_parent_in_this_order(finished):
     _, parent, phases, _ = finished
     assert parent.status == "FINISHED"
@@ -41,12 +42,14 @@ def test_every_phase_is_a_finished_run_under_the_parent_in_this_order(finished):
     assert {run.status for run in phases.values()} == {"FINISHED"}
 
 
+@pytest.mark.long
 def test_the_parent_repeats_the_metrics_of_the_model_it_delivers(finished):
     _, parent, phases, _ = finished
     assert parent.metrics["domain/perplexity"] == phases["qat"].metrics["domain/perplexity"]
     assert parent.metrics["size/checkpoint_gb"] == phases["qat"].metrics["size/checkpoint_gb"]
 
 
+@pytest.mark.long
 def test_each_phase_leaves_its_folder(finished):
     *_, folder = finished
     assert (folder / "corpus" / "dataset_dict.json").is_file()
@@ -56,6 +59,7 @@ def test_each_phase_leaves_its_folder(finished):
     assert (folder / "report" / "report.html").is_file() and list((folder / "export").glob("*.gguf"))
 
 
+@pytest.mark.long
 def test_training_reads_the_corpus_that_was_just_made(finished):
     _, _, phases, folder = finished
     text, replayed = str(folder / "corpus"), f"{folder / 'corpus'}:0.8,self-generated:0.2"
@@ -63,6 +67,7 @@ def test_training_reads_the_corpus_that_was_just_made(finished):
     assert read == {"ptq": text, "qat": f"{text},self-generated", "finetune": replayed, "adapt-after": replayed}
 
 
+@pytest.mark.long
 def test_evaluation_and_export_take_the_checkpoint_of_qat(finished):
     _, _, phases, folder = finished
     assert {phases[phase].params["cfg.model"] for phase in ("evaluate", "export")} == {str(folder / "qat")}
@@ -71,12 +76,14 @@ def test_evaluation_and_export_take_the_checkpoint_of_qat(finished):
     assert evaluated["domain/perplexity"] == pytest.approx(trained["domain/perplexity"], rel=1e-4)
 
 
+@pytest.mark.long
 def test_what_qat_and_the_orders_make_is_registered_under_the_models_name(finished):
     client, _, phases, _ = finished
     versions = [client.get_model_version("edgequant-tiny", str(number)).run_id for number in (1, 2)]
     assert versions == [phases["qat"].id, phases["adapt-after"].id]
 
 
+@pytest.mark.long
 def test_the_orders_stand_in_one_table_with_differences_from_base_and_adapted_model(finished):
     client, parent, phases, folder = finished
     lines = (folder / "orders.md").read_text().splitlines()
@@ -91,6 +98,7 @@ def test_the_orders_stand_in_one_table_with_differences_from_base_and_adapted_mo
     assert client.list_artifacts(parent.id, "orders/tiny")
 
 
+@pytest.mark.long
 def test_a_phase_whose_inputs_are_unchanged_is_not_done_again(finished, quick, short, monkeypatch):
     _, _, phases, folder = finished
     settings = {"model": "tiny", "evaluation": quick, "adapt": ("after",), "run": RunSettings(device="cpu")}

@@ -175,7 +175,7 @@ def test_sizes_are_those_of_what_export_writes_and_none_where_nothing_keeps_the_
 
 
 @needs_onnx
-@pytest.mark.parametrize("export_as", ["onnx", "gguf,onnx"])
+@pytest.mark.parametrize("export_as", [pytest.param("onnx", marks=pytest.mark.long), "gguf,onnx"])
 def test_ptq_puts_an_onnx_folder_beside_the_checkpoint(export_as, quick, tmp_path, capsys) -> None:
     made = tmp_path / "made"
     options: dict[str, Any] = {"calibration": SMALL, "evaluation": quick, "run": CPU, "output": str(made)}

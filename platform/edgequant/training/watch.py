@@ -68,9 +68,9 @@ class Watch:
             return {name: self._loss(model, rows) for name, rows in self.texts.items()}
 
     def _loss(self, model: Any, rows: Tensor) -> float:
-        device, total = next(model.parameters()).device, 0.0
-        for part in rows.split(self.batch_size):
-            full = torch.cat([part, rows[: self.batch_size - len(part)]])  # compiled code knows one shape
+        device, total, size = next(model.parameters()).device, 0.0, min(self.batch_size, len(rows))
+        for part in rows.split(size):
+            full = torch.cat([part, rows[: size - len(part)]])  # compiled code knows one shape
             logits = model(input_ids=as_read(full.to(device)), use_cache=False).logits[: len(part)].detach()
             total += float(next_token_loss(logits, part.to(device))) * len(part)
         return total / len(rows)

@@ -112,6 +112,7 @@ def test_training_moves_integers_and_scales_and_nothing_else(tiny, sequences, tm
     assert {name.split(".")[-1] for name in changed} == {"codes", "scale"}
 
 
+@pytest.mark.long
 def test_a_resumed_training_ends_as_an_uninterrupted_one(tiny, sequences, tmp_path):
     folder = tmp_path / "base"
     checkpoint_of(tiny, "w4-g32", folder)

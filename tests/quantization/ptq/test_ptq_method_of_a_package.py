@@ -104,6 +104,7 @@ def half_a_step(layer) -> torch.Tensor:
     return (scale / 2).expand(-1, -1, layer.packed.spec.group_size).reshape(layer.packed.rows, -1)
 
 
+@pytest.mark.long
 def test_ptq_writes_a_checkpoint_with_the_integers_of_the_packages_method(command, tmp_path, tiny):
     done = command(
         "ptq", "--model", "tiny", "--scheme", "w4-g32", "--method", "two_sigma", "--output", "made", "--device", "cpu",

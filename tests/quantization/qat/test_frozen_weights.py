@@ -150,6 +150,7 @@ def test_a_copy_trains_its_scales_at_the_rate_of_the_original(tiny, frozen_first
     assert any(hasattr(parameter, "learning_rate_factor") for parameter in tiny.model.parameters())
 
 
+@pytest.mark.long
 def test_an_interrupted_training_goes_on_to_the_same_numbers(sequences, tmp_path):
     whole, model = trained(frozen("w4a8-g32+emb4"), sequences, tmp_path / "whole"), frozen("w4a8-g32+emb4")
 
@@ -163,6 +164,7 @@ def test_an_interrupted_training_goes_on_to_the_same_numbers(sequences, tmp_path
     assert rest == pytest.approx(whole[3:], rel=1e-5)
 
 
+@pytest.mark.long
 def test_frozen_blocks_compile_once_and_train_alike(sequences, tmp_path, monkeypatch):
     graphs = []
 

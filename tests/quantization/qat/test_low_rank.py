@@ -116,7 +116,7 @@ def optimizer_bytes(folder: Path) -> int:
     return sum(value.nbytes for moments in state.values() for value in moments.values() if torch.is_tensor(value))
 
 
-@pytest.mark.parametrize("scheme", ["w4a8-g32+emb4", "w8a8-static"])
+@pytest.mark.parametrize("scheme", ["w4a8-g32+emb4", pytest.param("w8a8-static", marks=pytest.mark.long)])
 def test_resumed_training_ends_with_the_same_bits(tiny, sequences, tmp_path, scheme):
     class Killed(Exception):
         pass

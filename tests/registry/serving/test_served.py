@@ -192,6 +192,7 @@ def test_requirements_can_be_had_from_any_index(monkeypatch: pytest.MonkeyPatch)
     assert 'xllamacpp==2026.10.11549; sys_platform == "linux"' in packaging.requirements(has_gguf=True)
 
 
+@pytest.mark.long
 def test_a_champion_needs_no_checkout_to_be_served(place: Path, tmp_path: Path) -> None:
     """A process that cannot import edgequant from anywhere else loads the version with the code that lies beside it."""
     code = (

@@ -225,6 +225,7 @@ time.sleep(float(sys.argv[2]))
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("after", [0.05, 0.15])
 def test_a_process_may_end_while_it_decodes(checkpoint: Path, after: float) -> None:
     """An interpreter takes daemon threads away where they are; one taken away inside torch aborts the process."""

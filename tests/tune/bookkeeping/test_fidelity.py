@@ -109,6 +109,7 @@ def searched(tmp_path_factory, ray_here, open_store):
         yield sessions
 
 
+@pytest.mark.long
 def test_more_trials_are_added_to_a_finished_search(searched):
     (first, spec, three), (again, _, five), (anew, _, _) = searched
     assert again.id == first.id and again.resumed

@@ -24,6 +24,7 @@ def variants_of(experiment: str = "edgequant") -> dict[str, tracking.FinishedRun
     return {run.tags["edgequant.variant"]: run for run in runs if "edgequant.variant" in run.tags}
 
 
+@pytest.mark.long
 def test_pruning_is_part_of_the_compressed_variants_and_adapters_of_qat(store, quick, short):
     settings = QatSettings(lora_rank=4, sparsity=0.5, sparsity_pattern="2:4")
     quality = replace(quick, tasks=("domain_perplexity",))
@@ -62,6 +63,7 @@ def test_what_does_not_fit_the_scheme_is_refused_before_a_run_starts(store, quic
     assert not tracking.find_runs(workflow="qat")
 
 
+@pytest.mark.long
 def test_training_starts_from_a_ptq_methods_result_with_adapters_on_top(store, quick, short):
     settings = QatSettings(init_from="gptq", lora_rank=4)
     quality = replace(quick, tasks=("domain_perplexity",))
