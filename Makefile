@@ -1,7 +1,7 @@
 # make qat             set up, then quantise the embedded model and measure it (the main job)
 # make test            set up, then run the tests
 # make test-lowest     the tests with the lowest versions that pyproject.toml admits, in .venv-lowest
-# make test-long       the tests that take long by themselves: whole searches, environments, a notebook: 7 minutes
+# make test-long       the tests that take long by themselves: whole searches, a campaign of faults, a notebook: 15 minutes
 # make test-slow       the tests that take minutes and a network: serving in a fresh virtualenv (needs pyenv)
 # make test-server     the entry points against MLflow with PostgreSQL, S3 and accounts, in .venv-server: 3 minutes
 # make check           ruff, ruff format, mypy, vulture

@@ -61,6 +61,19 @@ def test_looks_are_mean_next_token_losses_from_before_the_first_step_on(tiny, se
     assert seen == {(look.step, f"watched/{k}_loss"): v for look in result.looks for k, v in look.losses.items()}
 
 
+@pytest.mark.parametrize(("rows", "size", "shapes"), [(3, 8, [3]), (8, 8, [8]), (10, 4, [4, 4, 4])])
+def test_no_row_is_read_twice_but_to_fill_the_last_batch(tiny, counting, rows, size, shapes):
+    """Compiled code sees one shape, and a text of fewer rows than a batch is not filled up."""
+    read: list[int] = []
+    handle = tiny.model.register_forward_pre_hook(
+        lambda _model, _inputs, named: read.append(len(named["input_ids"])), with_kwargs=True
+    )
+    found = Watch(texts={"counting": counting[:rows]}, batch_size=size).losses(tiny.model)
+    handle.remove()
+    assert read == shapes
+    assert found["counting"] == pytest.approx(loss_of(tiny.model, counting[:rows]), rel=1e-5)
+
+
 def test_the_model_ends_as_it_was_at_its_best_look(tiny, sequences, counting, tmp_path):
     result = train(tiny.model, sequences, SETTINGS, tmp_path, watch=Watch(texts={"counting": counting}))
     best = min(result.looks, key=lambda look: look.losses["counting"])
