@@ -5,8 +5,8 @@
 For each share of replayed text (which the model wrote itself, before) one fine-tuning as `edgequant finetune` does it,
 looked at every few steps: on validation text of the domain, on other text that the model wrote, and on WikiText-2's
 validation split where a data folder is given. Drawn is how far each loss lies from what it was before the first step;
-every training goes on to its end, whatever the looks say. Looks are kept in --keep, a JSON file for each share: the same
-command draws those that are there.
+every training goes on to its end, whatever the looks say. Looks are kept in --keep, a JSON file for each share, and the
+same command draws those that are there.
 """
 
 from __future__ import annotations
