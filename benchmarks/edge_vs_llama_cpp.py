@@ -36,7 +36,7 @@ from peers.row_store import Job, RowStore  # noqa: E402
 from qat_quality.stand_in import record_nothing  # noqa: E402
 
 QUICK = {"limit": 20, "windows": 1, "window": 256, "sequences": 4, "sequence_length": 128, "repetitions": 1}
-KEY = ("model", "method", "dataset", "sequences", "sequence_length", "windows", "window", "limit", "threads")
+KEY = ("model", "method", "device", "dataset", "sequences", "sequence_length", "windows", "window", "limit", "threads")
 
 
 def arguments() -> argparse.Namespace:

@@ -50,13 +50,21 @@ class Files:
 
     def name(self, key: Key) -> str:
         """The row's name among files and rows: what it was made of, in short."""
-        ptq = f"-{key.scheme}-{self.options.method}"
-        of = {PTQ: ptq, ONNX: ptq, QAT: "-" + self._digest(key)}.get(key.system, "")
-        return f"{Path(self.options.model).name}-{key.system}{of}-{key.seed}"
+        made = ""
+        if key.system == QAT:
+            made = f"-{_digest(str(Path(self.options.checkpoint[key.seed]).resolve()))}"
+        elif key.system in (PTQ, ONNX):
+            made = f"-{key.scheme}-{self.options.method}-{self._calibrated}"
+        elif key.system == WITH_MATRIX:
+            made = f"-{self._calibrated}"
+        return f"{Path(self.options.model).name}-{key.system}{made}-{key.seed}"
 
-    def _digest(self, key: Key) -> str:
-        checkpoint = self.options.checkpoint[key.seed] if key.system == QAT else ""
-        return hashlib.sha256(str(Path(checkpoint).resolve()).encode()).hexdigest()[:8]
+    @property
+    def _calibrated(self) -> str:
+        """On which text, and where: what `auto` is depends on the device."""
+        return _digest(
+            repr([getattr(self.options, name) for name in ("dataset", "sequences", "sequence_length", "device")])
+        )
 
     def file(self, key: Key) -> Path:
         """The row's .gguf file, or its ONNX folder."""
@@ -139,6 +147,10 @@ class Files:
         from peers.importance_matrix import importance_matrix, write_importance
 
         sequences = self.calibration(seed)
-        file = self.folder / f"{Path(self.options.model).name}-{seed}.imatrix"
+        file = self.folder / f"{Path(self.options.model).name}-{self._calibrated}-{seed}.imatrix"
         write_importance(importance_matrix(self.loaded.model, sequences), file, len(sequences))
         return file
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -61,9 +61,13 @@ def test_looks_are_mean_next_token_losses_from_before_the_first_step_on(tiny, se
     assert seen == {(look.step, f"watched/{k}_loss"): v for look in result.looks for k, v in look.losses.items()}
 
 
-@pytest.mark.parametrize(("rows", "size", "shapes"), [(3, 8, [3]), (8, 8, [8]), (10, 4, [4, 4, 4])])
-def test_no_row_is_read_twice_but_to_fill_the_last_batch(tiny, counting, rows, size, shapes):
-    """Compiled code sees one shape, and a text of fewer rows than a batch is not filled up."""
+@pytest.mark.parametrize(
+    ("rows", "size", "compiled", "shapes"),
+    [(3, 8, False, [3]), (3, 8, True, [8]), (8, 8, False, [8]), (10, 4, False, [4, 4, 4])],
+)
+def test_no_row_is_read_twice_but_to_fill_a_batch(tiny, counting, monkeypatch, rows, size, compiled, shapes):
+    """A text of fewer rows than a batch is filled up for compiled code alone, which knows the training's shape."""
+    monkeypatch.setattr("edgequant.training.watch.is_compiled", lambda _: compiled)
     read: list[int] = []
     handle = tiny.model.register_forward_pre_hook(
         lambda _model, _inputs, named: read.append(len(named["input_ids"])), with_kwargs=True

@@ -46,7 +46,7 @@ class TrialSpec:
         base: weights under the adapters of a finetune trial: floating-point, or bitsandbytes' (QLoRA).
         reported: tasks that the winner is measured on, whose texts no trial may be trained on.
         node_folder: on every node, what its trials share: model, tokens, the integers of PTQ, the control.
-        own: parts that each trial makes on its own, since searched hyperparameters change them.
+        own: parts that each trial makes on its own, since hardly two trials have the same (`node_folder.own_parts`).
         storage: address of an object store that takes the checkpoints, where the nodes share no folder.
         threads: cores that a trial keeps to while its times are measured.
         rungs: steps at which trials are compared in training; none: no trial is stopped.

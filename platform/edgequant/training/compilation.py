@@ -59,7 +59,7 @@ def scoring(model: nn.Module, precision: str = "float32") -> Iterator[None]:
         precision: `bfloat16` or `float32`, that of training's forward passes.
     """
     was_training, device = model.training, next(model.parameters()).device
-    as_in_training = was_training and _is_compiled(model) and not _drops_out(model)
+    as_in_training = was_training and is_compiled(model) and not _drops_out(model)
     model.train(as_in_training)
     stance = torch.compiler.set_stance("default" if as_in_training else "force_eager")
     try:
@@ -73,7 +73,8 @@ def scoring(model: nn.Module, precision: str = "float32") -> Iterator[None]:
         model.train(was_training)
 
 
-def _is_compiled(model: nn.Module) -> bool:
+def is_compiled(model: nn.Module) -> bool:
+    """Whether the model's repeated blocks run compiled at present."""
     return any(block._compiled_call_impl is not None for block in repeated_blocks(model))
 
 

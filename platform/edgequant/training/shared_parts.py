@@ -24,7 +24,8 @@ T = TypeVar("T")
 class SharedParts:
     """A folder in which processes of one machine find what another one has made; without one, each makes its own.
 
-    Weights are mapped from the file, so that all processes together hold them once; who writes to them gets a copy.
+    Weights are mapped from the file into main memory, so that all processes together hold them once; who writes to
+    them, or moves them to a device, gets a copy.
     Whoever finds a part goes on with the random state of who made it: results do not tell which of them it was.
 
     Attributes:

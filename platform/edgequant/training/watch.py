@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from edgequant.files import atomic_path, write_atomically
-from edgequant.training.compilation import scoring
+from edgequant.training.compilation import is_compiled, scoring
 from edgequant.training.distillation import as_read, next_token_loss
 from edgequant.training.processes import from_main_process
 from edgequant.training.settings import TrainingSettings
@@ -68,9 +68,11 @@ class Watch:
             return {name: self._loss(model, rows) for name, rows in self.texts.items()}
 
     def _loss(self, model: Any, rows: Tensor) -> float:
-        device, total, size = next(model.parameters()).device, 0.0, min(self.batch_size, len(rows))
+        device, total = next(model.parameters()).device, 0.0
+        size = self.batch_size if is_compiled(model) else min(self.batch_size, len(rows))
         for part in rows.split(size):
-            full = torch.cat([part, rows[: size - len(part)]])  # compiled code knows one shape
+            filling = torch.arange(size - len(part)) % len(rows)  # compiled code knows one shape
+            full = torch.cat([part, rows[filling]])
             logits = model(input_ids=as_read(full.to(device)), use_cache=False).logits[: len(part)].detach()
             total += float(next_token_loss(logits, part.to(device))) * len(part)
         return total / len(rows)

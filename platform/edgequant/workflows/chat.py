@@ -42,10 +42,10 @@ def chat(
     source = models.check_available(model or default_model())
     with Scratch() as scratch:
         file, lora = files_of(source, Path(scratch))
-        server, has_template = start_server(file, lora=lora, threads=threads), _has_template(file)
+        server, conversation = start_server(file, lora=lora, threads=threads), has_template(file)
         messages: list[dict[str, str]] = []
         for asked in _prompts(prompt):
-            messages = [*messages, {"role": "user", "content": asked}] if has_template else []
+            messages = [*messages, {"role": "user", "content": asked}] if conversation else []
             said = _answer(server, messages, asked, max_new_tokens)
             messages = [*messages, {"role": "assistant", "content": said}]
 
@@ -101,7 +101,8 @@ def file_of(source: ModelSource, scratch: Path) -> Path:
     return write(loaded, scratch, aim).path
 
 
-def _has_template(file: Path) -> bool:
+def has_template(file: Path) -> bool:
+    """Whether a .gguf file says how a conversation is written."""
     from edgequant.models.gguf.contents import read_contents
 
     return "tokenizer.chat_template" in read_contents(file).fields

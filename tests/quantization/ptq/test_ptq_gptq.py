@@ -10,7 +10,7 @@ from edgequant.errors import UserError
 from edgequant.quantization.arithmetic.affine import dequantize_weight
 from edgequant.quantization.arithmetic.grids import Grid
 from edgequant.quantization.arithmetic.range_search import choose_grid
-from edgequant.quantization.ptq.gptq import quantize_sharing_input, refit_scales, round_columns
+from edgequant.quantization.ptq.gptq import elimination_by, quantize_sharing_input, refit_scales, round_columns
 from edgequant.quantization.ptq.second_moments import SecondMomentSum
 from edgequant.quantization.scheme import parse_scheme
 
@@ -45,7 +45,7 @@ def optimal_brain_quantizer(weight: np.ndarray, hessian: np.ndarray, scale: floa
 def test_codes_are_those_of_solving_anew_after_every_column(act_order):
     weight, hessian = case()
     scale = torch.full_like(weight, 0.5)
-    found = round_columns(weight, hessian, scale, scale * 0, RANGE, dampening_frac=0.01, act_order=act_order)
+    found = round_columns(weight, elimination_by(hessian, act_order=act_order), scale, scale * 0, RANGE)
     damped = hessian.double().numpy() + 0.01 * hessian.diagonal().double().mean().item() * np.eye(len(hessian))
     order = np.argsort(-hessian.diagonal().numpy(), kind="stable") if act_order else np.arange(len(hessian))
     expected = optimal_brain_quantizer(weight.double().numpy(), damped, 0.5, order)
@@ -55,7 +55,7 @@ def test_codes_are_those_of_solving_anew_after_every_column(act_order):
 def test_uncorrelated_inputs_leave_round_to_nearest():
     weight, _ = case()
     scale, offset = torch.full_like(weight, 0.3), torch.full_like(weight, 0.1)
-    found = round_columns(weight, torch.eye(160), scale, offset, RANGE)
+    found = round_columns(weight, elimination_by(torch.eye(160)), scale, offset, RANGE)
     assert torch.equal(found.codes, torch.round((weight - 0.1) / 0.3).clamp(*RANGE))
 
 
@@ -63,7 +63,7 @@ def test_silent_inputs_do_not_disturb_the_others():
     weight, hessian = case()
     hessian[:, 7] = hessian[7, :] = 0
     scale = torch.full_like(weight, 0.5)
-    found = round_columns(weight, hessian, scale, scale * 0, RANGE)
+    found = round_columns(weight, elimination_by(hessian), scale, scale * 0, RANGE)
     assert torch.equal(found.codes[:, 7], torch.round(weight[:, 7] / 0.5).clamp(*RANGE))
 
 
@@ -112,9 +112,9 @@ def test_refitted_scales_solve_the_normal_equations():
 
 
 def test_a_hessian_that_is_no_number_is_refused():
-    weight, hessian = case()
+    _, hessian = case()
     with pytest.raises(UserError, match="more calibration text"):
-        round_columns(weight, hessian * torch.nan, weight * 0 + 1, weight * 0, RANGE)
+        elimination_by(hessian * torch.nan)
 
 
 def test_of_few_tokens_shrunk_correlations_leave_less_error_on_others():

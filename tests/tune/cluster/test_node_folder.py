@@ -22,9 +22,10 @@ PARTS = ("model", "tokens", "control", "start")
 
 
 @pytest.mark.long
-def test_model_tokens_start_and_control_are_made_once_and_change_no_outcome(tmp_path, monkeypatch):
+@pytest.mark.parametrize("method", ["auto", "mse_clip"])
+def test_model_tokens_start_and_control_are_made_once_and_change_no_outcome(tmp_path, monkeypatch, method):
     from edgequant.training import shared_parts
-    from edgequant.workflows.steps import held_out, qat_experiment
+    from edgequant.workflows.steps import held_out, qat_experiment, qat_variants
     from edgequant.workflows.steps.qat_experiment import QatExperiment
     from edgequant_tune.train_candidate import qat_candidate
 
@@ -36,9 +37,13 @@ def test_model_tokens_start_and_control_are_made_once_and_change_no_outcome(tmp_
     monkeypatch.setattr(shared_parts.models, "load", counted("model", shared_parts.models.load))
     monkeypatch.setattr(held_out, "split_sequences", counted("tokens", held_out.split_sequences))
     monkeypatch.setattr(QatExperiment, "_train_control", counted("control", QatExperiment._train_control))
-    monkeypatch.setattr(qat_experiment, "choose_method", counted("start", qat_experiment.choose_method))
+    one_way = qat_experiment if method == "auto" else qat_variants  # tried beside others, or the only one
+    rounds = "choose_method" if method == "auto" else "choose_integers"
+    monkeypatch.setattr(one_way, rounds, counted("start", getattr(one_way, rounds)))
     space = {"distillation_weight": {"uniform": [0.5, 1.0]}}
-    spec = search_spec(space=space, training=TAUGHT, evaluation=QUICK, qat=QatSettings(distill_from="control"))
+    spec = search_spec(
+        space=space, training=TAUGHT, evaluation=QUICK, qat=QatSettings(init_from=method, distill_from="control")
+    )
     trial = spec.on({"CPU": 1.0}, "run").trial
     assert trial.own == ()
 
@@ -66,6 +71,7 @@ def test_what_trials_make_differently_is_each_ones_own():
     assert own(space=schemes, trials=4) == ()
     assert own(space=schemes, trials=3) == start  # hardly two would begin alike
     assert own(space=rates | {"sparsity": {"uniform": [0.0, 0.5]}}, trials=40) == ("control", *start)
+    assert own(space={"num_calibration_samples": {"integers": [16, 24]}}, trials=90) == start  # nine are too many
     assert own(space=rates | {"seed": {"replicates": 3}}, trials=9) == ("control",)
     assert own(space=schemes | {"seed": {"replicates": 3}}, trials=9) == ("control", *start)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgequant.training.settings import TrainingSettings
+from edgequant_tune.search_space import CALIBRATION, SCHEME
 from edgequant_tune.space.composed_scheme import PARTS
 
 if TYPE_CHECKING:
@@ -20,10 +21,11 @@ if TYPE_CHECKING:
 OF_QAT_ALONE = {"distillation_weight"}  # a setting that a control has no use for, unless it is 0
 # What changes the integers that PTQ chooses, or the text by which it does.
 ROUNDED_WITH = {
-    *("scheme", *PARTS, "init_from", "sparsity", "sparsity_pattern"),
+    *(SCHEME, *PARTS, *CALIBRATION, "init_from", "sparsity", "sparsity_pattern"),
     *("sequence_length", "steps", "epochs", "max_tokens", "batch_size", "gradient_accumulation"),
 }
-TRIALS_PER_START = 2  # so many have the same start on average, at the least, where it is kept on disk
+# Where a start is kept on disk, so many trials have it on average, at the least; and no more starts are.
+TRIALS_PER_START, MOST_STARTS = 2, 8
 
 
 def node_folder(run_id: str) -> Path:
@@ -47,7 +49,11 @@ def own_parts(space: Sequence[Hyperparameter], *, trials: int, replicates: int) 
     control = () if shares_control(space) and replicates == 1 else ("control",)
     values = [item.listed() for item in space if item.name in ROUNDED_WITH]
     starts = math.inf if None in values else replicates * math.prod(len(listed or ()) for listed in values)
-    return control if starts <= max(1, trials // TRIALS_PER_START) else (*control, "ptq-choice", "rounded")
+    return (
+        control
+        if starts <= max(1, min(MOST_STARTS, trials // TRIALS_PER_START))
+        else (*control, "ptq-choice", "rounded")
+    )
 
 
 def delete_on_nodes(folder: Path) -> None:

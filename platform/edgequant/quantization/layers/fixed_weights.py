@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -42,6 +45,12 @@ class FixedCodesQuantizer(WeightQuantizer):
 
     def quantized(self, weight: Tensor) -> QuantizedWeight:
         return self.fixed
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """The integers go where the model goes; their types stay."""
+        parts = (None if part is None else part.to(fn(part.new_empty(0)).device) for part in self.fixed)
+        self.fixed = QuantizedWeight(*parts)  # type: ignore[arg-type]
+        return super()._apply(fn, recurse)
 
 
 def awaits_integers(layer: FakeQuantizedLayer) -> bool:

@@ -17,6 +17,7 @@ from edgequant.quantization.ptq.error_feedback import Drift
 from edgequant.quantization.ptq.second_moments import SecondMomentSum
 
 ERROR_BATCHES = 2  # enough for a table
+KEPT_ON_DEVICE = 1 << 30  # bytes of a block's inner inputs; what is beyond waits in main memory
 
 
 class Step(Protocol):
@@ -146,9 +147,13 @@ class CalibratedBlock:
         batch [batch, length, in]; to be called while the block's own layers are in floating point too."""
         by_module = {id(self.layers[name]): name for name in names}
         found: dict[str, list[Tensor]] = {name: [] for name in names}
+        held = 0
 
         def see(module: nn.Module, inputs: Tensor) -> None:
-            found[by_module[id(module)]].append(self.stream.keep(inputs))
+            nonlocal held
+            held += inputs.nbytes
+            kept = self.stream.keep(inputs) if held <= KEPT_ON_DEVICE else inputs.detach().cpu()
+            found[by_module[id(module)]].append(kept)
 
         with capture_inputs([self.layers[name] for name in names], see, stop=True):
             for batch, states in enumerate(self.floating):

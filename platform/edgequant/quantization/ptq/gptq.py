@@ -28,25 +28,7 @@ class Rounded(NamedTuple):
     compensated: Tensor
 
 
-@torch.no_grad()
-def round_columns(
-    weight: Tensor, hessian: Tensor, scale: Tensor, offset: Tensor, integer_range: tuple[int, int], **options: float
-) -> Rounded:
-    """Choose the codes of a weight that minimise the error of its output, tr((W - Q) H (W - Q)^T), greedily.
-
-    Args:
-        weight: [rows, in] float32; layers that share their input can be stacked.
-        hessian: [in, in], the mean of x x^T over the calibration inputs.
-        scale, offset: [rows, in]: code c of a column stands for scale * c + offset.
-        options: `dampening_frac` (share of the mean diagonal, 0.01) and `act_order` (largest inputs first, True).
-
-    Raises:
-        UserError: the Hessian is not finite or cannot be factorised.
-    """
-    return _rounded(weight, _elimination(hessian, **options), scale, offset, integer_range)
-
-
-class _Elimination(NamedTuple):
+class Elimination(NamedTuple):
     """In which order columns are rounded, and how much of each one's error the columns behind it make up for.
 
     Attributes:
@@ -59,16 +41,33 @@ class _Elimination(NamedTuple):
     factor: Tensor
 
 
-def _elimination(hessian: Tensor, *, dampening_frac: float = 0.01, act_order: float = True) -> _Elimination:
+def elimination_by(hessian: Tensor, *, dampening_frac: float = 0.01, act_order: float = True) -> Elimination:
+    """What a Hessian says of the columns.
+
+    Args:
+        hessian: [in, in], the mean of x x^T over the calibration inputs.
+        dampening_frac: share of the mean diagonal that is added to it.
+        act_order: largest inputs first.
+
+    Raises:
+        UserError: the Hessian is not finite or cannot be factorised.
+    """
     if not act_order:
-        return _Elimination(None, None, _inverse_factor(hessian, dampening_frac))
+        return Elimination(None, None, _inverse_factor(hessian, dampening_frac))
     order = torch.argsort(hessian.diagonal(), descending=True)
-    return _Elimination(order, torch.argsort(order), _inverse_factor(hessian[order][:, order], dampening_frac))
+    return Elimination(order, torch.argsort(order), _inverse_factor(hessian[order][:, order], dampening_frac))
 
 
-def _rounded(
-    weight: Tensor, elimination: _Elimination, scale: Tensor, offset: Tensor, integer_range: tuple[int, int]
+@torch.no_grad()
+def round_columns(
+    weight: Tensor, elimination: Elimination, scale: Tensor, offset: Tensor, integer_range: tuple[int, int]
 ) -> Rounded:
+    """Choose the codes of a weight that minimise the error of its output, tr((W - Q) H (W - Q)^T), greedily.
+
+    Args:
+        weight: [rows, in] float32; layers that share their input can be stacked.
+        scale, offset: [rows, in]: code c of a column stands for scale * c + offset.
+    """
     order, back, factor = elimination
     if order is not None:
         weight, scale, offset = weight[:, order], scale[:, order], offset[:, order]
@@ -171,7 +170,7 @@ def quantize_sharing_input(
     With `refit` the scales are solved for anew and the columns rounded once more, twice; each layer keeps its best.
     """
     best: list[tuple[float, Chosen]] = []
-    elimination = _elimination(hessian, dampening_frac=dampening_frac, act_order=act_order)
+    elimination = elimination_by(hessian, dampening_frac=dampening_frac, act_order=act_order)
     for _ in range(1 + REFITS * refit):
         rounded = _round_stacked(weights, elimination, grids)
         codes = [found.codes.reshape(*grid.scale.shape[:2], -1) for found, grid in zip(rounded, grids, strict=True)]
@@ -198,7 +197,7 @@ def _refitted(weight: Tensor, codes: Tensor, grid: Grid, hessian: Tensor) -> Gri
     return grid if grid.spec.granularity == "tensor" else refit_scales(weight, hessian, codes, grid)
 
 
-def _round_stacked(weights: list[Tensor], elimination: _Elimination, grids: list[Grid]) -> list[Rounded]:
+def _round_stacked(weights: list[Tensor], elimination: Elimination, grids: list[Grid]) -> list[Rounded]:
     rows, features = [len(weight) for weight in weights], weights[0].shape[1]
 
     def stacked(values: list[Tensor]) -> Tensor:
@@ -207,6 +206,6 @@ def _round_stacked(weights: list[Tensor], elimination: _Elimination, grids: list
 
     scale, offset = stacked([grid.scale for grid in grids]), stacked([grid.offset for grid in grids])
     parts = zip(*(values.split(ROWS) for values in (torch.cat(weights), scale, offset)), strict=True)
-    found = [_rounded(w, elimination, s, o, grids[0].spec.integer_range) for w, s, o in parts]
+    found = [round_columns(w, elimination, s, o, grids[0].spec.integer_range) for w, s, o in parts]
     codes, compensated = torch.cat([part.codes for part in found]), torch.cat([part.compensated for part in found])
     return [Rounded(*pair) for pair in zip(codes.split(rows), compensated.split(rows), strict=True)]

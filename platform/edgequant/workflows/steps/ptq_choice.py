@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -17,9 +17,6 @@ from edgequant.quantization.ptq.quantize import ErrorRow, choose_integers
 from edgequant.quantization.scheme import Scheme
 from edgequant.training.shared_parts import rows_digest
 from edgequant.workflows.steps.held_out import HeldOut
-
-if TYPE_CHECKING:
-    from edgequant.workflows.steps.qat_experiment import QatExperiment
 
 
 def candidates(scheme: Scheme, parameters: int, device: str) -> list[str]:
@@ -86,8 +83,8 @@ def choose_method(
     return Choice(min(rows, key=_mean_loss)["method"], rows, *best)
 
 
-def rounding_key(experiment: QatExperiment) -> dict[str, Any]:
-    """What decides which integers PTQ gives an experiment's model, for experiments that share them."""
+def rounding_key(experiment: Any) -> dict[str, Any]:
+    """What decides which integers PTQ gives the model of a `QatExperiment`, for experiments that share them."""
     qat, rows = experiment.qat, [*experiment.calibration_batches, *experiment.held_out.texts.values()]
     return {
         "model": experiment.name, "scheme": repr(experiment.scheme), "device": experiment.device,

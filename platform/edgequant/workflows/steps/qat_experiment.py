@@ -68,7 +68,7 @@ class QatExperiment:
         dtype: compute type while measuring.
         on_step: called with variant, model, step and training's metrics after every optimiser step.
         on_look: the same with held-out losses after every look.
-        shared: where experiments of one machine share a control.
+        shared: where experiments of one machine share PTQ's choice and integers, and a control.
         chosen: by variant, a model whose integers PTQ has chosen, until QAT starts from it; never another experiment's.
         rounded: by variant, such a model and its error table, until it is measured.
     """
@@ -266,7 +266,7 @@ def load(
         adapt: whether the model is to learn the text.
         guard: general text by name or path, or self-generated.
         guarded: whose texts the training text must not repeat (default: `data`).
-        shared: where experiments of one machine on this data share the model, its text's tokens and a control.
+        shared: where experiments of one machine on this data share the model, its text's tokens, PTQ and a control.
 
     Raises:
         UserError: the model is quantised already, the text repeats evaluation text, or a size budget cannot be met.

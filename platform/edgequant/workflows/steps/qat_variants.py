@@ -172,10 +172,12 @@ def _rounded(experiment: QatExperiment, floating: Any, name: str) -> Variant:
 
     if name in experiment.rounded:
         model, errors = experiment.rounded.pop(name)
-    else:  # a control is hardly ever the same
-        of_all = name == "ptq"
-        model, errors = experiment.shared.once("rounded", rounding_key(experiment), make) if of_all else make()
-        model.to(experiment.device)
+    elif name == "ptq":
+        of = rounding_key(experiment) | {"chosen": experiment.ptq_method}
+        model, errors = experiment.shared.once("rounded", of, make)
+        model.to(experiment.device)  # a shared one lies in main memory
+    else:
+        model, errors = make()
     if name == experiment.started_by:
         experiment.chosen[name] = copy.deepcopy(model)
     convert(model, probe_tokens(model, experiment.tokenizer))

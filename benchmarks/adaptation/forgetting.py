@@ -1,6 +1,6 @@
 """The figure of docs/domain.md: what LoRA learns of the domain, and what it forgets meanwhile, with and without replay.
 
-    python benchmarks/forgetting.py --data_dir DATA --keep LOOKS --output docs/images/forgetting.png
+    python benchmarks/adaptation/forgetting.py --data_dir DATA --keep LOOKS --output docs/images/forgetting.png
 
 For each share of replayed text (which the model wrote itself, before) one fine-tuning as `edgequant finetune` does it,
 looked at every few steps: on validation text of the domain, on other text that the model wrote, and on WikiText-2's
@@ -12,6 +12,7 @@ same command draws those that are there.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 import tempfile
@@ -23,10 +24,13 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT / "platform"))
 
+from edgequant.files import write_atomically  # noqa: E402
+
 COLORS = {"domain": "tab:blue", "own text": "tab:orange", "WikiText-2": "tab:green"}
+DECISIVE = ("model", "data_dir", "steps", "batch", "length", "rate", "rows", "looks")
 OTHER_SEED = 1_000_003  # no row that is looked at is one that is replayed
 
 
@@ -44,12 +48,17 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=16, help="of each text that is looked at")
     parser.add_argument("--looks", type=int, default=8)
     options = parser.parse_args()
-    options.keep.mkdir(parents=True, exist_ok=True)
     for share in options.replay:
-        file = options.keep / f"{share:g}.json"
+        file = kept(share, options)
         if not file.exists():
-            file.write_text(json.dumps(looks_of(share, options)))
+            write_atomically(file, json.dumps(looks_of(share, options)))
     draw(options)
+
+
+def kept(share: float, options: argparse.Namespace) -> Path:
+    """The file of a training's looks, named by what decides them."""
+    decisive = [getattr(options, name) for name in DECISIVE]
+    return options.keep / f"{hashlib.sha256(repr(decisive).encode()).hexdigest()[:8]}-{share:g}.json"
 
 
 def looks_of(share: float, options: argparse.Namespace) -> list[tuple[int, dict[str, float]]]:
@@ -94,7 +103,7 @@ def looks_of(share: float, options: argparse.Namespace) -> list[tuple[int, dict[
 def draw(options: argparse.Namespace) -> None:
     figure, panels = pyplot.subplots(1, len(options.replay), figsize=(4.2 * len(options.replay), 3.4), sharey=True)
     for panel, share in zip(_listed(panels), options.replay, strict=True):
-        looks = json.loads((options.keep / f"{share:g}.json").read_text())
+        looks = json.loads(kept(share, options).read_text())
         for name in looks[0][1]:
             change = [losses[name] - looks[0][1][name] for _, losses in looks]
             panel.plot([step for step, _ in looks], change, color=COLORS[name], label=name)

@@ -1,10 +1,10 @@
-"""Answers of several models to the same questions, side by side: the samples of docs/domain.md.
+"""Answers of several models to the same questions, side by side.
 
-    python benchmarks/sample_answers.py --models "as it came=smollm2-135m" "adapted=MERGED" "adapted, 4 bits=CHECKPOINT"
+    python benchmarks/adaptation/sample_answers.py --models "as it came=smollm2-135m" "adapted, 4 bits=CHECKPOINT"
 
 Each question is put to the model by itself, as `edgequant chat` does it: in llama.cpp, in the form that ships, by the
-chat template; the likeliest token is taken each time. Questions are bundled instructions, spread evenly over the file;
-`reference` is the bundled answer.
+chat template where the model has one; the likeliest token is taken each time. Questions are bundled instructions,
+spread evenly over the file; `reference` is the bundled answer.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT / "platform"))
 
 from edgequant import models  # noqa: E402
 from edgequant.disk.leftovers import Scratch  # noqa: E402
 from edgequant.evaluation.backends.llama_cpp.server import start_server  # noqa: E402
-from edgequant.workflows.chat import files_of  # noqa: E402
+from edgequant.workflows.chat import files_of, has_template  # noqa: E402
 
 INSTRUCTIONS = ROOT / "platform" / "edgequant" / "corpora" / "disaster" / "instructions.jsonl"
 
@@ -48,19 +48,23 @@ def answers(model: str, questions: list[str], tokens: int) -> list[str]:
     with Scratch() as scratch:
         file, lora = files_of(models.check_available(model), Path(scratch))
         server = start_server(file, lora=lora, threads=None)
-        return [answer(server, question, tokens) for question in questions]
+        conversation = has_template(file)
+        return [answer(server, question, tokens, conversation=conversation) for question in questions]
 
 
-def answer(server: Any, question: str, tokens: int) -> str:
+def answer(server: Any, question: str, tokens: int, *, conversation: bool) -> str:
     said: list[str] = []
 
     def take(chunk: dict[str, Any]) -> bool:
-        said.append((chunk.get("choices") or [{}])[0].get("delta", {}).get("content") or "")
+        choice = (chunk.get("choices") or [{}])[0]
+        said.append(choice.get("delta", {}).get("content") or choice.get("text") or chunk.get("content") or "")
         return False
 
-    messages = [{"role": "user", "content": question}]
-    wanted = {"messages": messages, "max_tokens": tokens, "temperature": 0.0, "stream": True}
-    server.handle_chat_completions(wanted, take)
+    wanted = {"max_tokens": tokens, "temperature": 0.0, "stream": True}
+    if conversation:
+        server.handle_chat_completions({"messages": [{"role": "user", "content": question}], **wanted}, take)
+    else:
+        server.handle_completions({"prompt": question, **wanted}, take)
     return " ".join("".join(said).split())
 
 
