@@ -75,6 +75,7 @@ def python(program: str, environment: dict[str, str], folder: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.long
 def test_evaluate_measures_shows_and_files_it(edgequant, with_package, tmp_path):
     only = ["--model", "tiny", "--device", "cpu", "--evaluation.tasks", "[flood_cloze]", "--cache", "false"]
     done = edgequant("evaluate", *only, PYTHONPATH=with_package["PYTHONPATH"], timeout=240)

@@ -181,6 +181,7 @@ for folder in sys.argv[1:]:
 """
 
 
+@pytest.mark.long
 def test_a_process_that_cannot_import_edgequant_loads_and_generates(tiny, tmp_path, environment):
     folders = []
     for scheme in ("w4-g32+emb4", "w8a8-static", "q4_0"):

@@ -58,7 +58,7 @@ def test_lines_are_answered_until_an_empty_one(
 ) -> None:
     lines = iter(["Where?", "And then?", ""])
     monkeypatch.setattr("builtins.input", lambda _: next(lines))
-    monkeypatch.setattr("edgequant.workflows.chat._has_template", lambda _: True)
+    monkeypatch.setattr("edgequant.workflows.chat.has_template", lambda _: True)
     chat(model="tiny", max_new_tokens=3)
     assert capsys.readouterr().out.endswith("dry land\ndry land\n")
     said = {"role": "assistant", "content": "dry land"}
@@ -70,7 +70,7 @@ def test_lines_are_answered_until_an_empty_one(
 def test_without_a_chat_template_the_text_goes_on(
     server: SimpleNamespace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edgequant.workflows.chat._has_template", lambda _: False)
+    monkeypatch.setattr("edgequant.workflows.chat.has_template", lambda _: False)
     chat(model="tiny", prompt="The water")
     assert [request["prompt"] for request in server.completions] == ["The water"] and not server.chats
     assert capsys.readouterr().out.endswith("dry land\n")

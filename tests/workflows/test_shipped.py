@@ -155,6 +155,7 @@ def test_ptq_says_what_ships_writes_it_and_registers_it(quick, tmp_path, capsys)
         verify(carried)
 
 
+@pytest.mark.long
 def test_sizes_are_those_of_what_export_writes_and_none_where_nothing_keeps_the_integers(
     quick, tmp_path, capsys
 ) -> None:

@@ -109,6 +109,7 @@ def test_a_form_without_a_runtime_is_said_to_be_untimed_and_not_known_to_fit(qui
     assert "deploy/fits" not in result.metrics and result.metrics["deploy/disk_headroom_gb"] > 0.49
 
 
+@pytest.mark.long
 def test_qat_says_whether_its_file_fits_and_a_misfit_fails_its_gate(quick, short, tmp_path, capsys) -> None:
     """A gigabyte holds `tiny` and llama.cpp; 10 MB do not hold the interpreter."""
     options: dict[str, Any] = {"model": "tiny", "scheme": "q4_0+embq4_0", "run": CPU, "evaluation": quick}
