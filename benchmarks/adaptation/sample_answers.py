@@ -3,8 +3,8 @@
     python benchmarks/adaptation/sample_answers.py --models "as it came=smollm2-135m" "adapted, 4 bits=CHECKPOINT"
 
 Each question is put to the model by itself, as `edgequant chat` does it: in llama.cpp, in the form that ships, by the
-chat template where the model has one; the likeliest token is taken each time. Questions are bundled instructions,
-spread evenly over the file; `reference` is the bundled answer.
+chat template where the model has one; the likeliest token is taken each time. Questions are the bundled closed-book
+ones, which nothing is trained on, spread evenly over the file; `reference` is their answer.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from edgequant.disk.leftovers import Scratch  # noqa: E402
 from edgequant.evaluation.backends.llama_cpp.server import start_server  # noqa: E402
 from edgequant.workflows.chat import files_of, has_template  # noqa: E402
 
-INSTRUCTIONS = ROOT / "platform" / "edgequant" / "corpora" / "disaster" / "instructions.jsonl"
+QUESTIONS = ROOT / "platform" / "edgequant" / "corpora" / "disaster" / "closed_book_questions.jsonl"
 
 
 def main() -> None:
@@ -32,14 +32,14 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=10)
     parser.add_argument("--tokens", type=int, default=60, help="of an answer, at most")
     options = parser.parse_args()
-    rows = [json.loads(line) for line in INSTRUCTIONS.read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in QUESTIONS.read_text(encoding="utf-8").splitlines()]
     english = [row for row in rows if row["language"] == "en"]
     asked = english[:: max(1, len(english) // options.count)][: options.count]
     said = {}
     for title, model in (named.split("=", 1) for named in options.models):
-        said[title] = answers(model, [row["instruction"] for row in asked], options.tokens)
+        said[title] = answers(model, [row["question"] for row in asked], options.tokens)
     for place, row in enumerate(asked):
-        print(f"**{row['instruction']}**\n\n* reference: {row['answer']}")
+        print(f"**{row['question']}**\n\n* reference: {' or '.join(row['answers'])}")
         print("\n".join(f"* {title}: {given[place]}" for title, given in said.items()) + "\n")
 
 
