@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT / "platform"))
 from edgequant import models  # noqa: E402
 from edgequant.disk.leftovers import Scratch  # noqa: E402
 from edgequant.evaluation.backends.llama_cpp.server import start_server  # noqa: E402
-from edgequant.workflows.chat import files_of, has_template  # noqa: E402
+from edgequant.workflows.chat import files_of, has_template, said_in  # noqa: E402
 
 QUESTIONS = ROOT / "platform" / "edgequant" / "corpora" / "disaster" / "closed_book_questions.jsonl"
 
@@ -56,8 +56,7 @@ def answer(server: Any, question: str, tokens: int, *, conversation: bool) -> st
     said: list[str] = []
 
     def take(chunk: dict[str, Any]) -> bool:
-        choice = (chunk.get("choices") or [{}])[0]
-        said.append(choice.get("delta", {}).get("content") or choice.get("text") or chunk.get("content") or "")
+        said.append(said_in(chunk))
         return False
 
     wanted = {"max_tokens": tokens, "temperature": 0.0, "stream": True}

@@ -122,13 +122,18 @@ def _prompts(prompt: str | None) -> Iterator[str]:
         yield asked
 
 
+def said_in(chunk: dict[str, Any]) -> str:
+    """The text of a chunk that llama.cpp's server streams, of a conversation or of a completion."""
+    choice = (chunk.get("choices") or [{}])[0]
+    return str(choice.get("delta", {}).get("content") or choice.get("text") or chunk.get("content") or "")
+
+
 def _answer(server: Any, messages: list[dict[str, str]], asked: str, max_new_tokens: int) -> str:
     """Print an answer as it comes, or where a model has no chat template, how it continues the text; returns it."""
     said: list[str] = []
 
     def take(chunk: dict[str, Any]) -> bool:
-        choice = (chunk.get("choices") or [{}])[0]
-        text = choice.get("delta", {}).get("content") or choice.get("text") or chunk.get("content") or ""
+        text = said_in(chunk)
         said.append(text)
         print(text, end="", flush=True)
         return False
