@@ -15,8 +15,9 @@ ONNX            `--method` as `--onnx_scheme`, in ONNX Runtime
 QAT             checkpoints of `edgequant qat`, one for each --checkpoint (its seed is its place), their integers kept
 
 Files lie in ROWS/files, finished rows in ROWS as JSON: the same command goes on. Rows of several seeds show their mean
-with its 95 % interval (Student's t), others the interval of the measure itself. Times and memory are those of fresh
-processes, `--threads` each; alternate them with other rows by `--repetitions` where the machine does other work.
+with its 95 % interval (Student's t), others the interval of the measure itself. A second table says of every file how
+much worse it is than F16 and than Q4_0 with the importance matrix, paired item by item. Times and memory are those of
+fresh processes, `--threads` each; alternate them with other rows by `--repetitions` where the machine does other work.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ sys.path.insert(0, str(ROOT / "platform"))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from edge_rows.files import OURS, THEIRS, Files, planned  # noqa: E402
-from edge_rows.table import edge_table  # noqa: E402
+from edge_rows.table import edge_table, paired_table  # noqa: E402
 from peers.row_store import Job, RowStore  # noqa: E402
 from qat_quality.stand_in import record_nothing  # noqa: E402
 
@@ -81,7 +82,9 @@ def main() -> None:
     print(
         f"\n{options.model}; calibration: {options.sequences} x {options.sequence_length} tokens of {options.dataset}\n"
     )
-    print(edge_table([(key, row) for key, job in jobs.items() for row in store.rows(job)]), flush=True)
+    found = [(key, row) for key, job in jobs.items() for row in store.rows(job)]
+    print(edge_table(found), flush=True)
+    print(f"\n{paired_table(found)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,9 @@ from edge_rows.files import Key
 from edgequant.evaluation.backends.llama_cpp_model import LlamaCppModel
 from edgequant.evaluation.backends.onnx_model import OnnxModel
 from edgequant.evaluation.efficiency.shipped import shipped_metrics
+from edgequant.evaluation.evidence_file import kept_items
 from edgequant.evaluation.settings import EvaluationSettings
-from edgequant.evaluation.suite import evaluate_model
+from edgequant.evaluation.suite import Evaluation, evaluate_model
 from edgequant.workflows.steps.data import evaluation_data
 
 QUESTIONS = ("boolq", "squad")
@@ -28,16 +29,17 @@ def measured_row(key: Key, file: Path, options: argparse.Namespace) -> Row:
     metrics = shipped_metrics(file, threads=options.threads, repetitions=options.repetitions)
     model = (OnnxModel if file.is_dir() else LlamaCppModel)(file, threads=options.threads)
     windows = options.windows and options.windows * WINDOWS_PER_LIMIT
-    metrics |= _scores(model, TEXTS, options, windows)
-    metrics |= _scores(model, QUESTIONS, options, options.limit or None)
-    row = Row(key.system, f"seed {key.seed}", 0.0, metrics=metrics)
-    row.seconds, row.perplexity = time.perf_counter() - start, metrics["wikitext2/perplexity"]
+    texts = _scores(model, TEXTS, options, windows)
+    answers = _scores(model, QUESTIONS, options, options.limit or None)
+    row = Row(key.system, f"seed {key.seed}", 0.0, metrics=metrics | texts.metrics | answers.metrics)
+    row.items = kept_items(texts.items | answers.items)
+    row.seconds, row.perplexity = time.perf_counter() - start, row.metrics["wikitext2/perplexity"]
     size = 1000 * metrics["deploy/size_gb"]
     print(f"{key.label:20} {key.seed} {size:7.1f} MB {row.perplexity:8.3f} {row.seconds:6.0f} s", flush=True)
     return row
 
 
-def _scores(model: Any, tasks: tuple[str, ...], options: argparse.Namespace, limit: int | None) -> dict[str, float]:
+def _scores(model: Any, tasks: tuple[str, ...], options: argparse.Namespace, limit: int | None) -> Evaluation:
     data = evaluation_data(tasks, options.data_dir)
     settings = EvaluationSettings(tasks=tasks, limit=limit, window=options.window)
-    return dict(evaluate_model(model, None, data, settings).metrics)
+    return evaluate_model(model, None, data, settings)

@@ -8,7 +8,8 @@ import statistics
 from peers.ptq_rows import Row
 from peers.table import markdown_table
 
-from edge_rows.files import F16, Key
+from edge_rows.files import F16, WITH_MATRIX, Key
+from edgequant.evaluation.harm import Loss, losses
 
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # two-sided, n - 1
 COLUMNS = {
@@ -24,6 +25,7 @@ COLUMNS = {
     "peak RSS, MB": ("deploy/peak_rss_gb", 1000, 0),
 }
 LOST = "wikitext2/perplexity"
+PAIRED = {"WikiText-2": LOST, "domain": "domain/perplexity", "BoolQ": "boolq/accuracy", "SQuAD F1": "squad/f1"}
 
 
 def edge_table(found: list[tuple[Key, Row]]) -> str:
@@ -37,6 +39,35 @@ def edge_table(found: list[tuple[Key, Row]]) -> str:
         for system, rows in systems.items()
     ]
     return markdown_table(["file", "loses", *COLUMNS], lines)
+
+
+def paired_table(found: list[tuple[Key, Row]]) -> str:
+    """Markdown: how much worse each file is than F16 and than Q4_0 with the importance matrix, with 95 % intervals.
+
+    Perplexities in per cent, tasks in points; paired item by item (windows' articles, documents, passages and articles
+    resampled); adjusted by nothing: each cell stands for itself. + is worse.
+    """
+    references = {key.system: row for key, row in found if key.system in (F16, WITH_MATRIX) and key.seed == 0}
+    heads = [f"{name} against {reference}" for reference in references for name in PAIRED]
+    lines = [
+        [f"{key.label} seed {key.seed}", *(cell for each in references.values() for cell in _paired(each, row))]
+        for key, row in found
+    ]
+    return markdown_table(["file", *heads], lines)
+
+
+def _paired(reference: Row, row: Row) -> list[str]:
+    if row is reference or not (row.items and reference.items):
+        return ["" for _ in PAIRED]
+    lost = {each.metric: each for each in losses(reference.items, row.items, perplexity_margin=0.0, task_margin=0.0)}
+    return [_told(lost[name]) if name in lost else "-" for name in PAIRED.values()]
+
+
+def _told(loss: Loss) -> str:
+    unit = " %" if loss.unit == "%" else ""
+    if loss.low is None or loss.high is None:
+        return f"{loss.loss:+.1f}{unit}"
+    return f"{loss.loss:+.1f}{unit} ({loss.low:+.1f} to {loss.high:+.1f})"
 
 
 def _cells(rows: list[Row]) -> list[str]:

@@ -28,6 +28,7 @@ class Row:
     peak_gb: float = math.nan
     note: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
+    items: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
 
 @dataclass

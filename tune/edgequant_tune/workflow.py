@@ -127,11 +127,13 @@ def tune(
     from edgequant_tune.bookkeeping.warm_start import earlier_trials
     from edgequant_tune.driver import ray_cluster, run_search
     from edgequant_tune.outcome import front
+    from edgequant_tune.scoring.selection import check_scored
 
     data_dir, needed = spec.trial.run.data_dir, spec.trial.evaluation.tasks
     names = [item.name for item in spec.space]
     earlier = [] if warm_start is None else earlier_trials(warm_start, config, names, spec.objectives)
     notes = check_data(evaluation.tasks, data_dir, needed=needed, dataset=spec.trial.dataset)
+    check_scored(needed, spec.trial.dataset, data_dir)
     begun = tracking.workflow_run("tune", config, reads, experiment=run.experiment, resume=run.resume, grows=MAY_GROW)
     with begun as tracked:
         share_folder(spec.trial.folder, SEARCHES)

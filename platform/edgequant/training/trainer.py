@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +19,23 @@ from edgequant.training.teacher_cache import CachedTeacher
 from edgequant.training.watch import Watching
 
 Teacher = nn.Module | CachedTeacher
+
+
+def unshared(state: Mapping[str, Tensor], *, but: Collection[str] = ()) -> dict[str, Tensor]:
+    """A state in which no tensor lies in another one's memory, for transformers saves no two that do.
+
+    A head that is trained on the integers of the embedding that it is tied to has them in its own state as well.
+
+    Args:
+        but: names of tensors that transformers knows to be tied, and leaves out.
+    """
+    seen: set[int] = set()
+    found = dict(state)
+    for name in found.keys() - {*but}:
+        place = found[name].untyped_storage().data_ptr()
+        found[name] = found[name].clone() if place and place in seen else found[name]
+        seen.add(place)
+    return found
 
 
 @dataclass(frozen=True)
@@ -129,7 +146,8 @@ class LanguageModelTrainer(Trainer):
         if self.watching is not None and output_dir is not None:
             self.watching.save(Path(output_dir))
         if not hasattr(model, "peft_config"):
-            super()._save(output_dir, state_dict)
+            tied = set(getattr(model, "all_tied_weights_keys", None) or {})
+            super()._save(output_dir, unshared(model.state_dict() if state_dict is None else state_dict, but=tied))
             return
         # Said outright that embeddings stay out: peft would ask the hub about the base model at every checkpoint.
         model.save_pretrained(output_dir, state_dict=state_dict, save_embedding_layers=False)

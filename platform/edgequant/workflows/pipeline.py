@@ -14,6 +14,7 @@ from edgequant.errors import UserError, first_line
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.folders import share_folder
 from edgequant.outputs import check_output, places
+from edgequant.quantization.ptq.methods import AUTO
 from edgequant.training.settings import TrainingSettings
 from edgequant.workflows.phases.checks import (
     PHASES,
@@ -41,6 +42,7 @@ def pipeline(
     model: str = "smollm2-135m",
     models: str | None = None,
     scheme: str = "w4a8-g32+emb4",
+    method: str = AUTO,
     source: str | None = None,
     phases: tuple[str, ...] = PHASES,
     adapt: tuple[Order, ...] = ORDERS,
@@ -60,6 +62,8 @@ def pipeline(
         model: short name, hub id, folder, .gguf file or MLflow URI of a floating-point model.
         models: several of them instead, separated by commas: each goes through all phases in a folder of its own name.
         scheme: what PTQ and QAT quantise and how.
+        method: how PTQ chooses integers, for `ptq` and where QAT starts: ptq.yaml says what each does; auto: of
+            those that fit the machine's time the one that predicts held-out text best.
         source: folder of documents for the domain corpus (default: the bundled one).
         phases: which phases to run, in this order.
         adapt: orders of adapting and quantising that phase `adapt` tries: before (the adapted model is quantised),
@@ -79,7 +83,7 @@ def pipeline(
     check_replay(replay)
     timing = plan_timing(device_profile, evaluation=evaluation)
     named = model_names(model, models)
-    schemes = validate_models(named, scheme, training, evaluation, run)
+    schemes = validate_models(named, scheme, method, training, evaluation, run)
     reads = [*(place for name in named.values() for place in places_of(name, run)), *places({"source": source})]
     folder = check_output(output, PIPELINE, reads=reads, shared=True)
     for name, given in named.items():
@@ -103,9 +107,10 @@ def pipeline(
             place = folder_of(folder, name, named)
             share_folder(place, PIPELINE)
             plan = made[name] = Plan(
-                model=given, scheme=scheme, source=source, adapt=adapt if "adapt" in phases else (), replay=replay,
-                phases=tuple(phases), training=training, evaluation=evaluation, folder=place,
-                device_profile=device_profile, register=register, run=run,
+                model=given, scheme=scheme, method=method, source=source,
+                adapt=adapt if "adapt" in phases else (), replay=replay, phases=tuple(phases),
+                training=training, evaluation=evaluation, folder=place, device_profile=device_profile,
+                register=register, run=run,
             )  # fmt: skip
             try:
                 run_phases(name, plan, Ledger(place, has_run), timing, rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 
 import pytest
 import torch
@@ -97,6 +98,31 @@ def test_gradients_are_those_of_the_update_before_rounding():
     torch.testing.assert_close(quantizer.a.grad, quantizer.b.detach().t() @ passing)
     expected = (upstream * reached).reshape(6, 2, 32).sum(-1, keepdim=True) * start.scale
     torch.testing.assert_close(quantizer.relative_scale.grad, expected)
+
+
+def test_training_within_the_integers_of_a_tied_model_resumes(floating, sequences, tmp_path):
+    """Its head and its embedding have the same integers, which a training checkpoint of transformers cannot share."""
+    checkpoint_of(floating, "w4a8-g32+emb4", tmp_path / "base")
+    settings = TrainingSettings(
+        steps=4, batch_size=2, sequence_length=32, learning_rate=1e-2, precision="float32", save_steps=2
+    )
+
+    def trained(**more):
+        adapted = adapt_integers(models.load(str(tmp_path / "base"), device="cpu").model, rank=4, alpha=8.0)
+        train(adapted.model, sequences, settings, tmp_path / "training", **more)
+        return adapted.model
+
+    def stop(step, _):
+        if step == 3:
+            raise KeyboardInterrupt
+
+    whole = trained().state_dict()
+    shutil.rmtree(tmp_path / "training")
+    with pytest.raises(KeyboardInterrupt):
+        trained(on_step=stop)
+    assert (tmp_path / "training" / "checkpoint-2").is_dir()
+    resumed = trained(resume=True).state_dict()
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
 
 
 def test_training_moves_integers_and_scales_and_nothing_else(tiny, sequences, tmp_path):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from edgequant.errors import UserError
 from edgequant.evaluation.tasks.halves import halves
 from edgequant.evaluation.tasks.registry import find_data_set, find_task
 from edgequant.workflows.steps.data import rows_of, trained_on
@@ -37,6 +38,8 @@ class Parts(NamedTuple):
 def parts_of(name: str, reported: Rows, dataset: str, data_dir: str | None) -> Parts:
     """What a search scores its trials on and what it reports: two splits, or two halves of the reported one.
 
+    Reported rows that cannot be halved, such as a text of one article, are not scored on.
+
     Args:
         name: of a data set.
         reported: its reported rows.
@@ -45,12 +48,34 @@ def parts_of(name: str, reported: Rows, dataset: str, data_dir: str | None) -> P
     data_set = find_data_set(name)
     for split in data_set.select or (data_set.report,):
         if split == data_set.report:
-            return Parts(*halves(reported), HALF)
+            half = halves(reported, data_set.units)
+            return Parts(*half, HALF) if not reported or (half.select and half.report) else Parts(None, reported, "")
         if (name, split) not in trained_on(dataset, data_dir):
             rows = rows_of(data_set, split, data_dir)
             if rows is not None:
                 return Parts(rows, reported, split)
     return Parts(None, reported, "")
+
+
+def check_scored(tasks: Sequence[str], dataset: str, data_dir: str | None) -> None:
+    """Refuse a search whose trials could not be scored: a data set of a task that is nothing but what is reported.
+
+    Args:
+        tasks: that trials are scored on.
+        dataset: what the trials are trained on.
+
+    Raises:
+        UserError: names the task, the data set and what would do.
+    """
+    for task in tasks:
+        for data_set in find_task(task).data:
+            reported = rows_of(data_set, data_set.report, data_dir)
+            if reported is not None and parts_of(data_set.name, reported, dataset, data_dir).select is None:
+                raise UserError(
+                    f"task {task}, which an objective or a constraint asks for, has no rows of {data_set.name} to "
+                    f"score trials on: they must be neither trained on ({dataset}) nor what is reported, and the "
+                    "reported rows are too few to be halved; give its validation split, or another objective"
+                )
 
 
 def told_splits(scored: Sequence[str], dataset: str, data_dir: str | None) -> str:

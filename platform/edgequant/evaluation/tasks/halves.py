@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -20,13 +20,18 @@ class Halves(NamedTuple):
     report: Rows
 
 
-def halves(rows: Rows) -> Halves:
+def halves(rows: Rows, units: Callable[[Rows], Sequence[Rows]] | None = None) -> Halves:
     """Split rows by a hash of the text that they are about: the same row is always in the same half.
 
-    Questions about one passage or document stay together, for whoever has chosen by one of them knows it.
+    Questions about one passage or document stay together, for whoever has chosen by one of them knows it; so do rows
+    that `units` puts into one group, such as the lines of an article.
     """
-    chosen = [_is_chosen(row) for row in rows]
-    return Halves(*([row for row, mine in zip(rows, chosen, strict=True) if mine is half] for half in (True, False)))
+    groups = [[row] for row in rows] if units is None else [group for group in units(rows) if group]
+    select: list[Any] = []
+    report: list[Any] = []
+    for group in groups:
+        (select if _is_chosen(group[0] if units is None else group) else report).extend(group)
+    return Halves(select, report)
 
 
 def _is_chosen(row: Any) -> bool:

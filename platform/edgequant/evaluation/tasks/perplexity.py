@@ -16,7 +16,7 @@ from edgequant.evaluation.scoring_settings import ScoringSettings
 from edgequant.evaluation.statistics.clusters import cluster_of
 from edgequant.evaluation.statistics.sampling import draw
 from edgequant.evaluation.tasks.task import DataSet, Evaluation, Metric, Paired, Rows, Task
-from edgequant.evaluation.tasks.wikitext import detokenize, join_rows, wikitext_pages
+from edgequant.evaluation.tasks.wikitext import articles, detokenize, join_rows, wikitext_pages
 from edgequant.progress import progress
 
 if TYPE_CHECKING:
@@ -263,7 +263,11 @@ PERPLEXITY = Task(
     name="perplexity",
     group="wikitext2",
     score=_score,
-    data=(DataSet(name="wikitext2", report="test", select=("validation",), drawn=False, texts=_texts),),
+    data=(
+        DataSet(
+            name="wikitext2", report="test", select=("validation", "test"), units=articles, drawn=False, texts=_texts
+        ),
+    ),
     protocol="WikiText-2 raw test split as one string, tokenised once, cut into non-overlapping windows; "
     "perplexity is exp(summed negative log-likelihood / tokens). Bits per byte compares across tokenizers.",
     display={

@@ -155,6 +155,10 @@ class DataSet:
     """(split, data_dir) -> rows, or None where they are not there; it neither waits for a network nor downloads. None:
     a data set that edgequant brings or reads from its official files."""
 
+    units: Callable[[Rows], Sequence[Rows]] | None = None
+    """Rows in groups that belong together where a search halves the reported split; None: those that name one passage
+    or document, else each row by itself."""
+
     drawn: bool = True
     """Whether `limit` draws single rows of it, as `sampling.draw_questions` does."""
 

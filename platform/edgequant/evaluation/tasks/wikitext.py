@@ -19,12 +19,26 @@ def wikitext_pages(text: str) -> list[str]:
     pages: list[str] = []
     page: list[str] = []
     for line in text.split("\n"):
-        heading = line.replace("= = =", "===").replace("= =", "==").strip()
-        if heading.startswith("= ") and heading.endswith(" ="):
+        if _begins_page(line):
             pages.append("\n".join(page))
             page = []
         page.append(line)
     return [page for page in [*pages, "\n".join(page)] if page.strip()]
+
+
+def articles(rows: Sequence[str]) -> list[list[str]]:
+    """Rows of the split article by article; what stands before the first heading goes with it."""
+    found: list[list[str]] = [[]]
+    for row in rows:
+        if _begins_page(row) and any(each.strip() for each in found[-1]):
+            found.append([])
+        found[-1].append(row)
+    return found
+
+
+def _begins_page(line: str) -> bool:
+    heading = line.replace("= = =", "===").replace("= =", "==").strip()
+    return heading.startswith("= ") and heading.endswith(" =")
 
 
 # lm-evaluation-harness undoes WikiText's spacing with these, in this order; the results are only comparable with all.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from edgequant.errors import UserError
 from edgequant.folders import CHECKPOINT
 from edgequant.outputs import Place, check_output
+from edgequant.quantization.ptq.methods import AUTO
 from edgequant.quantization.qat.settings import QatSettings
 from edgequant.workflows.phases.plan import ORDERS, PEERS
 from edgequant.workflows.steps.text_mix import check_dataset, parse_mix
@@ -83,14 +84,19 @@ def model_names(model: str, models: str | None) -> dict[str, str]:
 
 
 def validate_models(
-    named: dict[str, str], scheme: str, training: TrainingSettings, evaluation: EvaluationSettings, run: RunSettings
+    named: dict[str, str],
+    scheme: str,
+    method: str,
+    training: TrainingSettings,
+    evaluation: EvaluationSettings,
+    run: RunSettings,
 ) -> list[Scheme]:
     """`validate` of every model; the schemes."""
     schemes: list[Scheme] = []
     for given in named.values():
         schemes = validate(
-            given, "disaster", schemes=scheme, training=training, qat=QatSettings(), evaluation=evaluation,
-            device=run.device,
+            given, "disaster", schemes=scheme, method=None if method == AUTO else method, training=training,
+            qat=QatSettings(init_from=method), evaluation=evaluation, device=run.device,
         ).schemes  # fmt: skip
     return schemes
 

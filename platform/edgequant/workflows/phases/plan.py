@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgequant.evaluation.settings import EvaluationSettings
+from edgequant.quantization.qat.settings import QatSettings
 from edgequant.training.settings import TrainingSettings
 from edgequant.workflows.phases.ledger import digest_of
 from edgequant.workflows.settings import RunSettings, WorkflowResult
@@ -26,6 +27,7 @@ class Plan:
 
     model: str
     scheme: str
+    method: str
     source: str | None
     adapt: tuple[Order, ...]
     replay: str | None
@@ -84,14 +86,15 @@ class Plan:
         """Digest of what a phase's result depends on."""
         place = {name: value for name, value in asdict(self.run).items() if name not in ("resume", "experiment")}
         shared: dict[str, Any] = {"evaluation": self.evaluation, "run": place, "profile": self.device_profile}
-        training = {"training": self.training, "scheme": self.scheme, "register": self.register}
+        training = {"training": self.training, "scheme": self.scheme, "method": self.method}
+        training |= {"register": self.register}
         base: list[str | None] = [self.model]
         text = [*base, self.dataset]
         quantized = [*text, str(self.quantized)]
         given: dict[str, tuple[dict[str, Any], list[str | None]]] = {
             "corpus": ({}, [self.model, self.source]),
             "baseline": (shared, text),
-            "ptq": (shared | {"scheme": self.scheme}, text),
+            "ptq": (shared | {"scheme": self.scheme, "method": self.method}, text),
             "qat": (shared | training, text),
             "finetune": (shared | {"training": self.training, "replay": self.replay}, text),
             "adapt-before": (shared | training | {"by": "qat" in self.phases}, [*text, str(self.adapted)]),
@@ -170,8 +173,8 @@ class Plan:
         from edgequant.workflows.ptq import ptq
 
         return ptq(
-            model=model, scheme=schemes, dataset=self.dataset, evaluation=self.evaluation, output=str(output),
-            device_profile=self.device_profile, register=register, run=self.run,
+            model=model, scheme=schemes, method=self.method, dataset=self.dataset, evaluation=self.evaluation,
+            output=str(output), device_profile=self.device_profile, register=register, run=self.run,
         )  # fmt: skip
 
     def _trained(self, model: str, dataset: str, output: Path, *, adapt: bool) -> WorkflowResult:
@@ -179,8 +182,8 @@ class Plan:
 
         return qat(
             model=model, scheme=self.scheme, dataset=dataset, adapt=adapt, training=self.training,
-            evaluation=self.evaluation, output=str(output), device_profile=self.device_profile,
-            register=self.register, run=self.run,
+            qat=QatSettings(init_from=self.method), evaluation=self.evaluation, output=str(output),
+            device_profile=self.device_profile, register=self.register, run=self.run,
         )  # fmt: skip
 
     def _finetuned(self, model: str, output: Path, *, register: bool) -> WorkflowResult:
