@@ -112,6 +112,24 @@ def test_int4_decode_kernel_agrees_with_the_dequantized_product(scheme, rows, mo
     torch.testing.assert_close(single.float(), many.float(), rtol=2**-6, atol=0.03 * spread)
 
 
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("scheme", ["q4_0", "w4-g32", "w3-g64", "w8", "w8a8", "w8a8-static", "w4a8-g32", "w4-g64-sym"])
+def test_rows_that_lie_apart_in_memory_give_what_they_give_side_by_side(scheme, dtype, device):
+    """Each sequence's last state is such a row; CUDA's int4 kernel took none of them."""
+    states = torch.randn(4, 3, 256, generator=torch.Generator().manual_seed(0)).to(dtype)
+    layer = converted(scheme, 256, 64, [states[:, -1].float()]).to(device)
+    layer = layer if dtype == torch.float32 else layer.to(dtype)
+    apart = states.to(device)[:, -1]
+    assert not apart.is_contiguous()
+    with torch.inference_mode():
+        assert torch.equal(layer(apart), layer(apart.contiguous()))
+        assert torch.equal(layer(apart[None])[0], layer(apart.contiguous()))
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("scheme", ["w4-g32", "w4-g64", "w4-g128", "w4a8-g32", "w4-g32-sym"])
 def test_int4_decode_kernel_on_cuda_agrees_with_the_cpu(scheme):

@@ -69,7 +69,7 @@ def int4_layout(codes: Tensor) -> Tensor:
 def int4_kernel(input: Tensor, weight: Tensor, group_size: int, scale_and_offset: Tensor) -> Tensor:
     """input [m, in] times `int4_layout`'s w = (c - 8) scale + offset, the pair [groups, out, 2]: [m, out], bfloat16."""
     multiply = torch.ops.aten._weight_int4pack_mm if input.is_cuda else torch.ops.aten._weight_int4pack_mm_for_cpu
-    return multiply(input, weight, group_size, scale_and_offset)
+    return multiply(input.contiguous(), weight, group_size, scale_and_offset)  # CUDA's takes rows side by side alone
 
 
 def int8_weight_kernel(input: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
