@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import edge_vs_llama_cpp  # noqa: E402, F401 - its imports work
 from edge_rows.files import Files, Key, planned  # noqa: E402
-from edge_rows.table import edge_table  # noqa: E402
+from edge_rows.table import edge_table, paired_table  # noqa: E402
 from peers.importance_matrix import importance_matrix, write_importance  # noqa: E402
 from peers.llama_cpp_quantizer import BEHIND_TYPES, MARKS, give_importance, importance_list, read_importance  # noqa: E402
 from peers.ptq_rows import Row  # noqa: E402
@@ -97,3 +97,24 @@ def test_several_seeds_are_one_line_with_their_interval():
     half = 4.3027 * 1.0 / math.sqrt(3)  # Student's t of two degrees of freedom, standard deviation 1
     assert second.startswith("| PTQ q4_0 (3 seeds) | +10.0 % | 77.5 |")
     assert f"| 22.00 ({22 - half:.2f} to {22 + half:.2f}) |" in second
+
+
+def test_files_are_compared_window_by_window_with_both_references():
+    def row(shift, noise):
+        items = [
+            {"id": f"window-{at}", "tokens": 100, "nats": 300 + 40 * (at % 5) + 100 * shift + noise * (at % 3 - 1)}
+            for at in range(30)
+        ]
+        return Row("", "", 0.0, metrics={"wikitext2/perplexity": 1.0}, items={"wikitext2": items})
+
+    rows = [(Key("F16", 0), row(0.0, 0.0)), (Key("Q4_0-imatrix", 0), row(0.11, 1.0)), (Key("QAT", 1), row(0.06, 2.0))]
+    heads, _, first, second, third = paired_table(rows).splitlines()
+    assert heads.startswith("| file | WikiText-2 against F16 |") and "WikiText-2 against Q4_0-imatrix" in heads
+    assert first.count("%") == second.count("%") == 1, "each against the other, neither against itself"
+    cells = [cell.strip() for cell in third.split("|")[1:-1]]
+    assert cells[0] == "QAT seed 1" and cells[2] == "-"
+    lost = {at: float(cells[at].split(" %")[0]) for at in (1, 5)}
+    assert lost[1] == pytest.approx(100 * (math.exp(0.06) - 1), abs=0.1)
+    assert lost[5] == pytest.approx(100 * (math.exp(-0.05) - 1), abs=0.1)
+    low, high = (float(part) for part in cells[1].split("(")[1].rstrip(")").split(" to "))
+    assert 5.0 < low < lost[1] < high < 7.5

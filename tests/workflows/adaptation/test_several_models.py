@@ -15,6 +15,8 @@ import pytest
 from edgequant import tracking
 from edgequant.errors import UserError
 from edgequant.evaluation.harm import losses
+from edgequant.evaluation.settings import EvaluationSettings
+from edgequant.training.settings import TrainingSettings
 from edgequant.workflows.phases import orders
 from edgequant.workflows.phases.ledger import Ledger, digest_of, state_of
 from edgequant.workflows.phases.orders import Row
@@ -128,8 +130,8 @@ def test_inputs_differ_by_settings_and_by_what_lies_in_a_folder(tmp_path):
 
 def plan(tmp_path, **changes):
     settings = {
-        "model": "tiny", "scheme": "w4", "source": None, "adapt": (), "replay": None, "training": None,
-        "evaluation": None, "folder": tmp_path, "device_profile": None, "register": False, "run": RunSettings(),
+        "model": "tiny", "scheme": "w4", "method": "auto", "source": None, "adapt": (), "replay": None,
+        "training": None, "evaluation": None, "folder": tmp_path, "device_profile": None, "register": False, "run": RunSettings(),
         "phases": ("ptq", "qat"),
     }  # fmt: skip
     return Plan(**{**settings, **changes})
@@ -148,6 +150,21 @@ def test_joint_is_qat_that_learns_the_text_and_before_rounds_as_the_base_was(tmp
     assert joint["adapt"] and joint["model"] == "tiny" and joint["dataset"] == "disaster:0.75,wikitext-2:0.25"
     assert (first, second) == ("qat", "ptq") and not by_qat["adapt"]
     assert by_qat["model"] == by_ptq["model"] == str(tmp_path / "finetune" / "merged")
+
+
+def test_the_method_of_ptq_is_that_of_every_phase_and_its_change_does_them_again(tmp_path, monkeypatch):
+    from edgequant.workflows import ptq, qat
+
+    asked = {}
+    monkeypatch.setattr(qat, "qat", lambda **given: asked.update(qat=given["qat"].init_from))
+    monkeypatch.setattr(ptq, "ptq", lambda **given: asked.update(ptq=given["method"]))
+    made = plan(tmp_path, method="gptq", training=TrainingSettings(), evaluation=EvaluationSettings())
+    made.ptq()
+    made.qat()
+    assert asked == {"ptq": "gptq", "qat": "gptq"}
+    other = replace(made, method="mse_clip")
+    differ = {phase for phase in ("ptq", "qat", "finetune", "adapt-joint") if made.inputs(phase) != other.inputs(phase)}
+    assert differ == {"ptq", "qat", "adapt-joint"}
 
 
 def row(name, *shift):
