@@ -131,8 +131,8 @@ def test_inputs_differ_by_settings_and_by_what_lies_in_a_folder(tmp_path):
 def plan(tmp_path, **changes):
     settings = {
         "model": "tiny", "scheme": "w4", "method": "auto", "source": None, "adapt": (), "replay": None,
-        "training": None, "evaluation": None, "folder": tmp_path, "device_profile": None, "register": False, "run": RunSettings(),
-        "phases": ("ptq", "qat"),
+        "training": None, "evaluation": None, "folder": tmp_path, "device_profile": None, "register": False,
+        "run": RunSettings(), "phases": ("ptq", "qat"),
     }  # fmt: skip
     return Plan(**{**settings, **changes})
 
