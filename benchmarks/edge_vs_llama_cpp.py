@@ -38,6 +38,7 @@ from qat_quality.stand_in import record_nothing  # noqa: E402
 
 QUICK = {"limit": 20, "windows": 1, "window": 256, "sequences": 4, "sequence_length": 128, "repetitions": 1}
 KEY = ("model", "method", "device", "dataset", "sequences", "sequence_length", "windows", "window", "limit", "threads")
+ROWS_FORMAT = 2  # of rows on disk: since 2 with what each figure is made of, item by item
 
 
 def arguments() -> argparse.Namespace:
@@ -71,7 +72,7 @@ def main() -> None:
     options = arguments()
     record_nothing()
     keys = planned(options)
-    store = RowStore(str(options.keep), {name: getattr(options, name) for name in KEY})
+    store = RowStore(str(options.keep), {"format": ROWS_FORMAT} | {name: getattr(options, name) for name in KEY})
     files = Files(options)
     jobs = {key: Job(f"seed{key.seed}", files.name(key)) for key in keys}
     for key, job in jobs.items():

@@ -5,8 +5,8 @@
 Every side is `edgequant tune` as a user calls it, in a process and a Ray of its own, with the same space, settings and
 seed, on the GPUs that it is shown (CUDA_VISIBLE_DEVICES); no trial is stopped early. Sides follow each other, nothing
 else should run on those GPUs. A side has `--rounds` trials for each place; its rate is counted from the first trial's
-beginning to the last one's end, PTQ and the first compilation included; Ray's start and the measurement on
-test data are not.
+beginning to the last one's end, PTQ and the first compilation included (each side has a compiler cache of its own);
+Ray's start and the measurement on test data are not.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import NamedTuple
+
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / name) for name in ("platform", "tune", "benchmarks")]
@@ -86,7 +88,10 @@ def main() -> None:
 
 def searched(side: Side, options: argparse.Namespace) -> Found:
     """One search."""
-    shown = ",".join(visible_gpus()[: side.gpus])
+    visible = visible_gpus()
+    if len(visible) < side.gpus:
+        sys.exit(f"--gpus {side.gpus}: {len(visible)} are visible; name as many as there are")
+    shown = ",".join(visible[: side.gpus])
     parts = (*(str(ROOT / name) for name in ("platform", "tune", "registry")), os.environ.get("PYTHONPATH", ""))
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": shown, "PYTHONPATH": os.pathsep.join(parts)}
     with tempfile.TemporaryDirectory() as folder:
@@ -98,6 +103,10 @@ def searched(side: Side, options: argparse.Namespace) -> Found:
             "--training.batch_size", str(options.batch), "--training.sequence_length", str(options.length),
             "--evaluation.tasks", "[domain_perplexity]", "--register", "false", "--output", "search",
         ]  # fmt: skip
+        # Nothing of an earlier side, and nothing in the user's store.
+        own = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "EDGEQUANT_CACHE")
+        environment |= {name: str(Path(folder, name.lower())) for name in own}
+        environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
         ends: dict[int, float] = {}
         said = []
         with subprocess.Popen(
@@ -120,7 +129,9 @@ def searched(side: Side, options: argparse.Namespace) -> Found:
 def visible_gpus() -> list[str]:
     """Names of the GPUs that this process may use."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return [str(index) for index in range(64)] if named is None else named.split(",")
+    if named is None:
+        return [str(index) for index in range(torch.cuda.device_count())]
+    return [name for name in named.split(",") if name]
 
 
 if __name__ == "__main__":

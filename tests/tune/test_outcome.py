@@ -84,7 +84,7 @@ def test_a_search_that_chose_by_halves_says_so():
 
     rows = boolean_questions()
     chosen = selection({"domain_boolean": rows}, ("domain_qa",), "disaster", None)
-    assert "domain_boolean: trials were scored on one half" in halved(chosen)[0]
+    assert "domain_boolean: trials were scored on one half of what is reported" in halved(chosen)[0]
     assert halved(selection({"domain_boolean": rows}, ("domain_perplexity",), "disaster", None)) == []
 
 
@@ -99,6 +99,18 @@ def test_a_version_of_a_search_by_halves_is_measured_again_on_its_half():
     assert _rows("domain_boolean", Conditions(**given, data={"domain_boolean": rows_digest(half)}), None) == half
     other = Conditions(**given, data={"domain_boolean": rows_digest(half[1:])})
     assert "is not what was measured on" in _rows("domain_boolean", other, None)
+
+
+def test_so_is_one_of_a_search_by_halves_of_wikitexts_articles(tmp_path, monkeypatch):
+    from edgequant.evaluation.evidence_file import Conditions, rows_digest
+    from edgequant_registry.evidence import remeasuring
+    from edgequant_tune.scoring.selection import parts_of
+
+    lines = [line for at in range(20) for line in ("", f" = Article {at} = \n", "", f" of {at} \n")]
+    monkeypatch.setattr(remeasuring, "rows_of", lambda *_: lines)
+    reported = parts_of("wikitext2", lines, "wikitext-2", str(tmp_path)).report
+    filed = Conditions(tasks=("perplexity",), protocol={}, data={"wikitext2": rows_digest(reported)})
+    assert len(reported) < len(lines) and remeasuring._rows("wikitext2", filed, None) == reported
 
 
 def record(number: int, perplexity: float, size: float, **values: object) -> TrialRecord:

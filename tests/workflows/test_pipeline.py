@@ -169,6 +169,7 @@ def test_an_interrupted_pipeline_goes_on_with_the_phase_that_was_not_done(store,
         ({"replay": "wikitext-2"}, "replay must be one text and its share, such as self-generated:0.2"),
         ({"replay": "nowhere:0.1"}, "replay must be one of .* got 'nowhere'"),
         ({"models": "tiny,tiny"}, "models must differ in name, got 'tiny' and 'tiny'"),
+        ({"method": "gptp"}, "^PTQ method 'gptp' is unknown"),
         ({"models": " ,"}, "models must name one or more"),
     ],
 )

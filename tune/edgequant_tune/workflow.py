@@ -127,13 +127,16 @@ def tune(
     from edgequant_tune.bookkeeping.warm_start import earlier_trials
     from edgequant_tune.driver import ray_cluster, run_search
     from edgequant_tune.outcome import front
-    from edgequant_tune.scoring.selection import check_scored
+    from edgequant_tune.scoring.selection import check_scored, told_splits
 
     data_dir, needed = spec.trial.run.data_dir, spec.trial.evaluation.tasks
     names = [item.name for item in spec.space]
-    earlier = [] if warm_start is None else earlier_trials(warm_start, config, names, spec.objectives)
     notes = check_data(evaluation.tasks, data_dir, needed=needed, dataset=spec.trial.dataset)
     check_scored(needed, spec.trial.dataset, data_dir)
+    earlier: list[trial_records.TrialRecord] = []
+    if warm_start is not None:
+        scored_on = told_splits(needed, spec.trial.dataset, data_dir)
+        earlier = earlier_trials(warm_start, config, names, spec.objectives, scored_on)
     begun = tracking.workflow_run("tune", config, reads, experiment=run.experiment, resume=run.resume, grows=MAY_GROW)
     with begun as tracked:
         share_folder(spec.trial.folder, SEARCHES)

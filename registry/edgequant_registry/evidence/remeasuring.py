@@ -61,7 +61,7 @@ def _rows(name: str, conditions: Conditions, data_dir: str | None) -> Rows | str
         return str(error)
     if rows is None:
         return f"it was not found in {_place(where)}; pass --data_dir DATA, or --remeasure false"
-    for measured_on in (rows, halves(rows).report):  # a search that chose by the other half
+    for measured_on in (rows, halves(rows, data_set.units).report):  # a search that chose by the other half
         if rows_digest(measured_on) == conditions.data[name]:
             return measured_on
     return f"what lies in {_place(where)} is not what was measured on; pass --data_dir DATA, or --remeasure false"

@@ -130,12 +130,13 @@ def test_a_new_search_learns_from_an_earlier_one_of_the_same_model(searched):
 
     run, spec, records = searched[1]
     config = {"model": "tiny", "method": "qat", "dataset": "disaster", "scheme": "w8"}
-    earlier = earlier_trials(run.id, config, ["learning_rate"], spec.objectives)
+    scored_on = "validation"
+    earlier = earlier_trials(run.id, config, ["learning_rate"], spec.objectives, scored_on)
     finished = [record for record in records if record.status == "finished"]
     assert [(one.values, one.metrics["domain/perplexity"]) for one in earlier] == [
         (one.values, pytest.approx(one.metrics["domain/perplexity"])) for one in finished
     ]
-    twice = earlier_trials(f"{run.id}, {run.id}", config, ["learning_rate"], spec.objectives)
+    twice = earlier_trials(f"{run.id}, {run.id}", config, ["learning_rate"], spec.objectives, scored_on)
     assert len({one.id for one in twice}) == 2 * len(finished)
     for change, said in (
         ({"model": "smollm2-135m"}, "is a search of model 'tiny', not of 'smollm2-135m'"),
@@ -143,11 +144,15 @@ def test_a_new_search_learns_from_an_earlier_one_of_the_same_model(searched):
         ({"scheme": "w4-g32"}, "measured with scheme w8"),
     ):
         with pytest.raises(UserError, match=said):
-            earlier_trials(run.id, config | change, ["learning_rate"], spec.objectives)
+            earlier_trials(run.id, config | change, ["learning_rate"], spec.objectives, scored_on)
     with pytest.raises(UserError, match="has no finished trial with boolq/accuracy"):
-        earlier_trials(run.id, config, ["learning_rate"], search_spec(objectives=["boolq/accuracy"]).objectives)
+        earlier_trials(
+            run.id, config, ["learning_rate"], search_spec(objectives=["boolq/accuracy"]).objectives, scored_on
+        )
+    with pytest.raises(UserError, match="was scored on validation, this search's trials are on wikitext2: half"):
+        earlier_trials(run.id, config, ["learning_rate"], spec.objectives, "wikitext2: half")
     with pytest.raises(UserError, match="warm_start 'no-such-run' must be the id of a search's run"):
-        earlier_trials("no-such-run", config, ["learning_rate"], spec.objectives)
+        earlier_trials("no-such-run", config, ["learning_rate"], spec.objectives, scored_on)
 
 
 def test_what_is_learned_decides_what_is_proposed(tmp_path):

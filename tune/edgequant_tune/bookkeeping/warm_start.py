@@ -16,11 +16,12 @@ from edgequant_tune.trial_records import TrialRecord
 
 # What decides which number a trial of given hyperparameters comes to; where one differs, earlier trials say little.
 MEASURED_BY = ("method", "dataset", "evaluation.limit", "evaluation.seed", "evaluation.window")
+SPLIT_TAG = "edgequant.split"  # of a trial's run
 KNOWN = ("trial", "status", "step", "seconds", "error")  # columns of trials.json that are no metric
 
 
 def earlier_trials(
-    runs: str, config: Mapping[str, Any], searched: Sequence[str], objectives: Sequence[Objective]
+    runs: str, config: Mapping[str, Any], searched: Sequence[str], objectives: Sequence[Objective], scored_on: str
 ) -> list[TrialRecord]:
     """Finished trials of other searches, with the metrics that this one optimises.
 
@@ -28,11 +29,15 @@ def earlier_trials(
         runs: ids of their runs, separated by commas.
         config: this search's resolved configuration.
         searched: names of its hyperparameters.
+        scored_on: what its trials are scored on, as `told_splits` says it.
 
     Raises:
         UserError: a run is none of a search, is of another model, or measured something else.
     """
-    found = [record for run in runs.split(",") for record in _trials_of(run.strip(), config, searched, objectives)]
+    given = [run.strip() for run in runs.split(",")]
+    found = [record for run in given for record in _trials_of(run, config, searched, objectives)]
+    for run in given:
+        _check_split(run, scored_on)
     # numbered anew: two searches count from one each
     return [
         TrialRecord(**(vars(record) | {"number": i + 1, "id": f"earlier {i + 1}"})) for i, record in enumerate(found)
@@ -55,6 +60,16 @@ def _trials_of(
     if not usable:
         raise UserError(f"{named} has no finished trial with {' and '.join(metrics)}; name another search")
     return [_record(row, searched) for row in usable]
+
+
+def _check_split(run: str, here: str) -> None:
+    tags = (trial.tags.get(SPLIT_TAG) for trial in tracking.find_runs(parent=run))
+    there = next((tag for tag in tags if tag), here)
+    if there != here:
+        raise UserError(
+            f"warm_start {run!r} was scored on {there}, this search's trials are on {here}: their figures cannot be "
+            "compared; give the same data, or leave warm_start out"
+        )
 
 
 def _check_same(named: str, there: Mapping[str, str], here: Mapping[str, Any], searched: Sequence[str]) -> None:

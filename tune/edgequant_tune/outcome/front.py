@@ -131,9 +131,9 @@ def _measured(
 
 
 def halved(chosen: Selection) -> list[str]:
-    """A line about data sets whose reported questions were halved."""
+    """A line about data sets whose reported rows were halved."""
     halved = [name for name, split in chosen.splits.items() if split == HALF]
     if not halved:
         return []
-    return [f"{', '.join(halved)}: trials were scored on one half of the questions, for want of a training split; the "
-            "other half is reported"]  # fmt: skip
+    return [f"{', '.join(halved)}: trials were scored on one half of what is reported, for want of another split that "
+            "is not trained on; the other half is reported"]  # fmt: skip

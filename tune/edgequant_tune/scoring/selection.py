@@ -58,7 +58,7 @@ def parts_of(name: str, reported: Rows, dataset: str, data_dir: str | None) -> P
 
 
 def check_scored(tasks: Sequence[str], dataset: str, data_dir: str | None) -> None:
-    """Refuse a search whose trials could not be scored: a data set of a task that is nothing but what is reported.
+    """Refuse a search whose trials could not be scored: a task that has nothing but what is reported.
 
     Args:
         tasks: that trials are scored on.
@@ -68,14 +68,17 @@ def check_scored(tasks: Sequence[str], dataset: str, data_dir: str | None) -> No
         UserError: names the task, the data set and what would do.
     """
     for task in tasks:
-        for data_set in find_task(task).data:
-            reported = rows_of(data_set, data_set.report, data_dir)
-            if reported is not None and parts_of(data_set.name, reported, dataset, data_dir).select is None:
-                raise UserError(
-                    f"task {task}, which an objective or a constraint asks for, has no rows of {data_set.name} to "
-                    f"score trials on: they must be neither trained on ({dataset}) nor what is reported, and the "
-                    "reported rows are too few to be halved; give its validation split, or another objective"
-                )
+        sets = find_task(task).data
+        reported = {each.name: rows_of(each, each.report, data_dir) for each in sets}
+        there = {name: rows for name, rows in reported.items() if rows is not None}
+        if there and all(parts_of(name, rows, dataset, data_dir).select is None for name, rows in there.items()):
+            halved = any(each.report in (each.select or (each.report,)) for each in sets)
+            why = ", and the reported ones are too few to be halved" if halved else ""
+            raise UserError(
+                f"task {task}, which an objective or a constraint asks for, has no rows of {', '.join(there)} to score "
+                f"trials on: they must be neither trained on ({dataset}) nor what is reported{why}; give its "
+                "validation split, or another objective"
+            )
 
 
 def told_splits(scored: Sequence[str], dataset: str, data_dir: str | None) -> str:

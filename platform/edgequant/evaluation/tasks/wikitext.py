@@ -27,10 +27,15 @@ def wikitext_pages(text: str) -> list[str]:
 
 
 def articles(rows: Sequence[str]) -> list[list[str]]:
-    """Rows of the split article by article; what stands before the first heading goes with it."""
+    """Rows of the split article by article; what stands before the first heading goes with it.
+
+    A heading stands between blank rows: a formula that begins and ends with a sign of equality does not.
+    (`wikitext_pages`, which is lm-evaluation-harness's, takes two such formulas of the test split for headings.)
+    """
     found: list[list[str]] = [[]]
-    for row in rows:
-        if _begins_page(row) and any(each.strip() for each in found[-1]):
+    for above, row, below in zip(["", *rows], rows, [*rows[1:], ""], strict=False):
+        alone = not above.strip() and not below.strip()
+        if alone and _begins_page(row) and any(each.strip() for each in found[-1]):
             found.append([])
         found[-1].append(row)
     return found

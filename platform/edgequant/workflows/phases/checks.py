@@ -92,6 +92,10 @@ def validate_models(
     run: RunSettings,
 ) -> list[Scheme]:
     """`validate` of every model; the schemes."""
+    from edgequant.quantization.ptq.methods import parse_method
+
+    if method != AUTO:
+        parse_method(method)
     schemes: list[Scheme] = []
     for given in named.values():
         schemes = validate(
