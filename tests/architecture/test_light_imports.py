@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 
+import pytest
 from source_trees import all_sources
 
 HEAVY = (
@@ -42,6 +43,7 @@ def test_modules_that_define_the_command_line_import_nothing_heavy(environment):
     assert {name: heavy for name, heavy in json.loads(done.stdout).items() if heavy} == {}
 
 
+@pytest.mark.long
 def test_every_module_can_be_imported_while_models_are_built_without_memory(environment):
     """transformers imports our quantiser when it is first asked for, which may be under `torch.device("meta")`."""
     under_meta = f"import torch\nwith torch.device('meta'):\n{textwrap.indent(IMPORT_ALL, '    ')}"

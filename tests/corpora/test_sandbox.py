@@ -88,7 +88,7 @@ def test_impossible_settings_are_refused_by_name(values: dict, named: str) -> No
         CorpusSettings(**values)
 
 
-@pytest.mark.parametrize("name", ["tiny", "smollm2-135m"])
+@pytest.mark.parametrize("name", ["tiny", pytest.param("smollm2-135m", marks=pytest.mark.long)])
 def test_a_cut_or_changed_tokenizer_in_the_cache_is_made_again(tmp_path: Path, monkeypatch, name: str) -> None:
     monkeypatch.setenv("EDGEQUANT_CACHE", str(tmp_path))
     file = tokenizer_file(name)
