@@ -86,15 +86,15 @@ class Plan:
         """Digest of what a phase's result depends on."""
         place = {name: value for name, value in asdict(self.run).items() if name not in ("resume", "experiment")}
         shared: dict[str, Any] = {"evaluation": self.evaluation, "run": place, "profile": self.device_profile}
-        training = {"training": self.training, "scheme": self.scheme, "method": self.method}
-        training |= {"register": self.register}
+        rounding = {"scheme": self.scheme, "method": self.method}
+        training = rounding | {"training": self.training, "register": self.register}
         base: list[str | None] = [self.model]
         text = [*base, self.dataset]
         quantized = [*text, str(self.quantized)]
         given: dict[str, tuple[dict[str, Any], list[str | None]]] = {
             "corpus": ({}, [self.model, self.source]),
             "baseline": (shared, text),
-            "ptq": (shared | {"scheme": self.scheme, "method": self.method}, text),
+            "ptq": (shared | rounding, text),
             "qat": (shared | training, text),
             "finetune": (shared | {"training": self.training, "replay": self.replay}, text),
             "adapt-before": (shared | training | {"by": "qat" in self.phases}, [*text, str(self.adapted)]),
