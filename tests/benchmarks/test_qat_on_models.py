@@ -91,6 +91,7 @@ def test_torchao_s_qat_has_no_counterpart_of_static_ranges_or_of_whole_channels(
     assert list(schemes_of_both(scheme)) == []
 
 
+@pytest.mark.long
 def test_workers_make_what_can_be_made_and_say_what_failed(workers, monkeypatch, capsys):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
     store, made = workers()
@@ -143,6 +144,7 @@ def test_the_grid_says_how_far_the_automatic_rate_is_from_the_best():
     assert "WikiText-2 perplexity 3.00 % above the best, rate x 3.2" in said
 
 
+@pytest.mark.long
 def test_a_run_needs_neither_mlflow_nor_ray_nor_datasets(tmp_path):
     blocked = "import sys\nsys.modules |= dict.fromkeys(['mlflow', 'ray', 'datasets', 'bitsandbytes', 'plotly'])\n"
     (tmp_path / "sitecustomize.py").write_text(blocked)

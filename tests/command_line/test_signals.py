@@ -69,6 +69,7 @@ def how_to_go_on(answer: dict[str, Any], arguments: tuple[str, ...]) -> str:
     return told
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("at", "calls", "number", "runs"),
     [
@@ -118,6 +119,7 @@ def test_a_signal_that_is_ignored_from_the_start_as_under_nohup_stays_ignored(tr
     assert (answer["status"], runs) == (0, [("baseline", "FINISHED"), ("evaluate", "FINISHED")])
 
 
+@pytest.mark.long
 def test_killed_while_a_checkpoint_is_written_the_same_command_goes_on_to_the_same_numbers(tried, store):
     moment = "edgequant.training.trainer:LanguageModelTrainer._save_optimizer_and_scheduler"
     answer, runs = tried(*FINETUNE, at=moment, calls=1, signals=[TERM])

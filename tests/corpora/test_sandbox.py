@@ -42,6 +42,7 @@ def run(folder: Path, **limits: float) -> dict[str, ProcessedFile]:
     return found
 
 
+@pytest.mark.long
 def test_a_pdf_that_takes_too_long_is_left_out_and_the_next_file_is_read(tmp_path: Path) -> None:
     (tmp_path / "slow.pdf").write_bytes(pdf_of(zlib.compress(b"BT /F1 12 Tf (flood) Tj ET " * 1_500_000)))
     (tmp_path / "good.txt").write_text(GOOD)

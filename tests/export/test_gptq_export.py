@@ -84,6 +84,7 @@ def test_a_zero_point_of_0_is_not_one_less(tmp_path) -> None:
     assert np.array_equal(dequantised(folder)[path], expected) and "gptq_v2" in notes[1]
 
 
+@pytest.mark.long
 @pytest.mark.skipif(library.missing() is not None, reason="onnxruntime-genai is not installed as pinned")
 def test_the_builder_of_onnxruntime_genai_reads_it(tmp_path) -> None:
     """Its own graph, made of the folder alone, gives our logits."""

@@ -94,6 +94,7 @@ def fields_of(stored: np.ndarray, layout: str) -> tuple[np.ndarray, np.ndarray]:
     return codes.reshape(rows, -1), np.ascontiguousarray(factor).view(np.float16).reshape(rows, -1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("architecture", WIDE)
 def test_integers_scales_and_weights_are_the_checkpoints_own(architecture, scheme, tmp_path) -> None:

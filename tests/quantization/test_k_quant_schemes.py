@@ -73,6 +73,7 @@ def test_every_ptq_method_chooses_them_and_errs_less_than_rounding_to_nearest(wi
     assert distances[0] < (1.001 if method == "smoothquant" else 0.95) * distances[1]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["rtn", "mse_clip", "gptq", "gptq+block_ap+e2e_qp"])
 def test_six_bits_err_less_than_a_fifth_of_what_four_do(wide, tokens, method):
     """By the squares of their steps, 1/32 and 2/15 of a group's largest, it would be a twentieth."""

@@ -58,6 +58,7 @@ def test_every_method_leaves_weights_on_the_levels(_tiny, tokens, scheme, method
         assert torch.isfinite(model(input_ids=tokens).logits).all()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("scheme", ["w2-g64", "w2-g64-sym", "w1.58-g64"])
 def test_learned_rounding_and_refitted_scales_err_less_than_clipping(_tiny, tokens, scheme):
     def error(method: str, **settings) -> float:

@@ -78,6 +78,7 @@ def test_a_metric_that_is_required_and_missing_refuses(store, register):
         promote()
 
 
+@pytest.mark.long
 def test_promoting_again_changes_nothing_but_the_record(store, register):
     register()
     promote()
@@ -97,6 +98,7 @@ def test_a_dry_run_shows_the_verdicts_and_changes_nothing(store, register, capsy
     assert "would be promoted" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_rollback_goes_back_one_promotion_at_a_time_and_then_says_that_there_is_none(store, register):
     for perplexity in (25.0, 24.8, 24.6):
         register(GOOD | {"domain/perplexity": perplexity})

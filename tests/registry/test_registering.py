@@ -54,6 +54,7 @@ def test_a_version_that_ptq_registers_is_judged_by_every_gate_of_the_default_pol
     assert perplexity["limit"] == pytest.approx(1.1 * baseline["domain/perplexity"], rel=1e-3)
 
 
+@pytest.mark.long
 def test_a_fine_tuned_model_that_was_merged_is_promoted_where_the_policy_allows_it(store, tmp_path):
     finetune(
         model="tiny",

@@ -18,6 +18,7 @@ def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "mlflow.db"
 
 
+@pytest.mark.long
 def test_ctrl_c_while_mlflow_makes_its_tables_leaves_nothing_and_the_next_run_begins(database, monkeypatch):
     def interrupted(_engine):
         raise KeyboardInterrupt

@@ -59,6 +59,7 @@ def log_a_variant() -> str:
     return child.id
 
 
+@pytest.mark.long
 def test_what_is_logged_while_the_server_is_away_arrives_with_its_steps_times_and_files(served, capfd):
     with tracking.workflow_run("qat", {"model": "tiny", "seed": 3}) as run:
         tracking.log_metrics({"train/loss": 1.0}, step=1)
@@ -116,6 +117,7 @@ def test_a_version_is_registered_when_the_server_is_back(served, tmp_path):
     assert files_of(served, run.id)["checkpoint/weights"] == "{}"
 
 
+@pytest.mark.long
 def test_gone_for_good_costs_one_line_and_status_1_and_one_command_files_it(served, monkeypatch, capfd):
     monkeypatch.setenv(patience.VARIABLE, "0")
 

@@ -50,6 +50,7 @@ def test_a_run_outlives_a_database_that_is_locked_for_longer_than_a_try(store, t
     assert store.get_run(run.id).info.status == "FINISHED"
 
 
+@pytest.mark.long
 def test_a_database_that_stays_locked_is_told_when_patience_is_over(store, tmp_path, monkeypatch):
     monkeypatch.setattr(sqlite_locks, "TRY_MS", 50)
     tracking.client()
@@ -67,6 +68,7 @@ def first_run(folder: str, go) -> None:
             tracking.log_metrics({"train/loss": 1.0}, step=1)
 
 
+@pytest.mark.long
 def test_ten_first_runs_at_once_all_succeed_in_one_experiment(tmp_path, monkeypatch):
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)

@@ -217,6 +217,7 @@ def test_a_registered_checkpoint_carries_tags_on_its_version(store, tmp_path):
     assert (tracking.download("models:/edgequant-tiny/2") / "config.json").read_text() == "{}"
 
 
+@pytest.mark.long
 def test_what_was_fetched_is_gone_when_the_process_ends(environment, tmp_path):
     code = textwrap.dedent("""
         from edgequant import tracking

@@ -46,6 +46,7 @@ def test_a_document_in_a_row_is_read_as_in_a_row_of_its_own(kind: str) -> None:
     assert (together[1:, 5:16] - alone).abs().max() > 1e-3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("top_k", [0, 8])
 def test_a_training_and_its_teacher_see_documents_apart(tiny, tmp_path: Path, monkeypatch, top_k: int) -> None:
     monkeypatch.setenv("EDGEQUANT_CACHE", str(tmp_path / "cache"))

@@ -95,6 +95,7 @@ def test_a_block_keeps_little_more_than_its_input(tiny, sequences):
         assert saved_bytes(tiny.model, tokens) < plain / 5
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("scheme", ["w4a8-g32", "w8a8-static"])
 def test_recomputing_compiles_nothing_more(tiny, sequences, tmp_path, monkeypatch, scheme):
     graphs = []

@@ -70,6 +70,7 @@ def test_learning_rate_follows_warm_up_and_cosine(tiny, sequences, tmp_path):
     )
 
 
+@pytest.mark.long
 def test_accumulated_gradients_are_those_of_the_large_batch(tiny, sequences, tmp_path):
     large, small = copy.deepcopy(tiny.model), copy.deepcopy(tiny.model)
     whole = losses_of(large, sequences, replace(SHORT, batch_size=8), tmp_path / "a")
@@ -154,6 +155,7 @@ def test_steps_are_announced_before_they_are_taken(tiny, sequences, tmp_path):
     assert announced == [(done, 6) for done in range(6)]
 
 
+@pytest.mark.long
 def test_the_seed_sets_the_order_of_the_text(tiny, sequences, tmp_path):
     runs = [losses_of(copy.deepcopy(tiny.model), sequences, SHORT, tmp_path, seed=seed) for seed in (0, 0, 1)]
     assert runs[0] == runs[1] != runs[2]

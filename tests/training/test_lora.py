@@ -52,6 +52,7 @@ def test_merged_model_computes_what_the_adapted_one_does(tiny, sequences, tmp_pa
     assert type(merged).__name__ == "Qwen2ForCausalLM"
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("error:Could not find a config file")  # peft asking the hub about the base
 def test_adapters_resume_to_the_same_loss(tiny, sequences, tmp_path):
     settings = TrainingSettings(

@@ -18,6 +18,9 @@ from edgequant.training.loop import train
 from edgequant.training.settings import TrainingSettings
 
 
+pytestmark = pytest.mark.long  # a minute of tracing
+
+
 @pytest.fixture
 def compiled(monkeypatch):
     """The graphs that were compiled, as they come; they run by PyTorch's own kernels."""

@@ -49,6 +49,7 @@ def test_the_rate_found_trains_nearly_as_well_as_the_best_of_a_grid(_tiny, seque
     assert max(grid) > min(grid) + 0.5
 
 
+@pytest.mark.long
 def test_the_model_is_left_as_it_was(tiny, sequences, counting):
     before = copy.deepcopy(tiny.model.state_dict())
     find_learning_rate(tiny.model, sequences, SETTINGS, Watch(texts={"text": counting}))
@@ -101,6 +102,7 @@ def test_auto_is_refused_where_no_text_is_held_out(tiny, sequences, tmp_path):
         train(tiny.model, sequences, SETTINGS, tmp_path)
 
 
+@pytest.mark.long
 def test_every_rate_that_diverges_is_passed_over(tiny, sequences, counting, monkeypatch):
     monkeypatch.setattr("edgequant.training.rate_test.FIRST", 1e32)
     monkeypatch.setattr("edgequant.training.rate_test.FACTOR", 1e9)  # few trials

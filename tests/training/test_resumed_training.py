@@ -204,6 +204,7 @@ def test_checkpoints_are_written_four_times_in_a_training_of_some_length_unless_
     assert TrainingSettings(steps=steps, save_steps=save_steps).checkpoint_interval == interval
 
 
+@pytest.mark.long
 def test_the_reported_loss_counts_the_steps_before_the_interruption(tiny, sequences, tmp_path):
     settings = TrainingSettings(
         steps=20, batch_size=1, sequence_length=8, learning_rate=1e-4, precision="float32", save_steps=9
@@ -223,6 +224,7 @@ def test_the_reported_loss_counts_the_steps_before_the_interruption(tiny, sequen
     assert found.loss == pytest.approx((losses[19] + losses[20]) / 2)  # the last tenth of all 20 steps
 
 
+@pytest.mark.long
 def test_distilled_training_resumes_to_the_same_loss(tiny, sequences, tmp_path):
     teacher = copy.deepcopy(tiny.model)
     with torch.no_grad():

@@ -50,6 +50,7 @@ def trained(floating, sequences, folder, *, reuse: bool, precision: str = "float
     return model, result.loss
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("precision", "rank"), [("float32", 0), ("bfloat16", 0), ("float32", 4)])
 def test_reusing_simulated_weights_changes_no_bit(tiny, sequences, tmp_path, simulations, precision, rank):
     made = {

@@ -149,6 +149,7 @@ def test_looking_takes_no_more_than_a_twentieth_of_a_training_of_some_length():
     assert looks * 2 * rows <= 0.05 * 4 * settings.sequences  # a step: forward, backward (2), teacher (1)
 
 
+@pytest.mark.long
 def test_an_interrupted_training_goes_on_with_its_looks_and_its_best_state(tiny, sequences, counting, tmp_path):
     watch, settings = Watch(texts={"counting": counting}), replace(SETTINGS, save_steps=6)
     whole_model = copy.deepcopy(tiny.model)
@@ -171,6 +172,7 @@ def test_an_interrupted_training_goes_on_with_its_looks_and_its_best_state(tiny,
     assert all(torch.equal(one, other) for one, other in states)
 
 
+@pytest.mark.long
 def test_a_checkpoint_without_its_looks_is_not_gone_on_with(tiny, sequences, counting, tmp_path):
     settings = replace(SETTINGS, save_steps=6)
     train(copy.deepcopy(tiny.model), sequences, settings, tmp_path, watch=Watch(texts={"counting": counting}))

@@ -153,6 +153,7 @@ def test_the_search_learns_which_trials_break_constraints():
     assert len(kept[0]) <= 3 and len(kept[1]) >= 7, kept
 
 
+@pytest.mark.long
 def test_the_size_of_what_ships_is_part_of_every_qat_trial(tmp_path: Path):
     """1.05 MB of `tiny` in fp16: 4.5 bits of 16 and the tokenizer."""
     spec = search_spec(

@@ -57,6 +57,7 @@ def test_only_checkpoints_that_nothing_beats_stay_on_disk(tmp_path, store, ray_h
     assert abs(math.log10(best.values["learning_rate"] / 1e-4)) <= 1.0  # no worse than the first trial
 
 
+@pytest.mark.long
 def test_failed_and_diverged_trials_do_not_stop_the_search(tmp_path, store, ray_here):
     from edgequant_tune.results import table
     from edgequant_tune.trial_records import ranked
@@ -137,6 +138,7 @@ def test_the_time_budget_ends_the_search_and_leaves_no_run_open(tmp_path, store,
     assert {run.data.tags["edgequant.stopped_by"] for run in runs} == {"time budget"}
 
 
+@pytest.mark.long
 def test_the_record_on_disk_is_what_was_found(tmp_path, store, ray_here):
     spec, records, _ = run(tmp_path, ray_here, fake_candidates.bowl, trials=2)
     lines = [json.loads(line) for line in (spec.trial.folder / "trials.jsonl").read_text().splitlines()]

@@ -29,6 +29,7 @@ def candidate_of(
     return qat_candidate(spec.trial, work_dir, on_report)
 
 
+@pytest.mark.long
 def test_a_candidate_is_measured_without_tracking(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     seen: list[tuple[int, dict[str, float]]] = []
@@ -40,6 +41,7 @@ def test_a_candidate_is_measured_without_tracking(tmp_path, monkeypatch):
     assert not (tmp_path / "mlflow.db").exists()
 
 
+@pytest.mark.long
 def test_the_control_that_teaches_a_candidate_is_not_in_its_curve(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     seen: list[int] = []

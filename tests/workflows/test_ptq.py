@@ -88,6 +88,7 @@ def test_one_scheme_goes_straight_into_the_output_folder(store, tmp_path, quick)
     assert checkpoint.open_checkpoint(tmp_path / "only").scheme.name == "w8"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["gptq", "awq"])
 def test_a_scheme_is_quantized_the_same_alone_and_after_another(store, tmp_path, quick, method):
     """What one scheme leaves in the work folder must not reach the next."""

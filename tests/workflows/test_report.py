@@ -41,6 +41,7 @@ def test_the_newest_run_is_reported_and_its_files_are_artifacts_of_the_run(tmp_p
     assert [row["variant"] for row in summary] == ["baseline", "ptq", "qat"]
 
 
+@pytest.mark.long
 def test_named_runs_are_reported_by_the_first_characters_of_their_ids(tmp_path) -> None:
     first = store_qat(model="older")
     store_qat(model="newer")
@@ -49,6 +50,7 @@ def test_named_runs_are_reported_by_the_first_characters_of_their_ids(tmp_path) 
     assert "older" in page and "newer" not in page
 
 
+@pytest.mark.long
 def test_a_registered_version_gets_its_card(tmp_path) -> None:
     run = store_qat()
     client = tracking.client()
@@ -60,6 +62,7 @@ def test_a_registered_version_gets_its_card(tmp_path) -> None:
     assert "22.40" in card and "w4a8-g32+emb4" in card
 
 
+@pytest.mark.long
 def test_a_card_has_every_figure_of_the_evidence_and_not_the_few_of_the_tags(tmp_path, monkeypatch) -> None:
     run = store_qat()
     client = tracking.client()

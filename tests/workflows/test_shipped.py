@@ -199,6 +199,7 @@ def test_ptq_puts_an_onnx_folder_beside_the_checkpoint(export_as, quick, tmp_pat
     verify(made)  # somebody took the folder elsewhere
 
 
+@pytest.mark.long
 def test_qat_delivers_the_file_beside_the_checkpoint(quick, short, tmp_path) -> None:
     out = tmp_path / "out"
     result = qat(

@@ -56,6 +56,7 @@ def rounded(evaluation, tmp_path, **options: Any) -> Any:
     return ptq(model="tiny", evaluation=evaluation, run=CPU, **usual | options)
 
 
+@pytest.mark.long
 def test_ptq_times_what_ships_in_metrics_tags_table_and_version(timed, tmp_path, capsys) -> None:
     result = rounded(timed, tmp_path, register=True, export="gguf", threads=1)
     (file,) = (tmp_path / "made").glob("*.gguf")
@@ -77,6 +78,7 @@ def test_ptq_times_what_ships_in_metrics_tags_table_and_version(timed, tmp_path,
     assert not list(tmp_path.glob("**/.shipped*")) and "shipped decode ms/token" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_the_file_that_is_timed_is_the_one_that_export_writes_and_is_gone_afterwards(quick, tmp_path) -> None:
     result = rounded(quick, tmp_path)
     assert not list((tmp_path / "made").glob("*.gguf")) and "deploy/decode_ms_per_token" in result.metrics
@@ -87,6 +89,7 @@ def test_the_file_that_is_timed_is_the_one_that_export_writes_and_is_gone_afterw
     assert result.metrics["deploy/size_gb"] == exported.metrics["deploy/size_gb"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("tasks", "runtime", "why"),
     [
@@ -102,6 +105,7 @@ def test_times_are_left_out_with_a_line_that_says_why(quick, tmp_path, capsys, m
     assert {name for name in result.metrics if "deploy/" in name} == {"deploy/size_gb", "deploy/reduction_vs_fp16"}
 
 
+@pytest.mark.long
 def test_a_form_without_a_runtime_is_said_to_be_untimed_and_not_known_to_fit(quick, tmp_path, capsys) -> None:
     result = rounded(quick, tmp_path, scheme="w8a8-static", device_profile="edge-2c-1g")
     said = capsys.readouterr().out
@@ -136,6 +140,7 @@ def test_qat_says_whether_its_file_fits_and_a_misfit_fails_its_gate(quick, short
     assert {gate["metric"]: gate["verdict"] for gate in gates}["deploy/fits"] == "FAILED"
 
 
+@pytest.mark.long
 def test_evaluate_tries_a_file_and_a_checkpoint_on_a_device_and_refuses_a_model_without_a_file(
     quick, tiny, tmp_path, capsys
 ) -> None:
@@ -158,6 +163,7 @@ def test_evaluate_tries_a_file_and_a_checkpoint_on_a_device_and_refuses_a_model_
         evaluate(model="tiny", evaluation=quick, device_profile="edge-2c-1g")
 
 
+@pytest.mark.long
 def test_a_file_that_llama_cpp_cannot_run_costs_its_times_and_no_run(quick, tmp_path, monkeypatch, capsys) -> None:
     from edgequant.evaluation.efficiency import shipped
 

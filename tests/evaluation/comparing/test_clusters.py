@@ -147,6 +147,7 @@ def two_tables(random, together):
     return tables
 
 
+@pytest.mark.long
 def test_over_a_tables_tasks_false_verdicts_are_at_most_5_per_cent_of_tables():
     random, wrong, starred, rounds = np.random.default_rng(11), 0, 0, 100
     for _ in range(rounds):

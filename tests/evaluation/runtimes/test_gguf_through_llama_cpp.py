@@ -77,6 +77,7 @@ def test_it_has_the_evaluations_interface_and_knows_its_size(model, smollm2):
     assert model.file_type == "q4_1"
 
 
+@pytest.mark.long
 def test_log_likelihoods_agree_with_the_dequantized_model_in_torch(model, smollm2):
     from edgequant import models
     from edgequant.evaluation.backends.transformers_model import TransformersModel
@@ -120,6 +121,7 @@ def array_of(rows, vocabulary):
     return np.ctypeslib.as_array(rows.logits, (len(rows.positions), vocabulary)).copy()
 
 
+@pytest.mark.long
 def test_logits_are_bounded_and_do_not_depend_on_how_a_text_is_cut(smollm2):
     gguf = Gguf(smollm2)
     tokens = (gguf.tokenize("The river rose in the night and the lower town was asked to leave. ") * 20)[:250]

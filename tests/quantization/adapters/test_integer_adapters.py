@@ -100,6 +100,7 @@ def test_gradients_are_those_of_the_update_before_rounding():
     torch.testing.assert_close(quantizer.relative_scale.grad, expected)
 
 
+@pytest.mark.long
 def test_training_within_the_integers_of_a_tied_model_resumes(floating, sequences, tmp_path):
     """Its head and its embedding have the same integers, which a training checkpoint of transformers cannot share."""
     checkpoint_of(floating, "w4a8-g32+emb4", tmp_path / "base")
@@ -160,6 +161,7 @@ def test_a_resumed_training_ends_as_an_uninterrupted_one(tiny, sequences, tmp_pa
     assert run("cut", resume=True) == whole
 
 
+@pytest.mark.long
 def test_blocks_that_are_computed_again_in_the_backward_pass_train_alike(tiny, sequences, tmp_path):
     checkpoint_of(tiny, "w4a8-g32+emb4", tmp_path / "base")
     losses = []

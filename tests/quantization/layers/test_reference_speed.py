@@ -1,11 +1,11 @@
 """On the CPU no scheme decodes slower than unquantised weights of the same type: six layers' linears, one token.
 
-CPU time of one thread, the least of passes taken in turns, so that what else the machine does strikes both: ten turns, and
-ten more as long as the bound does not hold, up to ten times, since a neighbour that fills the cache for a second costs the
-kernel with more to compute nothing and the one with more to read everything, or the other way about. The weights
-exceed the caches of most machines, as a model's do; where they do not, unquantised ones have an advantage that no model
-gives them. On an AMD EPYC the ratios lie at 0.4 to 0.95, and lay at up to 4 when weights were dequantised. The bound is
-1, but for 4-bit weights with 8-bit inputs in float32 (1.1 here), whose inputs cost as much as unpacking saves.
+CPU time of one thread, the least of passes taken in turns, so that what else the machine does strikes both. Ten turns,
+and ten more while the bound does not hold, ten times at most: a neighbour that fills caches and memory slows one kernel
+more than the other. The weights exceed the caches of most machines, as a model's do; where they do not, unquantised
+ones have an advantage that no model gives them. On an AMD EPYC the ratios lie at 0.4 to 0.95, and lay at up to 4 when
+weights were dequantised. The bound is 1, but for 4-bit weights with 8-bit inputs in float32 (1.1 here), whose inputs
+cost as much as unpacking saves.
 Nothing is said of CPUs without VNNI, AVX2 or FBGEMM: what replaces a kernel that they lack is right, not fast.
 """
 

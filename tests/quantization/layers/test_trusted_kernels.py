@@ -54,6 +54,7 @@ def off_by_one_for_many_rows(left: torch.Tensor, right: torch.Tensor) -> torch.T
     return product + 1 if left.shape[0] >= 64 else product
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "setting",
     ["", "ONEDNN_MAX_CPU_ISA=AVX2", "ONEDNN_MAX_CPU_ISA=AVX512_CORE", "ATEN_CPU_CAPABILITY=default"],

@@ -94,6 +94,7 @@ def test_only_adapters_norms_and_learned_scales_are_trained(tiny, sequences, lea
     assert "model.embed_tokens.weight" not in trained
 
 
+@pytest.mark.long
 def test_frozen_weights_stay_and_need_no_optimizer_state(tiny, sequences, tmp_path):
     whole = copy.deepcopy(tiny.model).requires_grad_(True)
     prepare(whole, parse_scheme("w4a8-g32+emb4"))

@@ -143,6 +143,7 @@ def test_an_exported_file_that_was_filed_must_be_there(store, register, checkpoi
         promote()
 
 
+@pytest.mark.long
 def test_a_version_whose_run_was_deleted_is_not_promoted_until_the_run_is_restored(store, register):
     register()
     run_id = store.get_model_version(NAME, "1").run_id
@@ -180,6 +181,7 @@ def without_evidence(checkpoint) -> None:
         tracking.register_checkpoint(checkpoint, NAME, tags={"size/reduction_vs_fp16": "71.5"})
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("damage", ["run deleted", "evidence changed"])
 def test_a_champion_that_is_damaged_can_be_rolled_back(store, register, damage):
     for _ in range(2):

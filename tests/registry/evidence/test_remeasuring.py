@@ -72,6 +72,7 @@ def test_an_honest_version_is_measured_again_in_a_fresh_process(store, register,
     assert "remeasured.json" in files
 
 
+@pytest.mark.long
 def test_figures_of_another_model_are_not_found_again_and_their_gates_fail(
     store, register, measured, in_this_process, policy, capsys
 ):

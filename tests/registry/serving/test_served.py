@@ -76,6 +76,7 @@ def test_a_completion_is_answered_as_openai_does_on_either_path(server: Any) -> 
     assert status == 200 and other["choices"] == body["choices"] and other["id"] != body["id"]
 
 
+@pytest.mark.long
 def test_several_prompts_and_requests_are_answered_in_their_order(server: Any) -> None:
     prompts = ["The water is", "Boil"]
     texts = [server("/invocations", {"prompt": one, "max_tokens": 3})[1]["choices"][0]["text"] for one in prompts]
@@ -144,6 +145,7 @@ def test_where_mlflow_serves_by_another_module_a_line_says_that_v1_is_not_there(
     assert "/invocations alone answers, not /v1" in caplog.text
 
 
+@pytest.mark.long
 def test_a_server_that_decodes_ends_within_five_seconds_of_sigterm(
     place: Path, tmp_path: Path, environment: dict[str, str]
 ) -> None:

@@ -66,6 +66,7 @@ def test_anchored_rows_count_by_the_other_models_predictions_and_others_by_their
     assert found == pytest.approx(expected(tiny.model, other, sequences, anchor.rows), rel=1e-4)
 
 
+@pytest.mark.long
 def test_a_teacher_teaches_the_other_rows(tiny: Any, other: Any, sequences: Tensor, tmp_path: Path) -> None:
     """Its own copy as the teacher there, and as the anchor elsewhere: nothing is left to learn."""
     settings, rows = replace(ONE_STEP, distillation_weight=1.0), anchored_rows(1, 2)
@@ -74,6 +75,7 @@ def test_a_teacher_teaches_the_other_rows(tiny: Any, other: Any, sequences: Tens
     assert first_loss(tiny.model, sequences, tmp_path, anchor=Anchor(other, rows), **same) > 1e-3
 
 
+@pytest.mark.long
 def test_predictions_kept_on_disk_are_those_of_the_anchored_rows_alone(
     tiny: Any, other: Any, sequences: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,6 +87,7 @@ def test_predictions_kept_on_disk_are_those_of_the_anchored_rows_alone(
     assert kept == pytest.approx(live, rel=1e-3)
 
 
+@pytest.mark.long
 def test_a_model_that_learns_one_text_forgets_less_of_another_on_which_it_is_anchored(
     tiny: Any, sequences: Tensor, tmp_path: Path
 ) -> None:

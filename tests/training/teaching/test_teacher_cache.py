@@ -113,6 +113,7 @@ def test_a_later_run_reads_and_does_not_ask_the_teacher_again(tiny, teacher, seq
     assert not asked and first == second
 
 
+@pytest.mark.long
 def test_training_interrupted_and_resumed_with_a_cached_teacher_ends_the_same(
     tiny, teacher, sequences, tmp_path, cache
 ):

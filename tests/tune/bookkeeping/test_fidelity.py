@@ -125,6 +125,7 @@ def test_more_trials_are_added_to_a_finished_search(searched):
     assert anew.id != first.id  # it has its five: the same asked again is a new search
 
 
+@pytest.mark.long
 def test_a_new_search_learns_from_an_earlier_one_of_the_same_model(searched):
     from edgequant_tune.bookkeeping.warm_start import earlier_trials
 

@@ -40,6 +40,7 @@ def test_a_search_and_a_corpus_use_a_node_that_has_no_checkout(tmp_path):
     assert told["corpus"] == [True, True]
 
 
+@pytest.mark.long
 def test_every_node_is_asked_before_the_first_trial(tmp_path, ray_here, monkeypatch):
     check_nodes(str(tmp_path / "shared"), [str(tmp_path)])
     check_nodes(f"file://{tmp_path}/store", [])

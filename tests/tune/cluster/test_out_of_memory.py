@@ -87,6 +87,7 @@ def test_a_process_that_rays_monitor_killed_begins_again_with_half_the_micro_bat
     assert ended == [OUT_OF_MEMORY, "the worker process died twice: Segmentation fault"]
 
 
+@pytest.mark.long
 def test_a_process_that_dies_in_ray_costs_its_trial_alone(tmp_path, store, ray_here):
     from edgequant import tracking
     from edgequant_tune.driver import run_search

@@ -43,6 +43,7 @@ pipeline(
 """
 
 
+@pytest.mark.long
 def test_after_kill_9_between_two_models_the_second_goes_on_where_it_was(
     store, tmp_path, tiny_folder, environment, quick
 ):

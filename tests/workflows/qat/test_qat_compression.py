@@ -74,6 +74,7 @@ def test_training_starts_from_a_ptq_methods_result_with_adapters_on_top(store, q
     assert not list(Path("outputs").glob("qat/*/start-blocks"))  # gone once the checkpoint is delivered
 
 
+@pytest.mark.long
 def test_the_control_teaches_qat_at_a_rate_of_its_own(store, quick, short, monkeypatch):
     seen: dict[str, tuple[TrainingSettings, torch.nn.Module | None, torch.Tensor]] = {}
 

@@ -21,6 +21,7 @@ def logits(model):
         return model(input_ids=torch.arange(60)[None]).logits[0].float()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("scheme", ["w8a8+emb8", "w8-g32"])
 def test_checkpoint_reload_and_export_agree_with_the_weights(store, tmp_path, quick, short, scheme):
     meant = make("qwen2", tied=False)

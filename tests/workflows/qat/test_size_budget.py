@@ -74,6 +74,7 @@ def test_a_mixed_checkpoint_is_registered_with_its_scheme(rounded):
     assert MIXED in {version.tags["edgequant.scheme"] for version in versions}
 
 
+@pytest.mark.long
 def test_training_under_a_budget_deploys_the_bits_that_it_trained(store, tmp_path, perplexity_only, short, capsys):
     qat(
         **COMMON, scheme="w4-g32+emb4", training=short, evaluation=perplexity_only,

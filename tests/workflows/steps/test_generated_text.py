@@ -128,6 +128,7 @@ def test_fine_tuning_refuses_what_the_model_wrote_itself(edgequant):
         training_texts("self-generated", None)
 
 
+@pytest.mark.long
 def test_qat_trains_on_as_many_sequences_as_its_steps_draw(store, quick, cache, capsys):
     training = TrainingSettings(
         steps=3, batch_size=2, sequence_length=32, precision="float32", distillation_weight=1.0, teacher_top_k=16
