@@ -1,12 +1,18 @@
-"""`sigterm_kept`: Ray takes SIGTERM for itself, in Python to drain for half a minute, in C++ to die of it. Light."""
+"""What Ray's processes import, and `sigterm_kept`. Light.
+
+Ray takes SIGTERM for itself, in Python to drain for half a minute, in C++ to die of it.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
+from typing import Any
 from unittest import mock
 
 CHECKED_S = 0.005
@@ -34,3 +40,16 @@ def sigterm_kept() -> Iterator[None]:
             ended.set()
             thread.join()
             library.sigaction(signal.SIGTERM, action, None)
+
+
+def same_code(*, elsewhere: bool) -> dict[str, Any]:
+    """For `runtime_env`: processes import the code that this one runs, wherever it lies.
+
+    Args:
+        elsewhere: they are on other machines, to which the package is shipped.
+    """
+    if elsewhere:
+        import edgequant
+
+        return {"py_modules": [edgequant.__path__[0]], "excludes": ["__pycache__"]}
+    return {"env_vars": {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}}

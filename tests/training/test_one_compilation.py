@@ -17,7 +17,6 @@ from edgequant.training.compilation import compiled_blocks, scoring
 from edgequant.training.loop import train
 from edgequant.training.settings import TrainingSettings
 
-
 pytestmark = pytest.mark.long  # a minute of tracing
 
 

@@ -33,7 +33,7 @@ from edgequant.tracking.registry import (
     loaded_commit,
     register_checkpoint,
 )
-from edgequant.tracking.runs import EXPERIMENT, Run, run_folder, variant_run, workflow_run
+from edgequant.tracking.runs import EXPERIMENT, Run, joined, run_folder, variant_run, workflow_run
 from edgequant.tracking.search import PARENT_TAG, FinishedRun, client, find_runs
 from edgequant.tracking.store import answers, file_kept
 from edgequant.tracking.store_errors import refusal
@@ -62,6 +62,7 @@ __all__ = [
     "find_runs",
     "flatten",
     "is_alive",
+    "joined",
     "loaded_commit",
     "local_store",
     "log_artifact",

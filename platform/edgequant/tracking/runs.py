@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlflow
+from mlflow.tracking import fluent
 
 from edgequant import interruption
 from edgequant.files import sha256_of_bytes
@@ -154,6 +155,27 @@ def variant_run(
         inherit(parent.info.run_id)
         log_params({"model": model, "scheme": scheme, "variant": variant, **(parameters or {})})
         yield Run(run.info.run_id, run.info.experiment_id, resumed=begun is not None)
+
+
+@contextmanager
+def joined(run_id: str, *, store: str, resumed: bool) -> Iterator[None]:
+    """In another process than the one that began a run and will end it: workflows nest under it here too.
+
+    Args:
+        store: its address.
+        resumed: that process goes on with the run: workflows go on with theirs below it.
+    """
+    mlflow.set_tracking_uri(store)
+    run = client().get_run(run_id)
+    begun = fluent._active_run_stack.get()
+    begun.append(mlflow.ActiveRun(run))  # start_run would end it with this process
+    belongs_here(run_id)
+    if resumed:
+        _continued.add(run_id)
+    try:
+        yield
+    finally:
+        begun.pop()
 
 
 class Begun(NamedTuple):

@@ -2,7 +2,7 @@
 
 mlflow run .
 edgequant pipeline --model tiny
-edgequant pipeline --models tiny,FOLDER                  # one after the other; what fails does not stop the others
+edgequant pipeline --models tiny,FOLDER                  # one on each GPU; what fails does not stop the others
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from edgequant.workflows.phases.checks import (
 from edgequant.workflows.phases.ledger import Ledger
 from edgequant.workflows.phases.plan import ORDERS, Order, Plan
 from edgequant.workflows.phases.running import delivered_metrics, has_run, reported, run_phases, said_of_orders
+from edgequant.workflows.phases.side_by_side import EARLIER, Outcome, check_at_once, models_at_once_of, run_side_by_side
 from edgequant.workflows.settings import RunSettings, WorkflowResult, configuration
 from edgequant.workflows.shipping import plan_timing
 from edgequant.workflows.steps.measure import COMPARISON
@@ -41,6 +42,7 @@ def pipeline(
     *,
     model: str = "smollm2-135m",
     models: str | None = None,
+    models_at_once: int | None = None,
     scheme: str = "w4a8-g32+emb4",
     method: str = AUTO,
     source: str | None = None,
@@ -61,6 +63,8 @@ def pipeline(
     Args:
         model: short name, hub id, folder, .gguf file or MLflow URI of a floating-point model.
         models: several of them instead, separated by commas: each goes through all phases in a folder of its own name.
+        models_at_once: how many of them to work on side by side, each in a process of its own; null: as many as there
+            are GPUs, which get one each, and one after the other without. Orders are compared one model at a time.
         scheme: what PTQ and QAT quantise and how.
         method: how PTQ chooses integers, for `ptq` and where QAT starts: ptq.yaml says what each does; auto: of
             those that fit the machine's time the one that predicts held-out text best.
@@ -81,8 +85,10 @@ def pipeline(
     config = configuration(locals())
     check_phases(phases, adapt)
     check_replay(replay)
+    check_at_once(models_at_once)
     timing = plan_timing(device_profile, evaluation=evaluation)
     named = model_names(model, models)
+    at_once = models_at_once_of(models_at_once, len(named), run.device)
     schemes = validate_models(named, scheme, method, training, evaluation, run)
     reads = [*(place for name in named.values() for place in places_of(name, run)), *places({"source": source})]
     folder = check_output(output, PIPELINE, reads=reads, shared=True)
@@ -112,8 +118,16 @@ def pipeline(
                 training=training, evaluation=evaluation, folder=place, device_profile=device_profile,
                 register=register, run=run,
             )  # fmt: skip
+        begun: dict[str, Outcome] = {}
+        if at_once > 1:
+            begun = run_side_by_side(made, at_once, tracked.id, timing, resumed=tracked.resumed)
+        for name, plan in made.items():
+            done_rows, error = begun.get(name, Outcome([], None))
+            rows.extend(done_rows)
             try:
-                run_phases(name, plan, Ledger(place, has_run), timing, rows)
+                if error is not None:
+                    raise error
+                run_phases(name, plan, Ledger(plan.folder, has_run), timing, rows, but=EARLIER if begun else ())
             except Exception as error:
                 failed[name] = error
                 if len(named) == 1:
@@ -128,6 +142,8 @@ def pipeline(
         tracking.log_metrics(metrics)
         following = f"open {folder / 'report' / 'report.html'}"
         title = f"pipeline: {', '.join(named)}, {scheme}"
+        if begun:
+            notes = [*notes, f"{at_once} models at once: only the orders' table times each alone"]
         lead = [line for plan in made.values() for line in said_of_orders(plan)]
         print_summary(title, rows, tracked, following, lead=lead, notes=notes)
         if failed:

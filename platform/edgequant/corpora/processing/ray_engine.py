@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 from edgequant.corpora.processed_file import ProcessedFile
 from edgequant.corpora.settings import CorpusSettings
 from edgequant.corpora.sources import SourceFile
-from edgequant.ray_signals import sigterm_kept
+from edgequant.ray_signals import same_code, sigterm_kept
 
 
 class ProcessOnActor:
@@ -61,7 +60,7 @@ def process_on_ray(
         elsewhere = os.environ.get("RAY_ADDRESS") not in (None, "", "local")
         own: dict[str, Any] = {"address": "local", "num_cpus": settings.workers, "include_dashboard": False}
         with sigterm_kept():
-            ray.init(runtime_env=_same_code(elsewhere), log_to_driver=False, **({} if elsewhere else own))
+            ray.init(runtime_env=same_code(elsewhere=elsewhere), log_to_driver=False, **({} if elsewhere else own))
     ray.data.DataContext.get_current().enable_progress_bars = False
     try:
         actors = max(1, min(int(ray.cluster_resources().get("CPU", 1)), len(files)))
@@ -78,12 +77,3 @@ def process_on_ray(
     finally:
         if started:
             ray.shutdown()
-
-
-def _same_code(elsewhere: bool) -> dict[str, Any]:
-    """Workers import the code that the driver runs, whether it is installed, on PYTHONPATH or on this machine alone."""
-    if elsewhere:
-        import edgequant
-
-        return {"py_modules": [edgequant.__path__[0]], "excludes": ["__pycache__"]}
-    return {"env_vars": {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}}

@@ -15,9 +15,17 @@ from edgequant.workflows.shipping import TimingPlan
 Rows = list[dict[str, Any]]
 
 
-def run_phases(name: str, plan: Plan, ledger: Ledger, timing: TimingPlan, rows: Rows) -> None:
-    """All phases of one model but the report; adds a row of the summary for each as soon as it is done."""
+def run_phases(
+    name: str, plan: Plan, ledger: Ledger, timing: TimingPlan, rows: Rows, *, but: Sequence[str] = ()
+) -> None:
+    """All phases of one model but the report; adds a row of the summary for each as soon as it is done.
+
+    Args:
+        but: phases to leave to another call.
+    """
     for phase in PHASES:
+        if phase in but:
+            continue
         if phase in plan.phases and phase not in ("report", "compare", "adapt"):
             rows.append(done(name, phase, plan, ledger))
         if phase == "adapt":
