@@ -14,7 +14,7 @@ from edgequant import tracking
 from edgequant.evaluation.tasks.registry import TASKS
 from edgequant.reporting.columns import described_metrics
 from edgequant.tracking.experiments import METRICS
-from edgequant.tracking.names import is_generated, run_name
+from edgequant.tracking.names import asked_for, headline_parameters, is_generated, run_name
 
 CONFIG = {"model": "smollm2-135m", "scheme": "w4a8-g32+emb4", "dataset": "disaster", "seed": 3, "limit": None}
 MEASURED = {
@@ -44,6 +44,7 @@ def measured_run(metrics=MEASURED, **parameters):
         ("qat", CONFIG, "qat smollm2-135m w4a8-g32+emb4"),
         ("qat", CONFIG | {"size_budget": "megabytes=80"}, "qat smollm2-135m w4a8-g32+emb4 megabytes=80"),
         ("ptq", {"model": "Qwen/Qwen2.5-0.5B", "scheme": "w4-g32,q8_0"}, "ptq qwen2.5-0.5b w4-g32, q8_0"),
+        ("pipeline", {"model": "phi-1.5", "models": "tiny,/data/A.gguf", "scheme": "w8"}, "pipeline tiny, a w8"),
         ("ptq", {"model": "tiny", "scheme": "a,b,c,d,e,f"}, "ptq tiny a, b, c, d and 2 more"),
         ("evaluate", {"model": "/data/My Models/Phi.gguf"}, "evaluate phi"),
         ("evaluate", {"model": "models:/edgequant-tiny/3"}, "evaluate edgequant-tiny v3"),
@@ -57,6 +58,13 @@ def measured_run(metrics=MEASURED, **parameters):
 )
 def test_a_run_is_named_by_its_workflow_its_model_and_what_is_made_of_it(workflow, config, name):
     assert run_name(workflow, config) == name
+
+
+def test_a_run_of_several_models_names_them_wherever_it_is_shown():
+    config = {"model": "phi-1.5", "models": "tiny,smollm2-135m", "scheme": "w8"}
+    assert headline_parameters(config) == {"model": "tiny, smollm2-135m", "scheme": "w8"}
+    asked = asked_for("pipeline", config)
+    assert "tiny,smollm2-135m" in asked and "phi" not in asked
 
 
 def test_a_checkpoint_goes_by_the_model_that_it_was_made_from(tmp_path):

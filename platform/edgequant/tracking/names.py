@@ -29,12 +29,14 @@ def run_name(workflow: str, config: Mapping[str, Any]) -> str:
         workflow: name of the entry point.
         config: the resolved configuration, of which a few keys are read.
     """
+    config = _of_all_models(config)
     told = [_told(key, config[key]) for key in SUBJECTS if key in config and config[key] not in UNSAID]
     return " ".join([workflow, *filter(None, told)])[:LENGTH].rstrip()
 
 
 def headline_parameters(config: Mapping[str, Any]) -> dict[str, str]:
     """Model and scheme of a workflow, as its measured models carry them: what the table of runs shows first."""
+    config = _of_all_models(config)
     wanted = {key: config[key] for key in ("model", "scheme") if config.get(key) not in UNSAID}
     return {key: _told(key, value) for key, value in wanted.items()}
 
@@ -46,6 +48,7 @@ def asked_for(workflow: str, config: Mapping[str, Any]) -> str:
         workflow: name of the entry point.
         config: the resolved configuration, of which the keys that people choose are read.
     """
+    config = _of_all_models(config)
     settings = dict(config) | flatten(config)
     told = [f"{key} `{_code(settings[key])}`" for key in ASKED if settings.get(key) not in (None, "", False, "auto")]
     return f"Asked: **{workflow}**" + (f" of {', '.join(told)}" if told else "")
@@ -75,6 +78,11 @@ def short_name(model: Any) -> str:
         return " v".join(text.removeprefix("models:/").strip("/").split("/"))
     made_from = _stated_base(Path(text).expanduser())
     return made_from or _fit_for_a_line(Path(text).name.removesuffix(".gguf").lower()) or text
+
+
+def _of_all_models(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The configuration with several models, where it names such, in place of one."""
+    return {**config, "model": config["models"]} if config.get("models") else config
 
 
 def _told(key: str, value: Any) -> str:
