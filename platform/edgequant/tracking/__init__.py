@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from edgequant.tracking.addresses import local_store, shown_store, without_password
+from edgequant.tracking.away.current import real_id
 from edgequant.tracking.details import all_metrics, details_of
 from edgequant.tracking.environment import PACKAGES, environment
 from edgequant.tracking.experiments import VIEW
@@ -75,6 +76,7 @@ __all__ = [
     "log_table",
     "log_text",
     "name_run",
+    "real_id",
     "refusal",
     "register_checkpoint",
     "run_folder",

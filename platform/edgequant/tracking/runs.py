@@ -50,7 +50,9 @@ from edgequant.tracking.store_errors import store_errors_told
 EXPERIMENT = "edgequant"
 LAUNCHED = "MLFLOW_RUN_ID"  # in the environment: the run that `mlflow run` has made for this process
 SHOWN_UNDER_ITS_PARENT = {"mlflow.runType": "evaluation"}  # MLflow's table unfolds a run that has such children
+UNLIKE = ("resume", "models_at_once")  # settings that change no result: a run goes on under others
 _continued: set[str] = set()  # runs with which this process goes on
+_joined: set[str] = set()  # runs of another process, below which this one writes
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,8 @@ def workflow_run(
     config = {key: asdict(value) if is_dataclass(value) else value for key, value in config.items()}  # type: ignore[arg-type]
     digest = _config_digest(workflow, {key: value for key, value in config.items() if key not in grows})
     more_than = (grows[0], int(config[grows[0]])) if grows else None
-    nested = mlflow.active_run() is not None
+    active = mlflow.active_run()
+    nested, gives_signs = active is not None, active is None or active.info.run_id in _joined
     name = run_name(workflow, config)
     if config.get("register") and not nested:
         check_may_register(short_name(config.get("model")))
@@ -118,7 +121,7 @@ def workflow_run(
             begin_files(run_folder(workflow, run.info.run_id))
             around.enter_context(current.settled())
         around.enter_context(ended_with_its_status(run.info.run_id, *begun.launched))
-        if not nested:
+        if gives_signs:
             around.enter_context(beating(run.info.run_id, this_process(), begun.unseen))
         around.enter_context(heartbeat(name))
         if is_generated(run.info.run_name or ""):
@@ -158,22 +161,27 @@ def variant_run(
 
 
 @contextmanager
-def joined(run_id: str, *, store: str, resumed: bool) -> Iterator[None]:
+def joined(run_id: str, folder: Path, *, store: str, resumed: bool) -> Iterator[None]:
     """In another process than the one that began a run and will end it: workflows nest under it here too.
 
     Args:
+        folder: receives what has to wait for a server that is away; it is filed by the end, or told.
         store: its address.
         resumed: that process goes on with the run: workflows go on with theirs below it.
     """
     mlflow.set_tracking_uri(store)
     run = client().get_run(run_id)
+    mlflow.set_experiment(experiment_id=run.info.experiment_id)
+    begin_files(folder)
     begun = fluent._active_run_stack.get()
     begun.append(mlflow.ActiveRun(run))  # start_run would end it with this process
     belongs_here(run_id)
+    _joined.add(run_id)
     if resumed:
         _continued.add(run_id)
     try:
-        yield
+        with current.settled():
+            yield
     finally:
         begun.pop()
 
@@ -260,5 +268,5 @@ def _start(name: str, tags: Mapping[str, str], *, continued: str | None, nested:
 
 
 def _config_digest(workflow: str, config: Mapping[str, Any]) -> str:
-    kept = {key: value for key, value in config.items() if key != "resume"}
+    kept = {key: value for key, value in config.items() if key not in UNLIKE}
     return sha256_of_bytes(workflow + json.dumps(kept, sort_keys=True, default=str))[:16]

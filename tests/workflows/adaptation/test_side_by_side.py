@@ -70,6 +70,7 @@ def test_a_process_that_is_killed_costs_its_model_alone_and_the_same_command_goe
     with pytest.raises(UserError, match="1 of 2 models failed: tiny: its process ended"):
         pipeline(**settings, run=RunSettings(device="cpu"))
     killed.join()
+    settings["models_at_once"] = 1  # as one would where memory was short
     result = pipeline(**settings, run=RunSettings(device="cpu", resume=True))
     assert [(row["model"], row["minutes"] is None) for row in result.rows] == [("tiny", False), ("other", True)]
     (parent,) = tracking.find_runs(workflow="pipeline")
@@ -93,8 +94,14 @@ def test_as_many_models_as_gpus_unless_told_otherwise(monkeypatch):
     assert models_at_once_of(None, 3, "auto") == 3 and models_at_once_of(None, 9, "auto") == 4
     assert models_at_once_of(6, 9, "cuda") == 6 and models_at_once_of(None, 9, "cpu") == 1
     assert share_of(4, "cuda").gpus == 1 and share_of(8, "cuda").gpus == 0.5 and share_of(2, "cpu").gpus == 0
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert share_of(6, "cuda").gpus == 0.5 and share_of(9, "cuda").gpus == 1 / 3
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
     assert share_of(1, "cpu") == Share(2, 0) and share_of(4, "cpu") == Share(1, 0)
+
+
+def test_ranks_of_torchrun_work_on_one_model_together(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert models_at_once_of(None, 3, "auto") == models_at_once_of(2, 3, "cpu") == 1
 
 
 @pytest.mark.parametrize("asked", [0, -1])

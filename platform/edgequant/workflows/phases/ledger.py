@@ -63,11 +63,6 @@ class Ledger:
         write_atomically(self._file, json.dumps(notes, indent=1))
         return made
 
-    @property
-    def runs(self) -> list[str]:
-        """Ids of the runs of all phases that are done."""
-        return [note.run for note in self._notes().values() if note.run]
-
     def _notes(self) -> dict[str, Done]:
         try:
             found = json.loads(self._file.read_text(encoding="utf-8"))

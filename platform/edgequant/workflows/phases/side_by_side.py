@@ -8,22 +8,26 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
+import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from edgequant.errors import UserError, first_line
 from edgequant.ray_signals import same_code, sigterm_kept
+from edgequant.redaction import without_secrets
 from edgequant.workflows.phases.checks import PHASES
+from edgequant.workflows.phases.ledger import Ledger
 from edgequant.workflows.phases.plan import Plan
-from edgequant.workflows.phases.running import Rows, run_phases
+from edgequant.workflows.phases.running import Rows, has_run, run_phases
 from edgequant.workflows.shipping import TimingPlan
 
 LATER = ("compare",)  # times every model beside others, which is done alone
 EARLIER = tuple(phase for phase in PHASES if phase not in LATER)
 LOG = "log.txt"  # of one attempt after the other
-UNWINDING_S = 8.0  # for processes to end their runs where the pipeline is interrupted
+UNWINDING_S = 3.0  # for processes to end their runs where the pipeline is interrupted, which has 6 s itself
 
 
 class Share(NamedTuple):
@@ -51,13 +55,19 @@ def check_at_once(asked: int | None) -> None:
 
 
 def models_at_once_of(asked: int | None, models: int, device: str) -> int:
-    """How many models to work on at once: as asked for, else one for each GPU that this process sees."""
-    return min(models, asked or max(1, _gpus(device)))
+    """How many models to work on at once: as asked for, else one for each GPU that this process sees.
+
+    One where torchrun has started this process as one of several, which train a model together.
+    """
+    together = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return 1 if together else min(models, asked or max(1, _gpus(device)))
 
 
 def share_of(at_once: int, device: str) -> Share:
-    """A whole GPU where there are as many as models at once, else a part of one; CPUs likewise, one at least."""
-    return Share(max(1, (os.cpu_count() or 1) // at_once), min(1.0, _gpus(device) / at_once))
+    """A whole GPU where there are as many as models at once, else a part that as many others share as have to."""
+    gpus = _gpus(device)
+    part = 1 / math.ceil(at_once / gpus) if gpus else 0.0  # of one GPU: Ray gives no task parts of two
+    return Share(max(1, _cpus() // at_once), part)
 
 
 def run_side_by_side(
@@ -74,6 +84,8 @@ def run_side_by_side(
 
     from edgequant import tracking
 
+    if ray.is_initialized():
+        raise UserError("models_at_once must be 1 where this process uses Ray already; call ray.shutdown() first")
     device = next(iter(plans.values())).run.device
     share, store = share_of(at_once, device), tracking.client().tracking_uri
     found: dict[str, Outcome] = {}
@@ -90,7 +102,7 @@ def run_side_by_side(
             while waiting:
                 (ended,), _ = ray.wait(list(waiting), num_returns=1)
                 name = waiting.pop(ended)
-                outcome = found[name] = _outcome(ended)
+                outcome = found[name] = _outcome(ended, name, plans[name])
                 how = "done" if outcome.failed is None else f"failed: {first_line(outcome.failed)}"
                 print(f"{name}: {how}", flush=True)
         except BaseException:
@@ -101,13 +113,22 @@ def run_side_by_side(
     return {name: found[name] for name in plans}
 
 
-def _outcome(task: Any) -> Outcome:
+def _outcome(task: Any, name: str, plan: Plan) -> Outcome:
     import ray
 
     try:
         return Outcome(*ray.get(task))
     except ray.exceptions.RayError as error:  # the process died: of memory, or killed
-        return Outcome([], UserError(f"its process ended: {first_line(error)}"))
+        ledger = Ledger(plan.folder, has_run)
+        asked = (*plan.phases, *(f"adapt-{order}" for order in plan.adapt))
+        notes = {phase: ledger.done(phase, plan.inputs(phase)) for phase in plan.steps if phase in asked}
+        there = {phase: note.run for phase, note in notes.items() if note is not None}
+        rows = [{"model": name, "phase": phase, "run": run, "minutes": None} for phase, run in there.items()]
+        return Outcome(rows, UserError(f"its process ended: {_said(getattr(error, 'cause', None) or error)}"))
+
+
+def _said(error: BaseException) -> str:
+    return first_line(error) or type(error).__name__
 
 
 def _phases_of_one(
@@ -115,17 +136,18 @@ def _phases_of_one(
 ) -> tuple[Rows, Exception | None]:
     """In a process of Ray's."""
     from edgequant import tracking
-    from edgequant.workflows.phases.ledger import Ledger
-    from edgequant.workflows.phases.running import has_run
 
     os.chdir(place)
-    rows: Rows = []
-    try:
-        with printed_to(plan.folder / LOG), tracking.joined(run_id, store=store, resumed=resumed):
-            run_phases(name, plan, Ledger(plan.folder, has_run), timing, rows, but=LATER)
-    except Exception as error:  # told by its first line: an error of any class crosses between processes as this one
-        return rows, UserError(first_line(error))
-    return rows, None
+    rows, failed = Rows(), None
+    with printed_to(plan.folder / LOG):
+        try:
+            with tracking.joined(run_id, plan.folder, store=store, resumed=resumed):
+                run_phases(name, plan, Ledger(plan.folder, has_run), timing, rows, but=LATER)
+        except Exception as error:  # crosses between processes as an error that any can read
+            if not isinstance(error, UserError):
+                print(without_secrets(traceback.format_exc()))
+            failed = UserError(_said(error))
+    return [row | {"run": tracking.real_id(row["run"])} for row in rows], failed
 
 
 @contextlib.contextmanager
@@ -144,9 +166,6 @@ def _ray(at_once: int, share: Share) -> Iterator[None]:
     """Ray on this machine, for no longer than this lasts."""
     import ray
 
-    if ray.is_initialized():
-        yield
-        return
     logging.getLogger("ray").setLevel(logging.ERROR)
     with sigterm_kept():
         ray.init(
@@ -157,6 +176,11 @@ def _ray(at_once: int, share: Share) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _cpus() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _gpus(device: str) -> int:
