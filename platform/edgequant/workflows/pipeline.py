@@ -88,7 +88,6 @@ def pipeline(
     check_at_once(models_at_once)
     timing = plan_timing(device_profile, evaluation=evaluation)
     named = model_names(model, models)
-    at_once = models_at_once_of(models_at_once, len(named), run.device)
     schemes = validate_models(named, scheme, method, training, evaluation, run)
     reads = [*(place for name in named.values() for place in places_of(name, run)), *places({"source": source})]
     folder = check_output(output, PIPELINE, reads=reads, shared=True)
@@ -104,6 +103,7 @@ def pipeline(
     from edgequant.workflows.steps.summary import print_summary
 
     notes = check_data(evaluation.tasks, run.data_dir)
+    at_once = models_at_once_of(models_at_once, len(named), run.device)
     # Several phases measure the same models: score each once.
     evaluation = resolved_settings(evaluation, limit=None, cache=True)
     with tracking.workflow_run("pipeline", config, experiment=run.experiment, resume=run.resume) as tracked:
