@@ -95,7 +95,7 @@ def test_as_many_models_as_gpus_unless_told_otherwise(monkeypatch):
     assert models_at_once_of(6, 9, "cuda") == 6 and models_at_once_of(None, 9, "cpu") == 1
     assert share_of(4, "cuda").gpus == 1 and share_of(8, "cuda").gpus == 0.5 and share_of(2, "cpu").gpus == 0
     assert share_of(6, "cuda").gpus == 0.5 and share_of(9, "cuda").gpus == 1 / 3
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(side_by_side, "physical_cores", lambda: 2)
     assert share_of(1, "cpu") == Share(2, 0) and share_of(4, "cpu") == Share(1, 0)
 
 

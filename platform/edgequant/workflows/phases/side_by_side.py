@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from edgequant.errors import UserError, first_line
+from edgequant.evaluation.backends.llama_cpp.cores import physical_cores
 from edgequant.ray_signals import same_code, sigterm_kept
 from edgequant.redaction import without_secrets
 from edgequant.workflows.phases.checks import PHASES
@@ -67,7 +68,7 @@ def share_of(at_once: int, device: str) -> Share:
     """A whole GPU where there are as many as models at once, else a part that as many others share as have to."""
     gpus = _gpus(device)
     part = 1 / math.ceil(at_once / gpus) if gpus else 0.0  # of one GPU: Ray gives no task parts of two
-    return Share(max(1, _cpus() // at_once), part)
+    return Share(max(1, physical_cores() // at_once), part)
 
 
 def run_side_by_side(
@@ -176,11 +177,6 @@ def _ray(at_once: int, share: Share) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-def _cpus() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _gpus(device: str) -> int:
