@@ -6,11 +6,15 @@ from collections.abc import Sequence
 
 import pytest
 
-from edgequant.corpora.curation.annotation import Row, _minhash
+from edgequant.corpora.curation import annotation
+from edgequant.corpora.curation.annotation import Row, _minhash, annotate
 from edgequant.corpora.curation.augmentation import augment, shifted_window, with_synonyms
 from edgequant.corpora.curation.deduplication import find_near_duplicates
 from edgequant.corpora.curation.metadata import describe, language_of
 from edgequant.corpora.curation.splits import assign_splits
+from edgequant.corpora.disaster.domain_classifier import Domain
+from edgequant.corpora.processed_file import ProcessedFile, ProcessedPart
+from edgequant.corpora.text.chunking import Chunk
 from edgequant.files import sha256_of_bytes
 
 WORDS = "river boat rope crew camp rain road food tent pump well lamp dose ward rice salt mat net gate hill".split()  # noqa: SIM905
@@ -105,3 +109,33 @@ def test_what_nothing_tells_is_unknown_and_what_is_stated_is_taken() -> None:
 )
 def test_languages(text: str, code: str) -> None:
     assert language_of(text) == code
+
+
+def test_a_domain_that_a_document_states_is_taken_and_only_others_are_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[list[list[str]]] = []
+
+    def classify(documents: list[list[str]]) -> list[list[Domain]]:
+        asked.append(documents)
+        return [[Domain("medical", 0.7) for _ in chunks] for chunks in documents]
+
+    def part(fields: dict[str, str], *texts: str) -> ProcessedPart:
+        return ProcessedPart(fields, [Chunk(text, len(text), 1, "") for text in texts], [])
+
+    monkeypatch.setattr(annotation, "classify", classify)
+    stated, odd = {"domain": " Food  &\nNutrition "}, {"domain": "cookery"}
+    files = [
+        ProcessedFile("a", parts=[part(stated, "rice", "salt"), part({}, "fever")]),
+        ProcessedFile("b", parts=[part(odd, "ward")]),
+    ]
+    found = [
+        [(row.columns["text"], row.columns["domain"], row.columns["domain_confidence"]) for row in rows]
+        for rows in annotate(files, "")
+    ]
+    food = "Food & Nutrition"
+    assert found == [[("rice", food, 1.0), ("salt", food, 1.0), ("fever", "medical", 0.7)], [("ward", "medical", 0.7)]]
+    assert asked == [[["fever"], ["ward"]]]
+
+    annotate([ProcessedFile("c", parts=[part(stated, "rice")])], "")
+    assert len(asked) == 1  # the classifier, whose fitting takes seconds, was not needed

@@ -8,8 +8,10 @@ HERE = Path(__file__).parent
 
 @pytest.fixture(scope="module")
 def ray_here():
-    """One small Ray for a file's tests of the search; its workers can import fake_candidates. It ends with the file: what
-    the process tests afterwards finds no Ray running, whichever files share it."""
+    """One small Ray for a file's tests of the search; its workers can import fake_candidates.
+
+    It ends with the file: what the process tests afterwards finds no Ray running, whichever files share it.
+    """
     from edgequant_tune.driver import ray_cluster
 
     before = os.environ.get("PYTHONPATH", "")

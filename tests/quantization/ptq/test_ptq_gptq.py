@@ -111,6 +111,15 @@ def test_refitted_scales_solve_the_normal_equations():
     np.testing.assert_allclose(found, expected, rtol=2e-3)
 
 
+def test_the_factor_is_that_of_the_damped_inverse():
+    inputs = torch.randn(400, 96, generator=torch.Generator().manual_seed(0)) * torch.logspace(-2, 2, 96)
+    hessian = (inputs.t() @ inputs / len(inputs)).double()
+    factor = elimination_by(hessian, act_order=False).factor
+    damped = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(96)
+    assert torch.equal(factor, factor.triu())
+    assert torch.allclose(factor.t() @ factor @ damped, torch.eye(96, dtype=torch.float64), atol=1e-8)
+
+
 def test_a_hessian_that_is_no_number_is_refused():
     _, hessian = case()
     with pytest.raises(UserError, match="more calibration text"):

@@ -35,17 +35,35 @@ def annotate(files: Sequence[ProcessedFile], license: str) -> list[list[Row]]:
         license: For files that state none.
     """
     parts = [(file, index, part) for file in files for index, part in enumerate(file.parts)]
-    domains = classify([[chunk.text for chunk in part.chunks] for _, _, part in parts])
+    domains = _domains([part for _, _, part in parts])
     rows: dict[str, list[Row]] = {file.name: [] for file in files}
     for (file, index, part), found in zip(parts, domains, strict=True):
         rows[file.name].extend(_rows_of(file, index, part, found, license))
     return [rows[file.name] for file in files]
 
 
+def _domains(parts: Sequence[ProcessedPart]) -> list[list[Domain]]:
+    """Of every chunk of every part: as the document states it, else as the classifier, which is fitted first, finds."""
+    stated = [_fields(part).get("domain") for part in parts]
+    unstated = [
+        [chunk.text for chunk in part.chunks] for part, name in zip(parts, stated, strict=True) if name not in DOMAINS
+    ]
+    found = iter(classify(unstated) if unstated else ())
+    return [
+        [Domain(name, 1.0)] * len(part.chunks) if name in DOMAINS else next(found)
+        for part, name in zip(parts, stated, strict=True)
+    ]
+
+
+def _fields(part: ProcessedPart) -> dict[str, str]:
+    """What a document states of itself, each value on one line."""
+    return {key: " ".join(value.split())[:_LONGEST_VALUE] for key, value in part.fields.items()}
+
+
 def _rows_of(
     file: ProcessedFile, index: int, part: ProcessedPart, found: Sequence[Domain], license: str
 ) -> Iterable[Row]:
-    fields = {key: " ".join(value.split())[:_LONGEST_VALUE] for key, value in part.fields.items()}
+    fields = _fields(part)
     text = "\n".join(chunk.text for chunk in part.chunks)
     described = describe(file.name, fields, text)
     language = fields.get("language") or language_of(text)
@@ -55,8 +73,8 @@ def _rows_of(
     for chunk, domain in zip(part.chunks, found, strict=True):
         columns = {
             "text": chunk.text,
-            "domain": fields["domain"] if fields.get("domain") in DOMAINS else domain.name,
-            "domain_confidence": 1.0 if fields.get("domain") in DOMAINS else domain.confidence,
+            "domain": domain.name,
+            "domain_confidence": domain.confidence,
             **described,
             "language": language if fields.get("language") else language_of(chunk.text, language),
             "source": source,

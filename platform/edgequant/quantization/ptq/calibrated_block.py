@@ -16,7 +16,7 @@ from edgequant.quantization.ptq.block_stream import BlockStream, capture_inputs,
 from edgequant.quantization.ptq.error_feedback import Drift
 from edgequant.quantization.ptq.second_moments import SecondMomentSum
 
-ERROR_BATCHES = 2  # enough for a table
+ERROR_TOKENS = 512  # of the first batch: enough for a table
 KEPT_ON_DEVICE = 1 << 30  # bytes of a block's inner inputs; what is beyond waits in main memory
 
 
@@ -182,7 +182,7 @@ class CalibratedBlock:
 
     @torch.no_grad()
     def errors(self, outputs: list[Tensor]) -> list[dict[str, Any]]:
-        """Relative squared errors: of each layer's weight and, on the first batches, its output; of the block's output.
+        """Relative squared errors: of each layer's weight and, on some of the text, its output; of the block's output.
 
         Args:
             outputs: the quantised block's, for each batch. Their error is against the floating-point model, so it holds
@@ -194,10 +194,11 @@ class CalibratedBlock:
 
         def add(name: str, inputs: Tensor) -> None:
             weight = layers[name].weight
+            inputs = inputs[:: -(-len(inputs) // ERROR_TOKENS)]
             wrong, right = inputs @ (chosen[name] - weight).float().t(), inputs @ weight.float().t()
             sums[name] += torch.stack([wrong.square().sum(), right.square().sum()])
 
-        self.capture_inputs(list(layers), add, ERROR_BATCHES)
+        self.capture_inputs(list(layers), add, batches=1)
         rows = [
             {
                 "layer": name,

@@ -79,17 +79,23 @@ def round_columns(
 
 
 def _inverse_factor(hessian: Tensor, dampening_frac: float) -> Tensor:
-    """Upper Cholesky factor of the damped Hessian's inverse, in float64."""
+    """Upper Cholesky factor U of the damped Hessian's inverse, U^T U, in float64.
+
+    From H = R R^T with R upper triangular, which is Cholesky's with rows and columns in reverse: U is R^-1, so the
+    inverse itself is not needed.
+    """
     hessian = hessian.double()
     diagonal = hessian.diagonal()
     silent = diagonal == 0  # inputs that never fire: their columns neither pass errors on nor receive any
     mean = diagonal[~silent].mean() if (~silent).any() else torch.ones((), dtype=torch.float64)
     for multiple in DAMPENING_MULTIPLES:
         damped = hessian + torch.diag(silent * mean + dampening_frac * multiple * mean)
-        lower, failed = torch.linalg.cholesky_ex(damped)
-        if not failed:
-            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-        if not failed and bool(torch.isfinite(upper).all()):
+        lower, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
+        if failed:
+            continue
+        identity = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
+        upper = torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True)
+        if bool(torch.isfinite(upper).all()):
             return upper
     raise UserError("its Hessian is not positive definite; use more calibration text or a larger ptq.dampening_frac")
 
