@@ -73,7 +73,7 @@ def corpus(
         tracking.log_metrics(
             metrics | {"corpus/files_processed": processed, "corpus/removed_passages": removed(folder)}
         )
-        print_files(manifest["files"])
+        print_files(manifest["files"], bundled=source is None)
         print_summary(summary_title(unchanged), manifest["splits"], run, next_command(output))
     return WorkflowResult(run.id, metrics, str(folder), manifest["splits"])
 
@@ -127,10 +127,10 @@ def progress_bar(files: int) -> Any:
     return move
 
 
-def print_files(files: list[dict[str, Any]]) -> None:
+def print_files(files: list[dict[str, Any]], *, bundled: bool = False) -> None:
     """One line per file: pages, words, chunks, what was removed, warnings; and a line for all.
 
-    Of very many files those are shown that have a warning.
+    Of the bundled documents, and of very many files, those are shown that have a warning.
     """
     from rich import box
     from rich.table import Table
@@ -145,7 +145,8 @@ def print_files(files: list[dict[str, Any]]) -> None:
     table.add_column("warnings", overflow="fold")
     counted = ("pages", "words", "chunks", "removed words", "duplicates")
     total = {key: sum(line[key] or 0 for line in files) for key in counted}
-    shown = files if len(files) <= MOST_LINES else [line for line in files if line["warnings"]][:MOST_LINES]
+    each = not bundled and len(files) <= MOST_LINES
+    shown = files if each else [line for line in files if line["warnings"]][:MOST_LINES]
     rest = f"{len(files) - len(shown):,} of them in files.json alone" if len(shown) < len(files) else ""
     for line in [*shown, {"file": f"all {len(files)}", **total, "warnings": rest}]:
         numbers = (f"{line[key]:,}" if line[key] else "–" for key in counted)
