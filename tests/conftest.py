@@ -10,6 +10,7 @@ import contextlib
 import copy
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -31,6 +32,9 @@ os.environ |= {
     "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
 }
 os.environ.pop("MAKELEVEL", None)
+# A shell has what it starts in the background ignore it, and processes that tests start and interrupt would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 DATA = os.environ.pop("EDGEQUANT_DATA", None)  # no workflow finds benchmarks unless its test asks for `data_dir`
 for name in [name for name in os.environ if name.startswith("MLFLOW_") and name.endswith(("_ID", "_URI", "_NAME"))]:
     del os.environ[name]

@@ -32,9 +32,6 @@ from edgequant.models.tokenizers import check_rows, has_tokenizer, load_tokenize
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# Entries of a configuration on which no result depends: every pass says whether it keeps a cache.
-NO_ARITHMETIC = ("_name_or_path", "dtype", "torch_dtype", "transformers_version", "use_cache")
-
 
 class LoadedModel(NamedTuple):
     """A model in evaluation mode, its tokenizer, and where it came from."""
@@ -268,24 +265,11 @@ def _load_model(location: str, options: dict[str, Any]) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def _computing(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration, and those within it, without what no result depends on."""
-    return {
-        name: _computing(value) if isinstance(value, dict) else value
-        for name, value in config.items()
-        if name not in NO_ARITHMETIC
-    }
-
-
 def weights_digest(model: Any) -> str:
-    """SHA-256 over what a model computes: its configuration and the bytes of every weight and buffer.
-
-    Where it lies, what wrote it and the type that it was loaded in first (tensors say what they are now) are no part of
-    that: a checkpoint that is moved, or a model that was cast, is the same.
-    """
+    """SHA-256 over a model's configuration and the bytes of every weight and buffer."""
     import torch
 
-    digest = hashlib.sha256(str(_computing(model.config.to_dict())).encode())
+    digest = hashlib.sha256(str(model.config.to_dict()).encode())
     for name, tensor in sorted(model.state_dict().items()):
         if isinstance(tensor, torch.Tensor):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -194,7 +194,7 @@ class CalibratedBlock:
 
         def add(name: str, inputs: Tensor) -> None:
             weight = layers[name].weight
-            inputs = inputs[:: -(-len(inputs) // ERROR_TOKENS)]
+            inputs = inputs[:: max(1, -(-len(inputs) // ERROR_TOKENS))]
             wrong, right = inputs @ (chosen[name] - weight).float().t(), inputs @ weight.float().t()
             sums[name] += torch.stack([wrong.square().sum(), right.square().sum()])
 
