@@ -32,7 +32,7 @@ os.environ |= {
     "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
 }
 os.environ.pop("MAKELEVEL", None)
-# A shell has what it starts in the background ignore it, and processes that tests start and interrupt would inherit that.
+# A shell has what it starts in the background ignore it, and processes that tests interrupt would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 DATA = os.environ.pop("EDGEQUANT_DATA", None)  # no workflow finds benchmarks unless its test asks for `data_dir`
