@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import chdir
 from pathlib import Path
 
 import pytest
+from mlflow.store.tracking.rest_store import RestStore as TrackingStore
 from served_store import Served
 
 from edgequant import tracking
@@ -117,6 +119,25 @@ def test_a_version_is_registered_when_the_server_is_back(served, tmp_path):
     assert files_of(served, run.id)["checkpoint/weights"] == "{}"
 
 
+def test_a_run_whose_beginning_was_done_and_not_answered_is_begun_once(served, monkeypatch):
+    send, lost = TrackingStore._call_endpoint, []
+
+    def unanswered(self, api, *arguments, **more):
+        answer = send(self, api, *arguments, **more)
+        if api.DESCRIPTOR.name == "CreateRun" and not lost:
+            lost.append(api)
+            raise ConnectionResetError("the answer is lost")
+        return answer
+
+    with tracking.workflow_run("qat", {"model": "tiny", "seed": 3}) as run:
+        monkeypatch.setattr(TrackingStore, "_call_endpoint", unanswered)
+        child = log_a_variant()
+        tracking.log_metrics({"train/loss": 1.0})
+    (found,) = [one for one in served.client.search_runs(["1"]) if one.info.run_id != run.id]
+    assert lost and found.info.status == "FINISHED" and found.data.metrics == {"domain/perplexity": 3.0}
+    assert found.info.run_id in tracking.run_url("1", child)
+
+
 @pytest.mark.long
 def test_gone_for_good_costs_one_line_and_status_1_and_one_command_files_it(served, monkeypatch, capfd):
     monkeypatch.setenv(patience.VARIABLE, "0")
@@ -139,6 +160,9 @@ def test_gone_for_good_costs_one_line_and_status_1_and_one_command_files_it(serv
     with served.in_environment():
         old = away.current_server()
         old._file = lambda: True  # the process that kept it has ended, and its thread
+        for thread in threading.enumerate():
+            if thread.name == "to the tracking server":
+                thread.join()
         old._journal.close()
         served.start()
         stores.server.cache_clear(), store._check.cache_clear()

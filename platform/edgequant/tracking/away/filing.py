@@ -14,7 +14,7 @@ from edgequant.tracking.away import patience
 from edgequant.tracking.away.journal import Entry, Journal, Waiting
 from edgequant.tracking.registration import Registration
 
-KEY = "edgequant.unfiled"  # tag of a run that was begun while the server was away: its id here
+KEY = "edgequant.request"  # tag of a run on a server: finds it where the answer to the request that began it was lost
 MOST_METRICS = 900  # of one request; MLflow takes 1,000
 UPLOAD_S = "600"  # a server may take long to pass a large file on
 TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
@@ -101,6 +101,12 @@ def with_real_ids(text: str, ids: Mapping[str, str]) -> str:
     for local, real in ids.items():
         text = text.replace(local, real)
     return text
+
+
+def with_a_key(text: str, key: str) -> str:
+    """The text of a request that begins a run, with a tag by which the run is found whose answer was lost."""
+    body = json.loads(text)
+    return json.dumps(body | {"tags": [*body.get("tags", ()), {"key": KEY, "value": key}]})
 
 
 def request(api: str, body: Mapping[str, Any]) -> dict[str, Any]:

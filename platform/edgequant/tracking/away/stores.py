@@ -20,7 +20,7 @@ from mlflow.tracking._tracking_service import utils as tracking
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.proto_json_utils import message_to_json, parse_dict
 
-from edgequant.tracking.away.filing import KEY, longer_uploads, with_real_ids
+from edgequant.tracking.away.filing import longer_uploads, with_a_key, with_real_ids
 from edgequant.tracking.away.journal import Entry, Journal
 from edgequant.tracking.away.mirror import PLACE, REMEMBERED, WRITES
 from edgequant.tracking.away.patience import is_direct
@@ -29,7 +29,7 @@ from edgequant.tracking.away.server import Server
 SCHEMES = ("http", "https")
 OURS = "mlflow-artifacts"
 # MLflow's clients would repeat a request for four minutes, and wait two for an answer, while the work stands still.
-QUICKER = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+QUICKER = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 
 
 @functools.cache
@@ -57,7 +57,9 @@ class PatientTracking(TrackingStore):
         if is_direct():
             return TrackingStore._call_endpoint(self, api, text, *arguments, **more)
         if name in WRITES:
-            told, local = json.loads(text), uuid.uuid4().hex
+            local = uuid.uuid4().hex
+            text = with_a_key(text, local) if name == "CreateRun" else text
+            told = json.loads(text)
             answer = self.server.write(send, lambda _: self._kept(name, told, local))
             return self._known(api, name, told, local) if answer is None else answer
         return self.server.read(send, lambda: self._known(api, name, json.loads(text)))
@@ -67,9 +69,7 @@ class PatientTracking(TrackingStore):
             self.server.mirror.apply(name, body)
             return {"api": name, "body": body}
         self.server.mirror.begin(local, body)
-        key = uuid.uuid4().hex
-        marked = body | {"tags": [*body.get("tags", ()), {"key": KEY, "value": key}]}
-        return {"api": name, "body": marked, "local": local, "key": key}
+        return {"api": name, "body": body, "local": local, "key": local}
 
     def _known(self, api: Any, name: str, body: dict[str, Any], local: str = "") -> Any | None:
         message, asked = api.Response(), {"run_id": local} if name == "CreateRun" else body
