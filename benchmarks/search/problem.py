@@ -31,6 +31,20 @@ class Problem:
     optimum: float = 0.0
     reference: tuple[float, float] | None = None
 
+    @property
+    def objectives(self) -> int:
+        """How many are searched for."""
+        return len(self._first.costs)
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether it has constraints."""
+        return bool(self._first.excesses)
+
+    @property
+    def _first(self) -> Result:
+        return self.result({item.name: item.at(0.5) for item in self.space})
+
     def quality(self, results: Sequence[Result]) -> float:
         """Regret, or the hypervolume that two objectives dominate."""
         feasible = [one.costs for one in results if one.is_feasible]

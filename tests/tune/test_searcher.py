@@ -55,6 +55,27 @@ def test_it_finds_the_bottom_of_a_bowl_that_random_search_comes_nowhere_near(slo
     assert min(costs) < 0.002**2
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_trials_that_run_at_a_time_do_not_all_look_at_the_same_place(seed):
+    """Six trials fit a parabola, so that every function the model draws has its minimum where the others have it."""
+    proposals = Proposals(space_of(RATE | {"distillation_weight": {"uniform": [0.0, 1.0]}}), seed=seed, slots=6)
+    first, at_a_time = [str(number) for number in range(6)], [f"later {number}" for number in range(6)]
+    for name in first:
+        proposals.ask(name)
+    for name in first:
+        values = proposals.trials[name].values
+        proposals.tell(name, "finished", [bowl(values) + (values["distillation_weight"] - 0.6) ** 2])
+    weights = [proposals.ask(name).values["distillation_weight"] for name in at_a_time]
+    assert max(weights) - min(weights) > 0.1
+
+
+def test_what_a_running_trial_will_tell_is_foretold_near_it_and_not_elsewhere():
+    at = np.array([[0.0], [0.3], [1.0]])
+    model = GaussianProcess(at, np.array([1.0, 0.0, 2.0]), np.array([False])).believing(np.array([[0.65]]))
+    assert model.foretold(np.array([[0.0], [0.64], [0.66]])).tolist() == [False, True, True]
+    assert not model.without_beliefs.foretold(np.array([[0.64]])).any()
+
+
 def test_no_configuration_is_tried_twice_and_a_finite_space_comes_to_an_end():
     """Three rates, without an adapter or with one of two scales: 9 configurations, not 12."""
     proposals = Proposals(space_of(SMALL), slots=4)

@@ -33,6 +33,7 @@ class GaussianProcess:
         self.values = (values - self.mean) / self.spread
         self.squares, self.trend = self._squares(points, points), self._trend(points, points)
         self.theta = self._likeliest()
+        self.without_beliefs = self
         self._condition(points, self.values)
 
     def believing(self, points: Array) -> GaussianProcess:
@@ -44,6 +45,10 @@ class GaussianProcess:
         expected = (self.predict(points)[0] - self.mean) / self.spread
         other._condition(np.vstack([self.points, points]), np.concatenate([self.values, expected]))
         return other
+
+    def foretold(self, points: Array) -> Array:
+        """At which points most of the variance goes when the trials that are believed in end."""
+        return self.predict(points)[1] ** 2 < 0.5 * self.without_beliefs.predict(points)[1] ** 2
 
     def predict(self, points: Array) -> tuple[Array, Array]:
         """Mean and standard deviation at points, of the quantity without the noise of a trial."""

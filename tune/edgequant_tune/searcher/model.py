@@ -20,6 +20,7 @@ Array = Any
 Key = Callable[[Mapping[str, Any]], Any]
 DRAWN, NEAR, ROUNDS, KEPT = 800, 300, 3, 8  # candidates over the space; then each time near the best ones
 FEW = 3  # trials that ended for each that runs, below which expected improvement would only explore
+FAR = 1e3  # between logarithms of improvements: the one is not taken while there is another
 MOST_MODELLED = 200  # trials, of more the best and newest: a Gaussian process takes time with their cube
 
 
@@ -63,7 +64,10 @@ class SearchModel:
         return best[0][2] if best else None
 
     def _drawn(self, tried: Collection[Any], key: Key) -> Mapping[str, Any] | None:
-        """The best one of a likely function (Thompson sampling): each of many slots looks where the optimum may be."""
+        """The best one of a likely function (Thompson sampling): each of many slots looks where the optimum may be.
+
+        But not where another one already looks: of few trials a model can be so sure that all its functions agree.
+        """
         shares = [self.rng.random((DRAWN // 2, len(self.space))), self._near(np.array(self._incumbents()), 0.2)]
         every = {key(values): values for values in map(self._values, np.concatenate(shares))}
         fresh = [values for name, values in every.items() if name not in tried]
@@ -74,7 +78,7 @@ class SearchModel:
         beyond = sum((np.maximum(model.draw(at, self.rng), 0.0) for model in self.constraints), np.zeros(len(at)))
         weights = self.rng.dirichlet(np.ones(costs.shape[1]))
         scaled = (costs - costs.min(0)) / np.maximum(np.ptp(costs, axis=0), 1e-12)
-        return fresh[int(np.lexsort(((weights * scaled).max(1), beyond))[0])]
+        return fresh[int(np.lexsort(((weights * scaled).max(1), beyond, self._foretold(at)))[0])]
 
     # ------------------------------------------------------------------------------------------------------ inside
 
@@ -92,9 +96,8 @@ class SearchModel:
             def several(at: Array) -> Array:
                 rng = np.random.default_rng()
                 rng.bit_generator.state = state
-                return log_scalarized_improvement(self.objectives, at, front, rng) + log_feasibility(
-                    self.constraints, at
-                )
+                improvement = log_scalarized_improvement(self.objectives, at, front, rng)
+                return improvement + log_feasibility(self.constraints, at) - FAR * self._foretold(at)
 
             return several
         # what is expected there, not what was measured: chance must not set the mark
@@ -102,6 +105,10 @@ class SearchModel:
         return lambda at: (
             log_expected_improvement(*self.objectives[0].predict(at), best) + log_feasibility(self.constraints, at)
         )
+
+    def _foretold(self, points: Array) -> Array:
+        """Where a trial that runs will tell most of what another would: of all objectives."""
+        return np.all([model.foretold(points) for model in self.objectives], axis=0)
 
     def _front(self, feasible: Array) -> Array:
         costs = self.costs[feasible]
