@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from edgequant.evaluation.backends.cached_model import CachedModel
 from edgequant.evaluation.backends.language_model import Window
@@ -13,6 +14,7 @@ from edgequant.evaluation.backends.transformers_model import TransformersModel
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.evaluation.suite import evaluate_model
 from edgequant.evaluation.tasks.squad import squad_items
+from edgequant.models import cast
 
 
 def _settings(folder, **changes):
@@ -73,6 +75,32 @@ def test_other_weights_another_dtype_and_another_window_are_other_models(small_m
     keys = [key(model), key(moved), key(copy.deepcopy(model).to(torch.bfloat16)), key(wider)]
     assert len(set(keys)) == 4
     assert key(copy.deepcopy(model)) == keys[0]
+
+
+def test_a_model_that_was_saved_moved_and_cast_is_the_same_model(small_model, byte_tokenizer, tmp_path):
+    def key(model):
+        return CachedModel(TransformersModel(model, byte_tokenizer), tmp_path).key
+
+    model = small_model("llama")
+    model.save_pretrained(tmp_path / "saved")
+    loaded = [
+        AutoModelForCausalLM.from_pretrained(tmp_path / "saved", dtype=dtype) for dtype in ("float32", "bfloat16")
+    ]
+    assert key(loaded[0]) == key(model) != key(loaded[1])
+    assert key(cast(copy.deepcopy(model), "bfloat16")) == key(loaded[1])
+    rounded = copy.deepcopy(model).to(torch.bfloat16)  # whose rotary frequencies are rounded too, unlike `cast`'s
+    assert key(rounded) != key(loaded[1])
+
+
+def test_other_ends_of_a_text_are_another_key(small_model, byte_tokenizer, tmp_path):
+    def key(model, tokenizer):
+        return CachedModel(TransformersModel(model, tokenizer), tmp_path).key
+
+    model, tokenizer = small_model("llama"), copy.deepcopy(byte_tokenizer)
+    ends, before = copy.deepcopy(model), key(model, tokenizer)
+    ends.generation_config.eos_token_id = [7, 9]
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(11)
+    assert len({before, key(ends, byte_tokenizer), key(model, tokenizer)}) == 3
 
 
 def test_library_versions_and_this_rooms_code_are_part_of_the_key(small_model, byte_tokenizer, tmp_path, monkeypatch):

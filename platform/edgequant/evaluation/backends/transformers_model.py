@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -135,7 +137,11 @@ class TransformersModel(WithTokenizer):
         return footprint_metrics(self.model, checkpoint)
 
     def weights_digest(self) -> str:
-        return models.weights_digest(self.model)
+        # Answers are texts, which the tokenizer ends and spells.
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        spelling = (sorted(self.tokenizer.get_vocab().items()), backend and json.loads(backend.to_str())["decoder"])
+        parts = (models.weights_digest(self.model), self._stop.nonzero().flatten().tolist(), spelling)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     @cached_property
     def _stop(self) -> torch.Tensor:
