@@ -34,6 +34,7 @@ class Served:
             "_MLFLOW_SERVER_ARTIFACT_DESTINATION": str(self.folder / "artifacts"),
         }
         self.requests: list[str] = []
+        self.unanswered: list[str] = []  # ends of addresses whose next request is done, and answered by 503
         self._server = None
 
     def start(self) -> None:
@@ -41,7 +42,13 @@ class Served:
 
         def counted(environ, respond):
             self.requests.append(environ["PATH_INFO"])
-            return app(environ, respond)
+            lost = next((end for end in self.unanswered if environ["PATH_INFO"].endswith(end)), None)
+            if lost is None:
+                return app(environ, respond)
+            self.unanswered.remove(lost)
+            b"".join(app(environ, lambda *_: None))
+            respond("503 Service Unavailable", [("Content-Length", "0")])
+            return [b""]
 
         self._server = make_server("127.0.0.1", self.port, counted, threaded=True)
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()

@@ -11,7 +11,6 @@ from contextlib import chdir
 from pathlib import Path
 
 import pytest
-from mlflow.store.tracking.rest_store import RestStore as TrackingStore
 from served_store import Served
 
 from edgequant import tracking
@@ -119,23 +118,24 @@ def test_a_version_is_registered_when_the_server_is_back(served, tmp_path):
     assert files_of(served, run.id)["checkpoint/weights"] == "{}"
 
 
-def test_a_run_whose_beginning_was_done_and_not_answered_is_begun_once(served, monkeypatch):
-    send, lost = TrackingStore._call_endpoint, []
-
-    def unanswered(self, api, *arguments, **more):
-        answer = send(self, api, *arguments, **more)
-        if api.DESCRIPTOR.name == "CreateRun" and not lost:
-            lost.append(api)
-            raise ConnectionResetError("the answer is lost")
-        return answer
-
+@pytest.mark.parametrize("retries", ["0", "2"])
+def test_a_run_whose_beginning_was_done_and_not_answered_is_begun_once(served, monkeypatch, retries):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", retries)
     with tracking.workflow_run("qat", {"model": "tiny", "seed": 3}) as run:
-        monkeypatch.setattr(TrackingStore, "_call_endpoint", unanswered)
+        served.unanswered.append("/runs/create")
         child = log_a_variant()
         tracking.log_metrics({"train/loss": 1.0})
     (found,) = [one for one in served.client.search_runs(["1"]) if one.info.run_id != run.id]
-    assert lost and found.info.status == "FINISHED" and found.data.metrics == {"domain/perplexity": 3.0}
-    assert found.info.run_id in tracking.run_url("1", child)
+    assert not served.unanswered and found.info.status == "FINISHED"
+    assert found.data.metrics == {"domain/perplexity": 3.0} and found.info.run_id in tracking.run_url("1", child)
+
+
+def test_what_is_asked_before_a_run_bears_one_failure(served, monkeypatch):
+    for name, value in stores.QUICKER.items():
+        monkeypatch.setenv(name, value)
+    served.unanswered.append("/experiments/search")
+    store.check_store()
+    assert not served.unanswered
 
 
 @pytest.mark.long

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from edgequant.tracking.registration import Registration
 KEY = "edgequant.request"  # tag of a run on a server: finds it where the answer to the request that began it was lost
 MOST_METRICS = 900  # of one request; MLflow takes 1,000
 UPLOAD_S = "600"  # a server may take long to pass a large file on
-TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+TIMEOUT, RETRIES = "MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 
 
 def file_entries(journal: Journal, ids: dict[str, str]) -> int:
@@ -89,8 +89,8 @@ def _file(journal: Journal, entry: Entry, ids: dict[str, str]) -> None:
         Registration(**told["register"]).file(again=True)
     elif told["api"] == "CreateRun":
         if entry["local"] not in journal.ids:
-            real = _existing(told) or request(told["api"], told["body"])["run"]["info"]["run_id"]
-            journal.note_run(entry["local"], real)
+            begun = existing(told["body"], told["key"]) or request(told["api"], told["body"])["run"]
+            journal.note_run(entry["local"], str(begun["info"]["run_id"]))
         ids[entry["local"]] = journal.ids[entry["local"]]
     else:
         request(told["api"], told["body"])
@@ -115,16 +115,17 @@ def request(api: str, body: Mapping[str, Any]) -> dict[str, Any]:
     from mlflow.tracking._tracking_service.utils import _get_store
     from mlflow.utils.proto_json_utils import message_to_json
 
-    answer = _get_store()._call_endpoint(getattr(service_pb2, api), json.dumps(body))
+    with sent_once() if api == "CreateRun" else nullcontext():
+        answer = _get_store()._call_endpoint(getattr(service_pb2, api), json.dumps(body))
     return dict(json.loads(message_to_json(answer)))
 
 
-def _existing(told: Entry) -> str | None:
-    """The run that an earlier try had begun, whose answer was lost."""
-    wanted = f"tags.`{KEY}` = '{told['key']}'"
-    body = {"experiment_ids": [told["body"]["experiment_id"]], "filter": wanted, "max_results": 1}
-    found = request("SearchRuns", body).get("runs", ())
-    return str(found[0]["info"]["run_id"]) if found else None
+def existing(body: Mapping[str, Any], key: str) -> dict[str, Any] | None:
+    """The run that an earlier request with this key had begun, whose answer was lost."""
+    tag = next(tag["key"] for tag in body["tags"] if tag["value"] == key)
+    asked = {"experiment_ids": [body["experiment_id"]], "filter": f"tags.`{tag}` = '{key}'", "max_results": 1}
+    found = request("SearchRuns", asked).get("runs", ())
+    return dict(found[0]) if found else None
 
 
 def _upload(file: Path, run_id: str, folder: str) -> None:
@@ -135,15 +136,24 @@ def _upload(file: Path, run_id: str, folder: str) -> None:
         get_artifact_repository(place).log_artifact(str(file), folder or None)
 
 
-@contextmanager
-def longer_uploads() -> Iterator[None]:
+def longer_uploads() -> AbstractContextManager[None]:
     """Inside, a request may take long: a server answers when it has passed the file on."""
-    before = os.environ.get(TIMEOUT)
-    os.environ[TIMEOUT] = UPLOAD_S
+    return _with(TIMEOUT, UPLOAD_S)
+
+
+def sent_once() -> AbstractContextManager[None]:
+    """Inside, MLflow does not send a request again by itself: the first may have been done, and not answered."""
+    return _with(RETRIES, "0")
+
+
+@contextmanager
+def _with(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
     try:
         yield
     finally:
         if before is None:
-            os.environ.pop(TIMEOUT, None)
+            os.environ.pop(name, None)
         else:
-            os.environ[TIMEOUT] = before
+            os.environ[name] = before

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import uuid
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -20,22 +21,41 @@ from mlflow.tracking._tracking_service import utils as tracking
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.proto_json_utils import message_to_json, parse_dict
 
-from edgequant.tracking.away.filing import longer_uploads, with_a_key, with_real_ids
+from edgequant.tracking.away.filing import existing, longer_uploads, sent_once, with_a_key, with_real_ids
 from edgequant.tracking.away.journal import Entry, Journal
 from edgequant.tracking.away.mirror import PLACE, REMEMBERED, WRITES
-from edgequant.tracking.away.patience import is_direct
+from edgequant.tracking.away.patience import at_once, is_direct
 from edgequant.tracking.away.server import Server
 
 SCHEMES = ("http", "https")
 OURS = "mlflow-artifacts"
 # MLflow's clients would repeat a request for four minutes, and wait two for an answer, while the work stands still.
-QUICKER = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+QUICKER = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 
 
 @functools.cache
 def server(uri: str) -> Server:
     """The server at an address, one for this process."""
     return Server(uri)
+
+
+class _Beginning:
+    """A request that begins a run: sent once, and again only where the server says that no run came of it."""
+
+    def __init__(self, send: Callable[..., Any], api: Any, key: str) -> None:
+        self._send, self._api, self._key, self._was_sent = send, api, key, False
+
+    def __call__(self, text: str, *arguments: Any, **more: Any) -> Any:
+        if self._was_sent:
+            with at_once():
+                found = existing(json.loads(text), self._key)
+            if found is not None:
+                answer = self._api.Response()
+                parse_dict({"run": found}, answer)
+                return answer
+        self._was_sent = True
+        with sent_once():
+            return self._send(text, *arguments, **more)
 
 
 class PatientTracking(TrackingStore):
@@ -46,19 +66,20 @@ class PatientTracking(TrackingStore):
         self.server = server(uri)
 
     def _call_endpoint(self, api: Any, json_body: Any = None, *arguments: Any, **more: Any) -> Any:
-        name, text = api.DESCRIPTOR.name, with_real_ids(json_body or "{}", self.server.ids)
+        name, text, local = api.DESCRIPTOR.name, with_real_ids(json_body or "{}", self.server.ids), uuid.uuid4().hex
+        direct: Callable[..., Any] = partial(TrackingStore._call_endpoint, self, api)
+        if is_direct():
+            return direct(text, *arguments, **more)
+        if name == "CreateRun":
+            text, direct = with_a_key(text, local), _Beginning(direct, api, local)
 
         def send() -> Any:
-            answer = TrackingStore._call_endpoint(self, api, with_real_ids(text, self.server.ids), *arguments, **more)
+            answer = direct(with_real_ids(text, self.server.ids), *arguments, **more)
             if name in REMEMBERED:
                 self.server.mirror.saw(name, json.loads(text), json.loads(message_to_json(answer)))
             return answer
 
-        if is_direct():
-            return TrackingStore._call_endpoint(self, api, text, *arguments, **more)
         if name in WRITES:
-            local = uuid.uuid4().hex
-            text = with_a_key(text, local) if name == "CreateRun" else text
             told = json.loads(text)
             answer = self.server.write(send, lambda _: self._kept(name, told, local))
             return self._known(api, name, told, local) if answer is None else answer
