@@ -77,8 +77,9 @@ def mean(values: Sequence[float]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=40)
-    parser.add_argument("--problems", nargs="*", default=list(PROBLEMS))
-    parser.add_argument("--trials", type=int, nargs="*", default=LENGTHS, help="after how many to look")
+    parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS))
+    parser.add_argument("--trials", type=int, nargs="+", default=LENGTHS, help="after how many to look")
+    parser.add_argument("--slots", type=int, nargs="+", default=SLOTS, help="trials at a time")
     parser.add_argument("--searcher", choices=SEARCHERS, default="ours")
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
@@ -88,7 +89,7 @@ def main() -> None:
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     print(*lines, sep="\n", flush=True)
     for name in given.problems:
-        for slots in SLOTS:
+        for slots in given.slots:
             cells = row(PROBLEMS[name], slots, given.seeds, lengths, SEARCHERS[given.searcher])
             lines.append("| " + " | ".join(cells) + " |")
             print(lines[-1], flush=True)

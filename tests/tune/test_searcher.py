@@ -65,8 +65,20 @@ def test_trials_that_run_at_a_time_do_not_all_look_at_the_same_place(seed):
     for name in first:
         values = proposals.trials[name].values
         proposals.tell(name, "finished", [bowl(values) + (values["distillation_weight"] - 0.6) ** 2])
-    weights = [proposals.ask(name).values["distillation_weight"] for name in at_a_time]
-    assert max(weights) - min(weights) > 0.1
+    asked = [proposals.ask(name).values for name in at_a_time]
+    places = [(math.log10(values["learning_rate"]) / 4, values["distillation_weight"]) for values in asked]
+    apart = [max(abs(a - c), abs(b - d)) for (a, b), (c, d) in itertools.combinations(places, 2)]
+    assert sum(distance < 0.02 for distance in apart) <= 1
+
+
+def test_constraints_come_before_looking_elsewhere():
+    """A fifth of the space keeps the constraint, and all that run at a time stay there."""
+    proposals = Proposals(space_of(RATE | {"distillation_weight": {"uniform": [0.0, 1.0]}}), seed=1, slots=6)
+    for number in range(24):
+        weight = proposals.ask(str(number)).values["distillation_weight"]
+        proposals.tell(str(number), "finished", [bowl(proposals.trials[str(number)].values)], [weight - 0.2])
+    asked = [proposals.ask(f"later {number}").values["distillation_weight"] for number in range(6)]
+    assert sum(weight <= 0.2 for weight in asked) >= 5
 
 
 def test_what_a_running_trial_will_tell_is_foretold_near_it_and_not_elsewhere():

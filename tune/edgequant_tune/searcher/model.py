@@ -20,7 +20,7 @@ Array = Any
 Key = Callable[[Mapping[str, Any]], Any]
 DRAWN, NEAR, ROUNDS, KEPT = 800, 300, 3, 8  # candidates over the space; then each time near the best ones
 FEW = 3  # trials that ended for each that runs, below which expected improvement would only explore
-FAR = 1e3  # between logarithms of improvements: the one is not taken while there is another
+FORETOLD = 20.0  # taken off the logarithm of what a trial is worth; what breaks a constraint for sure loses more
 MOST_MODELLED = 200  # trials, of more the best and newest: a Gaussian process takes time with their cube
 
 
@@ -78,7 +78,7 @@ class SearchModel:
         beyond = sum((np.maximum(model.draw(at, self.rng), 0.0) for model in self.constraints), np.zeros(len(at)))
         weights = self.rng.dirichlet(np.ones(costs.shape[1]))
         scaled = (costs - costs.min(0)) / np.maximum(np.ptp(costs, axis=0), 1e-12)
-        return fresh[int(np.lexsort(((weights * scaled).max(1), beyond, self._foretold(at)))[0])]
+        return fresh[int(np.lexsort(((weights * scaled).max(1), self._foretold(at), beyond))[0])]
 
     # ------------------------------------------------------------------------------------------------------ inside
 
@@ -97,13 +97,15 @@ class SearchModel:
                 rng = np.random.default_rng()
                 rng.bit_generator.state = state
                 improvement = log_scalarized_improvement(self.objectives, at, front, rng)
-                return improvement + log_feasibility(self.constraints, at) - FAR * self._foretold(at)
+                return improvement + log_feasibility(self.constraints, at) - FORETOLD * self._foretold(at)
 
             return several
         # what is expected there, not what was measured: chance must not set the mark
         best = self.objectives[0].predict(self.at[feasible])[0].min()
         return lambda at: (
-            log_expected_improvement(*self.objectives[0].predict(at), best) + log_feasibility(self.constraints, at)
+            log_expected_improvement(*self.objectives[0].predict(at), best)
+            + log_feasibility(self.constraints, at)
+            - FORETOLD * self._foretold(at)
         )
 
     def _foretold(self, points: Array) -> Array:
