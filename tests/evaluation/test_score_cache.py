@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from edgequant.evaluation.backends.cached_model import CachedModel
@@ -14,7 +15,9 @@ from edgequant.evaluation.backends.transformers_model import TransformersModel
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.evaluation.suite import evaluate_model
 from edgequant.evaluation.tasks.squad import squad_items
-from edgequant.models import cast
+from edgequant.models import cast, weights_digest
+from edgequant.quantization.layers.convert import convert, prepare
+from edgequant.quantization.scheme import parse_scheme
 
 
 def _settings(folder, **changes):
@@ -101,6 +104,37 @@ def test_other_ends_of_a_text_are_another_key(small_model, byte_tokenizer, tmp_p
     ends.generation_config.eos_token_id = [7, 9]
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(11)
     assert len({before, key(ends, byte_tokenizer), key(model, tokenizer)}) == 3
+
+
+def test_another_spelling_is_another_key(small_model, byte_tokenizer, tmp_path):
+    def key(tokenizer):
+        return CachedModel(TransformersModel(model, tokenizer), tmp_path).key
+
+    model, special = small_model("llama"), copy.deepcopy(byte_tokenizer)
+    special.add_special_tokens({"additional_special_tokens": [byte_tokenizer.convert_ids_to_tokens(70)]})
+    assert len(special) == len(byte_tokenizer)  # the same vocabulary; one of it is left out of answers
+    assert key(special) != key(byte_tokenizer) == key(copy.deepcopy(byte_tokenizer))
+
+
+def test_what_no_configuration_tells_is_part_of_the_digest(small_model):
+    def adapted(alpha):
+        torch.manual_seed(0)
+        config = LoraConfig(r=4, lora_alpha=alpha, target_modules=["q_proj"], init_lora_weights=False)
+        return get_peft_model(copy.deepcopy(small_model("llama")), config)
+
+    model = adapted(4)
+    assert weights_digest(model) == weights_digest(adapted(4)) != weights_digest(adapted(64))
+    on = weights_digest(model)
+    with model.disable_adapter():
+        assert weights_digest(model) != on
+
+    def in_integers(scheme):
+        model = copy.deepcopy(small_model("llama"))
+        prepare(model, parse_scheme(scheme))
+        convert(model)
+        return model
+
+    assert weights_digest(in_integers("w4-g32")) != weights_digest(in_integers("w4a8-g32"))
 
 
 def test_library_versions_and_this_rooms_code_are_part_of_the_key(small_model, byte_tokenizer, tmp_path, monkeypatch):

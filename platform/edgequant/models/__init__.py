@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from edgequant.models.configs import folder_config, is_checkpoint
 from edgequant.models.devices import DTYPES, cast, check_device, check_dtype, computes_bfloat16, pick_device, pick_dtype
-from edgequant.models.loading import LoadedModel, check_available, load, load_tokenizer, weights_digest
+from edgequant.models.digest import weights_digest
+from edgequant.models.loading import LoadedModel, check_available, load, load_tokenizer
 from edgequant.models.sources import (
     HUB_MODELS,
     SHORT_NAMES,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 import warnings
 from collections.abc import Mapping
@@ -28,8 +27,6 @@ from edgequant.models.onnx.folder import not_for_torch
 from edgequant.models.sources import ModelSource, adapter_base, resolve
 from edgequant.models.stored_weights import check_weight_files
 from edgequant.models.tokenizers import check_rows, has_tokenizer, load_tokenizer_of
-
-OF_THE_FOLDER = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")  # of a configuration
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -265,23 +262,3 @@ def _load_model(location: str, options: dict[str, Any]) -> tuple[Any, Any]:
     tokenizer = load_tokenizer_of(location)
     check_rows(tokenizer, model, location)
     return model, tokenizer
-
-
-def weights_digest(model: Any) -> str:
-    """SHA-256 over what decides a model's outputs: wherever it lies, the same model has the same digest.
-
-    Its class and configuration (without its place, and the type it was stored in), the tokens that end a text, every
-    weight and buffer (those too that are not saved) with its type, and the versions of torch and transformers.
-    """
-    import torch
-    import transformers
-
-    config = {name: value for name, value in model.config.to_dict().items() if name not in OF_THE_FOLDER}
-    ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    parts = (type(model).__name__, sorted(config.items()), ends, torch.__version__, transformers.__version__)
-    digest = hashlib.sha256(repr(parts).encode())
-    for name, tensor in sorted({**dict(model.named_buffers()), **model.state_dict()}.items()):
-        if isinstance(tensor, torch.Tensor):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from edgequant.errors import UserError
 from edgequant.files import atomic_path, cache_dir
 from edgequant.models.devices import pick_dtype
-from edgequant.models.loading import weights_digest
+from edgequant.models.digest import weights_digest
 from edgequant.progress import Progress
 from edgequant.training.distillation import CHUNK, reading, top_k_divergence
 from edgequant.training.settings import TrainingSettings

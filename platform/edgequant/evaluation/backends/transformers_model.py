@@ -137,10 +137,7 @@ class TransformersModel(WithTokenizer):
         return footprint_metrics(self.model, checkpoint)
 
     def weights_digest(self) -> str:
-        # Answers are texts, which the tokenizer ends and spells.
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        spelling = (sorted(self.tokenizer.get_vocab().items()), backend and json.loads(backend.to_str())["decoder"])
-        parts = (models.weights_digest(self.model), self._stop.nonzero().flatten().tolist(), spelling)
+        parts = (models.weights_digest(self.model), self._stop.nonzero().flatten().tolist(), _spelling(self.tokenizer))
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     @cached_property
@@ -208,6 +205,18 @@ def _scored_positions(
     before = (length.cumsum(0) - length).repeat_interleave(length)
     positions = torch.tensor(firsts).repeat_interleave(length) + torch.arange(int(length.sum())) - before
     return torch.tensor(list(owners)).repeat_interleave(length), positions
+
+
+def _spelling(tokenizer: Any) -> list[Any]:
+    """What decides the text of an answer's tokens."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return [
+        sorted(tokenizer.get_vocab().items()),
+        sorted(tokenizer.all_special_ids),
+        sorted((number, str(token), token.special) for number, token in tokenizer.added_tokens_decoder.items()),
+        getattr(tokenizer, "clean_up_tokenization_spaces", None),
+        None if backend is None else json.loads(backend.to_str())["decoder"],
+    ]
 
 
 def _device_of(model: Any) -> torch.device:

@@ -12,7 +12,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from edgequant.files import atomic_path, cache_dir
-from edgequant.models.loading import weights_digest
+from edgequant.models.digest import weights_digest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +42,7 @@ def generated_sequences(model: Any, tokenizer: Any, count: int, length: int, *, 
     begin, first = _beginning(tokenizer), _first_tokens(tokenizer, model)
     device = next(model.parameters()).device
     dtype, batch = models.pick_dtype("auto", str(device)), _batch(model.config, length, device)
-    what = repr((weights_digest(model), begin, len(first), count, length, seed, GREEDY_TOKENS, batch, dtype))
+    what = repr((weights_digest(model), begin, first.tolist(), count, length, seed, GREEDY_TOKENS, batch, dtype))
     path = cache_dir() / "generated" / f"{hashlib.sha256(what.encode()).hexdigest()[:32]}.safetensors"
     if path.is_file():
         print(f"generated text: reused {count} sequences from {path}", flush=True)
