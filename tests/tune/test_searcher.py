@@ -12,6 +12,7 @@ import pytest
 from search_specs import search_spec
 
 from edgequant_tune.search_algorithm import METRICS, SearchAlgorithm
+from edgequant_tune.searcher.acquisition import log_hypervolume_improvement
 from edgequant_tune.searcher.gaussian_process import GaussianProcess
 from edgequant_tune.searcher.observation import Observation, points
 from edgequant_tune.searcher.proposals import Proposals
@@ -86,6 +87,16 @@ def test_what_a_running_trial_will_tell_is_foretold_near_it_and_not_elsewhere():
     model = GaussianProcess(at, np.array([1.0, 0.0, 2.0]), np.array([False])).believing(np.array([[0.65]]))
     assert model.foretold(np.array([[0.0], [0.64], [0.66]])).tolist() == [False, True, True]
     assert not model.without_beliefs.foretold(np.array([[0.64]])).any()
+
+
+def test_hypervolume_is_added_where_the_front_leaves_room():
+    """Costs x and 1 - x: on the front nothing is added, below it the area up to the worst values."""
+    at = np.linspace(0, 1, 9)[:, None]
+    known = [GaussianProcess(at, values, np.array([False])) for values in (at[:, 0], 1 - at[:, 0])]
+    front, worst, rng = np.array([[0.9, 0.3], [0.3, 0.9]]), np.array([1.1, 1.1]), np.random.default_rng(0)
+    worth = log_hypervolume_improvement(known, np.array([[0.5], [0.35], [0.1]]), front, worst, rng)
+    # at 0.5: (0.9 - 0.5) x (0.9 - 0.5); at 0.35: 0.55 x 0.25; at 0.1: (0.3 - 0.1) x (1.1 - 0.9); of 0.8 x 0.8
+    assert np.exp(worth) == pytest.approx(np.array([0.16, 0.1375, 0.04]) / 0.64, rel=0.1)
 
 
 def test_no_configuration_is_tried_twice_and_a_finite_space_comes_to_an_end():

@@ -10,6 +10,7 @@ import numpy as np
 from edgequant_tune.searcher.acquisition import (
     log_expected_improvement,
     log_feasibility,
+    log_hypervolume_improvement,
     log_scalarized_improvement,
 )
 from edgequant_tune.searcher.gaussian_process import GaussianProcess
@@ -21,6 +22,7 @@ Key = Callable[[Mapping[str, Any]], Any]
 DRAWN, NEAR, ROUNDS, KEPT = 800, 300, 3, 8  # candidates over the space; then each time near the best ones
 FEW = 3  # trials that ended for each that runs, below which expected improvement would only explore
 FORETOLD = 20.0  # taken off the logarithm of what a trial is worth; what breaks a constraint for sure loses more
+BEYOND = 0.1  # of the range of the costs, beyond the worst: up to there dominated area counts
 MOST_MODELLED = 200  # trials, of more the best and newest: a Gaussian process takes time with their cube
 
 
@@ -90,13 +92,17 @@ class SearchModel:
         if not feasible.any():
             return lambda at: log_feasibility(self.constraints, at)
         if len(self.objectives) > 1:
-            front = self._front(feasible)
-            state = self.rng.bit_generator.state  # the same direction for all candidates
+            front, costs = self._front(feasible), self.costs[feasible]
+            worst = costs.max(0) + BEYOND * np.maximum(np.ptp(costs, axis=0), 1e-12)
+            state = self.rng.bit_generator.state  # the same draws for all candidates
 
             def several(at: Array) -> Array:
                 rng = np.random.default_rng()
                 rng.bit_generator.state = state
-                improvement = log_scalarized_improvement(self.objectives, at, front, rng)
+                if len(self.objectives) == 2:
+                    improvement = log_hypervolume_improvement(self.objectives, at, front, worst, rng)
+                else:
+                    improvement = log_scalarized_improvement(self.objectives, at, front, rng)
                 return improvement + log_feasibility(self.constraints, at) - FORETOLD * self._foretold(at)
 
             return several
