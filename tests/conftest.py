@@ -32,9 +32,11 @@ os.environ |= {
     "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
 }
 os.environ.pop("MAKELEVEL", None)
-# A shell has what it starts in the background ignore it, and processes that tests interrupt would inherit that.
+# What a background shell or nohup starts ignores these, and processes that tests stop would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 DATA = os.environ.pop("EDGEQUANT_DATA", None)  # no workflow finds benchmarks unless its test asks for `data_dir`
 for name in [name for name in os.environ if name.startswith("MLFLOW_") and name.endswith(("_ID", "_URI", "_NAME"))]:
     del os.environ[name]
