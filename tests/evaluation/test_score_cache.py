@@ -134,7 +134,11 @@ def test_what_no_configuration_tells_is_part_of_the_digest(small_model):
         convert(model)
         return model
 
-    assert weights_digest(in_integers("w4-g32")) != weights_digest(in_integers("w4a8-g32"))
+    integers = in_integers("w4-g32")
+    before = weights_digest(integers)
+    assert before != weights_digest(in_integers("w4a8-g32"))
+    integers(torch.arange(12)[None])  # what layers note of a call is not of the model
+    assert weights_digest(integers) == before
 
 
 def test_library_versions_and_this_rooms_code_are_part_of_the_key(small_model, byte_tokenizer, tmp_path, monkeypatch):

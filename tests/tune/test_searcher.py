@@ -99,6 +99,19 @@ def test_hypervolume_is_added_where_the_front_leaves_room():
     assert np.exp(worth) == pytest.approx(np.array([0.16, 0.1375, 0.04]) / 0.64, rel=0.1)
 
 
+@pytest.mark.parametrize("feasible", [1, 12])
+@pytest.mark.parametrize("size", [1.0, 4e9])
+def test_constraints_decide_where_an_objective_is_the_same_in_all_that_keep_them(feasible, size):
+    """Weight 0 to 0.5 keeps the constraint, at one size; beyond it models are smaller."""
+    proposals = Proposals(space_of(RATE | {"distillation_weight": {"uniform": [0.0, 1.0]}}), seed=2, slots=1)
+    for number in (*range(feasible), *range(12, 24)):
+        values = {"learning_rate": 10 ** (-6 + 4 * (number % 7) / 7), "distillation_weight": (number + 0.5) / 24}
+        excess = values["distillation_weight"] - 0.5
+        costs = [bowl(values), size * (1.0 if excess <= 0 else 0.9)]
+        proposals.learn(str(number), values, 0, "finished", costs, [excess])
+    assert [proposals.ask(f"later {n}").values["distillation_weight"] <= 0.55 for n in range(4)] == [True] * 4
+
+
 def test_no_configuration_is_tried_twice_and_a_finite_space_comes_to_an_end():
     """Three rates, without an adapter or with one of two scales: 9 configurations, not 12."""
     proposals = Proposals(space_of(SMALL), slots=4)

@@ -10,6 +10,7 @@ from typing import Any
 # Entries of a configuration that say where a model lies, what it was stored in or how it is run.
 OF_THE_FOLDER = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache")
 SET_UP = ("edgequant.", "peft.")  # whose layers have settings that no configuration tells
+AT_WORK = ("_disable_adapters", "_active_adapter")
 PLAIN = (bool, int, float, str, type(None))
 
 
@@ -29,7 +30,8 @@ def weights_digest(model: Any) -> str:
     of_all = {*vars(torch.nn.Module())}
     for name, module in model.named_modules():
         kept = vars(module) if type(module).__module__.startswith(SET_UP) else {}
-        settings = {key: repr(value) for key, value in kept.items() if key not in of_all and _is_plain(value)}
+        named = (key for key in kept if key in AT_WORK or not key.startswith("_"))  # others are notes of a call
+        settings = {key: repr(kept[key]) for key in named if key not in of_all and _is_plain(kept[key])}
         digest.update(repr((name, type(module).__name__, sorted(settings.items()))).encode())
     for name, tensor in sorted({**dict(model.named_buffers()), **model.state_dict()}.items()):
         if isinstance(tensor, torch.Tensor):
@@ -38,10 +40,12 @@ def weights_digest(model: Any) -> str:
     return digest.hexdigest()
 
 
-def _stated(config: Mapping[str, Any]) -> list[tuple[str, Any]]:
+def _stated(config: Mapping[str, Any]) -> list[tuple[str, str]]:
     """A configuration and those within it, in the order of their names, without what is of the folder."""
-    told = {name: _stated(value) if isinstance(value, Mapping) else value for name, value in config.items()}
-    return sorted((str(name), value) for name, value in told.items() if name not in OF_THE_FOLDER)
+    told = {name: value for name, value in config.items() if name not in OF_THE_FOLDER}
+    inner = (name for name, value in told.items() if isinstance(value, Mapping) and name != "quantization_config")
+    told |= {name: _stated(told[name]) for name in inner}
+    return sorted((str(name), repr(value)) for name, value in told.items())
 
 
 def _is_plain(value: Any) -> bool:
@@ -50,6 +54,6 @@ def _is_plain(value: Any) -> bool:
         return all(_is_plain(key) and _is_plain(each) for key, each in value.items())
     if isinstance(value, list | tuple):
         return all(map(_is_plain, value))
-    if is_dataclass(value):
-        return all(_is_plain(getattr(value, field.name)) for field in fields(value))
+    if is_dataclass(value) and not isinstance(value, type):
+        return all(_is_plain(getattr(value, field.name, None)) for field in fields(value))
     return isinstance(value, PLAIN)

@@ -51,7 +51,8 @@ def log_hypervolume_improvement(
     room = np.maximum(worst - front.min(0), 1e-12)
     added = (wide * high).sum(-1).mean(1) / room.prod()
     # where no draw adds anything, the one whose mean is nearest
-    return np.log(np.maximum(added, 1e-12)) - 1e-3 * ((means - front.min(0)) / room).max(-1)
+    away = np.clip(((means - front.min(0)) / room).max(-1), 0.0, 10.0)
+    return np.log(np.maximum(added, 1e-12)) - 1e-3 * away
 
 
 def log_scalarized_improvement(models: list[GaussianProcess], points: Array, front: Array, rng: Any) -> Array:

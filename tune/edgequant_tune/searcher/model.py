@@ -80,7 +80,7 @@ class SearchModel:
         beyond = sum((np.maximum(model.draw(at, self.rng), 0.0) for model in self.constraints), np.zeros(len(at)))
         weights = self.rng.dirichlet(np.ones(costs.shape[1]))
         scaled = (costs - costs.min(0)) / np.maximum(np.ptp(costs, axis=0), 1e-12)
-        return fresh[int(np.lexsort(((weights * scaled).max(1), self._foretold(at), beyond))[0])]
+        return fresh[int(np.lexsort(((weights * scaled).max(1), _foretold(self.objectives, at), beyond))[0])]
 
     # ------------------------------------------------------------------------------------------------------ inside
 
@@ -90,10 +90,10 @@ class SearchModel:
     def _scorer(self) -> Callable[[Array], Array]:
         feasible = (self.excesses <= 0).all(1)
         if not feasible.any():
-            return lambda at: log_feasibility(self.constraints, at)
+            return lambda at: log_feasibility(self.constraints, at) - FORETOLD * _foretold(self.constraints, at)
         if len(self.objectives) > 1:
             front, costs = self._front(feasible), self.costs[feasible]
-            worst = costs.max(0) + BEYOND * np.maximum(np.ptp(costs, axis=0), 1e-12)
+            worst = costs.max(0) + BEYOND * self._spans(costs)
             state = self.rng.bit_generator.state  # the same draws for all candidates
 
             def several(at: Array) -> Array:
@@ -103,7 +103,7 @@ class SearchModel:
                     improvement = log_hypervolume_improvement(self.objectives, at, front, worst, rng)
                 else:
                     improvement = log_scalarized_improvement(self.objectives, at, front, rng)
-                return improvement + log_feasibility(self.constraints, at) - FORETOLD * self._foretold(at)
+                return improvement + log_feasibility(self.constraints, at) - FORETOLD * _foretold(self.objectives, at)
 
             return several
         # what is expected there, not what was measured: chance must not set the mark
@@ -111,12 +111,15 @@ class SearchModel:
         return lambda at: (
             log_expected_improvement(*self.objectives[0].predict(at), best)
             + log_feasibility(self.constraints, at)
-            - FORETOLD * self._foretold(at)
+            - FORETOLD * _foretold(self.objectives, at)
         )
 
-    def _foretold(self, points: Array) -> Array:
-        """Where a trial that runs will tell most of what another would: of all objectives."""
-        return np.all([model.foretold(points) for model in self.objectives], axis=0)
+    def _spans(self, costs: Array) -> Array:
+        """Range of each objective; of one that is the same in all, that of all trials, or its size."""
+        span, every = np.ptp(costs, axis=0), np.ptp(self.costs, axis=0)
+        size = np.maximum(np.abs(costs).max(0), 1e-12)
+        span = np.where(span > 1e-9 * size, span, every)
+        return np.where(span > 1e-9 * size, span, size)
 
     def _front(self, feasible: Array) -> Array:
         costs = self.costs[feasible]
@@ -146,6 +149,11 @@ class SearchModel:
         """Of an encoded point: a choice's number becomes the middle of its part."""
         counts = np.array([len(item.values) for item in self.space])
         return np.where(self.choices, (point + 0.5) / counts, np.clip(point, 0.0, 1 - 1e-9))
+
+
+def _foretold(models: Sequence[GaussianProcess], points: Array) -> Array:
+    """Where a trial that runs will tell most of what another would, of all these quantities."""
+    return np.all([model.foretold(points) for model in models], axis=0)
 
 
 def _most_telling(known: Mapping[int, Any]) -> list[int]:

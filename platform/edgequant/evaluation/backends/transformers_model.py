@@ -212,7 +212,7 @@ def _spelling(tokenizer: Any) -> list[Any]:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     return [
         sorted(tokenizer.get_vocab().items()),
-        sorted(tokenizer.all_special_ids),
+        sorted(number for number in tokenizer.all_special_ids if number is not None),
         sorted((number, str(token), token.special) for number, token in tokenizer.added_tokens_decoder.items()),
         getattr(tokenizer, "clean_up_tokenization_spaces", None),
         None if backend is None else json.loads(backend.to_str())["decoder"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -16,6 +17,7 @@ from edgequant.tracking.registration import Registration
 
 KEY = "edgequant.request"  # tag of a run on a server: finds it where the answer to the request that began it was lost
 MOST_METRICS = 900  # of one request; MLflow takes 1,000
+_changing, _changed = threading.Lock(), dict[str, tuple[int, str | None]]()  # environment variables, for all threads
 UPLOAD_S = "600"  # a server may take long to pass a large file on
 TIMEOUT, RETRIES = "MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 
@@ -148,12 +150,19 @@ def sent_once() -> AbstractContextManager[None]:
 
 @contextmanager
 def _with(name: str, value: str) -> Iterator[None]:
-    before = os.environ.get(name)
-    os.environ[name] = value
+    """Inside, a variable has a value, for all threads; the last one to leave puts back what was there."""
+    with _changing:
+        inside, before = _changed.get(name, (0, os.environ.get(name)))
+        _changed[name] = (inside + 1, before)
+        os.environ[name] = value
     try:
         yield
     finally:
-        if before is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = before
+        with _changing:
+            inside, before = _changed.pop(name)
+            if inside > 1:
+                _changed[name] = (inside - 1, before)
+            elif before is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = before
