@@ -17,6 +17,12 @@ from edgequant.tracking import sqlite_locks
 from edgequant.tracking.away import patience
 
 
+@pytest.fixture(autouse=True)
+def _patient_from_the_first_connection_on() -> None:
+    """As in a process of edgequant; a store that a fixture opened before would keep its own patience."""
+    sqlite_locks.install()
+
+
 def held(database: Path, seconds: float, begin: str) -> threading.Thread:
     """Another writer, or a reader whose answer is not read to its end."""
     ready = threading.Event()
