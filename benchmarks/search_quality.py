@@ -58,15 +58,15 @@ def row(problem: Problem, slots: int, seeds: int, lengths: list[int], by: type[S
     """What a problem shows: quality after so many trials, and in how many seeds it is what is aimed at."""
     began, found, by_chance = time.perf_counter(), [], []
     for seed in range(seeds):
-        mine, random_ = searched(problem, seed, slots, lengths[-1], by), drawn(problem, seed, lengths[-1])
-        found.append([problem.quality(mine[:count]) for count in lengths])
-        by_chance.append([problem.quality(random_[:count]) for count in lengths])
+        results, chances = searched(problem, seed, slots, lengths[-1], by), drawn(problem, seed, lengths[-1])
+        found.append([problem.quality(results[:count]) for count in lengths])
+        by_chance.append([problem.quality(chances[:count]) for count in lengths])
     seconds = (time.perf_counter() - began) / seeds / lengths[-1]
     cells = [problem.name, problem.kind, str(slots)]
     for at, _ in enumerate(lengths):
-        mine_, random_ = [one[at] for one in found], [one[at] for one in by_chance]
-        met = sum(problem.is_met(a, b, AIM_SHARE) for a, b in zip(mine_, random_, strict=True))
-        cells += [f"{mean(mine_):.3g}", f"{mean(random_):.3g}", f"{met} of {seeds}"]
+        mine, random_ = [one[at] for one in found], [one[at] for one in by_chance]
+        met = sum(problem.is_met(a, b, AIM_SHARE) for a, b in zip(mine, random_, strict=True))
+        cells += [f"{mean(mine):.3g}", f"{mean(random_):.3g}", f"{met} of {seeds}"]
     return [*cells, f"{1000 * seconds:.0f} ms"]
 
 
