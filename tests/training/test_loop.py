@@ -133,10 +133,18 @@ def test_distillation_alone_brings_the_student_to_its_teacher(tiny, sequences, t
         teacher=tiny.model,
     )
     assert losses[-1] < 0.3 * losses[0]
-    teacher_itself = losses_of(
-        tiny.model, sequences, replace(SHORT, steps=1, distillation_weight=1.0), tmp_path, teacher=tiny.model
-    )
-    assert teacher_itself == pytest.approx([0.0], abs=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_teacher_computes_in_the_precision_of_its_student(tiny, sequences, tmp_path, precision):
+    """In another one it takes many times as long on a GPU, and a model would not be its own perfect student."""
+    settings = replace(SHORT, steps=1, distillation_weight=1.0, precision=precision)
+    found = []
+    teacher = copy.deepcopy(tiny.model)
+    teacher.lm_head.register_forward_hook(lambda _module, _inputs, output: found.append(str(output.dtype)))
+    itself = losses_of(tiny.model, sequences, settings, tmp_path, teacher=teacher)
+    assert set(found) == {f"torch.{precision}"}
+    assert itself == pytest.approx([0.0], abs=1e-6)
 
 
 def test_divergence_is_an_error_that_names_loss_step_and_learning_rate(tiny, sequences, tmp_path):

@@ -165,7 +165,9 @@ class LanguageModelTrainer(Trainer):
         if isinstance(teacher, CachedTeacher):
             return teacher.divergence(logits.flatten(0, 1), sequences)
         assert teacher is not None
-        with torch.no_grad(), self.compute_loss_context_manager():
+        # Trainer's own precision reaches the model that it trains alone.
+        kind = self.args.device.type
+        with torch.no_grad(), torch.autocast(kind, torch.bfloat16, enabled=self.args.bf16):
             taught = teacher(**reading(tokens, self.document_end), use_cache=False).logits.flatten(0, 1)
         return divergence(logits.flatten(0, 1), taught, self.settings.temperature)
 
