@@ -96,6 +96,17 @@ def test_metrics_carry_the_contracts_names(finished):
     assert trained <= set(finished.variants["qat"].metrics)
 
 
+def test_variants_of_one_layout_are_timed_once(finished):
+    def speed(variant: str) -> dict[str, float]:
+        metrics = finished.variants[variant].metrics
+        return {name: value for name, value in metrics.items() if name.startswith(("latency/", "energy/"))}
+
+    assert speed("ptq") == speed("control-ptq") == speed("qat") != speed("baseline")
+    said = "speed and energy are those of ptq, whose layout it has; measured once"
+    assert said in artifact(finished, finished.variants["qat"].id, "notes.txt")
+    assert said not in artifact(finished, finished.variants["ptq"].id, "notes.txt")
+
+
 def test_the_parent_repeats_the_metrics_of_what_it_delivers(finished):
     delivered = without_curves(finished.delivered.metrics)
     assert {name: finished.parent.metrics[name] for name in delivered} == delivered

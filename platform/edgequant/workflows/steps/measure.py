@@ -12,13 +12,14 @@ from edgequant.evaluation.evidence import floor_of
 from edgequant.evaluation.evidence_file import kept_items
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.evaluation.tasks.guard import GUARD
-from edgequant.evaluation.tasks.registry import COMPARISON_TASKS, find_task
+from edgequant.evaluation.tasks.registry import COMPARISON_TASKS, find_task, known_tasks
+from edgequant.evaluation.tasks.task import Evaluation
 from edgequant.files import read_json, write_atomically
 from edgequant.reporting.columns import metric, summary_metrics
 from edgequant.training.settings import UNTRAINED
 
 if TYPE_CHECKING:
-    from edgequant.evaluation.tasks.task import Evaluation, EvaluationData
+    from edgequant.evaluation.tasks.task import EvaluationData
     from edgequant.workflows.steps.qat_experiment import QatExperiment
 
 # Enough to compare variants within one run, and short: `evaluate` measures a single model at length.
@@ -62,12 +63,13 @@ def measure_items(
     settings: EvaluationSettings,
     *,
     checkpoint: Path | None = None,
+    known: Evaluation | None = None,
 ) -> Evaluation:
-    """As `measure`; returns the items behind the metrics too."""
+    """As `measure`; returns the items behind the metrics too. `known` is what need not be measured."""
     from edgequant import tracking
     from edgequant.evaluation.suite import evaluate_model
 
-    evaluation = evaluate_model(model, tokenizer, data, settings, checkpoint=checkpoint)
+    evaluation = evaluate_model(model, tokenizer, data, settings, checkpoint=checkpoint) + (known or Evaluation())
     tracking.log_metrics(evaluation.metrics)
     floors = [name for name in evaluation.metrics if floor_of(name, evaluation.metrics)]
     said = [f"not told from a model that knows nothing: {', '.join(floors)}"] if floors else []
@@ -101,6 +103,21 @@ def quality_only(settings: EvaluationSettings) -> EvaluationSettings:
     return replace(settings, tasks=tuple(task.name for task in tasks if task.comparison and task.kind == "quality"))
 
 
+def _is_efficiency(task: str) -> bool:
+    return find_task(task).kind == "efficiency"
+
+
+def _efficiency_of(variant: str | None, folder: Path) -> Evaluation | None:
+    """Speed and energy as they were measured on another variant of the same comparison; None where they were not."""
+    kept = None if variant is None else read_json(folder / f"{variant}.json")
+    if kept is None:
+        return None
+    tasks = [task for task in known_tasks() if task.kind == "efficiency"]
+    metrics = {name: value for name, value in kept["metrics"].items() if any(task.owns(name) for task in tasks)}
+    said = f"speed and energy are those of {variant}, whose layout it has; measured once"
+    return Evaluation(metrics, notes=[said]) if metrics else None
+
+
 def with_guard(settings: EvaluationSettings) -> EvaluationSettings:
     """The same settings with the guard text measured too, which every comparison needs."""
     return settings if GUARD.name in settings.tasks else replace(settings, tasks=(*settings.tasks, GUARD.name))
@@ -121,6 +138,7 @@ class Variant(NamedTuple):
         settings: of its evaluation, where it is not measured on everything.
         notes: what making it told in words, by name.
         parameters: by what its run is compared with those of other variants.
+        as_fast_as: variant of the same layout, whose speed and energy are its own where they were measured.
     """
 
     model: Any
@@ -131,6 +149,7 @@ class Variant(NamedTuple):
     layer_errors: Sequence[Mapping[str, Any]] = ()
     notes: Mapping[str, str] = {}
     parameters: Mapping[str, object] = UNTRAINED
+    as_fast_as: str | None = None
 
 
 class Measured(NamedTuple):
@@ -160,7 +179,12 @@ def measure_variant(variant: str, make: Callable[[QatExperiment], Variant], expe
     with tracking.variant_run(variant, model=experiment.name, scheme=scheme, phase="qat"):
         made = make(experiment)
         settings = with_guard(made.settings or experiment.evaluation)
-        evaluation = measure_items(made.model, made.tokenizer, experiment.data, settings, checkpoint=made.checkpoint)
+        known = _efficiency_of(made.as_fast_as, experiment.folder)
+        if known is not None:
+            settings = replace(settings, tasks=tuple(name for name in settings.tasks if not _is_efficiency(name)))
+        evaluation = measure_items(
+            made.model, made.tokenizer, experiment.data, settings, checkpoint=made.checkpoint, known=known
+        )
         tracking.log_metrics(made.metrics)
         tracking.log_params(made.parameters)
         if any(made.notes.values()):

@@ -86,7 +86,9 @@ def quantized(experiment: QatExperiment) -> Variant:
     convert(model, probe_tokens(model, experiment.tokenizer))
     metrics = _parity(experiment, simulated, _logits(experiment, model)) | result.metrics
     made = _saved_and_reloaded(experiment, model, "qat", metrics)
-    return made._replace(layer_errors=errors, notes=result.notes, parameters=_trained(experiment, "qat", settings))
+    return made._replace(
+        layer_errors=errors, notes=result.notes, parameters=_trained(experiment, "qat", settings), as_fast_as="ptq"
+    )
 
 
 def variants(*, adapt: bool) -> dict[str, Callable[[QatExperiment], Variant]]:
@@ -182,7 +184,9 @@ def _rounded(experiment: QatExperiment, floating: Any, name: str) -> Variant:
         experiment.chosen[name] = copy.deepcopy(model)
     convert(model, probe_tokens(model, experiment.tokenizer))
     return _saved_and_reloaded(experiment, model, name, {})._replace(
-        layer_errors=errors, parameters={**UNTRAINED, "method": experiment.ptq_method}
+        layer_errors=errors,
+        parameters={**UNTRAINED, "method": experiment.ptq_method},
+        as_fast_as=None if name == "ptq" else "ptq",
     )
 
 
