@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import ctypes
 import importlib
 import os
@@ -22,6 +23,7 @@ RESUMED = ("baseline", "ptq", "qat", "finetune", "evaluate", "tune", "pipeline")
 LAUNCHED = "MLFLOW_RUN_ID"  # the run that `mlflow run` has made for this process
 ENDING = "edgequant.tracking.lifetime.ending"
 CORRECTING_S = 10
+SELDOM = (50_000, 20, 50)  # garbage is looked for: among a million objects of MLflow's and torch's it took a tenth of a run
 
 
 def run() -> int:
@@ -29,6 +31,7 @@ def run() -> int:
 
     An error that nobody foresaw keeps its traceback; a signal's end is told in one line.
     """
+    gc.set_threshold(*SELDOM)
     launched = os.environ.get(LAUNCHED)
     last = None if launched is None else partial(_keep_killed, launched, os.getppid())
     watch = interruption.Watch(line=_how_to_go_on, last=last)

@@ -44,7 +44,7 @@ def blocks(model: Any, tokens: torch.Tensor) -> list[CalibratedBlock]:
     stream = BlockStream(model, list(tokens.split(2)))
     inputs, found = stream.first_inputs(), []
     for index, name in enumerate(stream.blocks):
-        found.append(CalibratedBlock(stream, index, name, inputs, inputs, inputs))
+        found.append(CalibratedBlock(stream, index, name, inputs, inputs))
         inputs = [output.detach() for output in found[-1].outputs()]
     return found
 

@@ -112,7 +112,7 @@ def test_statistics_are_summed_in_full_precision_under_bfloat16(tiny, tokens):
     prepare(tiny.model, parse_scheme("w4-g32"))
     stream = BlockStream(tiny.model, list(tokens.split(2)), bfloat16=True)
     inputs = stream.first_inputs()
-    block = CalibratedBlock(stream, 0, "model.layers.0", inputs, inputs, inputs)
+    block = CalibratedBlock(stream, 0, "model.layers.0", inputs, inputs)
     name, seen = "model.layers.0.mlp.down_proj", []
     handle = block.layers[name].register_forward_pre_hook(lambda _module, args: seen.append(args[0].double()))
     hessian = block.second_moments([name])[name].mean

@@ -25,29 +25,55 @@ class _Best:
     def __init__(self, groups: Tensor, spec: WeightSpec, importance: Tensor | None) -> None:
         self.groups, self.importance = groups, importance
         self.grid = grid_of_extremes(groups, spec)
-        self.error = self._error(self.grid)
+        self.error = self._errors(self.grid)
 
-    def _error(self, grid: Grid) -> Tensor:
-        inverse = 1 / grid.scale
-        steps = torch.addcmul(-grid.offset * inverse, self.groups, inverse)
+    def _errors(self, grid: Grid) -> Tensor:
+        """Of one grid, [rows, groups, 1], or of several that lie in a first dimension of their own."""
+        inverse, squared = 1 / grid.scale, grid.scale.square()
+        shift = -grid.offset * inverse
+        if grid.scale.dim() == self.groups.dim():
+            return self._sum(shift, inverse, grid) * squared
+        return torch.stack([self._sum(*one, grid) for one in zip(shift, inverse, strict=True)]).mul_(squared)
+
+    def _sum(self, shift: Tensor, inverse: Tensor, grid: Grid) -> Tensor:
+        steps = (self.groups * inverse).add_(shift)  # on a CPU addcmul takes four times as long where it broadcasts
         squares = torch.round(steps).clamp_(*grid.spec.integer_range).sub_(steps).square_()
         if self.importance is not None:
             squares.mul_(self.importance)
-        return squares.sum(-1, keepdim=True) * grid.scale.square()
+        return squares.sum(-1, keepdim=True)
 
     def offer(self, grid: Grid) -> Tensor:
         """Take a grid where it is better; returns where, [rows, groups, 1]."""
-        error = self._error(grid)
+        error = self._errors(grid)
         better = error < self.error
-        self.error = torch.where(better, error, self.error)
+        self._take(grid, error, better)
+        return better
 
+    def offer_several(self, grids: Grid, *others: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Take, where one is better, the best of grids that lie in a first dimension [n, rows, groups, 1].
+
+        Returns:
+            Where one is, and the best one's part of `others`, like tensors.
+        """
+        error, place = self._errors(grids).min(0, keepdim=True)  # the first of equals
+
+        def best(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.expand(len(grids.scale), *place.shape[1:]).gather(0, place)[0]
+
+        better = error[0] < self.error
+        scale, zero_point, minimum = best(grids.scale), best(grids.zero_point), best(grids.minimum)
+        assert scale is not None
+        self._take(Grid(grids.spec, scale, zero_point, minimum), error[0], better)
+        return better, [found for other in others if (found := best(other)) is not None]
+
+    def _take(self, grid: Grid, error: Tensor, better: Tensor) -> None:
         def pick(new: Tensor | None, old: Tensor | None) -> Tensor | None:
             return None if new is None or old is None else torch.where(better, new, old)
 
+        self.error = torch.where(better, error, self.error)
         scale = torch.where(better, grid.scale, self.grid.scale)
         zero_point = pick(grid.zero_point, self.grid.zero_point)
         self.grid = Grid(grid.spec, scale, zero_point, pick(grid.minimum, self.grid.minimum))
-        return better
 
 
 def least_squares_grid(groups: Tensor, spec: WeightSpec, importance: Tensor | None = None) -> Grid:
@@ -78,32 +104,35 @@ def least_squares_grid(groups: Tensor, spec: WeightSpec, importance: Tensor | No
 def _search(groups: Tensor, spec: WeightSpec, importance: Tensor | None) -> Grid:
     best = _Best(groups, spec, importance)
     low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
-    at_low, at_high = low.clone(), high.clone()
-    for factor in _factors(spec):
-        for flipped in (False, True) if spec.layout == "q4_0" else (False,):
-            better = best.offer(grid_of_range(low * factor, high * factor, spec, flipped=flipped))
-            at_low, at_high = torch.where(better, low * factor, at_low), torch.where(better, high * factor, at_high)
+    factors = torch.tensor(_factors(spec), device=groups.device).view(-1, 1, 1, 1)
+    lows, highs = low * factors, high * factors
+    if spec.layout == "q4_0":
+        for flipped in (False, True):
+            best.offer_several(grid_of_range(lows, highs, spec, flipped=flipped))
+    else:
+        low, high = _better_range(best, spec, (low, high), lows, highs)
     if spec.zero_point != "none":
-        at_low, at_high = _one_end(best, spec, at_low, at_high, first=True)
-        _one_end(best, spec, at_low, at_high, first=False)
+        one_end = torch.tensor(ONE_END, device=groups.device).view(-1, 1, 1, 1)
+        low, high = _better_range(best, spec, (low, high), low * one_end, high)
+        _better_range(best, spec, (low, high), low, high * one_end)
     for _ in range(REFITS):
         best.offer(_refitted(best))
     return best.grid
+
+
+def _better_range(
+    best: _Best, spec: WeightSpec, now: tuple[Tensor, Tensor], lows: Tensor, highs: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Offer the grids of some ranges; returns the one that holds now, or the best of them where it is better."""
+    lows, highs = torch.broadcast_tensors(lows, highs)
+    better, (low, high) = best.offer_several(grid_of_range(lows, highs, spec), lows, highs)
+    return torch.where(better, low, now[0]), torch.where(better, high, now[1])
 
 
 def _factors(spec: WeightSpec) -> list[float]:
     if spec.layout == "q4_0":
         return Q4_0_FACTORS
     return TWO_BIT_FACTORS if spec.bits == 2 else CLIPPING_FACTORS
-
-
-def _one_end(best: _Best, spec: WeightSpec, low: Tensor, high: Tensor, *, first: bool) -> tuple[Tensor, Tensor]:
-    start = (low, high)
-    for factor in ONE_END:
-        trial = (start[0] * factor, start[1]) if first else (start[0], start[1] * factor)
-        better = best.offer(grid_of_range(*trial, spec))
-        low, high = torch.where(better, trial[0], low), torch.where(better, trial[1], high)
-    return low, high
 
 
 def _refitted(best: _Best) -> Grid:

@@ -51,9 +51,13 @@ class BlockCheckpoints:
         with atomic_path(self._file(index)) as temporary:
             save_file(tensors, temporary, metadata={"errors": json.dumps(errors)})
 
+    def holds(self, index: int) -> bool:
+        """Whether a block was finished."""
+        return self.folder is not None and self._file(index).is_file()
+
     def restore(self, index: int, block: nn.Module) -> list[dict[str, Any]] | None:
         """Bring a block into its finished state; returns its errors, or None where it was not finished."""
-        if self.folder is None or not self._file(index).is_file():
+        if not self.holds(index):
             return None
         with safe_open(self._file(index), framework="pt") as stored:
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - no dict

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from edgequant.quantization.layers.convert import check_activations
 from edgequant.quantization.layers.fake_quantized import FakeQuantizedLinear, fake_quantized_linears
 from edgequant.quantization.ptq.block_stream import BlockStream, capture_inputs, run_until_captured
 from edgequant.quantization.ptq.error_feedback import Drift
@@ -65,24 +66,34 @@ class CalibratedBlock:
         name: of the block in the model.
         module: the block itself, its linears fake-quantised.
         inputs: what the block is given behind its quantised predecessors, for each batch.
-        targets: what the floating-point block gave behind floating-point predecessors, for each batch.
-        floating: what the floating-point block was given there.
+        floating: what the floating-point block was given behind floating-point predecessors, for each batch.
         rounded_from: by layer, the weight [out, in] that its integers were rounded from, where that is not its own.
     """
 
     def __init__(
-        self, stream: BlockStream, index: int, name: str, inputs: list[Tensor], targets: list[Tensor],
-        floating: list[Tensor],
-    ) -> None:  # fmt: skip
+        self, stream: BlockStream, index: int, name: str, inputs: list[Tensor], floating: list[Tensor]
+    ) -> None:
         self.stream, self.index, self.name = stream, index, name
         self.module = stream.blocks[name]
-        self.inputs, self.targets, self.floating = inputs, targets, floating
+        self.inputs, self.floating = inputs, floating
         self.rounded_from: dict[str, Tensor] = {}
 
     @property
     def layers(self) -> dict[str, FakeQuantizedLinear]:
         """The block's quantised linears by their names in the model."""
         return {f"{self.name}.{name}": layer for name, layer in fake_quantized_linears(self.module).items()}
+
+    @cached_property
+    def targets(self) -> list[Tensor]:
+        """What the floating-point block gave behind floating-point predecessors, for each batch; to be looked at, or
+        found by `floating_inputs`, before its layers change."""
+        return [self._target(batch) for batch in range(len(self.floating))]
+
+    @torch.no_grad()
+    def _target(self, batch: int) -> Tensor:
+        states = self.stream.run(self.index, batch, self.stream.fetch(self.floating[batch]))
+        check_activations(f"the output of {self.name}", states)
+        return self.stream.keep(states)
 
     def run(self, batch: int) -> Tensor:
         """The block's output for a calibration batch, as its layers are at present."""
@@ -109,7 +120,8 @@ class CalibratedBlock:
         trace = Trace(fake_quantized_linears(self.module))
         handles = [trace.register(name, module) for name, module in self.module.named_modules() if name]
         try:
-            self.probe()
+            with torch.no_grad():
+                self.run(0)
         finally:
             for handle in handles:
                 handle.remove()
@@ -144,7 +156,8 @@ class CalibratedBlock:
     @torch.no_grad()
     def floating_inputs(self, names: list[str]) -> dict[str, list[Tensor]]:
         """What the named layers, which read different inputs, are given behind floating-point predecessors, for each
-        batch [batch, length, in]; to be called while the block's own layers are in floating point too."""
+        batch [batch, length, in]; to be called while the block's own layers are in floating point too. The pass that
+        sees them finds `targets` as well."""
         by_module = {id(self.layers[name]): name for name in names}
         found: dict[str, list[Tensor]] = {name: [] for name in names}
         held = 0
@@ -155,7 +168,11 @@ class CalibratedBlock:
             kept = self.stream.keep(inputs) if held <= KEPT_ON_DEVICE else inputs.detach().cpu()
             found[by_module[id(module)]].append(kept)
 
-        with capture_inputs([self.layers[name] for name in names], see, stop=True):
+        known = "targets" in self.__dict__
+        with capture_inputs([self.layers[name] for name in names], see, stop=known):
+            if not known:
+                _ = self.targets
+                return found
             for batch, states in enumerate(self.floating):
                 run_until_captured(partial(self.stream.run, self.index, batch, self.stream.fetch(states)))
         return found
@@ -181,24 +198,28 @@ class CalibratedBlock:
                 pass
 
     @torch.no_grad()
-    def errors(self, outputs: list[Tensor]) -> list[dict[str, Any]]:
-        """Relative squared errors: of each layer's weight and, on some of the text, its output; of the block's output.
-
-        Args:
-            outputs: the quantised block's, for each batch. Their error is against the floating-point model, so it holds
-                what all blocks before have added.
-        """
+    def outputs_and_errors(self) -> tuple[list[Tensor], list[dict[str, Any]]]:
+        """The quantised block's outputs for all batches, kept, and relative squared errors: of each layer's weight and,
+        on some of the text, its output; of the block's output, against the floating-point model, so that it holds what
+        all blocks before have added."""
         layers = self.layers
+        names = {id(layer): name for name, layer in layers.items()}
         sums = {name: torch.zeros(2, device=self.stream.device) for name in layers}
         chosen = {name: layer.quantizer(layer.weight) for name, layer in layers.items()}
 
-        def add(name: str, inputs: Tensor) -> None:
+        def add(module: nn.Module, inputs: Tensor) -> None:
+            name = names[id(module)]
             weight = layers[name].weight
-            inputs = inputs[:: max(1, -(-len(inputs) // ERROR_TOKENS))]
-            wrong, right = inputs @ (chosen[name] - weight).float().t(), inputs @ weight.float().t()
-            sums[name] += torch.stack([wrong.square().sum(), right.square().sum()])
+            with self.stream.full_precision():
+                rows = _rows(inputs)
+                rows = rows[:: max(1, -(-len(rows) // ERROR_TOKENS))]
+                wrong, right = rows @ (chosen[name] - weight).float().t(), rows @ weight.float().t()
+                sums[name] += torch.stack([wrong.square().sum(), right.square().sum()])
 
-        self.capture_inputs(list(layers), add, batches=1)
+        remaining = self.outputs()
+        with capture_inputs(list(layers.values()), add):
+            outputs = [self.stream.keep(next(remaining))]
+        outputs += [self.stream.keep(output) for output in remaining]
         rows = [
             {
                 "layer": name,
@@ -209,7 +230,7 @@ class CalibratedBlock:
             }
             for name, layer in layers.items()
         ]
-        return [*rows, {"layer": self.name, "kind": "block", "output_error": self._block_error(outputs)}]
+        return outputs, [*rows, {"layer": self.name, "kind": "block", "output_error": self._block_error(outputs)}]
 
     def _block_error(self, outputs: list[Tensor]) -> float:
         """Squared error relative to the variance of the target."""

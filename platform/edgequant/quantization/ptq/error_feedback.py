@@ -63,12 +63,17 @@ class Drift:
         generator = torch.Generator().manual_seed(0)
         signs = torch.randint(0, 2, (SKETCH, len(weight)), generator=generator).to(weight) * 2 - 1
         sketch = signs @ weight if len(weight) > SKETCH else weight
-        one, other = self._halves
+        wanted = [sketch @ half.missing.t() for half in self._halves]
         gains: dict[int, float] = {}
 
         def gain(place: int) -> float:
+            """By how much a map fitted to either half of the text lowers the squared error of outputs on the other."""
             if place not in gains:
-                gains[place] = _gain(one, other, RIDGES[place], sketch) + _gain(other, one, RIDGES[place], sketch)
+                gains[place] = 0.0
+                for fitted, judged in ((0, 1), (1, 0)):
+                    found = _solved(self._halves[fitted].squares, wanted[fitted], RIDGES[place])
+                    gained = found * (2 * wanted[judged] - found @ self._halves[judged].squares)
+                    gains[place] += float(gained.sum())
             return gains[place]
 
         best, last = -1, len(RIDGES) // 2
@@ -77,19 +82,18 @@ class Drift:
         return RIDGES[best] if gains[best] > 0 else None
 
 
-def _gain(fitted: _Half, judged: _Half, ridge: float, weight: Tensor) -> float:
-    """By how much a map fitted to a half of the text lowers the squared error of the outputs on the other."""
-    found = _mapped(fitted, ridge, weight)
-    return float((found * (2 * weight @ judged.missing.t() - found @ judged.squares)).sum())
-
-
 def _mapped(half: _Half, ridge: float, weight: Tensor) -> Tensor:
     """W D [out, in] with D^T = (X'^T X' + ridge)^-1 X'^T (X - X'); zeros where that cannot be solved."""
-    squares, missing = half
-    damped = squares + ridge * squares.diagonal().mean() * torch.eye(len(squares), device=squares.device)
+    if len(weight) < len(half.squares):
+        return _solved(half.squares, weight @ half.missing.t(), ridge)
+    return weight @ _solved(half.squares, half.missing.t(), ridge)
+
+
+def _solved(squares: Tensor, wanted: Tensor, ridge: float) -> Tensor:
+    """B (X'^T X' + ridge)^-1 [rows, in] of `wanted` B [rows, in]; zeros where that cannot be solved."""
+    damped = squares.clone()
+    damped.diagonal().add_(ridge * squares.diagonal().mean())
     lower, failed = torch.linalg.cholesky_ex(damped)
-    if failed or not bool(torch.isfinite(lower).all()):
-        return torch.zeros_like(weight)
-    if len(weight) < len(squares):
-        return torch.cholesky_solve(missing @ weight.t(), lower).t()
-    return weight @ torch.cholesky_solve(missing, lower).t()
+    if failed or not bool(torch.isfinite(lower.diagonal()).all()):  # anything not finite reaches the diagonal
+        return torch.zeros_like(wanted)
+    return torch.cholesky_solve(wanted.t(), lower).t()

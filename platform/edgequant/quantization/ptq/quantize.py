@@ -19,7 +19,6 @@ from edgequant.progress import Progress
 from edgequant.quantization.calibration import CalibrationSettings
 from edgequant.quantization.layers.convert import (
     calibrate,
-    check_activations,
     convert,
     has_static_ranges,
     prepare,
@@ -205,22 +204,22 @@ class _Calibrated:
         hidden = self.stream.first_inputs()  # behind a quantised embedding
         shown = Progress(len(self.stream.blocks), self.method, "block")
         for index, name in enumerate(self.stream.blocks):
-            targets = [self._forward(index, batch, states) for batch, states in enumerate(floating)]
-            for states in targets:
-                check_activations(f"the output of {name}", states)
-            block = CalibratedBlock(self.stream, index, name, hidden, targets, floating)
+            block = CalibratedBlock(self.stream, index, name, hidden, floating)
+            if not self._finds_targets or self.states.holds(index):
+                _ = block.targets
             rows = self.states.restore(index, block.module)
             if rows is None:
                 self._choose(block)
-            block.set_phase(quantize_inputs=True, observe=False)
-            hidden = [self.stream.keep(output) for output in block.outputs()]
-            if rows is None:
-                rows = block.errors(hidden)
+                block.set_phase(quantize_inputs=True, observe=False)
+                hidden, rows = block.outputs_and_errors()
                 self.states.save(index, block.module, rows)
+            else:
+                block.set_phase(quantize_inputs=True, observe=False)
+                hidden = [self.stream.keep(output) for output in block.outputs()]
             errors += rows
             shown.say(f"error {rows[-1]['output_error']:.4f}")
             shown.update()
-            floating = targets
+            floating = block.targets
         shown.close()
         errors += self._head(hidden)
         return errors if self.steps.tune is None else self._tuned(errors, floating)
@@ -244,8 +243,10 @@ class _Calibrated:
         if self.steps.learn is not None:
             self.steps.learn.apply(block)
 
-    def _forward(self, index: int, batch: int, states: Tensor) -> Tensor:
-        return self.stream.keep(self.stream.run(index, batch, self.stream.fetch(states)))
+    @property
+    def _finds_targets(self) -> bool:
+        """Whether a block's rounding looks at the floating-point block itself, before anything changes that."""
+        return self.steps.scale is None and getattr(self.steps.round, "follows_floating", False)
 
     def _outside(self) -> dict[str, FakeQuantizedLayer]:
         """Layers that are rounded by their weights alone, since their inputs are not part of the stream."""
