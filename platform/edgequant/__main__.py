@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 if __name__ == "__main__":  # before the imports below: a signal is told in one line from here on
-    import sys
+    from edgequant.command_line.shell import program
 
-    from edgequant.command_line.shell import run
-
-    sys.exit(run())
+    program()
 
 import importlib
 import io

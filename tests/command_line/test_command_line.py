@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import textwrap
 from dataclasses import fields
 from pathlib import Path
 
@@ -256,6 +257,27 @@ def test_for_a_shell_a_fault_of_the_program_is_no_refusal_and_a_refusal_is_no_fa
     with pytest.raises(SystemExit) as left:
         ends_with(SystemExit(1))()
     assert left.value.code == 1
+
+
+def test_a_program_ends_with_its_status_behind_what_libraries_do_at_the_end_and_takes_nothing_apart(tmp_path):
+    code = """
+        import atexit, sys
+        import edgequant.__main__
+        from edgequant.command_line import shell
+
+        class Torn:
+            def __del__(self):
+                open("torn", "w").close()
+
+        sys.of_the_program = Torn()  # lives until the interpreter itself is taken apart
+        edgequant.__main__.main = lambda: (atexit.register(lambda: print("the libraries' end")), 3)[1]
+        shell.program()
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (3, "the libraries' end\n"), done.stderr
+    assert not (tmp_path / "torn").exists()
 
 
 def test_it_runs_as_a_module_from_any_folder(edgequant, tmp_path):

@@ -1,11 +1,11 @@
-"""`run`, which a shell starts: watches over signals from its first moment on, and tells how to go on. Light."""
+"""`program`, which a shell starts: watches over signals from its first moment on, and tells how to go on. Light."""
 
 from __future__ import annotations
 
 import atexit
 import contextlib
-import gc
 import ctypes
+import gc
 import importlib
 import os
 import shlex
@@ -23,7 +23,29 @@ RESUMED = ("baseline", "ptq", "qat", "finetune", "evaluate", "tune", "pipeline")
 LAUNCHED = "MLFLOW_RUN_ID"  # the run that `mlflow run` has made for this process
 ENDING = "edgequant.tracking.lifetime.ending"
 CORRECTING_S = 10
-SELDOM = (50_000, 20, 50)  # garbage is looked for: among a million objects of MLflow's and torch's it took a tenth of a run
+# Between looks for garbage: among a million objects of MLflow and torch they took a tenth of a short run.
+SELDOM = (50_000, 20, 50)
+
+
+def program() -> NoReturn:
+    """`run`, then the end of the process: what libraries have registered for it is done, and no more. Taking apart
+    every object of torch and MLflow one by one would take seconds."""
+    ended: list[int] = []
+    atexit.register(_leave, ended)  # the first that is registered is the last that is done
+    ended.append(run())
+    sys.exit(ended[0])
+
+
+def _leave(ended: list[int]) -> None:
+    if ended:
+        _flush()
+        os._exit(ended[0])
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
 
 
 def run() -> int:
@@ -37,9 +59,7 @@ def run() -> int:
     watch = interruption.Watch(line=_how_to_go_on, last=last)
     status = _status(watch, launched)
     if watch.number is None or (status == 0 and not watch.is_raised):
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):
-                stream.flush()
+        _flush()
         watch.stop(lambda *_: os._exit(status))  # all is done: what libraries do at the end may be cut short
         return status
     watch.end(atexit._run_exitfuncs)
