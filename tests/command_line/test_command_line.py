@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import re
 import signal
 import subprocess
@@ -278,6 +279,17 @@ def test_a_program_ends_with_its_status_behind_what_libraries_do_at_the_end_and_
     )
     assert (done.returncode, done.stdout) == (3, "the libraries' end\n"), done.stderr
     assert not (tmp_path / "torn").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, where every write finds a full disk")
+def test_output_that_could_not_be_written_is_no_success(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "edgequant", "--help"], cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True,
+            env=environment, check=False,
+        )  # fmt: skip
+    assert done.returncode == 120 and "output was lost: No space left on device" in done.stderr
 
 
 def test_it_runs_as_a_module_from_any_folder(edgequant, tmp_path):

@@ -23,6 +23,7 @@ RESUMED = ("baseline", "ptq", "qat", "finetune", "evaluate", "tune", "pipeline")
 LAUNCHED = "MLFLOW_RUN_ID"  # the run that `mlflow run` has made for this process
 ENDING = "edgequant.tracking.lifetime.ending"
 CORRECTING_S = 10
+LOST = 120  # Python's own status where the last of the output could not be written
 # Between looks for garbage: among a million objects of MLflow and torch they took a tenth of a short run.
 SELDOM = (50_000, 20, 50)
 
@@ -38,14 +39,30 @@ def program() -> NoReturn:
 
 def _leave(ended: list[int]) -> None:
     if ended:
-        _flush()
-        os._exit(ended[0])
+        lost = _flush()
+        if lost is not None:
+            _said(f"edgequant: output was lost: {lost.strerror}; make room where it goes, then start the command again")
+        os._exit(ended[0] or (LOST if lost else 0))
 
 
-def _flush() -> None:
+def _flush() -> OSError | None:
+    """Returns the fault that kept output back; a reader who has left is none."""
+    fault = None
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
+        try:
             stream.flush()
+        except BrokenPipeError:
+            pass
+        except ValueError:  # closed
+            pass
+        except OSError as error:
+            fault = error
+    return fault
+
+
+def _said(line: str) -> None:
+    with contextlib.suppress(OSError):
+        os.write(2, f"{line}\n".encode())
 
 
 def run() -> int:

@@ -12,10 +12,13 @@ from edgequant.errors import UserError
 from edgequant.quantization.calibration import CalibrationSettings
 from edgequant.quantization.layers.convert import prepare
 from edgequant.quantization.layers.integer import IntegerEmbedding, IntegerLinear
+from edgequant.quantization.ptq import methods
 from edgequant.quantization.ptq.block_learning import BlockRounding
 from edgequant.quantization.ptq.block_stream import BlockStream
 from edgequant.quantization.ptq.calibrated_block import CalibratedBlock
+from edgequant.quantization.ptq.methods import PtqMethod
 from edgequant.quantization.ptq.quantize import quantize
+from edgequant.quantization.ptq.rounding import Clipping, Gptq, Rounding
 from edgequant.quantization.ptq.settings import PtqSettings
 from edgequant.quantization.scheme import parse_scheme
 
@@ -198,3 +201,30 @@ def test_gptq_of_smollm2_takes_at_most_a_minute(data_dir):
     start = time.perf_counter()
     quantize(loaded.model, parse_scheme("w4-g64"), calibration=[rows], method="gptq")
     assert time.perf_counter() - start <= 60
+
+
+class Clipped:
+    def apply(self, block):
+        Clipping(replace(FAST, activation_weighted=False)).apply(block)
+
+
+class Own(Clipped, Gptq):
+    """A package's method that takes over gptq's way through a block."""
+
+
+class Other(Clipped, Rounding):
+    """The same, of another family."""
+
+    def __init__(self, settings):
+        pass
+
+
+def test_a_packages_rounding_may_change_layers_before_anything_looks_at_the_floating_point_block(
+    _tiny, tokens, monkeypatch
+):
+    made = {"own": Own, "other": Other}
+    own = [PtqMethod(name=n, stage="round", description="-", make=k, needs_calibration=True) for n, k in made.items()]
+    monkeypatch.setattr(methods, "METHODS", (*methods.METHODS, *own))
+    errors = {name: quantized(_tiny, tokens, "w3-g64", name)[1] for name in made}
+    blocks = [[row["output_error"] for row in rows if row["kind"] == "block"] for rows in errors.values()]
+    assert blocks[0] == blocks[1] and min(blocks[0]) > 1e-4

@@ -99,10 +99,12 @@ def test_metrics_carry_the_contracts_names(finished):
 def test_variants_of_one_layout_are_timed_once(finished):
     def speed(variant: str) -> dict[str, float]:
         metrics = finished.variants[variant].metrics
-        return {name: value for name, value in metrics.items() if name.startswith(("latency/", "energy/"))}
+        return {
+            name: value for name, value in metrics.items() if name.startswith(("latency/", "energy/", "size/resident"))
+        }
 
     assert speed("ptq") == speed("control-ptq") == speed("qat") != speed("baseline")
-    said = "speed and energy are those of ptq, whose layout it has; measured once"
+    said = "speed, energy and memory are those of ptq, whose layout it has; measured once"
     assert said in artifact(finished, finished.variants["qat"].id, "notes.txt")
     assert said not in artifact(finished, finished.variants["ptq"].id, "notes.txt")
 

@@ -88,7 +88,10 @@ def least_squares_grid(groups: Tensor, spec: WeightSpec, importance: Tensor | No
         importance: weights of the squared errors, broadcastable to `groups`; None: all equal.
     """
     search = super_block_grid if spec.is_k_quant else _search
-    rows = max(1, CHUNK.get(groups.device.type, 1 << 20) // groups[0].numel())
+    candidates = groups[0, :, 0].numel() * len(
+        _factors(spec)
+    )  # which lie beside each other, of small groups more than weights
+    rows = max(1, CHUNK.get(groups.device.type, 1 << 20) // max(groups[0].numel(), candidates))
     if groups.shape[0] <= rows:
         return search(groups, spec, importance)
     found = [search(part, spec, importance) for part in groups.split(rows)]  # importance is the same for all rows

@@ -37,7 +37,7 @@ from edgequant.quantization.ptq.block_stream import BlockStream
 from edgequant.quantization.ptq.calibrated_block import CalibratedBlock, Step, relative_error
 from edgequant.quantization.ptq.end_to_end import QuantizedModel, tie_heads
 from edgequant.quantization.ptq.methods import AUTO, Combination, parse_method
-from edgequant.quantization.ptq.rounding import Rounding
+from edgequant.quantization.ptq.rounding import HessianRounding, Rounding
 from edgequant.quantization.ptq.scaling.equivalent_scaling import keeps_output
 from edgequant.quantization.ptq.second_moments import SecondMoment, SecondMomentSum
 from edgequant.quantization.ptq.settings import PtqSettings
@@ -246,7 +246,10 @@ class _Calibrated:
     @property
     def _finds_targets(self) -> bool:
         """Whether a block's rounding looks at the floating-point block itself, before anything changes that."""
-        return self.steps.scale is None and getattr(self.steps.round, "follows_floating", False)
+        rounding = self.steps.round
+        if not isinstance(rounding, HessianRounding) or type(rounding).apply is not HessianRounding.apply:
+            return False  # another package's may change layers before it looks
+        return self.steps.scale is None and rounding.follows_floating
 
     def _outside(self) -> dict[str, FakeQuantizedLayer]:
         """Layers that are rounded by their weights alone, since their inputs are not part of the stream."""

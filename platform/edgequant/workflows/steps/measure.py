@@ -32,6 +32,7 @@ COMPARISON = EvaluationSettings(
     latency_new_tokens=32,
     latency_warmup=1,
 )
+MEMORY = ("size/resident_gb", "size/peak_rss_gb", "size/peak_cuda_gb")
 
 
 def headline(metrics: Mapping[str, float]) -> dict[str, float]:
@@ -108,13 +109,15 @@ def _is_efficiency(task: str) -> bool:
 
 
 def _efficiency_of(variant: str | None, folder: Path) -> Evaluation | None:
-    """Speed and energy as they were measured on another variant of the same comparison; None where they were not."""
+    """Speed, energy and memory as measured on another variant of the same comparison; None where they were not."""
     kept = None if variant is None else read_json(folder / f"{variant}.json")
     if kept is None:
         return None
     tasks = [task for task in known_tasks() if task.kind == "efficiency"]
     metrics = {name: value for name, value in kept["metrics"].items() if any(task.owns(name) for task in tasks)}
-    said = f"speed and energy are those of {variant}, whose layout it has; measured once"
+    if metrics:  # memory grows where tokens are decoded one by one
+        metrics |= {name: kept["metrics"][name] for name in MEMORY if name in kept["metrics"]}
+    said = f"speed, energy and memory are those of {variant}, whose layout it has; measured once"
     return Evaluation(metrics, notes=[said]) if metrics else None
 
 
@@ -138,7 +141,7 @@ class Variant(NamedTuple):
         settings: of its evaluation, where it is not measured on everything.
         notes: what making it told in words, by name.
         parameters: by what its run is compared with those of other variants.
-        as_fast_as: variant of the same layout, whose speed and energy are its own where they were measured.
+        as_fast_as: variant of the same layout, whose speed, energy and memory are its own where they were measured.
     """
 
     model: Any
