@@ -137,7 +137,7 @@ def test_distillation_alone_brings_the_student_to_its_teacher(tiny, sequences, t
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_teacher_computes_in_the_precision_of_its_student(tiny, sequences, tmp_path, precision):
-    """In another one it takes many times as long on a GPU, and a model would not be its own perfect student."""
+    """In another one a model would not be its own perfect student, and float32 would take longer."""
     settings = replace(SHORT, steps=1, distillation_weight=1.0, precision=precision)
     found = []
     teacher = copy.deepcopy(tiny.model)

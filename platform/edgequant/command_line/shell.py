@@ -41,7 +41,9 @@ def _leave(ended: list[int]) -> None:
     if ended:
         lost = _flush()
         if lost is not None:
-            _said(f"edgequant: output was lost: {lost.strerror}; make room where it goes, then start the command again")
+            told = f"edgequant: output was lost: {lost.strerror}; make room where it goes, then start it again\n"
+            with contextlib.suppress(OSError):
+                os.write(2, told.encode())
         os._exit(ended[0] or (LOST if lost else 0))
 
 
@@ -51,18 +53,11 @@ def _flush() -> OSError | None:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except BrokenPipeError:
-            pass
-        except ValueError:  # closed
+        except (BrokenPipeError, ValueError):  # closed at the other end, or here
             pass
         except OSError as error:
             fault = error
     return fault
-
-
-def _said(line: str) -> None:
-    with contextlib.suppress(OSError):
-        os.write(2, f"{line}\n".encode())
 
 
 def run() -> int:

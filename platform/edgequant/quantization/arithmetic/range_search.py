@@ -42,12 +42,10 @@ class _Best:
             squares.mul_(self.importance)
         return squares.sum(-1, keepdim=True)
 
-    def offer(self, grid: Grid) -> Tensor:
-        """Take a grid where it is better; returns where, [rows, groups, 1]."""
+    def offer(self, grid: Grid) -> None:
+        """Take a grid where it is better."""
         error = self._errors(grid)
-        better = error < self.error
-        self._take(grid, error, better)
-        return better
+        self._take(grid, error, error < self.error)
 
     def offer_several(self, grids: Grid, *others: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Take, where one is better, the best of grids that lie in a first dimension [n, rows, groups, 1].
@@ -88,9 +86,7 @@ def least_squares_grid(groups: Tensor, spec: WeightSpec, importance: Tensor | No
         importance: weights of the squared errors, broadcastable to `groups`; None: all equal.
     """
     search = super_block_grid if spec.is_k_quant else _search
-    candidates = groups[0, :, 0].numel() * len(
-        _factors(spec)
-    )  # which lie beside each other, of small groups more than weights
+    candidates = groups.shape[1] * len(_factors(spec))  # of small groups more numbers than the weights
     rows = max(1, CHUNK.get(groups.device.type, 1 << 20) // max(groups[0].numel(), candidates))
     if groups.shape[0] <= rows:
         return search(groups, spec, importance)

@@ -210,11 +210,11 @@ class _Calibrated:
             rows = self.states.restore(index, block.module)
             if rows is None:
                 self._choose(block)
-                block.set_phase(quantize_inputs=True, observe=False)
+            block.set_phase(quantize_inputs=True, observe=False)
+            if rows is None:
                 hidden, rows = block.outputs_and_errors()
                 self.states.save(index, block.module, rows)
             else:
-                block.set_phase(quantize_inputs=True, observe=False)
                 hidden = [self.stream.keep(output) for output in block.outputs()]
             errors += rows
             shown.say(f"error {rows[-1]['output_error']:.4f}")

@@ -32,6 +32,7 @@ COMPARISON = EvaluationSettings(
     latency_new_tokens=32,
     latency_warmup=1,
 )
+# What grows where tokens are decoded one by one, as they are to be timed.
 MEMORY = ("size/resident_gb", "size/peak_rss_gb", "size/peak_cuda_gb")
 
 
@@ -113,9 +114,9 @@ def _efficiency_of(variant: str | None, folder: Path) -> Evaluation | None:
     kept = None if variant is None else read_json(folder / f"{variant}.json")
     if kept is None:
         return None
-    tasks = [task for task in known_tasks() if task.kind == "efficiency"]
+    tasks = [task for task in known_tasks() if _is_efficiency(task.name)]
     metrics = {name: value for name, value in kept["metrics"].items() if any(task.owns(name) for task in tasks)}
-    if metrics:  # memory grows where tokens are decoded one by one
+    if metrics:
         metrics |= {name: kept["metrics"][name] for name in MEMORY if name in kept["metrics"]}
     said = f"speed, energy and memory are those of {variant}, whose layout it has; measured once"
     return Evaluation(metrics, notes=[said]) if metrics else None
