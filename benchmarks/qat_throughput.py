@@ -6,9 +6,10 @@
 
 Text is random tokens: nothing is learned, only measured. tokens/s: the median over the second half of the steps, so
 that neither warming up nor compiling is in it; seconds: from the first line of training to its end, with an empty
-compiler cache. QAT goes through all its phases (inputs as they are, quantised, ranges frozen) and is scored on held-out
-text `--looks` times, which is in the seconds and not in tokens/s. Where several GPUs are visible and none was launched
-for, the script starts itself again through torchrun. Needs torch and transformers alone.
+compiler cache, a trial of one step before it, as `learning_rate: auto` makes several. QAT goes through all its phases
+(inputs as they are, quantised, ranges frozen) and is scored on held-out text `--looks` times, which is in the seconds
+and not in tokens/s. Where several GPUs are visible and none was launched for, the script starts itself again through
+torchrun. Needs torch and transformers alone.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -138,6 +140,7 @@ def cost(options: argparse.Namespace, base: nn.Module, scheme: str | None, devic
         lengths.begin()
 
     with tempfile.TemporaryDirectory() as folder:
+        train(model, tokens, replace(settings, steps=1), Path(folder, "trial"), teacher=teacher)
         train(
             model, tokens, settings, Path(folder), teacher=teacher, title=scheme or "control", on_step=before_step,
             on_log=lambda step, metrics: lengths.end(),

@@ -112,6 +112,23 @@ def test_master_weights_stay_float32_under_bfloat16_autocast(tiny, sequences, tm
     assert losses[0] == pytest.approx(math.log(264), rel=0.05)
 
 
+def test_a_second_training_of_a_model_is_in_the_same_precision(tiny, sequences, tmp_path):
+    """As after the trials of `learning_rate: auto`: accelerate passes over a model that it has prepared before."""
+    types = []
+    tiny.model.model.layers[0].mlp.up_proj.register_forward_hook(lambda m, i, o: types.append(o.dtype))
+    for name in ("first", "second"):
+        train(tiny.model, sequences, replace(SHORT, steps=1, precision="bfloat16"), tmp_path / name)
+    assert types == 2 * [torch.bfloat16]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_training_leaves_nothing_behind_on_a_model(tiny, sequences, tmp_path, precision):
+    parts = dict(tiny.model.named_modules())
+    before = {name: set(vars(part)) for name, part in parts.items()}
+    train(tiny.model, sequences, replace(SHORT, steps=2, precision=precision), tmp_path)
+    assert {name: set(vars(part)) for name, part in parts.items()} == before
+
+
 def test_updates_below_bfloat16_resolution_are_kept(tiny, sequences, tmp_path):
     before = tiny.model.lm_head.weight.detach().clone()
     train(tiny.model, sequences, replace(SHORT, precision="bfloat16", learning_rate=1e-6), tmp_path)

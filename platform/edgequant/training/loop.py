@@ -222,7 +222,10 @@ def _earlier_objects_spared(device: torch.device) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _one_bar_and_mode_restored(model: nn.Module) -> Iterator[None]:
-    """Trainer leaves a model whose forward pass is in bfloat16 for good, whatever its weights are in: undone too."""
+    """Trainer leaves a model whose forward pass is in bfloat16 for good, whatever its weights are in: undone too.
+
+    So is accelerate's mark that it need not be prepared again: a second training would go on in float32.
+    """
     was_training, forward = model.training, model.__dict__.get("forward")
     bars = is_progress_bar_enabled()
     disable_progress_bar()  # of the checkpoints that Trainer writes: ours is the one bar
@@ -232,7 +235,7 @@ def _one_bar_and_mode_restored(model: nn.Module) -> Iterator[None]:
         if bars:
             enable_progress_bar()
         model.train(was_training)
-        for name in ("forward", "_original_forward"):
+        for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
             model.__dict__.pop(name, None)
         if forward is not None:
             model.__dict__["forward"] = forward
