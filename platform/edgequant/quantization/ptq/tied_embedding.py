@@ -29,27 +29,31 @@ def moment_of_both_uses(stream: BlockStream, embedding: nn.Module, head: nn.Modu
         embedding, head: modules that share their weight.
     """
     as_head, as_input = SecondMomentSum(), SecondMomentSum()
-    sequences = [row for batch in stream.batches for row in batch.split(1)]
-    for ids in sequences_within(sequences, TOKENS):
+    for ids in _together(sequences_within([row for batch in stream.batches for row in batch.split(1)], TOKENS)):
         hidden, doubt, gradient = _uses(stream, embedding, head, ids.to(stream.device))
         as_head.add(hidden * doubt.sqrt().unsqueeze(-1))
         as_input.add(gradient)
     return as_head.moment() + as_input.moment()
 
 
+def _together(sequences: list[Tensor]) -> list[Tensor]:
+    """Sequences [1, length] of one length as a batch, others one by one."""
+    return [torch.cat(sequences)] if len({len(row[0]) for row in sequences}) == 1 else sequences
+
+
 @torch.enable_grad()
 def _uses(stream: BlockStream, embedding: nn.Module, head: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each token: what the head is given [tokens, features], 1 - sum p^2 of what it predicts [tokens], and the
-    gradient of the sequence's loss by its row of the embedding [tokens, features]."""
+    """Of each token of ids [sequences, length]: what the head is given [tokens, features], 1 - sum p^2 of what it
+    predicts [tokens], and the gradient of its sequence's loss by its row of the embedding [tokens, features]."""
     model: Any = stream.model
     with _seen(embedding, head) as seen, stream.autocast():
-        logits = model(input_ids=ids, use_cache=False).logits[0].float()
-        loss = nn.functional.cross_entropy(logits[:-1], ids[0, 1:], reduction="sum")
+        logits = model(input_ids=ids, use_cache=False).logits.float()
+        loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
     (gradient,) = torch.autograd.grad(loss, seen["rows"])
     scale = getattr(embedding, "output_scale", None)  # of Gemma: rows are multiplied before they go in
-    gradient = gradient[0].float() * (1.0 if scale is None else scale.float().to(gradient.device))
-    doubt = 1 - logits.detach().softmax(-1).square().sum(-1)
-    return seen["hidden"][0].detach().float(), doubt, gradient
+    gradient = gradient.flatten(0, 1).float() * (1.0 if scale is None else scale.float().to(gradient.device))
+    doubt = 1 - logits.detach().flatten(0, 1).softmax(-1).square().sum(-1)
+    return seen["hidden"].detach().flatten(0, 1).float(), doubt, gradient
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from edgequant.files import atomic_path, cache_dir
@@ -17,6 +18,7 @@ from edgequant.models.digest import weights_digest
 if TYPE_CHECKING:
     from torch import Tensor
 
+DRAWN = "by inverting the distribution"  # a change of how tokens are drawn is a change of the text
 MAX_SEQUENCES = 8192  # a training that draws more begins again with the first
 GREEDY_TOKENS = 4
 CPU_BATCH, GPU_BATCH = 96, 1024  # rows at a time, at most; part of what a seed gives
@@ -42,7 +44,7 @@ def generated_sequences(model: Any, tokenizer: Any, count: int, length: int, *, 
     begin, first = _beginning(tokenizer), _first_tokens(tokenizer, model)
     device = next(model.parameters()).device
     dtype, batch = models.pick_dtype("auto", str(device)), _batch(model.config, length, device)
-    what = repr((weights_digest(model), begin, first.tolist(), count, length, seed, GREEDY_TOKENS, batch, dtype))
+    what = repr((weights_digest(model), begin, first.tolist(), count, length, seed, GREEDY_TOKENS, DRAWN, batch, dtype))
     path = cache_dir() / "generated" / f"{hashlib.sha256(what.encode()).hexdigest()[:32]}.safetensors"
     if path.is_file():
         print(f"generated text: reused {count} sequences from {path}", flush=True)
@@ -97,18 +99,31 @@ def _rows(model: Any, begin: list[int], first: Tensor, size: int, length: int, *
         torch.manual_seed(seed)
         started = first[torch.randint(len(first), (size, 1))]
         tokens = torch.cat([torch.tensor([begin] * size, dtype=torch.int64).view(size, -1), started], 1).to(device)
-        tokens = _continued(model, tokens, min(GREEDY_TOKENS, length - tokens.shape[1]), do_sample=False)
-        return _continued(model, tokens, length - tokens.shape[1], do_sample=True, top_k=0, top_p=1.0, temperature=1.0)
+        count = length - tokens.shape[1]
+        if count <= 0:
+            return tokens
+        return model.generate(  # type: ignore[no-any-return]
+            tokens,
+            attention_mask=tokens.new_ones(tokens.shape),
+            max_new_tokens=count,
+            min_new_tokens=count,
+            repetition_penalty=1.0,
+            do_sample=False,
+            logits_processor=[partial(_next, greedy_until=tokens.shape[1] + GREEDY_TOKENS)],
+        )
 
 
-def _continued(model: Any, tokens: Tensor, count: int, **how: Any) -> Tensor:
-    if count <= 0:
-        return tokens
-    return model.generate(  # type: ignore[no-any-return]
-        tokens,
-        attention_mask=tokens.new_ones(tokens.shape),
-        max_new_tokens=count,
-        min_new_tokens=count,
-        repetition_penalty=1.0,
-        **how,
-    )
+def _next(tokens: Tensor, logits: Tensor, *, greedy_until: int) -> Tensor:
+    """Logits [rows, vocabulary] that leave one token of each row: the most probable one at first, one that is drawn
+    then, by a random number for each row. (`do_sample` draws one for each token of the vocabulary, which takes a CPU as
+    long as the rest of a small model.)"""
+    import torch
+
+    if tokens.shape[1] < greedy_until:
+        return logits
+    cumulative = logits.float().softmax(-1).cumsum(-1)
+    whole = cumulative[:, -1:].contiguous()
+    drawn = torch.minimum(torch.rand_like(whole) * whole, whole.nextafter(torch.zeros_like(whole)))
+    # The first token whose probability takes the sum beyond what was drawn: never one that has none.
+    token = torch.searchsorted(cumulative, drawn, right=True)
+    return torch.full_like(logits, -torch.inf).scatter_(-1, token, 0.0)
