@@ -3,7 +3,7 @@
     python benchmarks/adaptation/forgetting.py --data_dir DATA --keep LOOKS --output docs/images/forgetting.png
 
 For each share of replayed text (which the model wrote itself, before) one fine-tuning as `edgequant finetune` does it,
-looked at every few steps: on validation text of the domain, on other text that the model wrote, and on WikiText-2's
+which follows the earlier predictions there (--words: learns the words of that text instead), looked at every few steps: on validation text of the domain, on other text that the model wrote, and on WikiText-2's
 validation split where a data folder is given. Drawn is how far each loss lies from what it was before the first step;
 every training goes on to its end, whatever the looks say. Looks are kept in --keep, a JSON file for each share, and the
 same command draws those that are there.
@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT / "platform"))
 from edgequant.files import write_atomically  # noqa: E402
 
 COLORS = {"domain": "tab:blue", "own text": "tab:orange", "WikiText-2": "tab:green"}
-DECISIVE = ("model", "data_dir", "steps", "batch", "length", "rate", "rows", "looks")
+DECISIVE = ("model", "data_dir", "steps", "batch", "length", "rate", "rows", "looks", "words")
 OTHER_SEED = 1_000_003  # no row that is looked at is one that is replayed
 
 
@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--replay", nargs="+", type=float, default=[0.0, 0.2, 0.5], help="shares of the tokens")
+    parser.add_argument("--words", action="store_true", help="of replayed text, instead of the predictions on it")
     parser.add_argument("--steps", type=int, default=96)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--length", type=int, default=128)
@@ -68,7 +69,7 @@ def looks_of(share: float, options: argparse.Namespace) -> list[tuple[int, dict[
     from edgequant.training.loop import train
     from edgequant.training.settings import LoraSettings, TrainingSettings
     from edgequant.training.watch import Watch
-    from edgequant.workflows.adaptation.selection import text_of
+    from edgequant.workflows.adaptation.selection import anchor_of, text_of
     from edgequant.workflows.adaptation.ways import way_of
     from edgequant.workflows.settings import RunSettings
     from edgequant.workflows.steps.data import evaluation_data, training_texts
@@ -91,11 +92,12 @@ def looks_of(share: float, options: argparse.Namespace) -> list[tuple[int, dict[
     if options.data_dir:
         rows = pack(training_texts("wikitext-2", options.data_dir), loaded.tokenizer, options.length)
         texts["WikiText-2"] = rows[:: max(1, len(rows) // options.rows)][: options.rows]
+    anchor = None if options.words else anchor_of(text, way.before(loaded), loaded)
     adapted = way.prepare(loaded, run.seed)
     with tempfile.TemporaryDirectory() as folder:
         result = train(
             adapted, text.training, settings, Path(folder), watch=Watch(texts=texts), seed=run.seed,
-            title=f"replay {share:g}", document_end=loaded.tokenizer.eos_token_id,
+            title=f"replay {share:g}", document_end=loaded.tokenizer.eos_token_id, anchor=anchor,
         )  # fmt: skip
     return [(look.step, look.losses) for look in result.looks]
 

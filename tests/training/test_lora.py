@@ -10,7 +10,9 @@ from random_architectures import KINDS, make
 
 from edgequant import models
 from edgequant.errors import UserError
+from edgequant.evaluation.backends.footprint import resident_parameter_bytes
 from edgequant.models.adapters.quantized_base import bitsandbytes_config
+from edgequant.models.digest import weights_digest
 from edgequant.models.same_function import merging
 from edgequant.models.same_function.comparison import relative_difference
 from edgequant.models.same_function.integers_of_bitsandbytes import dequantized
@@ -220,3 +222,14 @@ def test_a_measured_model_of_4_bits_is_dequantised_to_what_it_computes():
     loaded, expected = over_integers("bnb-nf4"), logits(over_integers("bnb-nf4").model)
     logits(loaded.model)
     assert relative_difference(expected, logits(dequantized(loaded.model, loaded.tokenizer))) < 0.05
+
+
+@pytest.mark.parametrize("base", ["bnb-nf4", "bnb-fp4", "bnb-int8"])
+@pytest.mark.parametrize("asks", [weights_digest, resident_parameter_bytes])
+def test_a_measured_model_over_integers_can_be_asked_for_its_state_and_computes_as_before(base, asks):
+    """As the size and the cache of scores do, behind a pass that packed the weights."""
+    model = over_integers(base).model
+    expected, size = logits(model), resident_parameter_bytes(model)
+    asks(model)
+    assert relative_difference(expected, logits(model)) < 0.05
+    assert resident_parameter_bytes(model) == size

@@ -24,6 +24,8 @@ def weights_digest(model: Any) -> str:
     import torch
     import transformers
 
+    from edgequant.models.same_function.integers_of_bitsandbytes import layout_held
+
     generation = getattr(model, "generation_config", None)
     parts = (_stated(model.config.to_dict()), _stated(generation.to_dict()) if generation is not None else None)
     digest = hashlib.sha256(repr((torch.__version__, transformers.__version__, parts)).encode())
@@ -33,7 +35,9 @@ def weights_digest(model: Any) -> str:
         named = (key for key in kept if key in AT_WORK or not key.startswith("_"))  # others are notes of a call
         settings = {key: repr(kept[key]) for key in named if key not in of_all and _is_plain(kept[key])}
         digest.update(repr((name, type(module).__name__, sorted(settings.items()))).encode())
-    for name, tensor in sorted({**dict(model.named_buffers()), **model.state_dict()}.items()):
+    with layout_held(model):
+        state = {**dict(model.named_buffers()), **model.state_dict()}
+    for name, tensor in sorted(state.items()):
         if isinstance(tensor, torch.Tensor):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)

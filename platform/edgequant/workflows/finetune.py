@@ -26,6 +26,7 @@ from edgequant.workflows.steps.measure import COMPARISON, headline
 from edgequant.workflows.validate import places_read, validate
 
 if TYPE_CHECKING:
+    from edgequant.training.trainer import Anchor
     from edgequant.workflows.steps.sequences import Split
 
 SCHEME = "w4a8-g32+emb4"  # of the next step, where a model was adapted in floating point
@@ -56,7 +57,8 @@ def finetune(
             splits the train split: its validation split then chooses the best state, and its test split is what domain
             perplexity is measured on; or a mix with
             shares of the tokens, such as disaster:0.8,wikitext-2:0.2 or disaster:0.8,self-generated:0.2, where general
-            text, replayed, keeps the model from forgetting. Instructions, disaster-instructions or a .jsonl file with
+            text, replayed, keeps the model from forgetting: of WikiText-2 it learns the words, on text of its own it
+            follows its predictions as it came. Instructions, disaster-instructions or a .jsonl file with
             instruction and answer on each line, are rendered by the chat template and learnt by their answers alone.
         base: weights under the adapters: auto, the model's own; float; or bitsandbytes' bnb-int8, bnb-nf4, bnb-fp4
             (QLoRA), over which the adapter stays apart and is measured.
@@ -83,7 +85,7 @@ def finetune(
     target = check_folders(output, way.parts, reads)
 
     from edgequant import tracking
-    from edgequant.workflows.adaptation.selection import text_of
+    from edgequant.workflows.adaptation.selection import anchor_of, text_of
     from edgequant.workflows.steps.data import check_data, evaluation_data
     from edgequant.workflows.steps.measure import measure_items
     from edgequant.workflows.steps.register import conditions_of, register_version
@@ -105,9 +107,10 @@ def finetune(
             found = {"baseline": measure_items(before.model, tokenizer, data, evaluation, checkpoint=way.checkpoint)}
         made = training.parameters | {"lora_rank": lora.rank}
         with tracking.variant_run("finetuned", **names, phase="finetune", parameters=made):
+            anchor, ends = anchor_of(text, before, loaded), tokenizer.eos_token_id
             adapted = way.prepare(loaded, run.seed)
-            ends: int | None = tokenizer.eos_token_id
-            adapt(adapted, model, text, training, work, seed=run.seed, resume=tracked.resumed, document_end=ends)
+            how: dict[str, Any] = {"seed": run.seed, "resume": tracked.resumed, "document_end": ends}
+            adapt(adapted, model, text, training, work, anchor=anchor, **how)
             written = way.write(adapted, tokenizer, folder)
             tracking.log_metrics(written.metrics)
             measured_folder = written.delivered if written.whole and (register or way.scheme != "none") else None
@@ -162,7 +165,7 @@ def check_folders(output: str | None, parts: Sequence[str], reads: Sequence[Plac
 
 def adapt(
     adapted: Any, made_from: str, text: Split, training: TrainingSettings, work: Path, *, seed: int, resume: bool,
-    document_end: int | None = None,
+    document_end: int | None = None, anchor: Anchor | None = None,
 ) -> None:  # fmt: skip
     """Train a prepared model in place, with `work` for training's checkpoints; leaves it in evaluation mode.
 
@@ -174,7 +177,7 @@ def adapt(
 
     result = train(
         adapted, text.training, training, work, watch=watch_of(text, training), seed=seed, resume=resume,
-        title=f"finetune {made_from}", document_end=document_end,
+        title=f"finetune {made_from}", document_end=document_end, anchor=anchor,
         on_log=lambda step, metrics: tracking.log_metrics(metrics, step=step),
         on_look=lambda step, losses: tracking.log_metrics(losses, step=step),
     )  # fmt: skip

@@ -11,6 +11,8 @@ import torch
 
 from edgequant import models, tracking
 from edgequant.errors import UserError
+from edgequant.models.adapters.quantized_base import bitsandbytes_config
+from edgequant.training import loop
 from edgequant.training.settings import LoraSettings
 from edgequant.workflows.finetune import finetune
 from edgequant.workflows.settings import RunSettings
@@ -93,6 +95,31 @@ def test_qlora_trains_adapters_over_bitsandbytes_integers(store, tmp_path, quick
     assert runs["finetuned"].metrics["domain/perplexity"] != runs["baseline"].metrics["domain/perplexity"]
     assert (tmp_path / "made" / "adapter" / "adapter_model.safetensors").is_file()
     assert not (tmp_path / "made" / "merged").exists()
+
+
+@pytest.mark.parametrize("base", ["float", "bnb-nf4"])
+def test_on_text_of_its_own_a_model_follows_itself_as_it_came(store, tmp_path, quick, short, base, monkeypatch):
+    seen, train = [], loop.train
+
+    def watched(model, tokens, *given, anchor, **how):
+        before = anchor.model(input_ids=TOKENS).logits
+        result = train(model, tokens, *given, anchor=anchor, **how)
+        seen.append((tokens[anchor.rows], before, anchor.model(input_ids=TOKENS).logits))
+        return result
+
+    monkeypatch.setattr(loop, "train", watched)
+    as_it_came = {"quantization_config": bitsandbytes_config(base, "float32")} if base != "float" else {}
+    given = models.load("tiny", dtype="float32", device="cpu", load_options=as_it_came)
+    finetune(
+        model="tiny", base=base, dataset="disaster:0.5,self-generated:0.5", lora=LoraSettings(rank=2),
+        training=replace(short, steps=3, learning_rate=1e-2), evaluation=replace(quick, tasks=("domain_perplexity",)),
+        run=RunSettings(device="cpu", dtype="float32"), output=str(tmp_path / "made"),
+    )  # fmt: skip
+    ((written, before, after),) = seen
+    assert len(written) and torch.equal(before, after)
+    with torch.no_grad():
+        kernels = 0.02 if base != "float" else 1e-5  # bitsandbytes measures with another one than it trains with
+        torch.testing.assert_close(before, given.model(input_ids=TOKENS).logits, rtol=0, atol=kernels)
 
 
 def test_of_instructions_the_answers_are_learnt_and_the_questions_are_not(store, tmp_path, quick, short):

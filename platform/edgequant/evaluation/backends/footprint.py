@@ -11,6 +11,8 @@ import psutil
 import torch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from edgequant.models.same_function.integers_of_bitsandbytes import layout_held
+
 GB = 1e9
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".onnx")
 
@@ -67,7 +69,9 @@ def resident_bytes(model: Any) -> int:
 
 def resident_parameter_bytes(model: Any) -> int:
     """Bytes of what a checkpoint would hold: parameters and persistent buffers, shared storage once."""
-    return _storage_bytes([value for value in model.state_dict(keep_vars=True).values() if torch.is_tensor(value)])
+    with layout_held(model):
+        state = model.state_dict(keep_vars=True)
+    return _storage_bytes([value for value in state.values() if torch.is_tensor(value)])
 
 
 def unquantized_parameters(model: Any) -> int:

@@ -8,6 +8,7 @@ linears, `dequantize` makes noise of it, and asking for its state, as any saving
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -41,6 +42,18 @@ def release_layout(model: nn.Module) -> None:
         from bitsandbytes.functional import has_avx512bf16
 
         setattr(layer, MAY_PACK, has_avx512bf16())
+
+
+@contextmanager
+def layout_held(model: nn.Module) -> Iterator[None]:
+    """Inside, 4-bit weights can be asked for their state; then they may be packed again where they might before."""
+    may_pack = [(layer, getattr(layer, MAY_PACK)) for layer in _layers(model)]
+    hold_layout(model)
+    try:
+        yield
+    finally:
+        for layer, might in may_pack:
+            setattr(layer, MAY_PACK, might)
 
 
 def _layers(model: nn.Module) -> Iterator[Any]:

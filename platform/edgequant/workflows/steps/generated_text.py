@@ -31,13 +31,15 @@ def generated_sequences(model: Any, tokenizer: Any, count: int, length: int, *, 
     The same weights, tokenizer, count, length and seed find them in the cache folder (`generated/`).
 
     Args:
-        model: floating-point causal language model in evaluation mode; a copy in the device's compute type writes.
+        model: causal language model in evaluation mode; a copy in the device's compute type writes, or where its weights
+            are bitsandbytes' the model itself.
         length: tokens per row, with the beginning-of-sequence token where the tokenizer adds one.
     """
     import torch
     from safetensors.torch import load_file, save_file
 
     from edgequant import models
+    from edgequant.models.same_function.integers_of_bitsandbytes import holds_integers
     from edgequant.progress import Progress
 
     count = min(count, MAX_SEQUENCES)
@@ -50,7 +52,7 @@ def generated_sequences(model: Any, tokenizer: Any, count: int, length: int, *, 
         print(f"generated text: reused {count} sequences from {path}", flush=True)
         return load_file(path)["tokens"].long()
     rows = torch.empty(count, length, dtype=torch.int32)
-    writer = models.cast(copy.deepcopy(model), dtype)
+    writer = model if holds_integers(model) else models.cast(copy.deepcopy(model), dtype)
     with Progress(count, "generated text", "sequence") as bar:
         for start in range(0, count, batch):
             size = min(batch, count - start)
