@@ -3,10 +3,11 @@
     python benchmarks/adaptation/forgetting.py --data_dir DATA --keep LOOKS --output docs/images/forgetting.png
 
 For each share of replayed text (which the model wrote itself, before) one fine-tuning as `edgequant finetune` does it,
-which follows the earlier predictions there (--words: learns the words of that text instead), looked at every few steps: on validation text of the domain, on other text that the model wrote, and on WikiText-2's
-validation split where a data folder is given. Drawn is how far each loss lies from what it was before the first step;
-every training goes on to its end, whatever the looks say. Looks are kept in --keep, a JSON file for each share, and the
-same command draws those that are there.
+which follows the earlier predictions there (--words: it learns the words of that text instead), looked at every few
+steps: on validation text of the domain, on other text that the model wrote, and on WikiText-2's validation split where
+a data folder is given. Drawn is how far each loss lies from what it was before the first step; every training goes on
+to its end, whatever the looks say. Looks are kept in --keep, a JSON file for each share, and the same command draws
+those that are there.
 """
 
 from __future__ import annotations

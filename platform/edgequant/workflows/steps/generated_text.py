@@ -31,8 +31,8 @@ def generated_sequences(model: Any, tokenizer: Any, count: int, length: int, *, 
     The same weights, tokenizer, count, length and seed find them in the cache folder (`generated/`).
 
     Args:
-        model: causal language model in evaluation mode; a copy in the device's compute type writes, or where its weights
-            are bitsandbytes' the model itself.
+        model: causal language model in evaluation mode; a copy in the device's compute type writes, or where its
+            weights are bitsandbytes' the model itself.
         length: tokens per row, with the beginning-of-sequence token where the tokenizer adds one.
     """
     import torch
