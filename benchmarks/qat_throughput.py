@@ -44,7 +44,7 @@ from edgequant.quantization.layers.convert import (  # noqa: E402
     set_phase,
 )
 from edgequant.quantization.scheme import parse_scheme  # noqa: E402
-from edgequant.training.compilation import scoring  # noqa: E402
+from edgequant.training.compilation import scoring, should_compile  # noqa: E402
 from edgequant.training.loop import train  # noqa: E402
 from edgequant.training.processes import is_main_process, launched_processes  # noqa: E402
 from edgequant.training.settings import TrainingSettings  # noqa: E402
@@ -116,13 +116,14 @@ def cost(options: argparse.Namespace, base: nn.Module, scheme: str | None, devic
         if has_static_ranges(model):
             calibrate(model, [tokens[:2].to(device)])
         learn_ranges(model)
+    pays = should_compile(torch.device(device), options.steps)
     settings = TrainingSettings(
         steps=options.steps,
         learning_rate=1e-5,
         batch_size=options.batch,
         sequence_length=options.sequence,
         distillation_weight=options.distillation,
-        compile={"auto": None, "true": True, "false": False}[options.compile],
+        compile=options.compile == "true" or (options.compile == "auto" and pays),
         gradient_checkpointing=options.gradient_checkpointing,
         save_steps=0,
     )

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from edgequant import models
 from edgequant.errors import UserError
 from edgequant.training.loop import train
 from edgequant.training.settings import TrainingSettings
@@ -162,6 +163,13 @@ def test_a_teacher_computes_in_the_precision_of_its_student(tiny, sequences, tmp
     itself = losses_of(tiny.model, sequences, settings, tmp_path, teacher=teacher)
     assert set(found) == {f"torch.{precision}"}
     assert itself == pytest.approx([0.0], abs=1e-6)
+
+
+def test_a_teacher_in_float16_teaches_a_student_in_bfloat16(tiny, sequences, tmp_path):
+    settings = replace(SHORT, steps=1, distillation_weight=1.0, precision="bfloat16")
+    teacher = models.cast(copy.deepcopy(tiny.model), "float16")
+    (loss,) = losses_of(tiny.model, sequences, settings, tmp_path, teacher=teacher)
+    assert 0 < loss < 1e-2
 
 
 def test_divergence_is_an_error_that_names_loss_step_and_learning_rate(tiny, sequences, tmp_path):

@@ -84,7 +84,7 @@ class TrainingSettings:
     teacher_top_k: int = 0
     """Compute the floating-point model's k most probable tokens once for every sequence that is drawn, and keep them in
     the cache folder for later runs; the divergence is then over these and one class for all other tokens. 0 runs the
-    model at every step. Without distillation it has no effect."""
+    model at every step. Without a model to follow it has no effect."""
 
     save_steps: int | None = None
     """Steps between checkpoints that --resume continues from; None saves four times, but a training of fewer than 20

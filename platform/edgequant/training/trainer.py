@@ -170,9 +170,10 @@ class LanguageModelTrainer(Trainer):
         if isinstance(teacher, CachedTeacher):
             return teacher.divergence(logits.flatten(0, 1), sequences)
         assert teacher is not None
-        # Trainer's own precision reaches the model that it trains alone.
-        kind = self.args.device.type
-        with torch.no_grad(), torch.autocast(kind, torch.bfloat16, enabled=self.args.bf16):
+        # Trainer's own precision reaches the model that it trains alone. One in float16 keeps to that, since autocast
+        # takes no two kinds of half precision.
+        kind, is_half = self.args.device.type, any(one.dtype is torch.float16 for one in teacher.parameters())
+        with torch.no_grad(), torch.autocast(kind, torch.bfloat16, enabled=self.args.bf16 and not is_half):
             taught = teacher(**reading(tokens, self.document_end), use_cache=False).logits.flatten(0, 1)
         return divergence(logits.flatten(0, 1), taught, self.settings.temperature)
 

@@ -85,6 +85,7 @@ def finetune(
     target = check_folders(output, way.parts, reads)
 
     from edgequant import tracking
+    from edgequant.training.teacher_cache import check_top_k
     from edgequant.workflows.adaptation.selection import anchor_of, text_of
     from edgequant.workflows.steps.data import check_data, evaluation_data
     from edgequant.workflows.steps.measure import measure_items
@@ -101,6 +102,8 @@ def finetune(
         kind = str(loaded.model.device).partition(":")[0]
         text = text_of(dataset, loaded, training, data, run)
         training = way.fitting(training.for_text(len(text.training), kind))
+        if bool(text.generated.any()):
+            check_top_k(loaded.model, training.teacher_top_k)
         names: dict[str, Any] = {"model": name, "scheme": way.scheme}
         with tracking.variant_run("baseline", **names, phase="finetune", parameters=UNTRAINED):
             before = way.before(loaded)

@@ -59,6 +59,13 @@ def test_the_first_tokens_are_the_most_probable_and_the_later_ones_are_sampled(s
     assert expected < 0.9
 
 
+def test_a_model_whose_predictions_are_not_finite_writes_nothing(sure, cache):
+    with torch.no_grad():
+        sure.model.model.norm.weight[0] = torch.nan
+    with pytest.raises(UserError, match="predictions of the next token are not finite"):
+        written(sure)
+
+
 def test_the_same_seed_writes_the_same_and_leaves_the_callers_random_numbers_alone(sure, cache, monkeypatch, tmp_path):
     torch.manual_seed(1)
     expected = torch.rand(3)

@@ -26,7 +26,10 @@ def holds_integers(model: Any) -> bool:
 
 
 def hold_layout(model: nn.Module) -> None:
-    """Put 4-bit weights into the layout that has gradients and can be saved, in place, and let them stay there."""
+    """Put 4-bit weights into the layout that has gradients and can be saved, in place, and let them stay there.
+
+    Scales that were packed stay rounded to bfloat16.
+    """
     for layer in _layers(model):
         setattr(layer, MAY_PACK, False)
         state: Any = getattr(layer.weight, "quant_state", None)

@@ -12,6 +12,7 @@ import math
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from edgequant.errors import UserError
 from edgequant.files import atomic_path, cache_dir
 from edgequant.models.digest import weights_digest
 
@@ -125,6 +126,10 @@ def _next(tokens: Tensor, logits: Tensor, *, greedy_until: int) -> Tensor:
         return logits
     cumulative = logits.float().softmax(-1).cumsum(-1)
     whole = cumulative[:, -1:].contiguous()
+    if not bool(torch.isfinite(whole).all()):
+        raise UserError(
+            "the model's predictions of the next token are not finite: it cannot write text; check its weights"
+        )
     drawn = torch.minimum(torch.rand_like(whole) * whole, whole.nextafter(torch.zeros_like(whole)))
     # The first token whose probability takes the sum beyond what was drawn: never one that has none.
     token = torch.searchsorted(cumulative, drawn, right=True)
