@@ -68,7 +68,7 @@ sbom: setup
 	$(SBOM)/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-reproducible --of JSON -o sbom.json
 
 qat: setup
-	mlflow run . -e qat -P adapt=true -P evaluation.limit=120 --env-manager local
+	mlflow run . -e qat -P adapt=true -P evaluation.limit=100 --env-manager local
 
 test: setup
 	python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder

@@ -263,7 +263,7 @@ def test_everything_that_vulture_is_told_to_ignore_is_there(root, pyproject):
 
 def test_make_qat_runs_the_main_job_in_this_environment(root):
     done = subprocess.run(["make", "-n", "qat"], cwd=root, capture_output=True, text=True)
-    assert "mlflow run . -e qat -P adapt=true -P evaluation.limit=120 --env-manager local" in done.stdout
+    assert "mlflow run . -e qat -P adapt=true -P evaluation.limit=100 --env-manager local" in done.stdout
 
 
 def test_a_change_has_to_pass_checks_and_tests(root):

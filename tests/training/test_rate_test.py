@@ -90,7 +90,7 @@ def test_a_time_budget_cuts_the_steps_at_the_speed_that_was_measured():
 def test_steps_follow_from_epochs_and_token_budgets():
     settings = TrainingSettings(batch_size=4, sequence_length=128)
     assert settings.for_text(1000, "cuda").steps == 250
-    assert settings.for_text(1000, "cpu").steps == 12_288 // 512
+    assert settings.for_text(1000, "cpu").steps == 10_240 // 512
     assert replace(settings, max_tokens=None).for_text(1000, "cpu").steps == 250
     assert replace(settings, epochs=2.0, max_tokens=51_200).for_text(1000, "cpu").steps == 100
     assert replace(settings, epochs=0.001).for_text(1000, "cpu").steps == 1

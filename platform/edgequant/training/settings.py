@@ -13,7 +13,7 @@ Precision = Literal["auto", "bfloat16", "float32"]
 STEPS_WORTH_SAVING = 20  # fewer are sooner done again than a large model is written four times
 # parameters of a run whose model was not trained: absent ones would keep it out of MLflow's parallel coordinates
 UNTRAINED: dict[str, object] = {"steps": 0, "learning_rate": 0.0, "distillation": 0.0}
-CPU_TOKENS = 12_288  # what `max_tokens: auto` allows on a CPU: minutes for a model of 135 million parameters
+CPU_TOKENS = 10_240  # what `max_tokens: auto` allows on a CPU: minutes for a model of 135 million parameters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class TrainingSettings:
     """Passes over the text where `steps` are not given. From the second on a small text is learned by heart."""
 
     max_tokens: int | Literal["auto"] | None = "auto"
-    """Most tokens that `epochs` may draw; auto: 12,288 on a CPU, so that a first run ends in minutes, no limit on a
+    """Most tokens that `epochs` may draw; auto: 10,240 on a CPU, so that a first run ends in minutes, no limit on a
     GPU. None: no limit. With `steps` it has no effect."""
 
     max_minutes: float | None = None
