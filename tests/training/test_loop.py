@@ -165,8 +165,9 @@ def test_a_teacher_computes_in_the_precision_of_its_student(tiny, sequences, tmp
     assert itself == pytest.approx([0.0], abs=1e-6)
 
 
-def test_a_teacher_in_float16_teaches_a_student_in_bfloat16(tiny, sequences, tmp_path):
-    settings = replace(SHORT, steps=1, distillation_weight=1.0, precision="bfloat16")
+@pytest.mark.parametrize("top_k", [0, 264])
+def test_a_teacher_in_float16_teaches_a_student_in_bfloat16(tiny, sequences, cache, tmp_path, top_k):
+    settings = replace(SHORT, steps=1, distillation_weight=1.0, precision="bfloat16", teacher_top_k=top_k)
     teacher = models.cast(copy.deepcopy(tiny.model), "float16")
     (loss,) = losses_of(tiny.model, sequences, settings, tmp_path, teacher=teacher)
     assert 0 < loss < 1e-2

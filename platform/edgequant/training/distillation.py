@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
@@ -122,6 +122,20 @@ def reading(tokens: Tensor, document_end: int | None) -> dict[str, Tensor]:
     """
     found = {"input_ids": as_read(tokens)}
     return found if document_end is None else found | {"position_ids": document_positions(tokens, document_end)}
+
+
+@torch.no_grad()
+def taught(teacher: nn.Module, tokens: Tensor, document_end: int | None, *, bfloat16: bool) -> Tensor:
+    """What a model predicts on rows [batch, length]: logits [batch x length, its vocabulary].
+
+    Args:
+        bfloat16: compute so, as the model that learns from it does, which Trainer lends its precision alone; a model in
+            float16 keeps to that, since autocast takes no two kinds of half precision.
+        document_end: as `reading`.
+    """
+    is_half = next(teacher.parameters()).dtype is torch.float16
+    with torch.autocast(tokens.device.type, torch.bfloat16, enabled=bfloat16 and not is_half):
+        return teacher(**reading(tokens, document_end), use_cache=False).logits.flatten(0, 1)  # type: ignore[no-any-return]
 
 
 def document_positions(tokens: Tensor, end: int) -> Tensor:

@@ -21,7 +21,7 @@ from edgequant.files import atomic_path, cache_dir
 from edgequant.models.devices import pick_dtype
 from edgequant.models.digest import weights_digest
 from edgequant.progress import Progress
-from edgequant.training.distillation import CHUNK, reading, top_k_divergence
+from edgequant.training.distillation import CHUNK, taught, top_k_divergence
 from edgequant.training.settings import TrainingSettings
 
 
@@ -133,8 +133,7 @@ def _predictions(
     with Progress(count, "teacher", "sequence") as bar:
         for start in range(0, count, settings.batch_size):
             batch = tokens[start : start + settings.batch_size].to(device)
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-                logits = teacher(**reading(batch, document_end), use_cache=False).logits.flatten(0, 1)
+            logits = taught(teacher, batch, document_end, bfloat16=precision == "bfloat16")
             parts = [top_predictions(part, k, settings.temperature) for part in logits.split(CHUNK)]
             for kept, found in zip((log_probabilities, indices), zip(*parts, strict=True), strict=True):
                 kept[start : start + len(batch)] = torch.cat(found).unflatten(0, (len(batch), length)).cpu()

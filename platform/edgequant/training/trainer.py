@@ -13,7 +13,7 @@ from transformers import Trainer, TrainerState
 
 from edgequant.errors import UserError
 from edgequant.training.checkpoints import STATE, Checkpoint, write_manifest
-from edgequant.training.distillation import divergence, next_token_loss, reading
+from edgequant.training.distillation import divergence, next_token_loss, reading, taught
 from edgequant.training.settings import TrainingSettings
 from edgequant.training.teacher_cache import CachedTeacher
 from edgequant.training.watch import Watching
@@ -170,12 +170,8 @@ class LanguageModelTrainer(Trainer):
         if isinstance(teacher, CachedTeacher):
             return teacher.divergence(logits.flatten(0, 1), sequences)
         assert teacher is not None
-        # Trainer's own precision reaches the model that it trains alone. One in float16 keeps to that, since autocast
-        # takes no two kinds of half precision.
-        kind, is_half = self.args.device.type, any(one.dtype is torch.float16 for one in teacher.parameters())
-        with torch.no_grad(), torch.autocast(kind, torch.bfloat16, enabled=self.args.bf16 and not is_half):
-            taught = teacher(**reading(tokens, self.document_end), use_cache=False).logits.flatten(0, 1)
-        return divergence(logits.flatten(0, 1), taught, self.settings.temperature)
+        theirs = taught(teacher, tokens, self.document_end, bfloat16=self.args.bf16)
+        return divergence(logits.flatten(0, 1), theirs, self.settings.temperature)
 
 
 def _parameter_groups(model: nn.Module, settings: TrainingSettings) -> list[dict[str, Any]]:

@@ -55,11 +55,11 @@ def finetune(
             `qat` or `finetune`.
         dataset: text to train on: disaster, disaster-multilingual, wikitext-2, or a folder or file, of a data set with
             splits the train split: its validation split then chooses the best state, and its test split is what domain
-            perplexity is measured on; or a mix with
-            shares of the tokens, such as disaster:0.8,wikitext-2:0.2 or disaster:0.8,self-generated:0.2, where general
-            text, replayed, keeps the model from forgetting: of WikiText-2 it learns the words, on text of its own it
-            follows its predictions as it came. Instructions, disaster-instructions or a .jsonl file with
-            instruction and answer on each line, are rendered by the chat template and learnt by their answers alone.
+            perplexity is measured on; or a mix with shares of the tokens, such as disaster:0.8,wikitext-2:0.2 or
+            disaster:0.8,self-generated:0.2, where general text, replayed, keeps the model from forgetting: of
+            WikiText-2 it learns the words, on text of its own it follows its predictions as it came. Instructions,
+            disaster-instructions or a .jsonl file with instruction and answer on each line, are rendered by the chat
+            template and learnt by their answers alone.
         base: weights under the adapters: auto, the model's own; float; or bitsandbytes' bnb-int8, bnb-nf4, bnb-fp4
             (QLoRA), over which the adapter stays apart and is measured.
         apart: over a checkpoint's integers, keep LoRA apart from them, to be served with them and exported as a LoRA

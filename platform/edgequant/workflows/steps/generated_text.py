@@ -118,8 +118,8 @@ def _rows(model: Any, begin: list[int], first: Tensor, size: int, length: int, *
 
 def _next(tokens: Tensor, logits: Tensor, *, greedy_until: int) -> Tensor:
     """Logits [rows, vocabulary] that leave one token of each row: the most probable one at first, one that is drawn
-    then, by a random number for each row. (`do_sample` draws one for each token of the vocabulary, which takes a CPU as
-    long as the rest of a small model.)"""
+    then, by a random number for each row. (`do_sample` draws one for each token of the vocabulary, a quarter of the
+    time that SmolLM2 takes to write on a CPU.)"""
     import torch
 
     if tokens.shape[1] < greedy_until:
