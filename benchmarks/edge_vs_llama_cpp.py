@@ -13,6 +13,7 @@ PTQ             `--method` as each of `--schemes`, the file that keeps its integ
                 embedding in four bits, and with it in eight, which is where its Q4_0 has it in this model
 ONNX            `--method` as `--onnx_scheme`, in ONNX Runtime
 QAT             checkpoints of `edgequant qat`, one for each --checkpoint (its seed is its place), their integers kept
+QAT-ONNX        the same in ONNX Runtime
 
 Files lie in ROWS/files, finished rows in ROWS as JSON: the same command goes on. Rows of several seeds show their mean
 with its 95 % interval (Student's t), others the interval of the measure itself. A second table says of every file how

@@ -75,6 +75,7 @@ def arguments() -> argparse.Namespace:
     # How it runs; the cells are the same.
     parser.add_argument("--jobs", type=int, default=1, help="cells at a time, on the visible GPUs in turn")
     parser.add_argument("--stop_after", type=float, metavar="SECONDS", help="stop and print what there is")
+    parser.add_argument("--keep_checkpoints", action="store_true", help="leave what QAT made in the work folder")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     if "--quick" in sys.argv:
         parser.set_defaults(**QUICK)

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 QUANTIZER = Path(__file__).resolve().parent.parent / "peers" / "llama_cpp_quantizer.py"
-F16, WITH_MATRIX, PTQ, QAT, ONNX = "F16", "Q4_0-imatrix", "PTQ", "QAT", "ONNX"
+F16, WITH_MATRIX, PTQ, QAT, ONNX, QAT_ONNX = "F16", "Q4_0-imatrix", "PTQ", "QAT", "ONNX", "QAT-ONNX"
 THEIRS = (F16, "Q4_0", WITH_MATRIX, "Q4_K_M", "Q8_0")
-OURS = (PTQ, ONNX, QAT)
+OURS = (PTQ, ONNX, QAT, QAT_ONNX)
+TRAINED = (QAT, QAT_ONNX)
+IN_ONNX_RUNTIME = (ONNX, QAT_ONNX)
 
 
 class Key(NamedTuple):
@@ -31,7 +33,8 @@ class Key(NamedTuple):
 
 def planned(options: argparse.Namespace) -> list[Key]:
     """The rows that the options ask for, and that can be made."""
-    seeds = {WITH_MATRIX: options.seeds, PTQ: options.seeds, ONNX: options.seeds, QAT: range(len(options.checkpoint))}
+    trained = range(len(options.checkpoint))
+    seeds = dict.fromkeys((WITH_MATRIX, PTQ, ONNX), options.seeds) | dict.fromkeys(TRAINED, trained)
     schemes = {PTQ: options.schemes, ONNX: [options.onnx_scheme]}
     made = [name for name in options.rows if name in (F16, *OURS) or options.quantizer]
     if left := [name for name in options.rows if name not in made]:
@@ -51,7 +54,7 @@ class Files:
     def name(self, key: Key) -> str:
         """The row's name among files and rows: what it was made of, in short."""
         made = ""
-        if key.system == QAT:
+        if key.system in TRAINED:
             made = f"-{_digest(str(Path(self.options.checkpoint[key.seed]).resolve()))}"
         elif key.system in (PTQ, ONNX):
             made = f"-{key.scheme}-{self.options.method}-{self._calibrated}"
@@ -68,7 +71,7 @@ class Files:
 
     def file(self, key: Key) -> Path:
         """The row's .gguf file, or its ONNX folder."""
-        path = self.folder / f"{self.name(key)}{'' if key.system == ONNX else '.gguf'}"
+        path = self.folder / f"{self.name(key)}{'' if key.system in IN_ONNX_RUNTIME else '.gguf'}"
         if not path.exists():
             print(f"making {path.name}", flush=True)
             self._make(key, path)
@@ -77,8 +80,8 @@ class Files:
     def _make(self, key: Key, path: Path) -> None:
         if key.system == F16:
             self._export(self.loaded, path, "f16")
-        elif key.system == QAT:
-            self._export(self._load(self.options.checkpoint[key.seed]), path)
+        elif key.system in TRAINED:
+            self._ship(key, self._load(self.options.checkpoint[key.seed]), path)
         elif key.system in (PTQ, ONNX):
             self._quantize(key, path)
         else:
@@ -116,7 +119,6 @@ class Files:
     def _quantize(self, key: Key, path: Path) -> None:
         import copy
 
-        from edgequant.export.onnx.write import write_onnx
         from edgequant.quantization import checkpoint
         from edgequant.quantization.ptq.quantize import quantize
         from edgequant.quantization.scheme import parse_scheme
@@ -126,8 +128,13 @@ class Files:
         folder = path.with_name(f"{self.name(key)}-checkpoint")
         parameters = sum(parameter.numel() for parameter in self.loaded.model.parameters())
         checkpoint.save(model, self.loaded.tokenizer, folder, scheme, parameters=parameters, made_from=key.system)
-        made = self._load(str(folder))
-        if key.system == ONNX:
+        self._ship(key, self._load(str(folder)), path)
+
+    def _ship(self, key: Key, made: Any, path: Path) -> None:
+        """In the form that keeps a quantised model's integers, of the runtime that the row is of."""
+        from edgequant.export.onnx.write import write_onnx
+
+        if key.system in IN_ONNX_RUNTIME:
             write_onnx(made, path)
         else:
             self._export(made, path)

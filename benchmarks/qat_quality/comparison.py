@@ -178,7 +178,7 @@ class Comparison:
         """A trained cell's row; what training left on disk goes."""
         kept = experiment.folder / f"{name}-learning-rate.json"
         test = {"rate_test": json.loads(kept.read_text())} if kept.is_file() else {}
-        for folder in (f"{name}-training", "qat"):
+        for folder in (f"{name}-training", *(() if self.options.keep_checkpoints else ("qat",))):
             shutil.rmtree(experiment.folder / folder, ignore_errors=True)
         return row_of(measured) | test | {"training": asdict(experiment.training)}
 
