@@ -13,6 +13,7 @@ from small_models import ARCHITECTURES, TEXT
 from edgequant import models
 from edgequant.evaluation.backends.llama_cpp_model import LlamaCppModel
 from edgequant.evaluation.backends.transformers_model import TransformersModel
+from edgequant.evaluation.tasks.perplexity import score_documents
 from edgequant.export.gguf.write import write_gguf
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("xllamacpp") is None, reason="xllamacpp is not installed")
@@ -40,6 +41,24 @@ def test_the_tokens_are_the_same(both: Both) -> None:
     assert (both.ours.bos, both.ours.context_length) == (both.reference.bos, both.reference.context_length)
     continuations = (" yes", " no", " a longer one")
     assert both.ours.encode_choices(TEXT[:2], continuations) == both.reference.encode_choices(TEXT[:2], continuations)
+
+
+def test_documents_begin_with_the_same_token_and_have_the_same_perplexity(both: Both) -> None:
+    """Qwen2's tokenizer has no BOS: llama.cpp would take token 11 for it."""
+    assert both.ours.start_token == both.reference.start_token
+    documents = [{"text": text} for text in TEXT[:3]]
+    ours, theirs = (score_documents(model, documents, 256) for model in both)
+    for one, other in zip(ours, theirs, strict=True):
+        assert one["tokens"] == other["tokens"] and one["nats"] == pytest.approx(other["nats"], rel=0.001)
+
+
+def test_a_chat_template_knows_only_the_special_tokens_that_there_are(tmp_path) -> None:
+    loaded = ARCHITECTURES["qwen2"](False)
+    loaded.tokenizer.chat_template = "{{ bos_token }}{{ messages[0]['content'] }}{{ eos_token }}"
+    write_gguf(loaded, tmp_path / "m.gguf", "f16")
+    ours = LlamaCppModel(tmp_path / "m.gguf", threads=1)
+    reference = TransformersModel(loaded.model, loaded.tokenizer)
+    assert ours.render_chat("Open?") == reference.render_chat("Open?") == "Open?<|endoftext|>"
 
 
 def test_perplexity_is_within_half_a_per_cent(both: Both) -> None:

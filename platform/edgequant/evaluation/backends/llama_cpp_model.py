@@ -54,9 +54,9 @@ class LlamaCppModel(RuntimeModel):
         trained = int(self._library.llama_model_n_ctx_train(self._gguf.model)) or DEFAULT_CONTEXT
         self.context_length = min(context_length or DEFAULT_CONTEXT, trained)
         self._sequence = Sequence0(self._gguf, context=self.context_length, threads=self._threads)
-        ends = (self._library.llama_vocab_bos(self._vocabulary), self._library.llama_vocab_eos(self._vocabulary), 0)
-        self.bos = ends[0] if self._library.llama_vocab_get_add_bos(self._vocabulary) else None
-        self.start_token = next(token for token in ends if token >= 0)
+        self._special = {name: self._gguf.special_token(name) for name in ("bos", "eos")}
+        self.bos = self._special["bos"] if self._library.llama_vocab_get_add_bos(self._vocabulary) else None
+        self.start_token = next(token for token in (*self._special.values(), 0) if token is not None)
 
     @property
     def description(self) -> dict[str, str]:
@@ -104,7 +104,7 @@ class LlamaCppModel(RuntimeModel):
         template = self._gguf.metadata("tokenizer.chat_template")
         if not template:
             raise UserError(f"{self.path.name} has no chat template; leave chat_template off for a base model")
-        special: dict[str, Any] = {"bos_token": self._text_of(self.start_token), "eos_token": self._text_of(self._end)}
+        special: dict[str, Any] = {f"{name}_token": self._text_of(token) for name, token in self._special.items()}
         asked = [{"role": "user", "content": question}]
         special |= {"chat_template": template, "add_generation_prompt": True}
         rendered: Any = render_jinja_template([asked], **special)[0]
@@ -139,13 +139,10 @@ class LlamaCppModel(RuntimeModel):
             repack=self._repacks, gpu_layers=self._gpu_layers,
         )  # fmt: skip
 
-    @property
-    def _end(self) -> int:
-        end = int(self._library.llama_vocab_eos(self._vocabulary))
-        return end if end >= 0 else self.start_token
-
-    def _text_of(self, token: int) -> str:
-        return self._library.llama_vocab_get_text(self._vocabulary, token).decode(errors="replace")
+    def _text_of(self, token: int | None) -> str:
+        """A special token's text; none where the file has no such token."""
+        text = b"" if token is None else self._library.llama_vocab_get_text(self._vocabulary, token)
+        return text.decode(errors="replace")
 
     def _ends(self, token: int) -> bool:
         return bool(self._library.llama_vocab_is_eog(self._vocabulary, token))

@@ -124,8 +124,6 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "llama_sampler_init_greedy": (c_void_p, []),
     "llama_sampler_sample": (c_int32, [c_void_p, c_void_p, c_int32]),
     "llama_vocab_n_tokens": (c_int32, [c_void_p]),
-    "llama_vocab_bos": (c_int32, [c_void_p]),
-    "llama_vocab_eos": (c_int32, [c_void_p]),
     "llama_vocab_get_add_bos": (c_bool, [c_void_p]),
     "llama_vocab_is_eog": (c_bool, [c_void_p, c_int32]),
     "llama_vocab_get_text": (c_char_p, [c_void_p, c_int32]),

@@ -49,6 +49,15 @@ class Gguf:
         self.library.llama_model_meta_val_str(self.model, key.encode(), buffer, length + 1)
         return buffer.value.decode(errors="replace")
 
+    def special_token(self, name: str) -> int | None:
+        """The id of `bos` or `eos` as the file states it; None where it states none, and llama.cpp takes a guess.
+
+        The guess is a number that means something in another vocabulary (11 for byte-level BPE, 1 for SentencePiece).
+        """
+        stated = self.metadata(f"tokenizer.ggml.{name}_token_id")
+        token = -1 if stated is None else int(stated)
+        return token if 0 <= token < self.size else None
+
     def tokenize(self, text: str) -> list[int]:
         """Token ids of a text, without what a sequence begins with."""
         encoded = text.encode()
