@@ -19,6 +19,7 @@ from near_ties import assert_same_linear_by_linear, integer_linears, linear_by_l
 from safetensors.torch import load_file, save_file
 from small_models import ARCHITECTURES
 
+from edgequant import models
 from edgequant.errors import UserError
 from edgequant.export.compressed_tensors.write import write_compressed_tensors
 from edgequant.export.formats import check_expressible
@@ -118,6 +119,20 @@ def test_architectures_keep_biases_norms_and_tied_heads(kind, tied, scheme, tmp_
     logits(theirs)
     assert_same_weights(ours.model, theirs)
     assert_same_linear_by_linear(linear_by_linear(ours.model, IDS), theirs, IDS, integer_linears(ours.model))
+
+
+@pytest.mark.parametrize("scheme", ["w4a8-g32+emb4", "w8a8-static+emb8", "w4-g32+emb4"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_gemmas_factor_of_the_embedding_is_no_missing_weight(tied, scheme, tmp_path):
+    """compressed-tensors makes a parameter of it beside quantised activations; no file holds it."""
+    ours, theirs, folder, _ = exported(ARCHITECTURES["gemma3"](tied), scheme, tmp_path)
+    again = models.load(str(folder), dtype="float32", device="cpu").model
+    embedding = again.model.embed_tokens
+    assert float(embedding.embed_scale) == again.config.hidden_size**0.5
+    assert torch.equal(logits(again), logits(theirs))
+    expected = logits(ours.model)
+    assert (logits(again) - expected).std() <= 0.1 * expected.std()
+    assert "embed_scale" in dict(embedding.named_buffers()) and "embed_scale" not in embedding.state_dict()
 
 
 @settings(max_examples=8, deadline=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import re
 from collections.abc import Iterable, Iterator
@@ -49,6 +50,7 @@ def load_complete(location: str, options: dict[str, Any]) -> Any:
         del model
         model, report = _load(location, options | {"key_mapping": RENAMES})
     _check_kind(location, model)
+    _settle_constants(model, report)
     _check_report(location, model, report)
     settle_head(model, location)
     return model
@@ -121,6 +123,28 @@ def _are_renamed(report: dict[str, Any]) -> bool:
     plain = {renamed(name) for name in report["unexpected_keys"]}
     plain |= {name.partition(".")[2] for name in plain}  # transformers finds a base model without its prefix itself
     return any(name in plain or name.partition(".")[2] in plain for name in report["missing_keys"])
+
+
+def _settle_constants(model: Any, report: dict[str, Any]) -> None:
+    """What no file stores, such as Gemma's factor of the embedding, is a buffer again and is not missed.
+
+    compressed-tensors makes parameters of all that lies beside a quantised weight, also of a buffer that the
+    architecture computes by itself; transformers has given it its value, as it has where nothing is quantised.
+    """
+    if not report["missing_keys"]:
+        return
+    import torch
+
+    with torch.device("meta"):
+        plain = type(model)(copy.deepcopy(model.config))
+    constants = {name for name, _ in plain.named_buffers()} - plain.state_dict().keys()
+    for name in constants.intersection(report["missing_keys"]):
+        path, _, last = name.rpartition(".")
+        module = model.get_submodule(path)
+        value = getattr(module, last).detach()
+        delattr(module, last)
+        module.register_buffer(last, value, persistent=False)
+    report["missing_keys"] = set(report["missing_keys"]) - constants
 
 
 def _check_report(location: str, model: Any, report: dict[str, Any]) -> None:
