@@ -97,6 +97,25 @@ def test_a_checkpoint_leaves_as_a_compressed_tensors_folder_measured_and_logged(
     assert f"edgequant evaluate --model {tmp_path / 'out'}" in capsys.readouterr().out
 
 
+def test_what_cannot_be_read_back_fails_in_one_line(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacking(_: Path) -> None:
+        raise UserError("model 'out' lacks tensor lm_head.weight; copy the whole folder again")
+
+    monkeypatch.setattr("edgequant.export.parity._reader", lacking)
+    with pytest.raises(UserError, match=r"cannot be read back: model 'out' lacks tensor lm_head\.weight; do") as error:
+        export(model="tiny", output=str(tmp_path / "out"))
+    assert "\n" not in str(error.value) and only_run().status == "FAILED"
+    export(model="tiny", output=str(tmp_path / "out"), check=False)
+
+
+def test_a_folder_that_an_older_transformers_cannot_read_is_noted(quantized, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("edgequant.export.parity.transformers.__version__", "5.22.1")
+    source = str(quantized("w4-g32+emb4"))
+    result = export(model=source, format="compressed-tensors", output=str(tmp_path / "out"))
+    assert "transformers 5.22.1 reads no quantised embedding in compressed-tensors" in str(result.rows[0]["note"])
+    assert "parity/max_logit_error" not in result.metrics
+
+
 def test_what_is_no_checkpoint_or_fits_no_folder_is_refused_before_a_run_begins(quantized, tiny_folder) -> None:
     for source, message in (
         ("tiny", "edgequant ptq --model tiny"),

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
+from packaging.version import Version
 from torch import Tensor
 from torch.nn import functional
 
@@ -13,6 +15,9 @@ from edgequant import models
 from edgequant.errors import UserError
 from edgequant.export.formats import QUANTIZE_CONFIG
 from edgequant.models.onnx.folder import is_onnx_folder
+from edgequant.quantization.layers.integer import integer_layers
+
+READS_EMBEDDINGS = "5.23"  # of transformers, in compressed-tensors folders
 
 
 def export_parity(model: Any, tokenizer: Any, file: Path, text: str, length: int = 512) -> dict[str, float]:
@@ -34,13 +39,39 @@ def export_parity(model: Any, tokenizer: Any, file: Path, text: str, length: int
     text = text[: 32 * length]  # more characters than tokens take, and not a whole corpus to tokenise
     ids = tokenizer(text)["input_ids"][:length]
     if read_back.tokenizer(text)["input_ids"][:length] != ids:
-        raise UserError(f"{file}: its tokenizer, read back, splits the text differently; parity was not measured")
+        raise UserError(f"{file}: its tokenizer, read back, splits the text differently; do not use it")
     tokens = torch.tensor([ids])
     return _compare(_log_probabilities(model, tokens), _log_probabilities(read_back.model, tokens), tokens[0])
 
 
+def unread_here(model: Any, file: Path) -> str | None:
+    """Why nothing that is installed reads what was written, though it is right; None where it is to be read back."""
+    in_integers = any(layer.kind == "embedding" for layer in integer_layers(model).values())
+    is_others = file.is_file() or is_onnx_folder(file) or (file / QUANTIZE_CONFIG).is_file()
+    if is_others or not in_integers or Version(transformers.__version__) >= Version(READS_EMBEDDINGS):
+        return None
+    return (
+        f"distance from the model not measured: transformers {transformers.__version__} reads no quantised embedding "
+        f"in compressed-tensors, {READS_EMBEDDINGS} does"
+    )
+
+
 def _read_back(file: Path) -> Any:
-    """Something with a model, called with `input_ids`, and a tokenizer."""
+    """Something with a model, called with `input_ids`, and a tokenizer.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return _reader(file)
+    except UserError as error:
+        reason = str(error).rpartition("; ")[0] or str(error)  # the rest advises to copy it again
+        raise UserError(
+            f"{file} was written but cannot be read back: {reason}; do not use it, choose another format"
+        ) from error
+
+
+def _reader(file: Path) -> Any:
     if is_onnx_folder(file):
         from edgequant.export.onnx.reader import read_onnx
 
