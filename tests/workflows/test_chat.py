@@ -8,9 +8,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from small_models import small
 
 from edgequant import api, models
 from edgequant.errors import UserError
+from edgequant.export.gguf.write import write_gguf
 from edgequant.workflows.chat import chat, file_of
 
 pytest.importorskip("xllamacpp")
@@ -88,6 +90,45 @@ def test_a_file_beside_the_weights_is_taken_and_what_llama_cpp_cannot_run_is_ref
     other = checkpoint(tiny, tmp_path / "eight", "w8a8")
     with pytest.raises(UserError, match=r"model must be one that llama\.cpp runs, got 'eight'"):
         file_of(models.resolve(str(other)), tmp_path / "scratch")
+
+
+@pytest.mark.parametrize("template", [True, False])
+def test_a_prompt_that_is_longer_than_the_context_is_refused_in_one_line(
+    template: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_gguf(small("qwen2"), tmp_path / "m.gguf", "f16")
+    monkeypatch.setattr("edgequant.workflows.chat.has_template", lambda _: template)
+    with pytest.raises(UserError, match=r"^the prompt has \d+ tokens and the model's context 256: shorten it$"):
+        chat(model=str(tmp_path / "m.gguf"), prompt="water " * 400, threads=1)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_refused_turn_is_told_and_dropped(
+    server: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answered, lines = server.handle_chat_completions, iter(["Where?", "Too long", "Too odd", "And then?", ""])
+    told = {
+        "Too long": {"message": "request (263 tokens) exceeds", "n_prompt_tokens": 263, "n_ctx": 128},
+        "Too odd": {"code": 500, "message": "no\nslot"},
+    }
+
+    def handle(request: dict[str, Any], take: Any) -> None:
+        if (error := told.get(request["messages"][-1]["content"])) is None:
+            answered(request, take)
+        else:
+            assert take({"error": error})
+
+    server.handle_chat_completions = handle
+    monkeypatch.setattr("builtins.input", lambda _: next(lines))
+    monkeypatch.setattr("edgequant.workflows.chat.has_template", lambda _: True)
+    chat(model="tiny", max_new_tokens=3)
+    captured = capsys.readouterr()
+    assert captured.out.endswith("dry land\ndry land\n")
+    assert [line.removeprefix("edgequant chat: ") for line in captured.err.splitlines()[-2:]] == [
+        "the conversation has 263 tokens and the model's context 128: shorten the question or begin anew",
+        "llama.cpp gave no answer: no slot; ask otherwise",
+    ]
+    assert [message["content"] for message in server.chats[-1]["messages"]] == ["Where?", "dry land", "And then?"]
 
 
 @pytest.mark.parametrize(

@@ -45,9 +45,15 @@ def chat(
         server, conversation = start_server(file, lora=lora, threads=threads), has_template(file)
         messages: list[dict[str, str]] = []
         for asked in _prompts(prompt):
-            messages = [*messages, {"role": "user", "content": asked}] if conversation else []
-            said = _answer(server, messages, asked, max_new_tokens)
-            messages = [*messages, {"role": "assistant", "content": said}]
+            turn = [*messages, {"role": "user", "content": asked}] if conversation else []
+            try:
+                said = _answer(server, turn, asked, max_new_tokens)
+            except UserError as error:
+                if prompt is not None:
+                    raise
+                print(f"edgequant chat: {error}", file=sys.stderr, flush=True)  # as if it had not been asked
+                continue
+            messages = [*turn, {"role": "assistant", "content": said}]
 
 
 def check_settings(prompt: str | None, max_new_tokens: int, threads: int | None) -> None:
@@ -129,10 +135,18 @@ def said_in(chunk: dict[str, Any]) -> str:
 
 
 def _answer(server: Any, messages: list[dict[str, str]], asked: str, max_new_tokens: int) -> str:
-    """Print an answer as it comes, or where a model has no chat template, how it continues the text; returns it."""
+    """Print an answer as it comes, or where a model has no chat template, how it continues the text; returns it.
+
+    Raises:
+        UserError: llama.cpp's server gives none, and why.
+    """
     said: list[str] = []
+    refused: list[UserError] = []
 
     def take(chunk: dict[str, Any]) -> bool:
+        if "error" in chunk:
+            refused.append(_refusal(chunk["error"], "conversation" if len(messages) > 1 else "prompt"))
+            return True
         text = said_in(chunk)
         said.append(text)
         print(text, end="", flush=True)
@@ -143,5 +157,18 @@ def _answer(server: Any, messages: list[dict[str, str]], asked: str, max_new_tok
         server.handle_chat_completions({"messages": messages, **wanted}, take)
     else:
         server.handle_completions({"prompt": asked, **wanted}, take)
-    print()
+    if said or not refused:
+        print()
+    if refused:
+        raise refused[0]
     return "".join(said)
+
+
+def _refusal(error: dict[str, Any], what: str) -> UserError:
+    """What llama.cpp's server says instead of an answer, in one line."""
+    tokens, context = error.get("n_prompt_tokens"), error.get("n_ctx")
+    if tokens is None or context is None:
+        reason = " ".join(str(error.get("message") or error).split())
+        return UserError(f"llama.cpp gave no answer: {reason}; ask otherwise")
+    fix = "shorten the question or begin anew" if what == "conversation" else "shorten it"
+    return UserError(f"the {what} has {tokens} tokens and the model's context {context}: {fix}")
