@@ -105,3 +105,16 @@ def test_a_tokenizer_whose_pieces_llama_cpp_would_join_otherwise_is_refused(tmp_
     with pytest.raises(UserError, match="tokenizer for GGUF must cut a text"):
         write_gguf(loaded, tmp_path / "m.gguf", "f32")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_parity_of_a_short_context_is_measured_within_it(tmp_path) -> None:
+    from edgequant.export.parity import export_parity
+
+    loaded = small("llama", max_position_embeddings=48)
+    write_gguf(loaded, tmp_path / "m.gguf", "f32")
+    read: list[int] = []
+    loaded.model.register_forward_pre_hook(
+        lambda module, args, given: read.append(given["input_ids"].shape[1]), with_kwargs=True
+    )
+    parity = export_parity(loaded.model, loaded.tokenizer, tmp_path / "m.gguf", "\n".join(TEXT))
+    assert read == [48] and parity["parity/max_logit_error"] < 1e-4

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_models import checkpoint_of, small
+from small_models import TEXT, checkpoint_of, small
 
 from edgequant import models
 from edgequant.errors import UserError
@@ -164,6 +164,27 @@ def test_onnxruntime_genai_generates_what_we_do(tmp_path) -> None:
     ids = torch.tensor([[5, 6, 7, 8]])
     expected = ours.model.generate(ids, max_new_tokens=24, min_new_tokens=24, do_sample=False)[0].tolist()
     assert list(generator.get_sequence(0)) == expected
+
+
+def test_parity_reads_no_more_than_the_models_context(tmp_path) -> None:
+    from edgequant.export.parity import export_parity
+
+    ours, written = exported(small("llama", True, max_position_embeddings=48), "w4-g32+emb4", tmp_path)
+    text = "\n".join(TEXT)
+    assert len(ours.tokenizer(text)["input_ids"]) > 48
+    assert export_parity(ours.model, ours.tokenizer, written.path, text)["parity/max_logit_error"] < 1e-4
+
+
+def test_what_onnx_runtime_refuses_is_told_in_one_line(tmp_path) -> None:
+    from edgequant.export.onnx.reader import read_onnx
+
+    _, written = exported(small("llama", True, max_position_embeddings=48), "w4-g32+emb4", tmp_path)
+    with pytest.raises(UserError, match=r"model\.onnx could not read 60 tokens in ONNX Runtime .*context") as refusal:
+        read_onnx(written.path).model(input_ids=torch.ones(1, 60, dtype=torch.long))
+    assert "\n" not in str(refusal.value)
+    (written.path / "model.onnx").write_bytes(b"no graph")
+    with pytest.raises(UserError, match=r"model\.onnx could not be loaded in ONNX Runtime .*export it again"):
+        read_onnx(written.path)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ def export_parity(model: Any, tokenizer: Any, file: Path, text: str, length: int
     Args:
         model: what was exported, in floating point or quantised.
         file: the GGUF file, or the folder; an onnx folder is run by ONNX Runtime.
-        text: any text; its first `length` tokens are read once by both.
+        text: any text; its first `length` tokens, or as many as the model's context has, are read once by both.
 
     Returns:
         `parity/max_logit_error` (largest absolute difference of a log-probability), `parity/argmax_agreement` (share of
@@ -36,6 +36,7 @@ def export_parity(model: Any, tokenizer: Any, file: Path, text: str, length: int
         UserError: the file cannot be read back, or its tokenizer reads the text differently.
     """
     read_back = _read_back(file)
+    length = min(length, getattr(model.config, "max_position_embeddings", None) or length)
     text = text[: 32 * length]  # more characters than tokens take, and not a whole corpus to tokenise
     ids = tokenizer(text)["input_ids"][:length]
     if read_back.tokenizer(text)["input_ids"][:length] != ids:
