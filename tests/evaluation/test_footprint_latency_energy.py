@@ -20,6 +20,9 @@ from edgequant.evaluation.backends.language_model import DecodeTiming
 from edgequant.evaluation.backends.transformers_model import TransformersModel
 from edgequant.evaluation.efficiency import energy
 from edgequant.evaluation.efficiency.latency import decode_milliseconds, latency_metrics, latency_protocol
+from edgequant.evaluation.efficiency.latency_lengths import fitting_lengths
+from edgequant.evaluation.settings import EvaluationSettings
+from edgequant.evaluation.tasks.latency import LATENCY, shortened
 
 
 def test_half_precision_is_sixteen_bits_and_saves_nothing_against_itself(small_model):
@@ -111,6 +114,37 @@ def test_a_prompt_beyond_the_context_says_what_to_shorten(small_model, byte_toke
     model = TransformersModel(small_model("llama"), byte_tokenizer)
     with pytest.raises(UserError, match="latency needs 1028 tokens"):
         latency_metrics(model, latency_protocol(model, (1000,), new_tokens=28))
+
+
+@pytest.mark.parametrize(
+    ("asked", "context", "on_gpu", "timed"),
+    [
+        ((None, None), 160, False, ((128,), 32)),
+        ((None, None), 128, False, ((96,), 32)),
+        (((128,), 32), 32, False, ((24,), 8)),  # as workflows hand the defaults on
+        ((None, None), 256, True, ((192, 128), 64)),
+        ((None, None), 64, True, ((48,), 16)),
+        (((100,), None), 128, False, ((100,), 28)),
+        ((None, 100), 128, False, ((28,), 100)),
+        (((100,), 40), 128, False, ((100,), 40)),  # set by hand: kept, and refused where they are checked
+    ],
+)
+def test_default_lengths_are_shortened_to_the_context_and_others_kept(asked, context, on_gpu, timed):
+    assert fitting_lengths(*asked, context, on_gpu=on_gpu) == timed
+
+
+def test_a_model_with_a_short_context_is_timed_and_a_note_says_how(small_model, byte_tokenizer):
+    model = TransformersModel(small_model("llama"), byte_tokenizer)
+    model.context_length = 64
+    settings = EvaluationSettings(
+        tasks=("latency",), latency_repetitions=1, latency_warmup=0, latency_methods=("generate",),
+        latency_batch_sizes=(1,),
+    )  # fmt: skip
+    scored = LATENCY.score(model, {}, settings)
+    assert [(row["prompt_length"], row["new_tokens"]) for row in scored.items["latency"]] == [(48, 16)]
+    assert "timed with prompts of 48 and 16 new tokens" in scored.notes[1] and "context of 64" in scored.notes[1]
+    model.context_length = 640
+    assert shortened(model, settings, latency_protocol(model)) == []
 
 
 def test_energy_that_is_only_guessed_is_not_reported(small_model, byte_tokenizer, monkeypatch):

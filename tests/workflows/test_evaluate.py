@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,10 @@ import pytest
 from edgequant import tracking
 from edgequant.errors import UserError
 from edgequant.evaluation.settings import EvaluationSettings
+from edgequant.models import resolve
 from edgequant.workflows.evaluate import evaluate, resolved_settings
 from edgequant.workflows.settings import RunSettings
+from edgequant.workflows.validate import check_window
 
 QUICK = EvaluationSettings(
     tasks=("perplexity", "boolq", "squad", "latency"),
@@ -112,3 +116,21 @@ def test_a_wrong_setting_on_the_command_line_is_one_line_and_status_two(edgequan
 def test_threads_that_cannot_be_are_refused(runtime, threads, said):
     with pytest.raises(UserError, match=said):
         evaluate(model="tiny", runtime=runtime, threads=threads)
+
+
+def test_lengths_beyond_the_context_are_refused_before_a_run_and_defaults_are_shortened(
+    store, tiny_folder, tmp_path, capsys
+):
+    folder = shutil.copytree(tiny_folder, tmp_path / "short")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 64}))
+    timed = EvaluationSettings(tasks=("latency",), latency_prompt_lengths=(60,), latency_new_tokens=8)
+    with pytest.raises(UserError, match=r"latency needs 68 tokens of context .* has 64; set shorter evaluation\.la"):
+        evaluate(model=str(folder), evaluation=timed, run=RunSettings(device="cpu"))
+    experiments = [experiment.experiment_id for experiment in store.search_experiments()]
+    assert store.search_runs(experiments) == []
+    check_window(resolve(str(folder)), replace(timed, tasks=("boolq",)))
+    assert capsys.readouterr().out == ""
+    check_window(resolve(str(folder)), EvaluationSettings(tasks=("latency",)))
+    said = "latency: the default lengths are shortened to the context of short, 64 tokens\n"
+    assert capsys.readouterr().out == said

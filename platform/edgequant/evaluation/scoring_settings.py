@@ -51,7 +51,8 @@ class ScoringSettings:
     """Tokens per forward pass, padding included; None finds it by memory. Results do not depend on it."""
 
     latency_prompt_lengths: tuple[int, ...] | None = None
-    """Prompt lengths in tokens, the first is the headline; None: (512, 128) on a GPU, (128,) on a CPU."""
+    """Prompt lengths in tokens, the first is the headline; None: (512, 128) on a GPU, (128,) on a CPU, less in a
+    shorter context."""
 
     latency_batch_sizes: tuple[int, ...] | None = None
     """Batch sizes, the first is the headline; None: (1, 8) on a GPU, (1,) on a CPU."""
@@ -60,7 +61,7 @@ class ScoringSettings:
     """Plain `generate`, and decoding through a static cache (on a GPU as a CUDA graph) where the model allows it."""
 
     latency_new_tokens: int | None = None
-    """Decoded tokens per repetition; None: 128 on a GPU, 32 on a CPU."""
+    """Decoded tokens per repetition; None: 128 on a GPU, 32 on a CPU, less in a shorter context."""
 
     latency_repetitions: int = 5
     """Timed repetitions after the warm-up; medians and 90th percentiles are taken over them."""

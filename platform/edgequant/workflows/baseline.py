@@ -16,7 +16,7 @@ from edgequant.models.devices import check_device
 from edgequant.workflows.evaluate import measure_model, resolved_settings
 from edgequant.workflows.settings import RunSettings, WorkflowResult, configuration
 from edgequant.workflows.steps.text_mix import check_test_split
-from edgequant.workflows.validate import places_read
+from edgequant.workflows.validate import check_window, places_read
 
 if TYPE_CHECKING:
     from edgequant.models.sources import ModelSource
@@ -66,6 +66,7 @@ def baseline(
         rows, failures = [], {}
         for name, source in sources.items():
             try:
+                check_window(source, settings)
                 rows.append(measure_model(source, settings, run, dataset=dataset, phase="baseline"))
             except Exception as error:  # one model's trouble, whatever it is, must not cost the others their results
                 failures[name] = f"{type(error).__name__}: {error}"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgequant.errors import UserError
+from edgequant.evaluation.efficiency.latency_lengths import fitting_lengths, wanted_lengths
 from edgequant.export.formats import FOLDERS, GPTQ, ONNX, check_expressible, needs_checkpoint
 from edgequant.export.gptq import expressible as gptq
 from edgequant.export.onnx.expressible import check_configuration as check_graph
@@ -109,7 +110,9 @@ def _check_lengths(
 
 
 def check_window(source: ModelSource, evaluation: EvaluationSettings) -> None:
-    """Refuse a perplexity window that is longer than the model's context, as far as that is known before loading.
+    """Refuse a window, or lengths to be timed, beyond the model's context, as far as that is known before loading.
+
+    Default lengths are shortened to it, which is said.
 
     Raises:
         UserError: names both.
@@ -121,6 +124,11 @@ def check_window(source: ModelSource, evaluation: EvaluationSettings) -> None:
         raise UserError(
             f"evaluation.window must be at most {context}, the context of {source.name}, got {evaluation.window}"
         )
+    if context is not None and {"latency", "energy"} & set(evaluation.tasks):
+        asked = evaluation.latency_prompt_lengths, evaluation.latency_new_tokens
+        (fitting := fitting_lengths(*asked, context)).check(context)
+        if fitting != wanted_lengths(*asked, on_gpu=False):
+            print(f"latency: the default lengths are shortened to the context of {source.name}, {context} tokens")
 
 
 def check_qat(

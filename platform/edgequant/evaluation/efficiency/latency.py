@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgequant.errors import UserError
 from edgequant.evaluation.backends.language_model import DecodeTiming, LanguageModel
+from edgequant.evaluation.efficiency.latency_lengths import Lengths, fitting_lengths
 from edgequant.evaluation.statistics.intervals import with_bounds
 from edgequant.evaluation.statistics.medians import median_bounds
 
@@ -37,11 +37,15 @@ def latency_protocol(
     methods: tuple[str, ...] = ("generate", "static"),
     confidence: float = 0.95,
 ) -> LatencyProtocol:
-    """The protocol asked for, with what is left open filled in for the device: 512/128 on a GPU, 128/32 on a CPU."""
+    """The protocol asked for, with what is left open filled in for the device: 512/128 on a GPU, 128/32 on a CPU.
+
+    Default lengths are shortened to the model's context (`fitting_lengths`).
+    """
+    lengths = fitting_lengths(prompt_lengths, new_tokens, model.context_length, on_gpu=model.on_gpu)
     return LatencyProtocol(
-        prompt_lengths=prompt_lengths or ((512, 128) if model.on_gpu else (128,)),
+        prompt_lengths=lengths.prompts,
         batch_sizes=batch_sizes or ((1, 8) if model.on_gpu else (1,)),
-        new_tokens=new_tokens or (128 if model.on_gpu else 32),
+        new_tokens=lengths.new,
         repetitions=repetitions,
         warmup=warmup,
         seed=seed,
@@ -64,12 +68,7 @@ def latency_metrics(model: LanguageModel, protocol: LatencyProtocol) -> tuple[di
     Raises:
         UserError: a prompt with its answer does not fit the model's context.
     """
-    prompt, longest = max(protocol.prompt_lengths), max(protocol.prompt_lengths) + protocol.new_tokens
-    if longest > model.context_length:
-        raise UserError(
-            f"latency needs {longest} tokens of context (prompt {prompt} + {protocol.new_tokens} new), "
-            f"the model has {model.context_length}; set shorter latency_prompt_lengths or latency_new_tokens"
-        )
+    Lengths(protocol.prompt_lengths, protocol.new_tokens).check(model.context_length)
     metrics: dict[str, float] = {}
     rows: list[dict] = []
     for prompt_length in protocol.prompt_lengths:

@@ -27,12 +27,26 @@ def timing_protocol(model: LanguageModel, settings: ScoringSettings) -> LatencyP
     )  # fmt: skip
 
 
+def shortened(model: LanguageModel, settings: ScoringSettings, protocol: LatencyProtocol) -> list[str]:
+    """A note that default lengths were shortened, where they were."""
+    from edgequant.evaluation.efficiency.latency_lengths import wanted_lengths
+
+    wanted = wanted_lengths(settings.latency_prompt_lengths, settings.latency_new_tokens, on_gpu=model.on_gpu)
+    if (protocol.prompt_lengths, protocol.new_tokens) == wanted:
+        return []
+    prompts = " and ".join(map(str, protocol.prompt_lengths))
+    return [
+        f"latency: timed with prompts of {prompts} and {protocol.new_tokens} new tokens; the default lengths do not "
+        f"fit the model's context of {model.context_length}"
+    ]
+
+
 def _score(model: LanguageModel, data: Mapping[str, Rows], settings: ScoringSettings) -> Evaluation:
     from edgequant.evaluation.efficiency.latency import latency_metrics
 
     protocol = timing_protocol(model, settings)
     metrics, rows = latency_metrics(model, protocol)
-    notes = [f"latency: {protocol}"]
+    notes = [f"latency: {protocol}", *shortened(model, settings, protocol)]
     if DECODE not in metrics and "generate" in protocol.methods:
         notes.append(f"{DECODE} was left out: {protocol.new_tokens} new tokens do not tell it; decode more")
     return Evaluation(metrics, {"latency": rows}, notes)
