@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,13 @@ def test_no_model_at_all_is_the_runs_failure(store, cache, data_dir, broken_fold
             model=str(broken_folder), evaluation=QUICK, limit=2, run=RunSettings(data_dir=str(data_dir), device="cpu")
         )
     assert {run.info.status for run in _runs(store)} == {"FAILED"}
+
+
+def test_the_next_command_names_the_source_as_it_was_given(store, cache, tiny_folder, broken_folder, tmp_path, capsys):
+    folder = shutil.copytree(tiny_folder, tmp_path / "with space" / "model")
+    timed = replace(QUICK, tasks=("latency",), latency_new_tokens=16)
+    baseline(model=f"{broken_folder},{folder}", evaluation=timed, run=RunSettings(device="cpu", dtype="float32"))
+    assert f"edgequant qat --model '{folder}'" in capsys.readouterr().out
 
 
 def test_the_list_of_models_is_checked_before_anything_is_loaded():

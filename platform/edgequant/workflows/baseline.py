@@ -63,18 +63,19 @@ def baseline(
     texts = [] if dataset is None else [dataset]
     reads = [place for source in sources.values() for place in places_read(source, *texts, data_dir=run.data_dir)]
     with tracking.workflow_run("baseline", config, reads, experiment=run.experiment, resume=run.resume) as tracked:
-        rows, failures = [], {}
+        rows, measured, failures = [], [], {}
         for name, source in sources.items():
             try:
                 check_window(source, settings)
                 rows.append(measure_model(source, settings, run, dataset=dataset, phase="baseline"))
+                measured.append(name)
             except Exception as error:  # one model's trouble, whatever it is, must not cost the others their results
                 failures[name] = f"{type(error).__name__}: {error}"
                 print(f"{name} failed: {failures[name]}")
             _free_memory()
         _conclude(rows, failures)
         table = rows + _failed_rows(failures)
-        print_summary("baseline", table, tracked, _next(rows), notes=notes)
+        print_summary("baseline", table, tracked, _next(measured[0]), notes=notes)
     return WorkflowResult(tracked.id, {}, None, table)
 
 
@@ -122,8 +123,9 @@ def _failed_rows(failures: dict[str, str]) -> list[dict[str, Any]]:
     return [{"model": name, "variant": "failed", "scheme": "none"} for name in failures]
 
 
-def _next(rows: list[dict[str, Any]]) -> str:
-    return f"edgequant qat --model {shlex.quote(rows[0]['model'])}"
+def _next(model: str) -> str:
+    """`model`: its source as it was given, folder included."""
+    return f"edgequant qat --model {shlex.quote(model)}"
 
 
 def _file(metric: str) -> str:
