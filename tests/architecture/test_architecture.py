@@ -58,8 +58,9 @@ WITHIN = {
     "quantization": {
         "calibration": set(),
         "size_budget": set(),
+        "group_sizes": set(),
         "weight_spec": set(),
-        "scheme": {"size_budget", "weight_spec"},
+        "scheme": {"size_budget", "group_sizes", "weight_spec"},
         "arithmetic": {"scheme", "weight_spec"},
         "layers": SCHEME | {"arithmetic"},
         "ptq": SCHEME | {"arithmetic", "layers"},

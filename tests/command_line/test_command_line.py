@@ -39,7 +39,7 @@ REFUSED = {
     "scheme not for training": (["qat", "--scheme", "bnb-nf4"], ["bnb-nf4", "ptq"]),
     "group that does not divide": (
         ["qat", "--model", "tiny", "--scheme", "w4-g96"],
-        ["group_size 96", "128 input features of model.layers.0.self_attn.q_proj", "32, 64, 128"],
+        ["group_size 96", "128 input features of model.layers.0.self_attn.q_proj", "w4-g32, w4-g64, w4-g128 or w4"],
     ),
     "old option": (["qat", "--text", "x"], ["option text is now called dataset"]),
     "old nested option": (["qat", "--quantization.start", "x"], ["quantization.start is now called qat.init_from"]),

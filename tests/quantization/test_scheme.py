@@ -169,9 +169,44 @@ def test_a_misspelt_name_is_answered_with_the_nearest():
 
 def test_a_group_that_does_not_divide_names_the_layer_its_features_and_sizes_that_do():
     features = {"model.layers.0.self_attn.q_proj": 896, "model.layers.0.mlp.down_proj": 4864}
-    with pytest.raises(UserError, match=r"group_size 96 .*896 input features of model\.layers\.0.*32, 64, 128"):
+    with pytest.raises(
+        UserError, match=r"group_size 96 .*896 .* of model\.layers\.0.*; use w4-g32, w4-g64, w4-g128 or w4$"
+    ):
         check_group_sizes(parse_scheme("w4-g96"), features)
     check_group_sizes(parse_scheme("w4-g64"), features)
+
+
+@pytest.mark.parametrize(
+    ("name", "widths", "offered"),
+    [
+        ("w4a8-g32+emb4", (80, 80, 200), "w4a8-g8+emb4, w4a8-g40+emb4 or w4a8+emb8"),
+        ("w4a8-g64+emb4", (96, 96, 192), "w4a8-g32+emb4, w4a8-g48+emb4, w4a8-g96+emb4 or w4a8+emb4"),
+        ("w4-g32-sym+emb8", (72, 72, 144), "w4-g8-sym+emb8, w4-g24-sym+emb8, w4-g72-sym+emb8 or w4-sym+emb8"),
+        ("w4-g32+emb3@4.5bpp", (72, 72, 280), "w4-g8+emb3@4.5bpp or w4+emb8@4.5bpp"),
+        ("w1.58-g64", (20, 20, 60), "w1.58-g10, w1.58-g20 or w1.58"),
+        ("w3-g64+emb3", (22, 14), "w3+emb8"),
+        ("w2a8-static-g32", (7,), "w2a8-static"),
+        ("w4+emb4", (80,), "w4+emb8"),
+        ("w4+emb4", (80, 200), "w4-g8+emb4, w4-g40+emb4 or w4+emb8"),
+        ("q4_0", (80, 200), "w4-g8, w4-g40 or w8"),
+        ("q4_1+embq8_0", (80, 200), "w4-g8+emb8, w4-g40+emb8 or w8+emb8"),
+        ("q8_0+emb4", (80, 200), "w8-g8+emb4, w8-g40+emb4 or w8+emb8"),
+        ("q4_k+embq6_k", (112, 224), "w4-g16+emb6, w4-g56+emb6, w4-g112+emb6 or w8+emb8"),
+    ],
+)
+def test_what_is_offered_instead_of_a_group_that_does_not_divide_fits_itself(name, widths, offered):
+    features = {f"layers.{at}": width for at, width in enumerate(widths)}
+    with pytest.raises(UserError) as refusal:
+        check_group_sizes(parse_scheme(name), features)
+    found = str(refusal.value).partition("; use ")[2]
+    assert found == offered
+    for one in found.replace(" or ", ", ").split(", "):
+        check_group_sizes(parse_scheme(one), features)
+
+
+def test_a_scheme_by_no_name_of_ours_is_answered_with_one_that_fits_any_width():
+    with pytest.raises(UserError, match=r"group_size 32 of scheme mine .*; use one without groups, such as w8$"):
+        check_group_sizes(replace(parse_scheme("w4-g32"), name="mine"), {"layer": 80})
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from typing import Any, Literal
 
 from edgequant.errors import UserError
+from edgequant.quantization.group_sizes import names_to_try
 from edgequant.quantization.size_budget import SizeBudget, budget_of_suffix
 from edgequant.quantization.weight_spec import K_QUANT_OF_BITS, WeightSpec, ZeroPoint, ggml_spec
 
@@ -236,18 +237,23 @@ def check_group_sizes(scheme: Scheme, input_features: Mapping[str, int]) -> None
         input_features: layer name to number of input features.
 
     Raises:
-        UserError: names the layer, its features and group sizes that would work.
+        UserError: names the layer, its features and schemes that would work.
     """
     for group in sorted(scheme.group_sizes):
         for layer, features in input_features.items():
             if features % group:
-                fits = ", ".join(str(size) for size in _common_divisors(input_features.values()))
                 raise UserError(
                     f"group_size {group} of scheme {scheme.name} does not divide the {features} input features of "
-                    f"{layer}; use one of {fits}"
+                    f"{layer}; use {_fitting_names(scheme, group, list(input_features.values()))}"
                 )
 
 
-def _common_divisors(features: Iterable[int]) -> list[int]:
-    sizes = list(features)
-    return [size for size in (16, 32, 48, 64, 96, 128, 256) if all(feature % size == 0 for feature in sizes)] or [1]
+def _fitting_names(scheme: Scheme, group: int, widths: list[int]) -> str:
+    """Schemes close to one whose groups do not fit, each tried on the widths."""
+
+    def fits(name: str) -> bool:
+        return not any(width % size for size in parse_scheme(name).group_sizes for width in widths)
+
+    found = [next(filter(fits, names), None) for names in names_to_try(scheme.name, group, widths)]
+    names = [name for name in found if name is not None]
+    return " or ".join(filter(None, (", ".join(names[:-1]), *names[-1:]))) or "one without groups, such as w8"
