@@ -14,8 +14,9 @@ from small_models import ARCHITECTURES, TEXT, small
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from edgequant.errors import UserError
-from edgequant.export.choice import Target
+from edgequant.export.choice import Target, choose_target
 from edgequant.export.gguf.write import write_gguf
+from edgequant.export.shipped import matrix_widths
 
 READ_BY_TRANSFORMERS = ("qwen2", "llama", "gemma3")
 PHI_NAMES = {
@@ -139,6 +140,32 @@ def test_rows_that_no_block_fits_are_half_precision_and_a_note_says_so(tmp_path)
     file = write_gguf(loaded, tmp_path / "m.gguf")
     assert tensors_of(file.path)["blk.0.ffn_down.weight"].tensor_type.name == "F16"
     assert any("blk.0.ffn_down.weight" in note for note in file.notes)
+
+
+def test_a_format_that_no_row_fits_is_refused_before_anything_is_written(tmp_path) -> None:
+    loaded = small("llama", hidden_size=80, intermediate_size=200, num_attention_heads=5, num_key_value_heads=1)
+    for format_name in ("q4_0", "q8_0", "q4_k"):
+        with pytest.raises(UserError, match=f"format {format_name} needs .* rows of 80, 200 alone.*use --format f16, "):
+            write_gguf(loaded, tmp_path / "m.gguf", format_name)
+    assert list(tmp_path.iterdir()) == []
+    write_gguf(loaded, tmp_path / "m.gguf", "f16")
+
+
+def test_auto_takes_half_precision_where_no_row_fits() -> None:
+    chosen = choose_target(None).fitting([80, 80, 200])
+    assert chosen.format == "f16"
+    assert chosen.line(None) == "format: f16 (no block of 32 fits rows of 80, 200)"
+    assert choose_target(None).fitting([80, 64]).format == "q8_0" == choose_target(None).fitting([]).format
+    assert Target("bf16").fitting([80]) == Target("bf16") and Target("onnx").fitting([80]) == Target("onnx")
+
+
+def test_matrices_that_become_half_precision_are_counted_before_the_file_is_written() -> None:
+    loaded = small("qwen2", intermediate_size=80)
+    widths = matrix_widths(loaded)
+    assert len(widths) == 2 + 2 * 7  # embedding and head, and seven in each layer
+    said = Target("q4_0").line(None, widths=widths)
+    assert said == "format: q4_0; 2 of 16 matrices become f16: 32 does not divide rows of 80"
+    assert Target("q4_0").line(None, widths=[64, 64]) == "format: q4_0"
 
 
 def test_an_adapter_is_merged_before_it_is_written(tmp_path) -> None:

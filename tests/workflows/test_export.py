@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from library_versions import needs_transformers
+from small_models import small
 
 from edgequant import models, tracking
 from edgequant.errors import UserError
@@ -45,6 +46,19 @@ def test_tiny_is_exported_measured_and_logged(tmp_path, capsys) -> None:
     (row,) = json.loads(tracking.download(f"runs:/{run.id}/summary.json").read_text())
     assert row["format"] == "q8_0" and Path(row["file"]) == file
     assert f"edgequant chat --model {file}" in capsys.readouterr().out
+
+
+def test_a_model_whose_rows_no_block_fits_is_refused_by_format_and_is_f16_by_itself(tmp_path, capsys) -> None:
+    sizes = {"hidden_size": 80, "intermediate_size": 200, "num_attention_heads": 5, "num_key_value_heads": 1}
+    loaded = small("llama", **sizes)
+    loaded.model.save_pretrained(tmp_path / "odd")
+    loaded.tokenizer.save_pretrained(tmp_path / "odd")
+    with pytest.raises(UserError, match="format q4_0 needs matrices with rows that 32 divides, got rows of 80, 200"):
+        export(model=str(tmp_path / "odd"), format="q4_0", output=str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists() and tracking.find_runs(workflow="export") == []
+    export(model=str(tmp_path / "odd"), output=str(tmp_path / "out"), check=False)
+    assert (tmp_path / "out" / "odd-f16.gguf").is_file()
+    assert "format: f16 (no block of 32 fits rows of 80, 200)" in capsys.readouterr().out
 
 
 def test_a_file_over_the_limit_stays_local(tmp_path) -> None:

@@ -6,7 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from edgequant.errors import UserError
-from edgequant.export.formats import BLOCK, COMPRESSED_TENSORS, FOLDERS, FORMATS, ONNX, check_expressible
+from edgequant.export.formats import (
+    BLOCK,
+    COMPRESSED_TENSORS,
+    FOLDERS,
+    FORMATS,
+    ONNX,
+    check_expressible,
+    fitting_format,
+)
 from edgequant.export.onnx.expressible import check_scheme as check_graph
 from edgequant.models.onnx.library import check_installed
 from edgequant.quantization.scheme import Scheme, WeightSpec
@@ -57,14 +65,47 @@ class Target:
             found += [f"{part} as {' and '.join(changed)}"] if changed else []
         return found
 
-    def line(self, scheme: Scheme | None, others: str = "") -> str:
-        """One line for people, before anything is written; `others`: whose integers not of ours the model has."""
+    def fitting(self, widths: Sequence[int]) -> Target:
+        """The target of a model whose matrices have rows of these widths: f16 where no block fits what `auto` chose.
+
+        Raises:
+            UserError: the format was asked for, and all matrices would be f16 in it.
+        """
+        odd = self._without_blocks(widths)
+        if not odd or len(odd) < len(widths):
+            return self
+        if self.because:
+            return replace(self, format="f16", keeps=False, because=f"no block of {BLOCK} fits rows of {_listed(odd)}")
+        raise UserError(
+            f"format {self.format} needs matrices with rows that {BLOCK} divides, got rows of {_listed(odd)} alone, "
+            "which would all be f16; use --format f16, or onnx or compressed-tensors for a checkpoint of `edgequant "
+            "ptq` or `qat`"
+        )
+
+    def _without_blocks(self, widths: Sequence[int]) -> list[int]:
+        """Those that a GGUF file of fewer bits has no block for."""
+        is_quantised = FORMATS.get(self.format, 16) < 16
+        return [width for width in widths if is_quantised and fitting_format(self.format, width) == "f16"]
+
+    def line(self, scheme: Scheme | None, others: str = "", widths: Sequence[int] = ()) -> str:
+        """One line for people, before anything is written.
+
+        Args:
+            others: whose integers not of ours the model has.
+            widths: of the rows of each of its matrices.
+        """
         why = f" ({self.because})" if self.because else ""
+        if odd := self._without_blocks(widths):
+            why += f"; {len(odd)} of {len(widths)} matrices become f16: {BLOCK} does not divide rows of {_listed(odd)}"
         if scheme is None:
             return f"format: {self.format}{f' encodes the numbers of {others} again' if others else ''}{why}"
         again = self.encoded_again(scheme)
         kept = f"encodes the integers of {scheme.name} again: {', '.join(again)}" if again else "keeps all integers"
         return f"format: {self.format} {kept}{why}"
+
+
+def _listed(widths: Sequence[int]) -> str:
+    return ", ".join(map(str, sorted(set(widths))))
 
 
 def own_format(spec: WeightSpec) -> str | None:

@@ -147,6 +147,17 @@ def others_integers(loaded: LoadedModel) -> str:
     return str(getattr(method, "value", method) or "another quantiser")
 
 
+def matrix_widths(loaded: LoadedModel) -> list[int]:
+    """The width of each matrix's rows, without an adapter's; none where bitsandbytes has packed them."""
+    from edgequant.export.gguf.tensors import source_tensors
+    from edgequant.models.same_function.integers_of_bitsandbytes import holds_integers
+
+    if holds_integers(loaded.model):
+        return []
+    tensors = source_tensors(loaded.model)
+    return [tensor.shape[-1] for tensor in tensors if len(tensor.shape) > 1 and ".lora_" not in tensor.name]
+
+
 def gguf_refusal(config: Any, tokenizer: Any) -> UserError | None:
     """Why a model can be no GGUF file, as far as its configuration and tokenizer tell."""
     from edgequant.export.gguf.expressible import check_expressible

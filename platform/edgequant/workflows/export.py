@@ -99,7 +99,7 @@ def export(
     timing = plan_timing(device_profile, threads, wanted=check)
 
     from edgequant import models, tracking
-    from edgequant.export.shipped import others_integers, scheme_of
+    from edgequant.export.shipped import matrix_widths, others_integers, scheme_of
     from edgequant.workflows.steps.summary import print_summary
 
     source = model or default_model()
@@ -110,7 +110,7 @@ def export(
         kept = aim.format in (COMPRESSED_TENSORS, GPTQ)  # what is in floating point there keeps its type
         loaded = models.load(resolved, dtype="auto" if kept else "float32", device=device)
         scheme = scheme_of(loaded)
-        said = LORA_LINE if aim.format == LORA else aim.line(scheme, others_integers(loaded))
+        said = LORA_LINE if aim.format == LORA else aim.line(scheme, others_integers(loaded), matrix_widths(loaded))
         print(said, flush=True)
         written = write(loaded, folder or tracking.run_folder("export", run.id), aim)
         notes = list(written.notes)
@@ -137,9 +137,11 @@ def target_of(source: ModelSource, format: str, embedding_format: str | None) ->
         source: resolved, and fetched where it lies in the registry.
 
     Raises:
-        UserError: a configuration that the runtime would compute otherwise, no quantised checkpoint, or a scheme that
-            the format cannot hold.
+        UserError: a configuration that the runtime would compute otherwise, no quantised checkpoint, or a scheme or
+            rows that the format cannot hold.
     """
+    from edgequant import models
+
     is_over_integers = is_adapter_over_integers(source)
     if format == LORA or (format == AUTO and is_over_integers):
         check_adapter_alone(source)
@@ -149,12 +151,13 @@ def target_of(source: ModelSource, format: str, embedding_format: str | None) ->
             f"format of an adapter over a checkpoint's integers must be lora, got {format}, which has no place for it; "
             "use --format lora, and export the checkpoint by itself"
         )
+    widths = list(models.layer_inputs(source).values())
     if format != AUTO:
         check_exportable(source, format)
-        return Target(format, embedding_format)
+        return Target(format, embedding_format).fitting(widths)
     refused, graph_refused = (refusal_of(source, form) for form in ("q8_0", ONNX))
-    runs_in_onnx = graph_refused is None
-    return choose_target(stated_scheme(source), embedding_format, refused=refused, runs_in_onnx=runs_in_onnx)
+    scheme, runs_in_onnx = stated_scheme(source), graph_refused is None
+    return choose_target(scheme, embedding_format, refused=refused, runs_in_onnx=runs_in_onnx).fitting(widths)
 
 
 def write(loaded: LoadedModel, folder: Path, aim: Target) -> Exported:
@@ -232,12 +235,8 @@ def deployed(written: Exported, format: str, timing: TimingPlan) -> Deployed:
     from edgequant.export.shipped import deploy_sizes
 
     sizes = deploy_sizes(bytes_of(written.path), written.parameters)
-    return deploy_file(
-        written.path,
-        format,
-        sizes,
-        timing.of(format, runs=(written.path.is_file() and format != LORA) or format == ONNX),
-    )
+    runs = (written.path.is_file() and format != LORA) or format == ONNX
+    return deploy_file(written.path, format, sizes, timing.of(format, runs=runs))
 
 
 def parity_metrics(loaded: LoadedModel, written: Exported, notes: list[str]) -> dict[str, float]:

@@ -126,7 +126,8 @@ SITUATIONS = [
     ),
     Situation(
         "rows that not even 32 divides", "ptq --scheme q6_k", "refused",
-        "edgequant ptq: group_size 32 of scheme q6_k does not divide the 80 input features of ...; use w6-g8, w6-g16 or w8",
+        "edgequant ptq: group_size 32 of scheme q6_k does not divide the 80 input features of ...; use w6-g8, w6-g16 "
+        "or w8",
         lambda place: place.edgequant("ptq", "--model", configured(place, intermediate_size=80), "--scheme", "q6_k"),
     ),
     Situation(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,7 +88,8 @@ def write_gguf(loaded: LoadedModel, path: str | Path, target: str | Target = "q8
             not fit takes q8_0 beside formats of fewer bits.
 
     Raises:
-        UserError: unknown format, or an architecture, tokenizer or feature that llama.cpp cannot reproduce.
+        UserError: unknown format, one that no matrix fits, or an architecture, tokenizer or feature that llama.cpp
+            cannot reproduce.
     """
     content = _content(loaded, target)
     for plan in content.plans:
@@ -141,7 +143,10 @@ def _content(loaded: LoadedModel, target: str | Target) -> _Content:
     model = _plain(loaded.model, loaded.tokenizer)
     architecture = architecture_of(model.config)
     check_expressible(model.config)
-    return _Content(model, architecture, target, _plans(model, architecture, target), extra_tensors(model.config))
+    plans = _plans(model, architecture, target)
+    # what `auto` chose has been fitted before, and a file is not another format than its name says
+    replace(target, because="").fitting([plan.source.shape[-1] for plan in plans if len(plan.source.shape) > 1])
+    return _Content(model, architecture, target, plans, extra_tensors(model.config))
 
 
 def _plain(model: Any, tokenizer: Any) -> Any:
