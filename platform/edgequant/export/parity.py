@@ -21,7 +21,7 @@ READS_EMBEDDINGS = "5.23"  # of transformers, in compressed-tensors folders
 
 
 class NotCompared(UserError):
-    """What was written is read, but not as the same text: another reader's tokenizer, not a broken file."""
+    """What was written is read by nothing here, or not as the same text: the reader's fault, not a broken file's."""
 
 
 def export_parity(model: Any, tokenizer: Any, file: Path, text: str, length: int = 512) -> dict[str, float]:
@@ -37,9 +37,11 @@ def export_parity(model: Any, tokenizer: Any, file: Path, text: str, length: int
         positions with the same most likely next token) and `parity/perplexity_delta` (the file's minus the model's).
 
     Raises:
-        NotCompared: its tokenizer, read back, reads the text differently.
+        NotCompared: nothing installed reads it (`unread_here`), or its tokenizer, read back, splits the text otherwise.
         UserError: the file cannot be read back.
     """
+    if why := unread_here(model, file):
+        raise NotCompared(why)
     read_back = _read_back(file)
     length = min(length, getattr(model.config, "max_position_embeddings", None) or length)
     text = text[: 32 * length]  # more characters than tokens take, and not a whole corpus to tokenise
