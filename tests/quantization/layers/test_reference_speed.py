@@ -6,7 +6,8 @@ more than the other. The weights exceed the caches of most machines, as a model'
 ones have an advantage that no model gives them. On an AMD EPYC the ratios lie at 0.4 to 0.95, and lay at up to 4 when
 weights were dequantised. The bound is 1, but for 4-bit weights with 8-bit inputs in float32 (1.1 here), whose inputs
 cost as much as unpacking saves.
-Nothing is said of CPUs without VNNI, AVX2 or FBGEMM: what replaces a kernel that they lack is right, not fast.
+Nothing is said of CPUs without AVX-512: PyTorch's kernels for integers are right there, not fast. On an AMD EPYC with
+AVX2 alone, 28 November 2026, four bits take 1.5 times the time of bfloat16 weights, and `w8a8` 6 times.
 """
 
 from __future__ import annotations
@@ -39,8 +40,9 @@ Stack = list[Callable[[Tensor], Tensor]]
 pytestmark = pytest.mark.skipif(
     any(setting in os.environ for setting in SETTINGS)
     or not all(is_trusted(kernel, torch.device("cpu")) for kernel in KERNELS)
-    or not reads_integers_fast(torch.device("cpu")),
-    reason="PyTorch's kernels are not all of use here",
+    or not reads_integers_fast(torch.device("cpu"))
+    or torch.backends.cpu.get_cpu_capability() != "AVX512",
+    reason="PyTorch's kernels for integers are not all fast on this CPU, or not all of use",
 )
 
 

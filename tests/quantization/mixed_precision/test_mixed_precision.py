@@ -21,6 +21,7 @@ from edgequant.quantization import checkpoint
 from edgequant.quantization.arithmetic.affine import dequantize_weight, quantize_weight
 from edgequant.quantization.layers.convert import prepare
 from edgequant.quantization.layers.fake_quantized import FakeQuantizedLinear
+from edgequant.quantization.layers.integer import integer_layers
 from edgequant.quantization.layers.targets import find_targets
 from edgequant.quantization.mixed_precision.bit_allocation import choose_layer_bits
 from edgequant.quantization.mixed_precision.checkpoint_size import checkpoint_sizes
@@ -260,13 +261,12 @@ def test_bits_for_a_layer_that_is_not_there_are_refused(trained):
         prepare(copy.deepcopy(trained), scheme)
 
 
-def test_a_mixed_checkpoint_becomes_a_gguf_file_whose_four_bit_layers_keep_their_integers(
-    trained, mixed, _tiny, tmp_path
-):
-    made = saved(trained, _tiny.tokenizer, mixed, tmp_path / "made", "float32")
+def test_a_mixed_checkpoint_becomes_a_gguf_file_whose_four_bit_layers_keep_their_integers(trained, _tiny, tmp_path):
+    others = (("model.layers.0.mlp.up_proj", 3), ("model.layers.1.self_attn.q_proj", 6))  # what is chosen varies by CPU
+    made = saved(trained, _tiny.tokenizer, replace(BASE, layer_bits=others), tmp_path / "made", "float32")
     loaded = models.load(str(made.folder), device="cpu")
     written = write_gguf(loaded, tmp_path / "mixed.gguf", "q4_1")
-    own = sum(bits == 4 for _, bits in mixed.layer_bits)
-    assert any(note.startswith(f"{own} of ") for note in written.notes)
+    matrices = len(integer_layers(loaded.model)) - 1  # a tied head has none of its own
+    assert any(note.startswith(f"{matrices - len(others)} of {matrices} ") for note in written.notes)
     again = models.load(str(written.path), dtype="float32", device="cpu").model
     assert set(dict(again.named_parameters())) == set(dict(trained.named_parameters()))
