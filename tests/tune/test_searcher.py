@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import pickle
-import statistics
 from typing import Any
 
 import numpy as np
@@ -52,10 +51,13 @@ def played(proposals: Proposals, trials: int, slots: int = 1) -> list[float]:
 
 @pytest.mark.parametrize("slots", [1, 8])
 def test_it_finds_the_bottom_of_a_bowl_that_random_search_comes_nowhere_near(slots):
-    """Of 24 random draws over four decades the best is 0.08 decades off in the mean, and two of three seeds in 28 times
-    within 0.01. What one seed comes to depends on the CPU's arithmetic."""
-    best = [min(played(Proposals(space_of(RATE), seed=seed, slots=slots), 24 + slots, slots)) for seed in (3, 4, 5)]
-    assert statistics.median(best) < 0.01**2
+    """Of 24 random draws over four decades the best is 0.08 decades off in the mean.
+
+    Where eight run at a time, seeds 3 and 5 come to 0.002 to 0.009 decades with one kind of CPU's arithmetic or another
+    (five of OpenBLAS's kernels), seed 4 to the same with all.
+    """
+    best = {s: min(played(Proposals(space_of(RATE), seed=s, slots=slots), 24 + slots, slots)) for s in (3, 4, 5)}
+    assert best[4] < 0.002**2 and max(best.values()) < 0.01**2
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -69,18 +69,29 @@ class Target:
         """The target of a model whose matrices have rows of these widths: f16 where no block fits what `auto` chose.
 
         Raises:
-            UserError: the format was asked for, and all matrices would be f16 in it.
+            UserError: as `check_blocks`, of a format that was asked for.
         """
-        odd = self._without_blocks(widths)
-        if not odd or len(odd) < len(widths):
-            return self
-        if self.because:
-            return replace(self, format="f16", keeps=False, because=f"no block of {BLOCK} fits rows of {_listed(odd)}")
-        raise UserError(
-            f"format {self.format} needs matrices with rows that {BLOCK} divides, got rows of {_listed(odd)} alone, "
-            "which would all be f16; use --format f16, or onnx or compressed-tensors for a checkpoint of `edgequant "
-            "ptq` or `qat`"
-        )
+        if self.because and self._fits_none(widths):
+            why = f"no block of {BLOCK} fits rows of {_listed(widths)}"
+            return replace(self, format="f16", keeps=False, because=why)
+        self.check_blocks(widths)
+        return self
+
+    def check_blocks(self, widths: Sequence[int]) -> None:
+        """Refuse a format that none of a model's matrices, with rows of these widths, would be in.
+
+        Raises:
+            UserError: says what to use instead.
+        """
+        if self._fits_none(widths):
+            raise UserError(
+                f"format {self.format} needs matrices with rows that {BLOCK} divides, got rows of {_listed(widths)} "
+                "alone, which would all be f16; use --format f16, or onnx or compressed-tensors for a checkpoint of "
+                "`edgequant ptq` or `qat`"
+            )
+
+    def _fits_none(self, widths: Sequence[int]) -> bool:
+        return bool(widths) and len(self._without_blocks(widths)) == len(widths)
 
     def _without_blocks(self, widths: Sequence[int]) -> list[int]:
         """Those that a GGUF file of fewer bits has no block for."""

@@ -37,10 +37,10 @@ def export_parity(model: Any, tokenizer: Any, file: Path, text: str, length: int
         positions with the same most likely next token) and `parity/perplexity_delta` (the file's minus the model's).
 
     Raises:
-        NotCompared: nothing installed reads it (`unread_here`), or its tokenizer, read back, splits the text otherwise.
+        NotCompared: nothing that is installed reads it, or its tokenizer, read back, splits the text otherwise.
         UserError: the file cannot be read back.
     """
-    if why := unread_here(model, file):
+    if why := _unread_here(model, file):
         raise NotCompared(why)
     read_back = _read_back(file)
     length = min(length, getattr(model.config, "max_position_embeddings", None) or length)
@@ -52,7 +52,7 @@ def export_parity(model: Any, tokenizer: Any, file: Path, text: str, length: int
     return _compare(_log_probabilities(model, tokens), _log_probabilities(read_back.model, tokens), tokens[0])
 
 
-def unread_here(model: Any, file: Path) -> str | None:
+def _unread_here(model: Any, file: Path) -> str | None:
     """Why nothing that is installed reads what was written, though it is right; None where it is to be read back."""
     in_integers = any(layer.kind == "embedding" for layer in integer_layers(model).values())
     is_others = file.is_file() or is_onnx_folder(file) or (file / QUANTIZE_CONFIG).is_file()

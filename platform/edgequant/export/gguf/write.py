@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -145,7 +144,7 @@ def _content(loaded: LoadedModel, target: str | Target) -> _Content:
     check_expressible(model.config)
     plans = _plans(model, architecture, target)
     # what `auto` chose has been fitted before, and a file is not another format than its name says
-    replace(target, because="").fitting([plan.source.shape[-1] for plan in plans if len(plan.source.shape) > 1])
+    target.check_blocks([plan.source.shape[-1] for plan in plans if len(plan.source.shape) > 1])
     return _Content(model, architecture, target, plans, extra_tensors(model.config))
 
 
