@@ -77,7 +77,9 @@ def test_int8_layers_multiply_integers_and_never_dequantize_the_weight(scheme, m
     layer = converted(scheme, 64, 32, [values])
     seen = []
     product = kernels.int8_product
-    monkeypatch.setattr(kernels, "int8_product", lambda a, b: seen.append((a.dtype, b.dtype)) or product(a, b))
+    monkeypatch.setattr(
+        kernels, "int8_product", lambda a, b, *to: seen.append((a.int8.dtype, b.dtype)) or product(a, b, *to)
+    )
     monkeypatch.setattr(type(layer.packed_weight), "dequantized", lambda *_: pytest.fail("dequantised"))
     with torch.no_grad():
         layer(values)

@@ -7,7 +7,7 @@ ones have an advantage that no model gives them. On an AMD EPYC the ratios lie a
 weights were dequantised. The bound is 1, but for 4-bit weights with 8-bit inputs in float32 (1.1 here), whose inputs
 cost as much as unpacking saves.
 Nothing is said of CPUs without AVX-512: PyTorch's kernels for integers are right there, not fast. On an AMD EPYC with
-AVX2 alone, 28 November 2026, four bits take 1.5 times the time of bfloat16 weights, and `w8a8` 6 times.
+AVX2 alone, 28 November 2026, four bits take 1.5 times the time of bfloat16 weights, and `w8a8` 2.5 times.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import torch
 
 from edgequant.quantization.layers import kernels, trusted_kernels
 from edgequant.quantization.layers.convert import calibrate, convert, has_static_ranges, prepare
+from edgequant.quantization.layers.quantized_input import QuantizedInput, Range
 from edgequant.quantization.layers.trusted_kernels import INT4_WEIGHT, INT8, INT8_WEIGHT, KERNELS, SETTINGS, is_trusted
 from edgequant.quantization.scheme import parse_scheme
 from edgequant.workflows.checks.machine import integer_kernels
@@ -22,16 +23,24 @@ SHAPES = [(1, 64, 48), (1, 576, 192), (3, 33, 7), (16, 1536, 576), (64, 576, 153
 IN_A_FRESH_PROCESS = """
 import numpy as np, torch
 from edgequant.quantization.layers import kernels
+from edgequant.quantization.layers.quantized_input import QuantizedInput, Range
 
+one = Range(torch.ones(1), torch.zeros(1))
 draw = np.random.default_rng(0)
 for rows, inputs, outputs in SHAPES:
     left, right = (draw.integers(-128, 128, (n, inputs), dtype=np.int8) for n in (rows, outputs))
     left[0], right[0], right[-1] = 127, 127, -128
     for a, b in ((left, right), (np.full_like(left, -128), right), (left, np.full_like(right, -128))):
-        found = kernels.int8_product(torch.from_numpy(a), torch.from_numpy(b))
+        found = kernels.int8_product(QuantizedInput.of(torch.from_numpy(a).float(), one), torch.from_numpy(b), {})
         assert found.dtype == torch.int32
         assert np.array_equal(found.numpy(), a.astype(np.int64) @ b.T.astype(np.int64)), (rows, inputs, outputs)
 """
+
+
+def of_codes(codes: torch.Tensor) -> QuantizedInput:
+    """An input whose integers are these."""
+    one, zero = torch.ones(1, device=codes.device), torch.zeros(1, device=codes.device)
+    return QuantizedInput.of(codes.float(), Range(one, zero))
 
 
 def full_range(rows: int, columns: int, seed: int) -> torch.Tensor:
@@ -91,7 +100,11 @@ def test_a_lying_int8_kernel_is_not_used(lie, scheme, monkeypatch):
     layer, values = layer_of(scheme), torch.randn(64, 96, generator=torch.Generator().manual_seed(2)) * 3
     codes = []
     real_product = kernels.int8_product
-    monkeypatch.setattr(kernels, "int8_product", lambda a, b: codes.append((a, b, real_product(a, b))) or codes[-1][-1])
+    monkeypatch.setattr(
+        kernels,
+        "int8_product",
+        lambda *to: codes.append((to[0].int8, to[1], real_product(*to).clone())) or codes[-1][-1].clone(),
+    )
     with torch.no_grad():
         monkeypatch.setattr(torch, "_int_mm", exactly)
         honest = layer(values)
@@ -130,9 +143,10 @@ class _TakesIds(torch.nn.Module):
 def test_an_exact_kernel_is_used(monkeypatch):
     calls = []
     monkeypatch.setattr(torch, "_int_mm", lambda a, b: calls.append(a.shape) or exactly(a, b))
+    monkeypatch.setattr(kernels, "multiplies_int8_fast", lambda _: True)
     assert is_trusted(INT8, CPU)
     calls.clear()
-    kernels.int8_product(full_range(2, 64, 0), full_range(3, 64, 1))
+    kernels.int8_product(of_codes(full_range(2, 64, 0)), full_range(3, 64, 1), {})
     assert calls == [(2, 64)]
 
 
@@ -153,7 +167,7 @@ def test_a_kernel_that_this_build_lacks_is_not_trusted(monkeypatch):
 
     monkeypatch.setattr(torch, "_int_mm", absent)
     left, right = full_range(4, 64, 0), full_range(5, 64, 1)
-    assert np.array_equal(kernels.int8_product(left, right).numpy(), in_int64(left, right))
+    assert np.array_equal(kernels.int8_product(of_codes(left), right, {}).numpy(), in_int64(left, right))
 
 
 @pytest.mark.parametrize(
@@ -211,8 +225,9 @@ def test_cudas_kernels_are_trusted(kernel):
 def test_cudas_int8_product_is_numpys_with_the_kernel_and_without():
     for rows, inputs, outputs in SHAPES:
         left, right = full_range(rows, inputs, 0), full_range(outputs, inputs, 1)
-        for product in (kernels.int8_product, kernels.exact_int8_product):
-            assert np.array_equal(product(left.cuda(), right.cuda()).cpu().numpy(), in_int64(left, right))
+        by_kernel = kernels.int8_product(of_codes(left.cuda()), right.cuda(), {})
+        for product in (by_kernel, kernels.exact_int8_product(left.cuda(), right.cuda())):
+            assert np.array_equal(product.cpu().numpy(), in_int64(left, right))
 
 
 def test_doctor_names_the_kernels_trusted_and_what_takes_the_others_place(monkeypatch):

@@ -105,12 +105,12 @@ class IntegerLinear(IntegerLayer, FixedDtypeBuffers):
         With Z1 and sum q1 for each token, Z2 and sum q2 - N Z2 for each output, two products correct sum q1 q2.
         """
         packed = self.packed
-        accumulator = kernels.int8_product(input.int8, packed.codes)
+        accumulator = kernels.int8_product(input, packed.codes, self._kernel_cache)
         weight_zero, weight_sums = kernels.zero_points_and_sums(packed, self._kernel_cache)
-        accumulator = accumulator - input.zero_point.reshape(-1, 1).to(torch.int32) * weight_sums
+        accumulator.addcmul_(input.integer_zero_point, weight_sums, value=-1)
         if weight_zero is not None:
-            accumulator -= input.row_sums * weight_zero
-        real = accumulator.float() * (input.scale.reshape(-1, 1) * packed.scale.reshape(1, -1))
+            accumulator.addcmul_(input.row_sums, weight_zero, value=-1)
+        real = accumulator * (input.scale.reshape(-1, 1) * packed.scale.reshape(1, -1))
         return real if self.bias is None else real + self.bias.float()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import reduce
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +13,6 @@ from torch.nn import functional
 from edgequant.quantization.layers.trusted_kernels import (
     CUDA_INNER_TILES,
     INT4_WEIGHT,
-    INT8,
     INT8_WEIGHT,
     int4_kernel,
     int4_layout,
@@ -22,16 +21,16 @@ from edgequant.quantization.layers.trusted_kernels import (
     is_trusted,
 )
 from edgequant.quantization.layers.unpacking.fused_weight import FusedWeight
-from edgequant.quantization.layers.unpacking.kernel_speed import reads_integers_fast
+from edgequant.quantization.layers.unpacking.int8_products import HalvedProduct, exact_int8_product
+from edgequant.quantization.layers.unpacking.kernel_speed import multiplies_int8_fast, reads_integers_fast
 from edgequant.quantization.layers.unpacking.unpacked_weight import StreamedWeight, UnpackedWeight, row_scale_of
 
 if TYPE_CHECKING:
     from edgequant.quantization.layers.packed_weight import PackedWeight
+    from edgequant.quantization.layers.quantized_input import QuantizedInput
 
 CPU_ROWS = 4  # up to here a row-at-a-time kernel beats dequantising the matrix for a large product
 CUDA_MULTIPLICATIONS = 4e9  # likewise: on an H100 the int4 kernel then takes the 0.3 ms that dequantising does
-EXACT_INPUTS = 1024  # 1,024 x 128 x 128 = 2^24: up to here float32 holds every integer
-EXACT_OUTPUTS = 512  # with 1,024 inputs 2 MB as float32, about a core's cache
 
 
 def multiplies_int8(packed: PackedWeight) -> bool:
@@ -39,36 +38,23 @@ def multiplies_int8(packed: PackedWeight) -> bool:
     return packed.spec.bits == 8 and packed.groups == 1 and packed.minimum is None
 
 
-def int8_product(left: Tensor, right: Tensor) -> Tensor:
-    """left [m, k] int8 times right [n, k] int8 transposed: [m, n] int32, exact, by the kernel where it is trusted."""
-    if is_trusted(INT8, left.device):
-        return int8_kernel(left, right)
-    return exact_int8_product(left, right)
+def int8_product(left: QuantizedInput, codes: Tensor, cache: dict[str, Any]) -> Tensor:
+    """An input's int8 codes [m, k] times codes [n, k] int8 transposed: [m, n] int32, exact.
 
-
-def exact_int8_product(left: Tensor, right: Tensor) -> Tensor:
-    """The same without an integer kernel: float32 products of at most 1,024 inputs, summed as int32.
-
-    Each partial sum, in whatever order, is an integer of at most 1,024 x 128 x 128 = 2^24, which float32 holds. Where
-    a setting has float32 products computed in bfloat16 or TF32, these hold int8 too. int32 asks for k below 2^17.
-
-    512 outputs at a time stay in the cache as floats. On an AMD EPYC under ONEDNN_MAX_CPU_ISA=AVX2, one thread, 1, 16,
-    256 rows times 49,152 x 576 take 9, 17, 189 ms; by `torch._int_mm` on 7-bit halves of `right`, also exact, 20, 33,
-    239 ms; by the wrong kernel 8, 12, 109 ms. With 576 x 1,536: 0.19, 0.51, 5.2 and 0.28, 0.51, 4.5 and 0.1, 0.2, 2.7.
+    By the kernel where it is trusted and fast; on the CPU else by FBGEMM's; else as float32.
     """
-    with torch.autocast(left.device.type, enabled=False):
-        parts = left.float().split(EXACT_INPUTS, dim=1)
-        return torch.cat([_sum_of_products(parts, rows.float()) for rows in right.split(EXACT_OUTPUTS)], dim=1)
-
-
-def _sum_of_products(parts: tuple[Tensor, ...], right: Tensor) -> Tensor:
-    pairs = zip(parts, right.split(EXACT_INPUTS, dim=1), strict=True)
-    return reduce(torch.add, ((part @ other.t()).to(torch.int32) for part, other in pairs))
+    if multiplies_int8_fast(codes.device):
+        return int8_kernel(left.int8, codes)
+    if codes.device.type == "cpu" and not torch.compiler.is_compiling() and left.int8.numel():
+        halved = _kept("int8 halves", codes, cache, partial(HalvedProduct.of, codes))
+        if halved is not None:
+            return halved.product(left.halves)
+    return exact_int8_product(left.int8, codes)
 
 
 def zero_points_and_sums(packed: PackedWeight, cache: dict[str, Any]) -> tuple[Tensor | None, Tensor]:
     """For int8 products: Z2 (or None where it is 0) and sum q2 - N Z2, int32, one for each output or for all."""
-    return _kept("int8 sums", packed, cache, _zero_points_and_sums)
+    return _kept("int8 sums", packed.codes, cache, partial(_zero_points_and_sums, packed))
 
 
 def _zero_points_and_sums(packed: PackedWeight) -> tuple[Tensor | None, Tensor]:
@@ -110,24 +96,27 @@ def _unpacked(packed: PackedWeight, cache: dict[str, Any], *, few: bool) -> Unpa
     if packed.spec.is_k_quant:
         return None
     if (few and packed.groups > 1) or packed.spec.bits not in (4, 8):
-        fused = _kept("fused", packed, cache, FusedWeight.of)
+        fused = _kept("fused", packed.codes, cache, partial(FusedWeight.of, packed))
         if fused is not None:
             return fused
-    return _kept("streamed", packed, cache, StreamedWeight.of)
+    return _kept("streamed", packed.codes, cache, partial(StreamedWeight.of, packed))
 
 
 def tensors_of(cache: dict[str, Any]) -> list[Tensor]:
     """The tensors that a cache of kernels' operands holds."""
-    kept = [value.tensors() if isinstance(value, UnpackedWeight) else value or () for _, value in cache.values()]
+    kept = [
+        value.tensors() if isinstance(value, UnpackedWeight | HalvedProduct) else value or ()
+        for _, value in cache.values()
+    ]
     return [part for parts in kept for part in parts if isinstance(part, Tensor)]
 
 
-def _kept(kind: str, packed: PackedWeight, cache: dict[str, Any], make: Callable[[PackedWeight], Any]) -> Any:
+def _kept(kind: str, codes: Tensor, cache: dict[str, Any], make: Callable[[], Any]) -> Any:
     """What `make` made of a weight, made again where the weight's integers have become others."""
     found, compiling = cache.get(kind), torch.compiler.is_compiling()
-    state = (packed.codes, None if compiling else _version(packed.codes))
+    state = (codes, None if compiling else _version(codes))
     if found is None or not (compiling or (found[0][0] is state[0] and found[0][1] == state[1])):
-        found = cache[kind] = (state, make(packed))
+        found = cache[kind] = (state, make())
     return found[1]
 
 
@@ -168,7 +157,7 @@ def _fits_int4(packed: PackedWeight, kind: str) -> bool:
 
 
 def _int4_product(input: Tensor, packed: PackedWeight, cache: dict[str, Any]) -> Tensor:
-    weight, scale_and_zero = _kept("int4", packed, cache, _int4_operands)
+    weight, scale_and_zero = _kept("int4", packed.codes, cache, partial(_int4_operands, packed))
     flat = input.reshape(-1, packed.features)
     flat = torch.cat((flat, flat), -1) if packed.spec.bits > 4 else flat
     product = int4_kernel(flat, weight, packed.features // packed.groups, scale_and_zero)
@@ -200,7 +189,7 @@ def _int8_weight_product(input: Tensor, packed: PackedWeight, cache: dict[str, A
     The kernel rounds its sum to bfloat16. m is a token's mean, so that sum x' is next to nothing: zero points far from
     0 would otherwise leave a small difference of large sums.
     """
-    zero_point, weight_sums, scale, ones = _kept("int8", packed, cache, _int8_operands)
+    zero_point, weight_sums, scale, ones = _kept("int8", packed.codes, cache, partial(_int8_operands, packed))
     values = input.reshape(-1, packed.features).float()
     mean = values.mean(-1, keepdim=True)
     centered = (values - mean).to(input.dtype)

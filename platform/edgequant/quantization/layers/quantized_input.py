@@ -9,6 +9,7 @@ from torch import Tensor
 
 from edgequant.quantization.arithmetic.affine import dequantize, quantize, token_parameters
 from edgequant.quantization.layers.input_quantizers import INT8
+from edgequant.quantization.layers.trusted_kernels import halves_of
 
 
 class Range(NamedTuple):
@@ -34,6 +35,8 @@ class QuantizedInput:
         self.codes = quantize(values, self.scale, self.zero_point, INT8)
         self._dtype = input.dtype
         self._int8: Tensor | None = None
+        self._halves: Tensor | None = None
+        self._integer_zero_point: Tensor | None = None
         self._row_sums: Tensor | None = None
         self._real: Tensor | None = None
 
@@ -62,6 +65,20 @@ class QuantizedInput:
         if self._int8 is None:
             self._int8 = self.codes.reshape(-1, self.codes.shape[-1]).to(torch.int8)
         return self._int8
+
+    @property
+    def halves(self) -> Tensor:
+        """Two halves of the codes whose sum they are, [2 tokens, in] float32: see `trusted_kernels.halves_of`."""
+        if self._halves is None:
+            self._halves = halves_of(self.int8)
+        return self._halves
+
+    @property
+    def integer_zero_point(self) -> Tensor:
+        """The zero point, [tokens, 1] or [1, 1] int32."""
+        if self._integer_zero_point is None:
+            self._integer_zero_point = self.zero_point.reshape(-1, 1).to(torch.int32)
+        return self._integer_zero_point
 
     @property
     def row_sums(self) -> Tensor:

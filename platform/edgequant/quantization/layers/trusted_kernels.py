@@ -12,9 +12,10 @@ instruction it is in a sum of two products already. One failure anywhere rules t
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
-from functools import lru_cache
-from typing import NamedTuple
+from functools import lru_cache, reduce
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,6 +26,8 @@ CUDA_MINIMUM_ROWS = 32  # cuBLAS's int8 product wants more than 16 rows
 SETTINGS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")  # choose among a CPU's kernels
 ROWS = (1, 4, 16, 64)
 INT8_SIZES = ((7, 33), (64, 48), (576, 48), (4096, 32))  # inputs, outputs
+FBGEMM_INPUTS = 2048  # 2,048 x 64 x 128 = 2^24: up to here float32 holds every integer that FBGEMM returns
+FBGEMM_SIZES = (*INT8_SIZES, (5000, 16))
 INT4_SIZES = ((64, 16, 32), (512, 48, 128), (1536, 64, 64))  # inputs, outputs, group
 BFLOAT16_ROUNDOFF, FLOAT32_ROUNDOFF = 2.0**-8, 2.0**-24
 
@@ -56,6 +59,42 @@ def int8_kernel(left: Tensor, right: Tensor) -> Tensor:
         functional.pad(right, (0, inputs_missing, 0, outputs_missing)) if inputs_missing or outputs_missing else right
     )
     return torch._int_mm(left, right.t())[:rows, :outputs]
+
+
+def fbgemm_layout(codes: Tensor) -> tuple[Any, ...]:
+    """Codes [out, in] int8 in FBGEMM's order, a copy: objects of PyTorch's, each of at most 2,048 inputs."""
+    before = torch.backends.quantized.engine
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.filterwarnings("ignore", "torch.quantize_per_tensor", UserWarning)  # its tensors, not its products
+        torch.backends.quantized.engine = "fbgemm"
+        try:
+            return tuple(_fbgemm_part(part.contiguous()) for part in codes.split(FBGEMM_INPUTS, dim=1))
+        finally:
+            torch.backends.quantized.engine = before
+
+
+def _fbgemm_part(codes: Tensor) -> Any:
+    ones = torch.ones(len(codes), dtype=torch.float64, device="cpu")
+    quantized = torch._make_per_channel_quantized_tensor(codes, ones, torch.zeros_like(ones, dtype=torch.int64), 0)
+    return torch.ops.quantized.linear_prepack(quantized, None)
+
+
+def halves_of(left: Tensor) -> Tensor:
+    """int8 [m, k] as the sum of two halves from -64 to 64, one below the other: [2m, k] float32."""
+    half = left >> 1
+    return torch.cat((half, left - half)).float()
+
+
+def fbgemm_kernel(halves: Tensor, layout: tuple[Any, ...]) -> Tensor:
+    """`halves_of` [m, k] int8 times `fbgemm_layout`'s codes transposed: [m, n] int32, right where trusted.
+
+    Without VNNI FBGEMM, too, adds two products in 16 bits: 0 to 128, as it holds halves, times int8 lie within them.
+    """
+    multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
+    parts = (halves,) if len(layout) == 1 else halves.split(FBGEMM_INPUTS, dim=1)
+    products = (multiply(part, 1.0, 64, packed).to(torch.int32) for part, packed in zip(parts, layout, strict=True))
+    upper, lower = reduce(torch.add, products).chunk(2)
+    return upper + lower
 
 
 def int4_layout(codes: Tensor) -> Tensor:
@@ -107,13 +146,20 @@ def _scale_one(offset: float) -> Tensor:
 def _int8_is_correct(device: torch.device) -> bool:
     return all(
         torch.equal(int8_kernel(left.to(device), right.to(device)).cpu().long(), _exact(left, right))
-        for left, right in _int8_operands()
+        for left, right in _int8_operands(INT8_SIZES)
     )
 
 
-def _int8_operands() -> Iterator[tuple[Tensor, Tensor]]:
+def _fbgemm_is_correct(_device: torch.device) -> bool:
+    return all(
+        torch.equal(fbgemm_kernel(halves_of(left), fbgemm_layout(right)).long(), _exact(left, right))
+        for left, right in _int8_operands(FBGEMM_SIZES)
+    )
+
+
+def _int8_operands(sizes: tuple[tuple[int, int], ...]) -> Iterator[tuple[Tensor, Tensor]]:
     draw = torch.Generator().manual_seed(0)
-    for inputs, outputs in INT8_SIZES:
+    for inputs, outputs in sizes:
         left, right = _full_range(max(ROWS), inputs, draw), _full_range(outputs, inputs, draw)
         yield from ((left[row : row + 1], right) for row in range(5))
         yield from ((left[:rows], right) for rows in ROWS[1:])
@@ -208,22 +254,15 @@ def _bfloat16(*shape: int, draw: torch.Generator) -> Tensor:
 # ---------------------------------------------------------------------------------------------------------- the verdict
 
 
-INT8 = Kernel(
-    "int8 x int8 (torch._int_mm)", "exact float32 products, about 2 times slower", ("cpu", "cuda"), _int8_is_correct
-)
-INT4_WEIGHT = Kernel(
-    "int4 weights (torch _weight_int4pack_mm)", "dequantised weights", ("cpu", "cuda"), _int4_is_correct
-)
-INT8_WEIGHT = Kernel(
-    "int8 weights (torch._weight_int8pack_mm)", "dequantised weights", ("cpu",), _int8_weight_is_correct
-)
-UNPACK = Kernel(
-    "unpacking of int4 and int8 (torch quantized::embedding_bag_4bit_unpack)",
-    "integer operations, several times slower",
-    ("cpu",),
-    _unpacking_is_correct,
-)
-KERNELS = (INT8, INT4_WEIGHT, INT8_WEIGHT, UNPACK)
+BOTH, CPU = ("cpu", "cuda"), ("cpu",)
+FLOATS, DEQUANTIZED, SLOW = "exact float32 products", "dequantised weights", "integer operations, several times slower"
+UNPACKING = "unpacking of int4 and int8 (torch quantized::embedding_bag_4bit_unpack)"
+INT8 = Kernel("int8 x int8 (torch._int_mm)", f"FBGEMM's, else {FLOATS}", BOTH, _int8_is_correct)
+FBGEMM_INT8 = Kernel("int8 x int8 in halves (FBGEMM)", f"{FLOATS}, about 2 times slower", CPU, _fbgemm_is_correct)
+INT4_WEIGHT = Kernel("int4 weights (torch _weight_int4pack_mm)", DEQUANTIZED, BOTH, _int4_is_correct)
+INT8_WEIGHT = Kernel("int8 weights (torch._weight_int8pack_mm)", DEQUANTIZED, CPU, _int8_weight_is_correct)
+UNPACK = Kernel(UNPACKING, SLOW, CPU, _unpacking_is_correct)
+KERNELS = (INT8, FBGEMM_INT8, INT4_WEIGHT, INT8_WEIGHT, UNPACK)
 
 
 @torch.compiler.assume_constant_result  # a graph that asks would break, and compare anew
