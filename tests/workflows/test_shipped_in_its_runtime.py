@@ -10,6 +10,7 @@ from typing import Any
 
 import gguf
 import pytest
+from small_models import checkpoint_of, small
 
 from edgequant import models, tracking
 from edgequant.__main__ import main
@@ -17,6 +18,7 @@ from edgequant.errors import UserError
 from edgequant.evaluation.backends.llama_cpp.cores import physical_cores
 from edgequant.evaluation.backends.llama_cpp.library import version
 from edgequant.export.gguf.write import write_gguf
+from edgequant.models.onnx import library
 from edgequant.quantization.calibration import CalibrationSettings
 from edgequant.workflows import shipping
 from edgequant.workflows.evaluate import evaluate
@@ -173,6 +175,26 @@ def test_a_file_that_llama_cpp_cannot_run_costs_its_times_and_no_run(quick, tmp_
     monkeypatch.setattr(shipped, "time_alone", refused)
     result = rounded(quick, tmp_path, device_profile="edge-2c-1g")
     assert "it ended with code -11" in capsys.readouterr().out and "deploy/fits" not in result.metrics
+
+
+@pytest.mark.parametrize("format", ["gguf", "onnx"])
+def test_default_lengths_are_shortened_to_the_context_of_what_ships(format, tmp_path) -> None:
+    loaded = checkpoint_of(small("llama", max_position_embeddings=96), "w4-g32+emb4", tmp_path / "checkpoint")
+    if format == "onnx":
+        if library.missing() is not None:
+            pytest.skip("onnxruntime-genai is not installed as pinned")
+        from edgequant.export.onnx.write import write_onnx
+
+        file = write_onnx(loaded, tmp_path / "onnx").path
+    else:
+        file = write_gguf(loaded, tmp_path / "small.gguf", "q4_1").path
+    found = shipping.deploy_file(file, format, {}, shipping.TimingPlan(threads=1, repetitions=1))
+    assert found.metrics["deploy/decode_ms_per_token"] > 0
+    first, prefill = (found.metrics[f"deploy/{name}"] for name in ("time_to_first_token_ms", "prefill_ms_per_token"))
+    assert first == pytest.approx(72 * prefill), "a quarter of the context is left for new tokens"
+    assert any("72 + 24 tokens, as many as the context holds" in note for note in found.notes)
+    asked = shipping.deploy_file(file, format, {}, shipping.TimingPlan(threads=1, prompt_length=100, repetitions=1))
+    assert "deploy/decode_ms_per_token" not in asked.metrics and any("the model has 96" in n for n in asked.notes)
 
 
 @pytest.mark.parametrize(

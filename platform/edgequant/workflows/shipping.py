@@ -238,16 +238,18 @@ def deploy_file(file: Path | None, format: str, sizes: Mapping[str, float], plan
         return _judged(Deployed(format=format, metrics=dict(sizes), notes=notes), plan)
     assert file is not None
     with nullcontext() if plan.profile is None else memory_limit(plan.profile.memory_gb) as memory:
-        from edgequant.evaluation.efficiency.shipped import shipped_metrics
+        from edgequant.evaluation.efficiency.shipped import fitting_shipped, shipped_metrics
 
         how = {"edgequant.deploy_runtime": _runtime_of(file)}
         how |= {} if memory is None else {"edgequant.memory_limit": memory.how}
         try:
+            (prompt, *_), new = fitting_shipped(file, plan.prompt_length, plan.new_tokens)
             metrics = shipped_metrics(
-                file, threads=plan.threads_used, prompt_length=plan.prompt_length, new_tokens=plan.new_tokens,
-                repetitions=plan.repetitions, memory=memory,
+                file, threads=plan.threads_used, prompt_length=prompt, new_tokens=new, repetitions=plan.repetitions,
+                memory=memory,
             )  # fmt: skip
-            killed, notes = False, ()
+            said = f"deploy/decode_ms_per_token and its like: {prompt} + {new} tokens, as many as the context holds"
+            killed, notes = False, () if (prompt, new) == (plan.prompt_length, plan.new_tokens) else (said,)
         except UserError as error:
             metrics, killed = {"deploy/threads": float(plan.threads_used)}, memory is not None and memory.killed
             notes = (f"deploy/decode_ms_per_token and its like were left out: {error}",)

@@ -16,6 +16,7 @@ from edgequant.evaluation.backends.llama_cpp.cores import physical_cores
 from edgequant.evaluation.backends.llama_cpp.timed_alone import repacking_works, time_alone
 from edgequant.evaluation.backends.memory_limit import MemoryLimit
 from edgequant.evaluation.efficiency.latency import median_metrics, timed_values
+from edgequant.evaluation.efficiency.latency_lengths import Lengths, fitting_lengths
 from edgequant.files import bytes_of
 
 
@@ -57,6 +58,33 @@ def shipped_metrics(
     for name, measured in values.items():
         metrics |= median_metrics(f"{prefix}/{name}", measured, 0.95)
     return metrics
+
+
+def fitting_shipped(file: Path, prompt_length: int, new_tokens: int) -> Lengths:
+    """The lengths that are timed: default ones are shortened to the context that a shipped file states.
+
+    ONNX Runtime refuses longer ones; llama.cpp would time positions that the model was not made for.
+
+    Raises:
+        UserError: a file that cannot be read; lengths that were asked for and do not fit.
+    """
+    lengths = Lengths((prompt_length,), new_tokens)
+    context = _stated_context(file)
+    if context is not None:
+        lengths = fitting_lengths(*lengths, context)
+        lengths.check(context)
+    return lengths
+
+
+def _stated_context(file: Path) -> int | None:
+    if file.is_dir():
+        from edgequant.models.onnx.folder import read_genai_config
+
+        return int(read_genai_config(file)["context_length"])
+    from edgequant.models.gguf.contents import read_contents
+
+    stated = read_contents(file).take("context_length")
+    return int(stated) if isinstance(stated, int) and stated > 0 else None
 
 
 def _timer(file: Path, **asked: Any) -> Callable[..., Alone]:
