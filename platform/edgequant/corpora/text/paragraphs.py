@@ -87,7 +87,8 @@ def _is_heading(line: Line, following: Line | None) -> bool:
 
 def _continue(text: str, line: str, vocabulary: set[str]) -> tuple[str, bool]:
     """Append a line. A word broken by a hyphen becomes whole; a compound that the document also writes stays one."""
-    match = _BROKEN_WORD.search(text)
+    # The last word alone: a search through all of a paragraph that grows line by line takes the square of its length.
+    match = _BROKEN_WORD.search(text.rpartition(" ")[2]) if text.endswith("-") else None
     if not match or not line[0].islower():
         return f"{text} {line}", False
     second = line.split()[0].lower().strip(".,;:()\"'")
