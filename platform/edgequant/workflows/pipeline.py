@@ -132,9 +132,7 @@ def pipeline(
                 failed[name] = error
                 if len(named) == 1:
                     raise
-                rows.append(
-                    {"model": name, "phase": f"failed: {first_line(error)[:160]}", "run": None, "minutes": None}
-                )
+                rows.append({"model": name, "phase": f"failed: {first_line(error)}", "run": None, "minutes": None})
         runs = [row["run"] for row in rows if row["run"]]
         if "report" in phases and runs:
             rows.append(reported(runs, folder, run.experiment))
@@ -147,7 +145,7 @@ def pipeline(
         lead = [line for plan in made.values() for line in said_of_orders(plan)]
         print_summary(title, rows, tracked, following, lead=lead, notes=notes)
         if failed:
-            told = "; ".join(f"{name}: {first_line(error)[:200]}" for name, error in failed.items())
+            told = "; ".join(f"{name}: {first_line(error)}" for name, error in failed.items())
             raise UserError(f"{len(failed)} of {len(named)} models failed: {told}; correct it and run the same again")
     first = next(iter(made.values()))
     return WorkflowResult(tracked.id, metrics, str(first.quantized) if first.quantized.is_dir() else None, rows)
