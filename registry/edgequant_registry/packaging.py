@@ -23,7 +23,7 @@ from edgequant.disk.leftovers import Scratch
 from edgequant.evaluation.backends.llama_cpp.library import version as llama_cpp_version
 from edgequant_registry.serving.limits import Limits
 
-REQUIREMENTS = ("mlflow", "torch", "transformers", "safetensors", "numpy")
+REQUIREMENTS = ("mlflow", "torch", "transformers", "safetensors", "numpy", "psutil")
 LLAMA_CPP = "xllamacpp"
 LLAMA_CPP_RUNS_ON = 'sys_platform == "linux"'  # of a version with a GGUF file; elsewhere torch serves it
 
