@@ -107,6 +107,18 @@ def cached_config(repository: str) -> dict[str, Any]:
     return read_object(Path(found)) if isinstance(found, str) else {}
 
 
+def cached_folder(repository: str) -> Path | None:
+    """The local cache's folder of a repository's files, of its main branch; None where it has none."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(repository, CONFIG)
+    except HFValidationError:  # a folder that was moved since
+        return None
+    return Path(found).parent if isinstance(found, str) else None
+
+
 def cached_card(repository: str) -> Path | None:
     """A repository's README.md where the local cache has it."""
     from huggingface_hub import try_to_load_from_cache

@@ -25,7 +25,7 @@ from edgequant.models.manifest import verify_if_ours
 from edgequant.models.onnx.folder import KIND as ONNX
 from edgequant.models.onnx.folder import not_for_torch
 from edgequant.models.sources import ModelSource, adapter_base, resolve
-from edgequant.models.stored_weights import check_weight_files
+from edgequant.models.stored_weights import check_weight_files, weights_read_by
 from edgequant.models.tokenizers import check_rows, has_tokenizer, load_tokenizer_of
 
 if TYPE_CHECKING:
@@ -38,6 +38,11 @@ class LoadedModel(NamedTuple):
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     source: ModelSource
+
+    @property
+    def stored(self) -> Path | None:
+        """The file or folder with its weights as they came, whose bytes are its size; None where there is none."""
+        return Path(self.source.location) if self.source.kind == "gguf" else weights_read_by(self.model)
 
 
 @told_in_one_line

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from edgequant.errors import UserError
-from edgequant.models.configs import check_fetched, read_object
+from edgequant.files import cache_dir
+from edgequant.models import hub
+from edgequant.models.configs import CONFIG, check_fetched, folder_config, read_object, stated_quantization
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -99,6 +101,23 @@ def _check_bitsandbytes(folder: Path, integers: list[str], names: set[str]) -> N
     weights |= {name.removesuffix(".absmax") for name in names if name.endswith(".absmax")}
     if lost := sorted(weights - names):
         raise UserError(f"model folder {folder}: tensor {lost[0]} not found beside its scales; copy it again")
+
+
+def weights_read_by(model: Any) -> Path | None:
+    """The folder whose weights a model of transformers was loaded from, the hub's cache included.
+
+    Returns:
+        None where no folder holds what the model holds: built-in models, which are computed here, adapters that are kept
+        apart, and weights that a quantiser rounded while it read them.
+    """
+    named = str(getattr(model, "name_or_path", ""))
+    if not named or hasattr(model, "peft_config"):
+        return None
+    folder = Path(named) if Path(named).is_dir() else hub.cached_folder(named)
+    if folder is None or not (folder / CONFIG).is_file() or folder.parent == cache_dir() / "models":
+        return None
+    rounded_here = getattr(model, "is_quantized", False) and stated_quantization(folder_config(folder)) is None
+    return None if rounded_here else folder
 
 
 def safetensors_header(file: Path) -> dict[str, dict[str, Any]]:

@@ -231,13 +231,7 @@ def load_target(
         folder = OnnxModel(source.location, threads=threads)
         return Target(folder, None, source.name, folder.scheme, Path(source.location))
     loaded = models.load(source, dtype=dtype, device=device)
-    return Target(
-        loaded.model,
-        loaded.tokenizer,
-        loaded.source.name,
-        _scheme_of(loaded.model),
-        _checkpoint_of(source, loaded.model),
-    )
+    return Target(loaded.model, loaded.tokenizer, loaded.source.name, _scheme_of(loaded.model), loaded.stored)
 
 
 def _scheme_of(model: Any) -> str:
@@ -251,15 +245,6 @@ def _scheme_of(model: Any) -> str:
     scheme = stated.get("scheme")
     name = scheme.get("name") if isinstance(scheme, dict) else scheme
     return str(name or stated.get("quant_method") or "quantized")
-
-
-def _checkpoint_of(source: Any, model: Any) -> Path | None:
-    """The folder or file on disk that holds exactly this model; None where it was converted on the way."""
-    if source.kind == "gguf":
-        return Path(source.location)
-    folder = Path(str(getattr(model, "name_or_path", "")))
-    is_own_folder = source.kind == "folder" and (folder / "config.json").is_file()
-    return folder if is_own_folder and not hasattr(model, "peft_config") else None
 
 
 def log_draws(data: EvaluationData, settings: EvaluationSettings) -> None:

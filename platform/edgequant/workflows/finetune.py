@@ -107,7 +107,7 @@ def finetune(
         names: dict[str, Any] = {"model": name, "scheme": way.scheme}
         with tracking.variant_run("baseline", **names, phase="finetune", parameters=UNTRAINED):
             before = way.before(loaded)
-            found = {"baseline": measure_items(before.model, tokenizer, data, evaluation, checkpoint=way.checkpoint)}
+            found = {"baseline": measure_items(before.model, tokenizer, data, evaluation, checkpoint=before.stored)}
         made = training.parameters | {"lora_rank": lora.rank}
         with tracking.variant_run("finetuned", **names, phase="finetune", parameters=made):
             anchor, ends = anchor_of(text, before, loaded), tokenizer.eos_token_id
@@ -116,7 +116,7 @@ def finetune(
             adapt(adapted, model, text, training, work, anchor=anchor, **how)
             written = way.write(adapted, tokenizer, folder)
             tracking.log_metrics(written.metrics)
-            measured_folder = written.delivered if written.whole and (register or way.scheme != "none") else None
+            measured_folder = written.delivered if written.whole else None
             after = measure_items(written.loaded, tokenizer, data, evaluation, checkpoint=measured_folder)
             found["finetuned"] = after
             ships = deploy_folder(written.delivered, None, timing) if way.ships else NOTHING_SHIPS

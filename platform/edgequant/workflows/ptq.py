@@ -116,7 +116,7 @@ def ptq(
         ]
         with tracking.variant_run("baseline", model=name, scheme="none", phase="ptq", parameters=UNTRAINED):
             floating = models.cast(copy.deepcopy(loaded.model), dtype)
-            baseline = measure_items(floating, loaded.tokenizer, data, evaluation)
+            baseline = measure_items(floating, loaded.tokenizer, data, evaluation, checkpoint=loaded.stored)
             rows, items = {"none": baseline.metrics}, [baseline.items]
         folders, shipped, versions = {}, {}, []
         for parsed, layer_bits in mixed:

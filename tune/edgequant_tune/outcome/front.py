@@ -122,7 +122,7 @@ def _measured(
     checkpoint = None if record is None else Path(source)
     with tracking.variant_run(variant, model=spec.model_name, scheme=scheme, phase="tune"):
         loaded = models.load(source, dtype=run.dtype, device=run.device)
-        found = measure_items(loaded.model, loaded.tokenizer, chosen.report, spec.evaluation, checkpoint=checkpoint)
+        found = measure_items(loaded.model, loaded.tokenizer, chosen.report, spec.evaluation, checkpoint=loaded.stored)
     ships = NOTHING_SHIPS
     if checkpoint is not None and spec.method == "qat":
         ships = deploy_folder(checkpoint, None, spec.trial.timing)

@@ -61,7 +61,7 @@ def measure_orders(plan: Plan, name: str, timing: TimingPlan) -> list[Row]:
             loaded = models.load(place, dtype=plan.run.dtype, device=plan.run.device)
             checkpoint = Path(place) if scheme != "none" else None
             measured = measure_items(
-                loaded.model, loaded.tokenizer, data, quality_only(plan.evaluation), checkpoint=checkpoint
+                loaded.model, loaded.tokenizer, data, quality_only(plan.evaluation), checkpoint=loaded.stored
             )
             ships = deploy_folder(checkpoint, None, timing).metrics if checkpoint is not None else {}
             tracking.log_metrics(ships)

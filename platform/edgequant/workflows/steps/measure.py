@@ -137,7 +137,7 @@ class Variant(NamedTuple):
     """A model ready to be measured.
 
     Attributes:
-        checkpoint: its folder on disk, whose bytes count as its size.
+        checkpoint: its folder on disk, or that of what it was trained from, whose bytes count as its size.
         metrics: what making it told already; `layer_errors`, layer by layer.
         settings: of its evaluation, where it is not measured on everything.
         notes: what making it told in words, by name.

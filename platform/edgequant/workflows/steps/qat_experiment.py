@@ -60,6 +60,7 @@ class QatExperiment:
             what quantisation did to the model as it came.
         training: with its steps settled.
         floating: the model as it came, float32; variants copy it.
+        stored: where its weights lie as they came, whose bytes are its size and the control's; None: nowhere.
         sequences: training text [n, sequence_length], int64.
         generated: which of them the model wrote [n], bool.
         held_out: text that no variant is trained on.
@@ -81,6 +82,7 @@ class QatExperiment:
     calibration: CalibrationSettings
     evaluation: EvaluationSettings
     floating: Any
+    stored: Path | None
     tokenizer: Any
     name: str
     sequences: Tensor
@@ -291,7 +293,8 @@ def load(
     return QatExperiment(
         scheme=scheme, layer_bits=layer_bits, adapt=adapt or qat.distill_from == "control",
         training=training, qat=qat, calibration=calibration,
-        evaluation=evaluation, floating=loaded.model, tokenizer=loaded.tokenizer, name=loaded.source.name,
+        evaluation=evaluation, floating=loaded.model, stored=loaded.stored,
+        tokenizer=loaded.tokenizer, name=loaded.source.name,
         sequences=text.training, generated=text.generated, held_out=held, data={**data, "guard": held.reported},
         folder=folder, dtype=dtype, seed=run.seed, resume=resume, shared=shared,
     )  # fmt: skip

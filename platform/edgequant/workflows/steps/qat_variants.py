@@ -46,7 +46,8 @@ def baseline(experiment: QatExperiment) -> Variant:
     """The model as it came, in the compute type of the comparison."""
     model = _cast(experiment.floating, experiment)
     parameters = {**UNTRAINED, "method": "none"}
-    return Variant(model, experiment.tokenizer, metrics=_held_out(experiment, model), parameters=parameters)
+    found = _held_out(experiment, model)
+    return Variant(model, experiment.tokenizer, experiment.stored, metrics=found, parameters=parameters)
 
 
 def rounded(experiment: QatExperiment) -> Variant:
@@ -62,7 +63,8 @@ def control(experiment: QatExperiment) -> Variant:
     result = experiment.control_result
     metrics, notes = result["metrics"] | _held_out(experiment, model), result["notes"]
     parameters = _trained(experiment, "control", replace(experiment.training, distillation_weight=0.0))
-    return Variant(model, experiment.tokenizer, settings=settings, metrics=metrics, notes=notes, parameters=parameters)
+    kept: dict[str, Any] = {"settings": settings, "notes": notes, "parameters": parameters}
+    return Variant(model, experiment.tokenizer, experiment.stored, metrics=metrics, **kept)
 
 
 def rounded_control(experiment: QatExperiment) -> Variant:
