@@ -62,6 +62,12 @@ def not_fetched(folder: Path, name: str = WEIGHTS) -> None:
     (folder / name).write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 2108576\n")
 
 
+def a_gpt2(folder: Path) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    GPT2LMHeadModel(GPT2Config(vocab_size=264, n_embd=32, n_layer=2, n_head=2)).save_pretrained(folder)
+
+
 def tokens_without_a_row(folder: Path) -> None:
     file = folder / "tokenizer.json"
     tokenizer = json.loads(file.read_text())
@@ -134,6 +140,12 @@ SITUATIONS = [
         EXPORT,
         "... says quantised by bitsandbytes, and its weights are floating-point; ...",
         of_config(quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True}),
+    ),
+    refused(
+        "a GPT-2, whose layers are Conv1D",
+        "ptq --model FOLDER --scheme w8",
+        "... must have layers of nn.Linear, which scheme w8 quantises, got GPT2LMHeadModel with Conv1D in ...",
+        a_gpt2,
     ),
     refused(
         "safetensors cut short",

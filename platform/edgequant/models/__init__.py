@@ -5,7 +5,7 @@ from __future__ import annotations
 from edgequant.models.configs import folder_config, is_checkpoint
 from edgequant.models.devices import DTYPES, cast, check_device, check_dtype, computes_bfloat16, pick_device, pick_dtype
 from edgequant.models.digest import weights_digest
-from edgequant.models.loading import LoadedModel, check_available, load, load_tokenizer
+from edgequant.models.loading import LoadedModel, check_available, load, load_tokenizer, rehearse
 from edgequant.models.sources import (
     HUB_MODELS,
     SHORT_NAMES,
@@ -41,6 +41,7 @@ __all__ = [
     "load_tokenizer",
     "pick_device",
     "pick_dtype",
+    "rehearse",
     "resolve",
     "stated_sizes",
     "weights_digest",

@@ -45,6 +45,13 @@ class LoadedModel(NamedTuple):
         return Path(self.source.location) if self.source.kind == "gguf" else weights_read_by(self.model)
 
 
+class Rehearsed(NamedTuple):
+    """A model that can be loaded: where it comes from, and its modules without weights where they can be had so."""
+
+    source: ModelSource
+    model: PreTrainedModel | None
+
+
 @told_in_one_line
 def load(
     source: str | ModelSource,
@@ -125,6 +132,11 @@ def _load_tokenizer_of(resolved: ModelSource) -> PreTrainedTokenizerBase:
 
 
 def check_available(source: str | ModelSource) -> ModelSource:
+    """`rehearse`, of which only the source is wanted."""
+    return rehearse(source).source
+
+
+def rehearse(source: str | ModelSource) -> Rehearsed:
     """`resolve`, and a look whether the model can be had and loaded, so that nobody waits for an error.
 
     What lies on the hub, in the registry or in a run is fetched. Files are verified and the weights compared with
@@ -132,7 +144,8 @@ def check_available(source: str | ModelSource) -> ModelSource:
     says.
 
     Returns:
-        Where the model comes from; of the registry or a run: the folder that it was fetched to, under its name.
+        Where the model comes from (of the registry or a run: the folder that it was fetched to, under its name), and
+        its modules on the device `meta`, None where nothing was loaded.
 
     Raises:
         UserError: as `resolve` and `load`, or neither in the hub's local cache nor within reach.
@@ -143,7 +156,8 @@ def check_available(source: str | ModelSource) -> ModelSource:
     if resolved.kind == ONNX:
         raise not_for_torch(resolved.location)
     if resolved.kind == "mlflow":
-        return replace(check_available(str(_fetched_folder(resolved))), name=resolved.name)
+        fetched = rehearse(str(_fetched_folder(resolved)))
+        return fetched._replace(source=replace(fetched.source, name=resolved.name))
     if resolved.kind == "hub":
         hub.check_available(resolved.name, resolved.location)
     if resolved.kind == "gguf":
@@ -151,10 +165,10 @@ def check_available(source: str | ModelSource) -> ModelSource:
     if _can_be_rehearsed(resolved):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*meta parameter.*")  # nothing is copied: that is the purpose
-            _load_pair(resolved, {"dtype": "float32", "device_map": "meta"})
-    elif resolved.kind == "folder":
+            return Rehearsed(resolved, _load_pair(resolved, {"dtype": "float32", "device_map": "meta"})[0])
+    if resolved.kind == "folder":
         _check_files(Path(resolved.location))
-    return resolved
+    return Rehearsed(resolved, None)
 
 
 def _is_over_bitsandbytes(resolved: ModelSource) -> bool:

@@ -107,8 +107,8 @@ def weights_read_by(model: Any) -> Path | None:
     """The folder whose weights a model of transformers was loaded from, the hub's cache included.
 
     Returns:
-        None where no folder holds what the model holds: built-in models, which are computed here, adapters that are kept
-        apart, and weights that a quantiser rounded while it read them.
+        None where no folder holds what the model holds: built-in models, which are computed here, adapters that are
+        kept apart, and weights that a quantiser rounded while it read them.
     """
     named = str(getattr(model, "name_or_path", ""))
     if not named or hasattr(model, "peft_config"):

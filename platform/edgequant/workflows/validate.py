@@ -52,7 +52,7 @@ def validate(
     device: str = "auto",
     integers: bool = False,
 ) -> Checked:
-    """Refuse what cannot work: names that mean nothing, group sizes that do not divide, settings that contradict.
+    """Refuse what cannot work: names that mean nothing, layers that no scheme takes, settings that contradict.
 
     Args:
         model: its source; a hub model must be within reach.
@@ -84,7 +84,7 @@ def validate(
     check_dataset(dataset, self_generated=self_generated, replayed=replayed, instructions=instructions)
     if guard is not None:
         check_guard(guard, dataset)
-    source = models.check_available(model)
+    source, rehearsed = models.rehearse(model)
     if not (integers and stated_scheme(source)):
         models.check_floating(source)
     _check_lengths(source, training, calibration)
@@ -92,7 +92,15 @@ def validate(
         check_window(source, evaluation)
     for scheme in parsed:
         check_group_sizes(scheme, models.layer_inputs(source))
+        _check_layers(rehearsed, scheme)
     return Checked(source, with_size_budget(parsed, size_budget))
+
+
+def _check_layers(rehearsed: Any, scheme: Scheme) -> None:
+    if rehearsed is not None and scheme.backend == "edgequant":
+        from edgequant.quantization.layers.targets import find_targets
+
+        find_targets(rehearsed, scheme)
 
 
 def _check_lengths(

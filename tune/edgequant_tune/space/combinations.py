@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from edgequant.errors import UserError
-from edgequant.quantization.scheme import GRAMMAR, check_group_sizes, parse_scheme
+from edgequant.quantization.scheme import GRAMMAR, parse_scheme
 from edgequant.training.settings import TrainingSettings
 from edgequant_tune.space.composed_scheme import UNQUANTIZED, composed
 from edgequant_tune.space.hyperparameter import Hyperparameter, Space, configuration
@@ -27,24 +27,21 @@ def check_combinations(trial: TrialSpec, space: Space, *, quantized: bool) -> No
     Raises:
         UserError: names the hyperparameters that do not go together.
     """
-    from edgequant import models
     from edgequant.workflows.validate import validate
 
     if not quantized and "learning_rate" not in {item.name for item in space}:
         trial.training.known_rate  # noqa: B018 - refuses `auto`
     if not quantized:
         _check_adapters(trial, space)
-    source = validate(
-        trial.model, trial.dataset, training=_longest(trial, space), evaluation=trial.evaluation,
-        self_generated=quantized,
-    ).source  # fmt: skip
-    schemes = {}
+    schemes = []
     for counting in _combinations(space):
         if refused := _refusal(trial, counting, quantized):
             raise _named(trial, counting, refused, quantized)
-        schemes[composed(trial.scheme, counting).get("scheme", counting.get("scheme", trial.scheme))] = counting
-    for scheme in schemes if quantized else ():
-        check_group_sizes(parse_scheme(scheme), models.layer_inputs(source))
+        schemes.append(composed(trial.scheme, counting).get("scheme", counting.get("scheme", trial.scheme)))
+    validate(
+        trial.model, trial.dataset, schemes=",".join(dict.fromkeys(schemes)) if quantized else "",
+        training=_longest(trial, space), evaluation=trial.evaluation, self_generated=quantized,
+    )  # fmt: skip
 
 
 def _check_adapters(trial: TrialSpec, space: Space) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from torch import nn
@@ -52,7 +53,9 @@ def find_targets(model: nn.Module, scheme: Scheme) -> Targets:
     linears = tuple(name for name, module in modules.items() if isinstance(module, nn.Linear) and name != head_name)
     if not linears:
         raise UserError(
-            f"{type(model).__name__} has no nn.Linear layers, so scheme {scheme.name} has nothing to quantise"
+            f"model must have layers of nn.Linear, which scheme {scheme.name} quantises, got {type(model).__name__}"
+            f"{_made_of(modules)}; choose another architecture (Llama, Qwen, Gemma, Phi, ...), or convert its layers "
+            "to nn.Linear"
         )
     if scheme.embedding is None:
         embedding_name = head_name = None
@@ -67,6 +70,17 @@ def find_targets(model: nn.Module, scheme: Scheme) -> Targets:
             f"{type(model).__name__}; choose the bits for this model"
         )
     return targets
+
+
+def _made_of(modules: dict[str, nn.Module]) -> str:
+    """The kind of layer that holds most matrices beside embeddings."""
+    kinds = Counter(
+        type(module).__name__
+        for module in modules.values()
+        if getattr(getattr(module, "weight", None), "ndim", 0) == 2
+        and not isinstance(module, (nn.Embedding, nn.Linear))
+    )
+    return f" with {kinds.most_common(1)[0][0]} in their place" if kinds else ""
 
 
 def _group_inputs(modules: dict[str, nn.Module], targets: Targets, scheme: Scheme) -> dict[str, int]:
