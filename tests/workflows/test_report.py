@@ -41,6 +41,24 @@ def test_the_newest_run_is_reported_and_its_files_are_artifacts_of_the_run(tmp_p
     assert [row["variant"] for row in summary] == ["baseline", "ptq", "qat"]
 
 
+def store_corpus() -> str:
+    with tracking.workflow_run("corpus", {"model": "smollm2-135m"}) as run:
+        tracking.log_metrics({"corpus/train_chunks": 70.0, "corpus/files_processed": 1.0})
+    return run.id
+
+
+def test_a_data_set_is_no_model_beside_models(tmp_path, capsys) -> None:
+    result = report(runs=[store_corpus(), store_qat()], output=str(tmp_path / "out"))
+    assert [row["variant"] for row in result.rows] == ["baseline", "ptq", "qat"]
+    assert "3 models" in capsys.readouterr().out
+
+
+def test_a_run_without_a_model_is_named_with_what_it_is() -> None:
+    corpus = store_corpus()
+    with pytest.raises(UserError, match=rf"measured a model, got {corpus[:12]} \(corpus, FINISHED\); name those of"):
+        report(runs=corpus)
+
+
 @pytest.mark.long
 def test_named_runs_are_reported_by_the_first_characters_of_their_ids(tmp_path) -> None:
     first = store_qat(model="older")

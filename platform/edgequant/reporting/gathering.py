@@ -17,6 +17,7 @@ from edgequant.reporting.findings.recovered import FRACTION, recovered
 from edgequant.tracking.search import PARENT_TAG, FinishedRun
 
 MEASURING_WORKFLOWS = ("baseline", "ptq", "qat", "finetune", "evaluate")
+OF_NO_MODEL = ("system/", "corpus/")  # metrics of machines and of data sets
 ALL_RUNS = 20_000  # more than a laptop's store holds
 
 
@@ -35,10 +36,15 @@ def compare(ids: Sequence[str] = (), *, experiment: str | None = None) -> Compar
     chosen = [_by_id(known, given) for given in ids] if ids else _newest(known)
     everything = list({run.id: run for parent in chosen for run in _measured(parent, known)}.values())
     shown = _ordered(everything if ids else _newest_of_each(everything))
+    if ids and not shown:
+        told = ", ".join(f"{run.id[:12]} ({run.workflow or run.name}, {run.status})" for run in chosen)
+        raise UserError(
+            f"runs must be finished ones that measured a model, got {told}; name those of `edgequant baseline`, ptq, "
+            "qat, finetune or evaluate, or leave them out"
+        )
     if not shown:
         raise UserError(
-            "finished run with metrics not found; make one with `edgequant qat --model tiny` or "
-            "`edgequant baseline`, or name runs with --runs"
+            "finished run with metrics not found; make one with `edgequant qat --model tiny` or `edgequant baseline`"
         )
     by_id = {run.id: run for run in known}
     owners = {run.id: by_id.get(run.tags.get(PARENT_TAG, ""), run) for run in everything}
@@ -92,7 +98,11 @@ def _measured(parent: FinishedRun, known: list[FinishedRun]) -> list[FinishedRun
 
 
 def _has_results(run: FinishedRun) -> bool:
-    return run.status == "FINISHED" and any("/" in name and not name.startswith("system/") for name in run.metrics)
+    return run.status == "FINISHED" and any(_is_of_a_model(name) for name in run.metrics)
+
+
+def _is_of_a_model(metric: str) -> bool:
+    return "/" in metric and not metric.startswith(OF_NO_MODEL)
 
 
 def _newest_of_each(runs: list[FinishedRun]) -> list[FinishedRun]:
@@ -115,7 +125,7 @@ def _identity(run: FinishedRun) -> tuple[str, ...]:
 
 def _row(run: FinishedRun, owner: FinishedRun) -> dict[str, Any]:
     measured = tracking.details_of(run.id) | run.metrics
-    metrics = {name: value for name, value in measured.items() if "/" in name and not name.startswith("system/")}
+    metrics = {name: value for name, value in measured.items() if _is_of_a_model(name)}
     return {
         "model": run.tags.get("edgequant.model") or run.params.get("cfg.model", ""),
         "variant": run.tags.get("edgequant.variant") or run.workflow,
