@@ -33,7 +33,20 @@ def test_qat_is_delivered_where_it_predicts_both_texts_better_than_ptq():
 def test_ptq_is_delivered_where_qat_is_worse_on_either_text_or_no_better(qat):
     name, because = choose({"ptq": row(3.0, 4.0), "qat": row(*qat)})
     assert name == "ptq" and "no state of QAT has a lower loss on held-out text" in because
-    assert "(PTQ 3.000)" in because and "(PTQ 4.000)" in because
+    same = [own == ptq for own, ptq in zip(qat, (3.0, 4.0), strict=True)]
+    assert [f"(PTQ {told}" in because for told in ("3.000)", "4.000)")] == [not each for each in same]
+    assert because.count("(PTQ the same)") == sum(same)
+
+
+def test_losses_are_told_to_as_many_digits_as_it_takes_to_see_which_is_lower():
+    name, because = choose({"ptq": row(6.2409, 4.0), "qat": row(6.24087, 4.0)})
+    assert name == "qat"
+    assert because.endswith("validation loss 6.24087 (PTQ 6.24090), guard loss 4.000 (PTQ the same)")
+    rows = {"baseline": row(3.00001, 1), "control": row(3.00002, 1), "ptq": row(3, 1), "qat": row(3, 1)}
+    assert recovered_fraction(rows, "disaster")[1].endswith("loss 3.00002, the model as it came 3.00001")
+    assert recovered_fraction(rows | {"control": rows["baseline"]}, "disaster")[1].endswith(
+        "validation loss 3.000, that of the model as it came"
+    )
 
 
 def test_a_guard_within_a_per_cent_is_no_reason_against_a_gain():

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 PREFIX = "held_out/"
 RUN_TAGS = ("edgequant.delivered", "edgequant.verdict", "edgequant.harm")  # of five; the rest is in verdict.json
+MOST_DECIMALS = 17  # beyond which float64 has none for losses above 0.1
 HARMED = "against_baseline/harmed"
 Rows = Mapping[str, Measured]
 
@@ -149,7 +150,18 @@ def _mean(found: Mapping[str, float]) -> float:
 
 def _beside(row: Measured, ptq: Mapping[str, float]) -> str:
     found = held_out_losses(row)
-    return ", ".join(f"{name} loss {found[name]:.3f} (PTQ {loss:.3f})" for name, loss in ptq.items())
+    told = {name: told_apart(found[name], loss) for name, loss in ptq.items()}
+    return ", ".join(
+        f"{name} loss {own} (PTQ {'the same' if own == other else other})" for name, (own, other) in told.items()
+    )
+
+
+def told_apart(loss: float, other: float) -> tuple[str, str]:
+    """Two losses with three decimals, or as many as it takes to see which is lower; alike only where they are equal."""
+    decimals = 3
+    while f"{loss:.{decimals}f}" == f"{other:.{decimals}f}" and loss != other and decimals < MOST_DECIMALS:
+        decimals += 1
+    return f"{loss:.{decimals}f}", f"{other:.{decimals}f}"
 
 
 def harmed_in_training(row: Measured, baseline: Mapping[str, float], settings: QatSettings) -> list[str]:
@@ -186,10 +198,9 @@ def recovered_fraction(rows: Rows, dataset: str) -> tuple[float | None, str]:
     before, after = (held_out_losses(rows[name]) for name in ("baseline", "control"))
     text = VALIDATION if VALIDATION in before else GUARD
     if after[text] >= before[text]:
-        return None, (
-            f"not defined, because the control learned nothing: {text} loss {after[text]:.3f}, the model as it came "
-            f"{before[text]:.3f}"
-        )
+        loss, came = told_apart(after[text], before[text])
+        beside = "that of the model as it came" if loss == came else f"the model as it came {came}"
+        return None, f"not defined, because the control learned nothing: {text} loss {loss}, {beside}"
     wikitext = "wikitext-2" in {part.name for part in parse_mix(dataset)}
     metric = "wikitext2/perplexity" if wikitext else "domain/perplexity"
     if any(metric not in rows[name].metrics for name in ("control", "control-ptq", "qat")):
