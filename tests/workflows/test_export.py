@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from library_versions import needs_transformers
+from peft import LoraConfig, get_peft_model
 from small_models import small
 
 from edgequant import models, tracking
@@ -46,6 +47,19 @@ def test_tiny_is_exported_measured_and_logged(tmp_path, capsys) -> None:
     (row,) = json.loads(tracking.download(f"runs:/{run.id}/summary.json").read_text())
     assert row["format"] == "q8_0" and Path(row["file"]) == file
     assert f"edgequant chat --model {file}" in capsys.readouterr().out
+
+
+def test_an_adapter_has_a_size_and_what_it_is_used_with_and_no_reduction(tiny, tiny_folder, tmp_path, capsys) -> None:
+    adapted = get_peft_model(tiny.model, LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"]))
+    adapted.peft_config["default"].base_model_name_or_path = str(tiny_folder)
+    adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    result = export(model=str(tmp_path / "adapter"), format="lora", output=str(tmp_path / "out"))
+    said = capsys.readouterr().out
+    size = (tmp_path / "out" / "adapter-lora.gguf").stat().st_size / 1e9
+    assert result.metrics == {"size/checkpoint_gb": size, "deploy/size_gb": size}
+    assert not {name for name in only_run().metrics if "reduction" in name or "bits" in name}
+    assert "reduction" not in said
+    assert f"2 linears of rank 4; llama.cpp adds them to the GGUF file of {tiny_folder}" in said
 
 
 def test_a_model_whose_rows_no_block_fits_is_refused_by_format_and_is_f16_by_itself(tmp_path, capsys) -> None:

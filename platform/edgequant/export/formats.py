@@ -35,13 +35,13 @@ class Exported:
         size_bytes: of the file, of the safetensors of a compressed-tensors or gptq folder, of all files of an onnx
             folder.
         sha256: of the file, or of the folder's weights; its marker has those of all its files.
-        parameters: of the model, tied weights once.
+        parameters: of the model, tied weights once; None of an adapter, which is none and saves nothing against one.
     """
 
     path: Path
     size_bytes: int
     sha256: str
-    parameters: int
+    parameters: int | None
     notes: list[str] = field(default_factory=list)
 
 

@@ -211,7 +211,7 @@ def _written(loaded: LoadedModel, folder: Path, target: Target) -> Shipped:
     return Shipped(target.format, metrics, tuple(written.notes), written.sha256, written.path)
 
 
-def _folder_size(loaded: LoadedModel, checkpoint: Path) -> tuple[int, int]:
+def _folder_size(loaded: LoadedModel, checkpoint: Path) -> tuple[int, int | None]:
     from edgequant.export.compressed_tensors.write import write_compressed_tensors
 
     with Scratch(place_beside(checkpoint), ".shipped.") as folder:
@@ -224,6 +224,7 @@ def place_beside(checkpoint: Path) -> Path | None:
     return checkpoint.parent if os.access(checkpoint.parent, os.W_OK) else None
 
 
-def deploy_sizes(size: int, parameters: int) -> dict[str, float]:
-    """`deploy/size_gb` and what it saves against 2 bytes per parameter, in per cent; `size` in bytes."""
-    return {"deploy/size_gb": size / GB, "deploy/reduction_vs_fp16": 100 * (1 - size / (2 * parameters))}
+def deploy_sizes(size: int, parameters: int | None) -> dict[str, float]:
+    """`deploy/size_gb` and, of a model, what it saves against 2 bytes per parameter, in per cent; `size` in bytes."""
+    sizes = {"deploy/size_gb": size / GB}
+    return sizes if parameters is None else sizes | {"deploy/reduction_vs_fp16": 100 * (1 - size / (2 * parameters))}

@@ -114,18 +114,17 @@ def export(
         print(said, flush=True)
         written = write(loaded, folder or tracking.run_folder("export", run.id), aim)
         notes = list(written.notes)
-        metrics = size_metrics(written) | (
-            parity_metrics(loaded, written, notes) if check and aim.format != LORA else {}
-        )
+        is_model = written.parameters is not None
+        metrics = size_metrics(written) | (parity_metrics(loaded, written, notes) if check and is_model else {})
         ships = deployed(written, aim.format, timing)
         metrics |= ships.metrics
-        name = scheme.name if scheme is not None else "none"
-        record(written, metrics, notes, loaded, {"scheme": name, "format": aim.format}, upload_limit_mb)
+        names = {"scheme": scheme.name if scheme is not None else "none", "format": aim.format}
+        record(written, metrics, notes, loaded, names, upload_limit_mb)
         tracking.set_tags(ships.tags)
-        row = {"model": loaded.source.name, "scheme": name, "format": aim.format, **metrics}
+        row = {"model": loaded.source.name, **names, **metrics}
         row |= {"file": str(written.path), "sha256": written.sha256, "note": "; ".join(notes)}
         title = f"export: {loaded.source.name} as {aim.format}"
-        lead = [said, *ships.lead]
+        lead = [said, *([] if is_model else written.notes), *ships.lead]
         print_summary(title, [row], run, next_command(written.path, source, resolved), lead=lead, notes=ships.notes)
     return WorkflowResult(run.id, metrics, str(written.path), [row])
 
@@ -221,13 +220,13 @@ def check_configuration(format: str, embedding_format: str | None, upload_limit_
 
 
 def size_metrics(written: Exported) -> dict[str, float]:
-    """The file's size in GB, bits per parameter, and per cent saved against 2 and 4 bytes per parameter."""
-    return {
-        "size/checkpoint_gb": written.size_bytes / GB,
-        "size/bits_per_parameter": 8 * written.size_bytes / written.parameters,
-        "size/reduction_vs_fp16": 100 * (1 - written.size_bytes / (2 * written.parameters)),
-        "size/reduction_vs_fp32": 100 * (1 - written.size_bytes / (4 * written.parameters)),
-    }
+    """The file's size in GB; of a model, bits per parameter and per cent saved against 2 and 4 bytes per parameter."""
+    size = {"size/checkpoint_gb": written.size_bytes / GB}
+    if written.parameters is None:
+        return size
+    bits = 8 * written.size_bytes / written.parameters
+    saved = {f"size/reduction_vs_fp{of}": 100 * (1 - bits / of) for of in (16, 32)}
+    return size | {"size/bits_per_parameter": bits} | saved
 
 
 def deployed(written: Exported, format: str, timing: TimingPlan) -> Deployed:

@@ -75,11 +75,10 @@ def write_lora(folder: Path, path: str | Path) -> Exported:
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-    parameters = sum(pair.a.numel() + pair.b.numel() for pair in pairs)
     notes = [
         f"{len(pairs)} linears of rank {pairs[0].a.shape[0]}; llama.cpp adds them to the GGUF file of {_told(source)}"
     ]
-    return Exported(Path(path), Path(path).stat().st_size, sha256_of(path), parameters, notes)
+    return Exported(Path(path), Path(path).stat().st_size, sha256_of(path), None, notes)
 
 
 def check_lora(folder: Path) -> None:
