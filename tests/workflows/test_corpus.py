@@ -82,6 +82,19 @@ def test_an_unreadable_file_is_a_line_with_its_reason(tmp_path: Path, store: Any
     assert lines["empty.txt"] == "left out: empty file"
 
 
+@pytest.mark.parametrize("word", ["a" * 250_000, "-" * 3000 + "b" * 3000])
+def test_the_pieces_of_a_word_that_was_cut_are_no_words_that_came_from_nowhere(
+    tmp_path: Path, store: Any, cache: Path, word: str
+) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "blob.txt").write_text(f"Before the flood. {word} After it, crews came.\n")
+    manifest = run(tmp_path / "in", tmp_path / "out")
+    (line,) = manifest["files"]
+    assert line["words"] == 8 and line["removed words"] == 0
+    assert "unaccounted" not in line["warnings"]
+    assert "words too long for a chunk were cut" in line["warnings"]
+
+
 def test_two_runs_with_empty_caches_give_the_same_digest(
     tmp_path: Path, store: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,8 @@ class ProcessedPart:
 
 @dataclass
 class ProcessedFile:
-    """What came of a file. `words` = words in chunks + words removed + `joined` (halves of hyphenated words)."""
+    """What came of a file. `words` = words in chunks + words removed + `joined` (halves of hyphenated words) - the
+    chunks' `cut`."""
 
     name: str
     sha256: str = ""

@@ -167,11 +167,15 @@ def _duplicate_line(row: Row, kept: Row) -> dict[str, Any]:
 
 
 def _file_line(file: ProcessedFile, rows: Sequence[Row], dropped: Counter[str]) -> dict[str, Any]:
-    """Words in the file = words in chunks + words removed + halves of hyphenated words that were joined."""
+    """Words in the file = words in chunks + words removed + halves of hyphenated words that were joined - words gained
+    by cutting those that are too long for a chunk."""
     in_chunks = sum(count_words(row.columns["text"]) for row in rows)
     removed = sum(count_words(item.text) for part in file.parts for item in part.removed)
-    unaccounted = file.words - in_chunks - removed - file.joined
-    warnings = list(file.warnings) + ([f"{unaccounted} words unaccounted for"] if unaccounted else [])
+    cut = sum(chunk.cut for part in file.parts for chunk in part.chunks)
+    unaccounted = file.words - in_chunks - removed - file.joined + cut
+    warnings = list(file.warnings)
+    warnings += [f"words too long for a chunk were cut, {cut:,} times"] if cut else []
+    warnings += [f"{unaccounted} words unaccounted for"] if unaccounted else []
     return {
         "file": file.name,
         "pages": file.pages or None,

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
+from edgequant.corpora.text.normalization import count_words
 from edgequant.corpora.text.sentences import split_sentences
 
 CountTokens = Callable[[Sequence[str]], list[int]]
@@ -40,15 +41,20 @@ class Unit(NamedTuple):
     page: int
     section: str
     is_heading: bool
+    cut: int = 0
 
 
 class Chunk(NamedTuple):
-    """A chunk with the page and the section that it begins on."""
+    """A chunk with the page and the section that it begins on.
+
+    `cut`: how many words more it and those behind it hold than the file, since one of the file's words was cut in it.
+    """
 
     text: str
     tokens: int
     page: int
     section: str
+    cut: int = 0
 
 
 def chunk_blocks(blocks: Sequence[Block], count_tokens: CountTokens, min_tokens: int, max_tokens: int) -> list[Chunk]:
@@ -68,9 +74,12 @@ def chunk_blocks(blocks: Sequence[Block], count_tokens: CountTokens, min_tokens:
     texts = [_join(units[start:end]) for start, end in spans]
     counts = count_tokens(texts)
     return [
-        Chunk(text, tokens, units[start].page, _section_of(units[start:end]))
-        for text, tokens, (start, end) in zip(texts, counts, spans, strict=True)
+        _chunk(text, tokens, units[start:end]) for text, tokens, (start, end) in zip(texts, counts, spans, strict=True)
     ]
+
+
+def _chunk(text: str, tokens: int, units: Sequence[Unit]) -> Chunk:
+    return Chunk(text, tokens, units[0].page, _section_of(units), sum(unit.cut for unit in units))
 
 
 def units_of(blocks: Sequence[Block], count_tokens: CountTokens, max_tokens: int) -> list[Unit]:
@@ -87,7 +96,8 @@ def units_of(blocks: Sequence[Block], count_tokens: CountTokens, max_tokens: int
     for (text, number, page, section, is_heading), tokens in zip(pieces, counts, strict=True):
         if tokens > _UNIT_LIMIT * max_tokens:
             parts = split_overlong(text, count_tokens, max_tokens)
-            units.extend(Unit(part, size, number, page, section, False) for part, size in parts)
+            cuts = [_words_gained(text, max_tokens), *[0] * (len(parts) - 1)]
+            units.extend(Unit(*part, number, page, section, False, cut) for part, cut in zip(parts, cuts, strict=True))
         else:
             units.append(Unit(text, tokens, number, page, section, is_heading))
     return units
@@ -108,7 +118,7 @@ def split_overlong(text: str, count_tokens: CountTokens, max_tokens: int) -> lis
 
     A single word above that size (a data blob) is cut between characters, the only place where a word is cut.
     """
-    limit = max(max_tokens // 3, 1)
+    limit = _part_limit(max_tokens)
     words = [part for word in text.split() for part in _cut_word(word, limit)]
     counts = count_tokens([" " + word for word in words])
     parts: list[tuple[list[str], int]] = [([], 0)]
@@ -120,6 +130,16 @@ def split_overlong(text: str, count_tokens: CountTokens, max_tokens: int) -> lis
         else:
             parts[-1] = ([*held, word], size + tokens)
     return [(" ".join(held), size) for held, size in parts]
+
+
+def _part_limit(max_tokens: int) -> int:
+    return max(max_tokens // 3, 1)
+
+
+def _words_gained(text: str, max_tokens: int) -> int:
+    """How many words more the pieces of words that `split_overlong` cuts are than those words."""
+    cut = [(word, _cut_word(word, _part_limit(max_tokens))) for word in text.split()]
+    return sum(sum(map(count_words, pieces)) - count_words(word) for word, pieces in cut)
 
 
 def _cut_word(word: str, limit: int) -> list[str]:
