@@ -36,7 +36,7 @@ class Progress:
     def ended(self, record: TrialRecord, ledger: Ledger) -> None:
         """Say that a trial has ended."""
         if self.bar is None:
-            value = record.error or self._value(record)
+            value = record.error or "; ".join(filter(None, (self._value(record), record.note)))
             told = f"trial {record.number}/{self.total}  {record.status:9} {value}"
             leader = f"  best: {ledger.best.name}" if ledger.best else ""
             self.console.print(f"{told}{leader}  {time.monotonic() - self.started:.0f} s", soft_wrap=True, markup=False)

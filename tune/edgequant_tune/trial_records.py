@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -44,6 +45,20 @@ class TrialRecord:
     @property
     def name(self) -> str:
         return f"trial {self.number}"
+
+    @property
+    def note(self) -> str:
+        """That its training was given up or changed nothing, as figures of finished QAT say; else empty."""
+        kept, loss = self.metrics.get("train/best_step"), self.metrics.get("train/loss", 0.0)
+        if self.status != "finished" or kept is None:
+            return ""
+        steps = int(self.metrics.get("train/steps", 0))
+        said = [] if math.isfinite(loss) else [f"training given up at step {steps}, its loss was not finite"]
+        if kept == 0:
+            said.append("no trained state was better than PTQ, which is what was measured")
+        elif said:
+            said.append(f"what was measured is its state of step {kept:.0f}")
+        return "; ".join(said)
 
 
 NAMES = {field.name for field in fields(TrialRecord)}
@@ -161,7 +176,7 @@ def _row(record: TrialRecord, metrics: Sequence[str], model: str, scheme: str) -
     if VIOLATION in record.metrics:
         row["constraints"] = "broken" if broken(record) else "kept"
     row |= {name: _rounded(value) for name, value in values.items() if name != "scheme"}
-    row |= {"status": record.status, "step": record.step}
+    row |= {"status": record.status, "step": record.step} | ({"note": record.note} if record.note else {})
     return row | ({"error": record.error} if record.error else {})
 
 
