@@ -15,7 +15,8 @@ from edgequant.export.onnx.expressible import check_configuration as check_graph
 from edgequant.export.onnx.expressible import check_scheme
 from edgequant.models.onnx.library import check_installed
 from edgequant.outputs import Place, places
-from edgequant.quantization.scheme import Scheme
+from edgequant.quantization.ptq.methods import parse_method
+from edgequant.quantization.scheme import Scheme, check_group_sizes, parse_scheme
 from edgequant.workflows.steps.layer_bits import with_size_budget
 from edgequant.workflows.steps.text_mix import NAMED, check_dataset, check_guard, parse_mix
 
@@ -58,22 +59,18 @@ def validate(
         model: its source; a hub model must be within reach.
         dataset: training or calibration text.
         schemes: one or several, separated by commas; none for floating-point training.
-        size_budget: for schemes whose bits may differ from layer to layer.
-        method: PTQ method.
+        size_budget: for schemes whose bits may differ from layer to layer; `method`: of PTQ.
         training, qat, calibration: settings of QAT, which no bitsandbytes scheme can take.
         self_generated: whether text that the model itself writes will do; `replayed`: beside other text;
             `instructions`: whether instructions with answers will do.
         guard: general text that is not trained on.
-        evaluation: how it is measured.
-        device: where the model is to run.
+        evaluation, device: how and where it is measured.
         integers: whether one of our quantised checkpoints will do as well.
 
     Raises:
         UserError: names the value and what was expected.
     """
     from edgequant import models
-    from edgequant.quantization.ptq.methods import parse_method
-    from edgequant.quantization.scheme import check_group_sizes, parse_scheme
 
     if method is not None:
         parse_method(method)
@@ -92,15 +89,11 @@ def validate(
         check_window(source, evaluation)
     for scheme in parsed:
         check_group_sizes(scheme, models.layer_inputs(source))
-        _check_layers(rehearsed, scheme)
+        if rehearsed is not None and scheme.backend == "edgequant":
+            from edgequant.quantization.layers.targets import find_targets
+
+            find_targets(rehearsed, scheme)
     return Checked(source, with_size_budget(parsed, size_budget))
-
-
-def _check_layers(rehearsed: Any, scheme: Scheme) -> None:
-    if rehearsed is not None and scheme.backend == "edgequant":
-        from edgequant.quantization.layers.targets import find_targets
-
-        find_targets(rehearsed, scheme)
 
 
 def _check_lengths(
