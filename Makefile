@@ -27,8 +27,9 @@ export MLFLOW_EXPERIMENT_NAME ?= edgequant
 # Each is read once by a process. Without VNNI, oneDNN's int8 product saturates: docs/quantization.md, "Integer products".
 ISA_SETTINGS := ONEDNN_MAX_CPU_ISA=AVX2 ONEDNN_MAX_CPU_ISA=AVX512_CORE ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2
 NUMERIC_TESTS := tests/quantization tests/export tests/training tests/evaluation
-KERNEL_TESTS := tests/quantization/layers/test_trusted_kernels.py tests/quantization/layers/test_int8_products.py tests/quantization/layers/test_integer_execution.py \
-	tests/quantization/test_architectures.py tests/quantization/layers/test_qat_layers.py
+KERNEL_TESTS := tests/quantization/layers/test_trusted_kernels.py tests/quantization/layers/test_int8_products.py \
+	tests/quantization/layers/test_integer_execution.py tests/quantization/test_architectures.py \
+	tests/quantization/layers/test_qat_layers.py
 
 # $(call under_each,settings,tests): all of them, then the settings under which something failed.
 define under_each

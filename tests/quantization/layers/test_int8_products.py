@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from int8_oracle import full_range, in_int64
 
 from edgequant.evaluation.backends.footprint import resident_bytes
 from edgequant.quantization.layers import kernels, trusted_kernels
@@ -27,10 +28,6 @@ needs_fbgemm = pytest.mark.skipif(not is_trusted(FBGEMM_INT8, CPU), reason="FBGE
 @pytest.fixture
 def without_int_mm(monkeypatch):
     monkeypatch.setattr(kernels, "multiplies_int8_fast", lambda _: False)
-
-
-def full_range(rows: int, columns: int, seed: int) -> torch.Tensor:
-    return torch.randint(-128, 128, (rows, columns), generator=torch.Generator().manual_seed(seed), dtype=torch.int8)
 
 
 def layer_of_codes(rows: int, features: int) -> IntegerLinear:
@@ -54,7 +51,7 @@ def test_halves_have_the_product_of_the_whole(shape, extreme):
         left.fill_(extreme)
     product = HalvedProduct.of(codes).product(halves_of(left))
     assert product.dtype == torch.int32
-    assert np.array_equal(product.numpy(), left.numpy().astype(np.int64) @ codes.numpy().T.astype(np.int64))
+    assert np.array_equal(product.numpy(), in_int64(left, codes))
 
 
 @needs_fbgemm

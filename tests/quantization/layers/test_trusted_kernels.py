@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from int8_oracle import full_range, in_int64
 
 from edgequant.quantization.layers import kernels, trusted_kernels
 from edgequant.quantization.layers.convert import calibrate, convert, has_static_ranges, prepare
@@ -41,14 +42,6 @@ def of_codes(codes: torch.Tensor) -> QuantizedInput:
     """An input whose integers are these."""
     one, zero = torch.ones(1, device=codes.device), torch.zeros(1, device=codes.device)
     return QuantizedInput.of(codes.float(), Range(one, zero))
-
-
-def full_range(rows: int, columns: int, seed: int) -> torch.Tensor:
-    return torch.randint(-128, 128, (rows, columns), generator=torch.Generator().manual_seed(seed), dtype=torch.int8)
-
-
-def in_int64(left: torch.Tensor, right: torch.Tensor) -> np.ndarray:
-    return left.numpy().astype(np.int64) @ right.numpy().T.astype(np.int64)
 
 
 def saturating(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:

@@ -45,7 +45,7 @@ def int8_product(left: QuantizedInput, codes: Tensor, cache: dict[str, Any]) -> 
     """
     if multiplies_int8_fast(codes.device):
         return int8_kernel(left.int8, codes)
-    if codes.device.type == "cpu" and not torch.compiler.is_compiling() and left.int8.numel():
+    if left.int8.numel() and not torch.compiler.is_compiling():
         halved = _kept("int8 halves", codes, cache, partial(HalvedProduct.of, codes))
         if halved is not None:
             return halved.product(left.halves)

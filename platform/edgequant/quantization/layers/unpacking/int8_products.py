@@ -1,4 +1,4 @@
-"""int8 times int8 on any device, exact: by oneDNN's kernel, by FBGEMM's, or as float32."""
+"""int8 times int8, exact, where `torch._int_mm` is of no use: on the CPU by FBGEMM, on any device as float32."""
 
 from __future__ import annotations
 
@@ -23,10 +23,8 @@ class HalvedProduct:
 
     @staticmethod
     def of(codes: Tensor) -> HalvedProduct | None:
-        """None where FBGEMM's product is not trusted."""
-        if codes.device.type != "cpu" or not is_trusted(FBGEMM_INT8, codes.device):
-            return None
-        return HalvedProduct(fbgemm_layout(codes))
+        """None where FBGEMM's product is not trusted, as on no other device than the CPU."""
+        return HalvedProduct(fbgemm_layout(codes)) if is_trusted(FBGEMM_INT8, codes.device) else None
 
     def tensors(self) -> list[Tensor]:
         """What the layout holds, unpacked, for who counts memory."""
@@ -38,10 +36,11 @@ class HalvedProduct:
 
 
 def exact_int8_product(left: Tensor, right: Tensor) -> Tensor:
-    """The same without an integer kernel: float32 products of at most 1,024 inputs, summed as int32.
+    """left [m, k] int8 times right [n, k] int8 transposed: [m, n] int32, without an integer kernel.
 
-    Each partial sum, in whatever order, is an integer of at most 1,024 x 128 x 128 = 2^24, which float32 holds. Where
-    a setting has float32 products computed in bfloat16 or TF32, these hold int8 too. int32 asks for k below 2^17.
+    Float32 products of at most 1,024 inputs are summed as int32. Each partial sum, in whatever order, is an integer of
+    at most 1,024 x 128 x 128 = 2^24, which float32 holds. Where a setting has float32 products computed in bfloat16 or
+    TF32, these hold int8 too. int32 asks for k below 2^17.
 
     512 outputs at a time stay in the cache as floats. On an AMD EPYC under ONEDNN_MAX_CPU_ISA=AVX2, one thread, 1, 16,
     256 rows times 49,152 x 576 take 9, 17, 189 ms; by `torch._int_mm` on 7-bit halves of `right`, also exact, 20, 33,
