@@ -31,6 +31,7 @@ class Asked:
         data: names of the data sets that were there.
         settings: of its run by their full names, such as `export`, as text.
         variant: what made the checkpoint, such as `qat`.
+        uncompared: that, and why, it was never compared with its baseline; empty where it was.
         unknown: that, and why, none of this is known; empty where it is.
     """
 
@@ -38,6 +39,7 @@ class Asked:
     data: Collection[str] = ()
     settings: Mapping[str, str] = field(default_factory=dict)
     variant: str = ""
+    uncompared: str = ""
     unknown: str = ""
 
     def why(self, metric: str) -> str:
@@ -78,7 +80,8 @@ def _is_size(metric: str) -> bool:
 def asked_of(evidence: Evidence | None) -> Asked:
     """What a version's workflow was asked for, as its evidence has it."""
     if evidence is None or evidence.asked is None:
-        return Asked(unknown="the version's evidence does not say")
+        uncompared = "" if evidence is None else evidence.uncompared
+        return Asked(unknown="the version's evidence does not say", uncompared=uncompared)
     settings = dict(evidence.asked)
     if settings.get("workflow") != "qat":
         settings.pop("qat.max_task_loss", None)  # trials of a search are QAT, and not compared with the baseline
@@ -87,6 +90,7 @@ def asked_of(evidence: Evidence | None) -> Asked:
         data=() if evidence.conditions is None else tuple(evidence.conditions.data),
         settings=settings,
         variant=evidence.variant,
+        uncompared=evidence.uncompared,
     )
 
 

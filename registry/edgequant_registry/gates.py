@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Metrics = Mapping[str, float]
 ALPHA = 0.05
+OF_BASELINE = "against_baseline/"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,6 +197,8 @@ def _says_nothing(verdict: Verdict, reference: Metrics) -> str:
 
 def _missing(gate: Gate, reason: str, asked: Asked, value: float | None = None) -> Verdict:
     """Where it is the reference that lacks it, the version's run had been asked to measure both."""
+    if asked.uncompared and gate.metric.startswith(OF_BASELINE):
+        return _uncompared(gate, asked, value)
     wanted = asked.why(gate.metric)
     if asked.unknown:
         said = f"{reason}, and {asked.unknown} whether its run was asked for it; measure it again"
@@ -219,7 +222,16 @@ def _no_reference(gate: Gate, value: Estimate, reference: Reference, asked: Aske
     if gate.against == "champion":
         said = f"{amount(gate.metric, value.value)}; {reference.name}"
         return Verdict(gate=gate, outcome="nothing to compare", value=value.value, limit=None, reason=said)
-    return _missing(gate, reference.name, asked, value.value)
+    return (
+        _uncompared(gate, asked, value.value)
+        if asked.uncompared
+        else _missing(gate, reference.name, asked, value.value)
+    )
+
+
+def _uncompared(gate: Gate, asked: Asked, value: float | None) -> Verdict:
+    """A model that was never held against the one that it was made from has kept nothing that asks for it."""
+    return Verdict(gate=gate, outcome=_outcome(gate, UNSHOWN), value=value, limit=None, reason=asked.uncompared)
 
 
 def _outcome(gate: Gate, margin: float) -> Outcome:

@@ -166,11 +166,10 @@ def references(candidate: Registered, champion: Registered | None) -> dict[str, 
 def _baseline(found: Evidence | None) -> Reference:
     if found is None:
         return Reference(name="a version without evidence has no baseline", metrics=None)
+    if found.uncompared:
+        return Reference(name=found.uncompared, metrics=None)
     pairs = Pairing(found.baseline, found.measured, found.conditions, found.conditions)
-    # Fine-tuning within integers is measured beside the integers that it began with: what rounding lost is not in it.
-    within_integers = found.variant == "finetuned" and found.scheme != "none"
-    name = f"the {found.scheme} checkpoint before fine-tuning" if within_integers else "the baseline"
-    return Reference(name=name, metrics=found.baseline.metrics, pairs=pairs)
+    return Reference(name="the baseline", metrics=found.baseline.metrics, pairs=pairs)
 
 
 def _champion(candidate: Registered, champion: Registered | None) -> Reference:

@@ -6,19 +6,17 @@ import json
 import multiprocessing
 import os
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from racing import promote_each
 
 from edgequant import tracking
 from edgequant.__main__ import main
-from edgequant.evaluation.evidence_file import Evidence, Scores
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.training.settings import TrainingSettings
 from edgequant.workflows.finetune import finetune
 from edgequant.workflows.settings import RunSettings
-from edgequant_registry import packaging, versions
+from edgequant_registry import packaging
 from edgequant_registry.aliases.claims import PREFIX as CLAIM
 from edgequant_registry.aliases.journal import standing
 
@@ -170,19 +168,3 @@ def test_code_that_another_promotion_files_at_the_same_moment_is_filed_all_the_s
         race.setattr(os, "mkdir", second)
         packaging._file(tmp_path / "model", str(tmp_path / "filed"))
     assert (tmp_path / "filed" / "code" / "deep" / "a.py").read_text() == "a = 1"
-
-
-@pytest.mark.parametrize(
-    ("variant", "scheme", "name"),
-    [
-        ("qat", "w4-g32", "the baseline"),
-        ("finetuned", "none", "the baseline"),
-        ("finetuned", "w4-g32", "the w4-g32 checkpoint before fine-tuning"),
-    ],
-)
-def test_a_row_says_what_fine_tuning_within_integers_is_compared_with(variant, scheme, name) -> None:
-    scores = Scores({"domain/perplexity": 20.0}, {})
-    names = {"model": "tiny", "scheme": scheme, "variant": variant, "run": "run"}
-    filed = Evidence(**names, files={}, settings={}, measured=scores, baseline=scores, conditions=None)
-    found = versions.references(SimpleNamespace(evidence=filed), None)["baseline"]  # type: ignore[arg-type]
-    assert found.name == name and found.metrics == scores.metrics

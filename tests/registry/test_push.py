@@ -13,6 +13,7 @@ from huggingface_hub import ModelCard, constants
 
 from edgequant import models
 from edgequant.errors import UserError
+from edgequant.models.manifest import Baseline, record_baseline, stated_baseline
 from edgequant.models.sources import Origin
 from edgequant.reporting.model_card import Card, write_card
 from edgequant_registry.hub.push import push
@@ -45,6 +46,13 @@ def folder(checkpoint: Path, tmp_path: Path) -> Path:
     made = Card(title="edgequant-tiny", origin=Origin("Qwen/Qwen2.5-0.5B", "apache-2.0"), scheme="w4a8-g32+emb4")
     write_card(copy, made)
     return copy
+
+
+def test_where_the_baseline_lies_stays_at_home(hub: FakeHub, folder: Path) -> None:
+    record_baseline(folder, Baseline("/home/me/models/mine", "0" * 64))
+    push(repo=REPO, model=str(folder))
+    assert b"baseline" not in hub.files(REPO)["edgequant.json"]
+    assert stated_baseline(folder) == Baseline("/home/me/models/mine", "0" * 64)
 
 
 def test_a_checkpoint_arrives_whole_in_one_commit_with_its_card_and_loads_again(

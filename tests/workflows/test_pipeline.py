@@ -13,6 +13,7 @@ from edgequant.errors import UserError
 from edgequant.quantization import checkpoint
 from edgequant.workflows.pipeline import pipeline
 from edgequant.workflows.settings import RunSettings
+from edgequant_registry.versions import get_version
 
 DONE = ["corpus", "baseline", "ptq", "qat", "finetune", "adapt-after", "evaluate", "export", "report"]
 WORKFLOWS = {"adapt-after": "finetune"}  # by phase, where the names differ
@@ -81,6 +82,10 @@ def test_what_qat_and_the_orders_make_is_registered_under_the_models_name(finish
     client, _, phases, _ = finished
     versions = [client.get_model_version("edgequant-tiny", str(number)).run_id for number in (1, 2)]
     assert versions == [phases["qat"].id, phases["adapt-after"].id]
+    assert phases["adapt-after"].params["cfg.baseline"] == "tiny"
+    evidence = [get_version("edgequant-tiny", number).evidence for number in ("1", "2")]
+    before = [each.baseline.metrics["domain/perplexity"] for each in evidence]  # both of the model as it came
+    assert before[0] == pytest.approx(before[1], rel=1e-4)
 
 
 @pytest.mark.long

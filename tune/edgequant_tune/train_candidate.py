@@ -45,6 +45,8 @@ def qat_candidate(trial: TrialSpec, work_dir: Path, on_report: OnReport) -> Cand
     Raises:
         UserError: hyperparameters that do not go together.
     """
+    from edgequant.models.manifest import record_baseline
+    from edgequant.workflows.adaptation.floating import baseline_of
     from edgequant.workflows.shipping import deploy_folder
     from edgequant.workflows.steps import qat_experiment, qat_variants
     from edgequant.workflows.steps.data import evaluation_data
@@ -63,6 +65,7 @@ def qat_candidate(trial: TrialSpec, work_dir: Path, on_report: OnReport) -> Cand
     made = qat_variants.quantized(experiment)
     metrics = measured_metrics(trial, made.model, made.tokenizer, experiment.data, made.checkpoint)
     checkpoint = qat_variants.save_result(experiment, "qat", None)
+    record_baseline(checkpoint, baseline_of(experiment.floating, source, trial.model))
     with nullcontext() if trial.timing.left_out else quiet_node(trial.timing.threads_used):
         ships = deploy_folder(checkpoint, None, trial.timing)
     return Candidate(metrics | dict(made.metrics) | ships.metrics, checkpoint)

@@ -99,7 +99,8 @@ class Evidence:
             is to fit.
         asked: settings of the workflow that measured it, by their full names as text: what it was asked for. Empty
             where no workflow did; None of evidence from before that was filed.
-        measured, baseline: of the checkpoint, and of the model that it was made from.
+        measured, baseline: of the checkpoint, and of the floating-point model that it was made from.
+        uncompared: that it was never compared with that model, why, and what to do; empty where it was.
         conditions: under which both were measured; None: nobody said, and the figures cannot be measured again.
     """
 
@@ -113,13 +114,15 @@ class Evidence:
     baseline: Scores
     conditions: Conditions | None
     asked: Mapping[str, str] | None = None
+    uncompared: str = ""
 
     def to_json(self) -> str:
         """What `read` takes: figures first, items last."""
         scores = {"measured": self.measured, "baseline": self.baseline}
         told = {"format": FORMAT, "model": self.model, "scheme": self.scheme, "variant": self.variant, "run": self.run}
         told |= {"metrics": {name: dict(each.metrics) for name, each in scores.items()}}
-        told |= {"settings": dict(self.settings), "asked": self.asked and dict(self.asked), "files": dict(self.files)}
+        told |= {"uncompared": self.uncompared, "settings": dict(self.settings), "files": dict(self.files)}
+        told |= {"asked": self.asked and dict(self.asked)}
         told |= {"conditions": None if self.conditions is None else asdict(self.conditions)}
         told |= {"items": {name: _tables(each.items) for name, each in scores.items()}}
         return json.dumps(told, indent=1) + "\n"
@@ -138,18 +141,29 @@ def read(text: str, where: str) -> Evidence:
         found = json.loads(text)
         if found["format"] != FORMAT:
             raise UserError(f"{where} must have format {FORMAT}, got {found['format']!r}; install a newer edgequant")
-        stated = found["conditions"]
+        stated, uncompared = found["conditions"], str(found.get("uncompared", _of_old(found)))
         return Evidence(
             **{key: str(found[key]) for key in ("model", "scheme", "variant", "run")},
             files=found["files"],
             settings=found["settings"],
             asked=found.get("asked"),
             measured=_scores(found, "measured"),
-            baseline=_scores(found, "baseline"),
+            baseline=Scores({}) if uncompared else _scores(found, "baseline"),
+            uncompared=uncompared,
             conditions=None if stated is None else Conditions(**{**stated, "tasks": tuple(stated["tasks"])}),
         )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{where} is not evidence of edgequant ({error!r}); register the checkpoint again") from None
+
+
+def _of_old(found: Mapping[str, Any]) -> str:
+    """Before, fine-tuning within integers was filed beside the integers that it began with: rounding was not judged."""
+    if found["variant"] != "finetuned" or found["scheme"] == "none":
+        return ""
+    return (
+        f"never compared with the floating-point model: an earlier edgequant compared it with the {found['scheme']} "
+        "checkpoint that it began with; make it again: `edgequant finetune --model CHECKPOINT --baseline MODEL`"
+    )
 
 
 def rows_digest(rows: Rows) -> str:

@@ -36,12 +36,24 @@ def weights_digest(model: Any) -> str:
         settings = {key: repr(kept[key]) for key in named if key not in of_all and _is_plain(kept[key])}
         digest.update(repr((name, type(module).__name__, sorted(settings.items()))).encode())
     with layout_held(model):
-        state = {**dict(model.named_buffers()), **model.state_dict()}
+        _add({**dict(model.named_buffers()), **model.state_dict()}, digest)
+    return digest.hexdigest()
+
+
+def stored_digest(model: Any) -> str:
+    """SHA-256 over the names, types and values of a model's stored weights: the same under later libraries too."""
+    digest = hashlib.sha256()
+    _add(model.state_dict(), digest)
+    return digest.hexdigest()
+
+
+def _add(state: Mapping[str, Any], digest: hashlib._Hash) -> None:
+    import torch
+
     for name, tensor in sorted(state.items()):
         if isinstance(tensor, torch.Tensor):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _stated(config: Mapping[str, Any]) -> list[tuple[str, str]]:

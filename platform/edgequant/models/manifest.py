@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from edgequant.errors import UserError
 from edgequant.files import sha256_of, write_atomically
@@ -14,6 +14,7 @@ from edgequant.folders import MANIFEST
 from edgequant.models.configs import OUR_METHOD, folder_config, needs_manifest, read_object, stated_quantization
 
 FORMAT = 1
+BASELINE = "baseline"
 # What hubs, MLflow, desktops and people put beside a model, and nothing that loads one reads.
 HARMLESS = re.compile(
     r"\..*|(readme|licen[cs]e|copying|notice|authors|citation|changelog|use_policy)\b.*|"
@@ -41,10 +42,33 @@ def list_file(folder: Path, name: str, sha256: str) -> None:
     write_atomically(folder / MANIFEST, json.dumps(manifest, indent=2))
 
 
-def without_file(manifest: Path, name: str) -> dict[str, Any]:
-    """What a manifest would say of a folder that lacks one file."""
+class Baseline(NamedTuple):
+    """The floating-point model that a checkpoint was made from: as a model argument names it, and its weights'
+    SHA-256 in float32 (`digest.stored_digest`)."""
+
+    model: str
+    sha256: str
+
+
+def record_baseline(folder: Path, baseline: Baseline) -> None:
+    """Write down in a checkpoint's manifest which floating-point model it was made from."""
+    manifest = _read(folder / MANIFEST)
+    write_atomically(folder / MANIFEST, json.dumps({**manifest, BASELINE: baseline._asdict()}, indent=2))
+
+
+def stated_baseline(folder: Path) -> Baseline | None:
+    """The floating-point model that a checkpoint says it was made from; None where it does not say."""
+    stated = _read(folder / MANIFEST).get(BASELINE)
+    if not isinstance(stated, dict) or {*stated} != {*Baseline._fields}:
+        return None
+    return Baseline(**stated) if all(isinstance(each, str) for each in stated.values()) else None
+
+
+def for_others(manifest: Path, *, but: str) -> dict[str, Any]:
+    """What a manifest would say of a folder that lacks one file and is elsewhere: not where the baseline lies here."""
     told = _read(manifest)
-    told["sha256"].pop(name, None)
+    told["sha256"].pop(but, None)
+    told.pop(BASELINE, None)
     return told
 
 

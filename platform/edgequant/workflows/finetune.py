@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 from edgequant.evaluation.evidence_file import Scores
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.folders import CHECKPOINT, FINETUNED, refusal
-from edgequant.outputs import Place, check_output, check_own_folder
+from edgequant.outputs import Place, check_output, check_own_folder, places
 from edgequant.training.settings import UNTRAINED, LoraSettings, TrainingSettings
 from edgequant.workflows.adaptation.bases import Base, check_base
+from edgequant.workflows.adaptation.floating import Reference, find_floating, measure_floating
 from edgequant.workflows.adaptation.ways import ADAPTER, MERGED, Way, Written, way_of
 from edgequant.workflows.settings import RunSettings, WorkflowResult, configuration
 from edgequant.workflows.shipping import NOTHING_SHIPS, deploy_folder, plan_timing
@@ -38,6 +39,7 @@ def finetune(
     dataset: str = "disaster",
     base: Base = "auto",
     apart: bool = False,
+    baseline: str | None = None,
     training: TrainingSettings = TrainingSettings(learning_rate=5e-4),
     lora: LoraSettings = LoraSettings(),
     evaluation: EvaluationSettings = COMPARISON,
@@ -64,6 +66,8 @@ def finetune(
             (QLoRA), over which the adapter stays apart and is measured.
         apart: over a checkpoint's integers, keep LoRA apart from them, to be served with them and exported as a LoRA
             file for llama.cpp, instead of training integers and scales.
+        baseline: floating-point model of a quantised checkpoint, which the result is judged against; null: the one that
+            the checkpoint says it was made from.
         training: length, batch, learning rate.
         lora: rank, scale, dropout and targets of the adapters.
         evaluation: what is measured and how.
@@ -78,10 +82,12 @@ def finetune(
         model, dataset, training=training, evaluation=evaluation, self_generated=False, replayed=True,
         instructions=True, device=run.device, integers=True,
     ).source  # fmt: skip
-    under = check_base(source, base, lora, apart=apart, register=register)
+    under = check_base(source, base, lora, apart=apart, register=register, baseline=baseline)
     way = way_of(source, model, under, lora, apart=apart, dtype=run.dtype, device=run.device)
     timing = plan_timing(None, evaluation=evaluation)
+    floating = find_floating(way, baseline)
     reads = places_read(source, dataset, data_dir=run.data_dir)
+    reads += places({"baseline": floating.model if floating else None})
     target = check_folders(output, way.parts, reads)
 
     from edgequant import tracking
@@ -96,18 +102,22 @@ def finetune(
     with tracking.workflow_run("finetune", config, reads, experiment=run.experiment, resume=run.resume) as tracked:
         work = tracking.run_folder("finetune", tracked.id) / "training"
         folder = target or work.parent
+        data = evaluation_data(evaluation.tasks, run.data_dir, dataset)
+        reference = measure_floating(floating, way, data, evaluation) if floating else Reference()
         loaded = way.load()
         name, tokenizer = loaded.source.name, loaded.tokenizer
-        data = evaluation_data(evaluation.tasks, run.data_dir, dataset)
         kind = str(loaded.model.device).partition(":")[0]
         text = text_of(dataset, loaded, training, data, run)
         training = way.fitting(training.for_text(len(text.training), kind))
         if bool(text.generated.any()):
             check_top_k(loaded.model, training.teacher_top_k)
         names: dict[str, Any] = {"model": name, "scheme": way.scheme}
-        with tracking.variant_run("baseline", **names, phase="finetune", parameters=UNTRAINED):
+        found = {"baseline": reference.measured} if reference.measured else {}
+        began = "quantized" if floating else "baseline"
+        with tracking.variant_run(began, **names, phase="finetune", parameters=UNTRAINED):
             before = way.before(loaded)
-            found = {"baseline": measure_items(before.model, tokenizer, data, evaluation, checkpoint=before.stored)}
+            found[began] = measure_items(before.model, tokenizer, data, evaluation, checkpoint=before.stored)
+            judged = {began: reference.judge(found[began].items)}  # of other items, it is refused before training
         made = training.parameters | {"lora_rank": lora.rank}
         with tracking.variant_run("finetuned", **names, phase="finetune", parameters=made):
             anchor, ends = anchor_of(text, before, loaded), tokenizer.eos_token_id
@@ -115,34 +125,39 @@ def finetune(
             how: dict[str, Any] = {"seed": run.seed, "resume": tracked.resumed, "document_end": ends}
             adapt(adapted, model, text, training, work, anchor=anchor, **how)
             written = way.write(adapted, tokenizer, folder)
+            reference.record(written.delivered)
             tracking.log_metrics(written.metrics)
             measured_folder = written.delivered if written.whole else None
             after = measure_items(written.loaded, tokenizer, data, evaluation, checkpoint=measured_folder)
-            found["finetuned"] = after
+            found["finetuned"], judged["finetuned"] = after, reference.judge(after.items)
             ships = deploy_folder(written.delivered, None, timing) if way.ships else NOTHING_SHIPS
             tracking.log_metrics(ships.metrics)
             tracking.set_tags(ships.tags)
         shutil.rmtree(work, ignore_errors=True)  # not before: a run that is resumed here has nothing to train
         rows = {variant: each.metrics for variant, each in found.items()}
-        rows["finetuned"] = rows["finetuned"] | written.metrics | ships.metrics
-        tracking.set_tags(ships.tags)
+        verdict = judged["finetuned"]
+        rows["finetuned"] = rows["finetuned"] | written.metrics | ships.metrics | verdict.metrics
+        tracking.set_tags(ships.tags | verdict.tags)
         tracking.log_metrics(rows["finetuned"])
         if (folder / ADAPTER).is_dir() and ADAPTER in way.parts:
             tracking.log_folder(folder / ADAPTER, ADAPTER)
         version = None
         if register:
-            measured, baseline = (Scores(rows[name], found[name].items) for name in ("finetuned", "baseline"))
-            conditions = conditions_of(evaluation, data, run, dataset)
+            scores = {variant: Scores(row, found[variant].items) for variant, row in rows.items()}
             version = register_version(
-                written.delivered, **names, variant="finetuned", measured=measured, baseline=baseline,
-                conditions=conditions, tags=ships.tags,
+                written.delivered, **names, variant="finetuned", measured=scores["finetuned"],
+                baseline=scores.get("baseline"), began=scores.get("quantized"), uncompared=reference.uncompared,
+                conditions=conditions_of(evaluation, data, run, dataset), tags=ships.tags | verdict.tags,
             )  # fmt: skip
-        table = [{**names, "variant": v, **headline(row)} for v, row in rows.items()]
+        table = [{**names, "variant": v, **headline(row), **judged[v].cells} for v, row in rows.items() if v in judged]
+        if reference.measured:
+            table.insert(0, {**names, "variant": "baseline", "scheme": "none", **headline(rows["baseline"])})
         title = f"finetune: {name}, LoRA rank {lora.rank}"
         following, talk = next_command(written, way, version), ships.talk(written.delivered)
-        notes += ships.notes
+        following = "edgequant report" if version and verdict.harmed else following
+        lead, notes = [*verdict.lines, *ships.lead], [*notes, *ships.notes]
         items = [each.items for each in found.values()]
-        print_summary(title, table, tracked, following, lead=ships.lead, notes=notes, talk=talk, items=items)
+        print_summary(title, table, tracked, following, lead=lead, notes=notes, talk=talk, items=items)
     return WorkflowResult(tracked.id, rows["finetuned"], str(written.delivered), table)
 
 

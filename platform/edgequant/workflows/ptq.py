@@ -91,6 +91,8 @@ def ptq(
 
     from edgequant import models, tracking
     from edgequant.export.shipped import check_can_ship
+    from edgequant.models.manifest import record_baseline
+    from edgequant.workflows.adaptation.floating import baseline_of
     from edgequant.workflows.steps.data import check_data, evaluation_data
     from edgequant.workflows.steps.measure import log_layer_errors, measure_items
     from edgequant.workflows.steps.register import conditions_of, promote_command, register_version
@@ -118,12 +120,14 @@ def ptq(
             floating = models.cast(copy.deepcopy(loaded.model), dtype)
             baseline = measure_items(floating, loaded.tokenizer, data, evaluation, checkpoint=loaded.stored)
             rows, items = {"none": baseline.metrics}, [baseline.items]
+        made_from = baseline_of(loaded.model, source, str(model))
         folders, shipped, versions = {}, {}, []
         for parsed, layer_bits in mixed:
             made = UNTRAINED | {"method": method}
             with tracking.variant_run("ptq", model=name, scheme=parsed.name, phase="ptq", parameters=made):
                 folder = folders[parsed.name] = _folder(target, parsed, schemes, work)
                 errors, reloaded = write_quantized(loaded, parsed, rounding, folder, dtype=dtype)
+                record_baseline(folder, made_from)
                 log_layer_errors(errors)
                 log_layer_bits(layer_bits)
                 found = measure_items(reloaded.model, reloaded.tokenizer, data, evaluation, checkpoint=folder)

@@ -87,6 +87,8 @@ def qat(
 
     from edgequant import tracking
     from edgequant.export.shipped import check_can_ship
+    from edgequant.models.manifest import record_baseline
+    from edgequant.workflows.adaptation.floating import baseline_of
     from edgequant.workflows.steps import qat_experiment, qat_variants, verdict
     from edgequant.workflows.steps.data import check_data, evaluation_data
     from edgequant.workflows.steps.layer_bits import log_layer_bits
@@ -108,6 +110,7 @@ def qat(
         }
         found = verdict.judge(rows, experiment, dataset)
         checkpoint = qat_variants.save_result(experiment, found.delivered, target)
+        record_baseline(checkpoint, baseline_of(experiment.floating, source, str(model)))
         shipped = deploy_folder(checkpoint, export, timing)
         metrics = rows[found.delivered].metrics | found.metrics | shipped.metrics
         verdict.log(found, metrics)

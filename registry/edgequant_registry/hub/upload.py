@@ -11,7 +11,7 @@ from edgequant.errors import UserError, first_line
 from edgequant.evaluation.evidence_file import FILE as EVIDENCE
 from edgequant.folders import MANIFEST
 from edgequant.models import hub
-from edgequant.models.manifest import EXPORTED, HARMLESS, without_file
+from edgequant.models.manifest import EXPORTED, HARMLESS, for_others
 from edgequant.reporting.model_card import FILE
 
 # What a promotion adds for `mlflow models serve`, by its first part; MLmodel tells that it is there.
@@ -78,7 +78,7 @@ def files_to_push(folder: Path) -> dict[str, Path | bytes]:
     """A checkpoint's files by their paths.
 
     Without hidden ones, what only serves it through MLflow, and the evidence of a registered version, which names
-    folders and machines of its makers.
+    folders and machines of its makers, as the manifest does its baseline's.
     """
     served = SERVING if (folder / "MLmodel").is_file() else set()
     manifest = folder / MANIFEST
@@ -91,8 +91,9 @@ def files_to_push(folder: Path) -> dict[str, Path | bytes]:
             and not any(part.startswith((".", "__pycache__")) for part in parts)
         ):
             found["/".join(parts)] = path
-    if found.pop(EVIDENCE, None) is not None:
-        found[MANIFEST] = json.dumps(without_file(manifest, EVIDENCE), indent=2).encode()
+    found.pop(EVIDENCE, None)
+    if MANIFEST in found:
+        found[MANIFEST] = json.dumps(for_others(manifest, but=EVIDENCE), indent=2).encode()
     return found
 
 

@@ -40,13 +40,14 @@ def adapted(rounded, short, quick, tmp_path, **settings):
 
 def test_integers_learn_the_domain_and_keep_scheme_and_size(store, rounded, short, quick, tmp_path):
     result = adapted(rounded, short, quick, tmp_path)
+    assert [row["variant"] for row in result.rows] == ["quantized", "finetuned"]
     before, after = (row["domain/perplexity"] for row in result.rows)
     assert after < 0.97 * before
     made, base = checkpoint.open_checkpoint(result.checkpoint), checkpoint.open_checkpoint(rounded)
     assert (made.scheme, made.weight_bytes) == (base.scheme, base.weight_bytes)
     assert result.metrics["parity/relative_logit_difference"] < 1e-3 and result.metrics["train/moved_integers"] > 0
     runs = {run.tags.get("edgequant.variant"): run for run in tracking.find_runs()}
-    assert {runs[name].tags["edgequant.scheme"] for name in ("baseline", "finetuned")} == {"w4a8-g32+emb4"}
+    assert {runs[name].tags["edgequant.scheme"] for name in ("quantized", "finetuned")} == {"w4a8-g32+emb4"}
     assert not (tmp_path / "made" / "adapter").exists()
 
 
@@ -146,6 +147,8 @@ def test_another_model_is_no_start(rounded, tiny, tmp_path):
         ("tiny", "bnb-nf4", {"register": True}, "register true needs base auto, got base bnb-nf4"),
         ("tiny", "bnb-nf4", {"apart": True}, "base bnb-nf4 keeps them apart anyway"),
         ("tiny", "auto", {"lora": LoraSettings(loftq_from="tiny")}, "loftq_from must be left out for 'tiny'"),
+        ("tiny", "auto", {"baseline": "tiny"}, "baseline must be left out, got 'tiny'"),
+        ("rounded", "auto", {"apart": True, "baseline": "tiny"}, "baseline must be left out, got 'tiny'"),
     ],
 )  # fmt: skip
 def test_settings_that_contradict_are_refused_before_anything_is_loaded(rounded, model, base, settings, message):

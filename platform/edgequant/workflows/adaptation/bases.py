@@ -16,7 +16,15 @@ Base = Literal["auto", "float", "bnb-int8", "bnb-nf4", "bnb-fp4"]
 FLOAT, INTEGERS = "float", "integers"
 
 
-def check_base(source: ModelSource, base: str, lora: LoraSettings, *, apart: bool, register: bool) -> str:
+def lasting_name(source: ModelSource, given: str) -> str:
+    """A model as others find it later, wherever they are: a path is whole, another name as the user gave it."""
+    is_here = source.kind in ("folder", "gguf") and not given.startswith(("models:/", "runs:/"))
+    return source.location if is_here else given
+
+
+def check_base(
+    source: ModelSource, base: str, lora: LoraSettings, *, apart: bool, register: bool, baseline: str | None = None
+) -> str:
     """Settle what the adapters are put on: `float`, `integers` of one of our checkpoints, or bitsandbytes' scheme.
 
     Raises:
@@ -43,6 +51,11 @@ def check_base(source: ModelSource, base: str, lora: LoraSettings, *, apart: boo
         raise UserError(
             f"apart must be false for {source.name!r} in floating point, whose adapter is written beside the merged "
             "model anyway, got true; leave it out"
+        )
+    if baseline is not None and (apart or found != INTEGERS):
+        raise UserError(
+            f"baseline must be left out, got {baseline!r}: it names the floating-point model of a checkpoint that is "
+            "adapted within its integers, with apart false"
         )
     _check_lora(source, found, lora, apart=apart)
     return found

@@ -13,7 +13,7 @@ from edgequant.files import write_atomically
 from edgequant.folders import FINETUNED, atomic_folder, share_folder
 from edgequant.models.adapters.quantized_base import BITSANDBYTES, record_base
 from edgequant.training.settings import LoraSettings, TrainingSettings
-from edgequant.workflows.adaptation.bases import FLOAT, INTEGERS
+from edgequant.workflows.adaptation.bases import FLOAT, INTEGERS, lasting_name
 
 if TYPE_CHECKING:
     from edgequant.models.loading import LoadedModel
@@ -70,8 +70,7 @@ class Way(ABC):
     @property
     def named_base(self) -> str:
         """The base as an adapter names it, wherever it is loaded from."""
-        is_here = self.source.kind in ("folder", "gguf") and not self.given.startswith(("models:/", "runs:/"))
-        return self.source.location if is_here else self.given
+        return lasting_name(self.source, self.given)
 
     def load(self) -> LoadedModel:
         """The model as it is trained: float32 where it is not integers."""

@@ -146,8 +146,9 @@ class Plan:
         return self._rounded(str(self.adapted), self.scheme, self.ordered("before"), register=self.register)
 
     def adapt_after(self) -> WorkflowResult:
-        """What was quantised, adapted within its integers."""
-        return self._finetuned(str(self.quantized), self.folder / "adapt-after", register=self.register)
+        """What was quantised, adapted within its integers, and judged against the model as it came."""
+        made: dict[str, Any] = {"register": self.register, "baseline": self.model}
+        return self._finetuned(str(self.quantized), self.folder / "adapt-after", **made)
 
     def adapt_joint(self) -> WorkflowResult:
         """Both at once: QAT that learns the text from a control that did."""
@@ -186,11 +187,11 @@ class Plan:
             device_profile=self.device_profile, register=self.register, run=self.run,
         )  # fmt: skip
 
-    def _finetuned(self, model: str, output: Path, *, register: bool) -> WorkflowResult:
+    def _finetuned(self, model: str, output: Path, *, register: bool, baseline: str | None = None) -> WorkflowResult:
         from edgequant.workflows.finetune import finetune
 
         shared = {name: getattr(self.training, name) for name in OF_FINETUNING}
         return finetune(
             model=model, dataset=self.adaptation_text, training=TrainingSettings(learning_rate=LORA_RATE, **shared),
-            evaluation=self.evaluation, output=str(output), register=register, run=self.run,
+            evaluation=self.evaluation, output=str(output), register=register, baseline=baseline, run=self.run,
         )  # fmt: skip

@@ -38,7 +38,9 @@ def register_version(
     scheme: str,
     variant: str,
     measured: Scores,
-    baseline: Scores,
+    baseline: Scores | None,
+    began: Scores | None = None,
+    uncompared: str = "",
     conditions: Conditions | None = None,
     tags: Mapping[str, str] | None = None,
 ) -> str:
@@ -54,7 +56,9 @@ def register_version(
         scheme: name of its quantisation scheme; `none` for a floating-point model.
         variant: what made it: ptq, qat, finetuned, tuned.
         measured: on the checkpoint; entries that are no numbers (a row's names) are left out.
-        baseline: the same of the model it was made from.
+        baseline: the same of the floating-point model it was made from; None where `uncompared` says why it was never
+            compared with that.
+        began: the same of the quantised checkpoint that fine-tuning within integers began with, for people.
         conditions: under which both were measured; without them promotion cannot measure them again.
         tags: more tags of the version, which its evidence states too.
 
@@ -70,8 +74,9 @@ def register_version(
     from edgequant.reporting.description import description_table
     from edgequant.reporting.model_card import Card, exported_files, write_card
 
-    scores = [Scores(numbers(each.metrics), each.items) for each in (measured, baseline)]
-    _check_figures(checkpoint, *scores)
+    given = (measured, baseline or Scores({}))
+    scores = [Scores(numbers(each.metrics), each.items) for each in given]
+    _check_figures(checkpoint, *scores, uncompared=uncompared)
     ensure_manifest(checkpoint)
     stated = {name: value for name, value in (tags or {}).items() if value}
     names = {"model": model, "scheme": scheme, "variant": variant}
@@ -81,7 +86,7 @@ def register_version(
     stated |= {"edgequant.base_commit": commit} if commit else {}
     evidence = Evidence(
         **names, run=tracking.active_run_id(), files=files_that_count(verify(checkpoint)), settings=stated,
-        measured=scores[0], baseline=scores[1], conditions=conditions,
+        measured=scores[0], baseline=scores[1], uncompared=uncompared, conditions=conditions,
         asked={setting: asked[setting] for setting in ASKED if setting in asked},
     )  # fmt: skip
     card = Card(
@@ -89,15 +94,18 @@ def register_version(
         baseline=scores[1].metrics, files=exported_files(checkpoint),
     )  # fmt: skip
     write_card(checkpoint, card)
+    of_all = {"baseline": baseline, "quantized": began, variant: measured}
     rows = [
-        {"variant": "baseline", "scheme": "none", **baseline.metrics},
-        {"variant": variant, "scheme": scheme, **measured.metrics},
+        {"variant": name, "scheme": "none" if name == "baseline" else scheme, **each.metrics}
+        for name, each in of_all.items()
+        if each is not None
     ]
+    said = f"{uncompared[:1].upper()}{uncompared[1:]}\n\n" if uncompared else ""
     with Scratch() as folder:
         version = tracking.register_checkpoint(
             checkpoint, name, tags=stated | _short_copy(evidence), about=_about(model, made_from),
             description=f"{MADE} `{variant}` of {_terms(made_from)}; model card: README.md.\n\n"
-            + description_table(rows),
+            + said + description_table(rows),
             evidence=_with_its_manifest(evidence, checkpoint, Path(folder)),
         )  # fmt: skip
     return f"models:/{name}/{version}"
@@ -118,8 +126,8 @@ def conditions_of(
     return Conditions.of(settings, data, data_dir=where, device=device, dtype=dtype, kept=own)
 
 
-def _check_figures(checkpoint: Path, measured: Scores, baseline: Scores) -> None:
-    if not measured.metrics or not baseline.metrics:
+def _check_figures(checkpoint: Path, measured: Scores, baseline: Scores, *, uncompared: str) -> None:
+    if not measured.metrics or not (baseline.metrics or uncompared):
         missing = "the checkpoint" if not measured.metrics else "the model it was made from (the baseline)"
         raise UserError(f"{checkpoint} cannot be registered: no metrics of {missing} were given; measure it first")
     for whose, row in (("its", measured.metrics), ("the baseline's", baseline.metrics)):

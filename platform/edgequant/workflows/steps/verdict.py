@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -45,18 +45,14 @@ class Verdict:
     @property
     def metrics(self) -> dict[str, float]:
         """Of the delivered variant: its losses with their intervals, whether it is harmed, what was won back."""
-        found = {HARMED: float(bool(self.harm))}
-        for loss in self.losses.get(self.delivered, ()):
-            name = f"against_baseline/{loss.metric.replace('/', '_')}_loss"
-            ends = {f"{name}_ci_low": loss.low, f"{name}_ci_high": loss.high}
-            found |= {name: loss.loss} | {end: bound for end, bound in ends.items() if bound is not None}
+        found = loss_metrics(self.losses.get(self.delivered, ()), self.harm)
         return found | ({} if self.recovered is None else {"qat/recovered_fraction": self.recovered})
 
     @property
     def lines(self) -> list[str]:
         """What a reader has to know before the table."""
         found = [f"delivered: {self.delivered}, because {self.because}"]
-        found += [f"harmed: {reason}; not offered for promotion" for reason in self.harm]
+        found += harm_lines(self.harm)
         if self.recovered_because:
             found.append(f"recovered fraction: {self.recovered_because}")
         return found
@@ -67,10 +63,29 @@ class Verdict:
         return {
             "edgequant.delivered": self.delivered,
             "edgequant.delivered_because": self.because,
-            "edgequant.verdict": "harmed" if self.harm else "not harmed",
-            "edgequant.harm": "; ".join(self.harm),
+            **harm_tags(self.harm),
             "edgequant.recovered_fraction": "defined" if self.recovered_because == "" else self.recovered_because,
         }
+
+
+def loss_metrics(found: Sequence[Loss], harm: Sequence[str]) -> dict[str, float]:
+    """What a model lost against its baseline, with intervals, and whether it is harmed."""
+    told = {HARMED: float(bool(harm))}
+    for loss in found:
+        name = f"against_baseline/{loss.metric.replace('/', '_')}_loss"
+        ends = {f"{name}_ci_low": loss.low, f"{name}_ci_high": loss.high}
+        told |= {name: loss.loss} | {end: bound for end, bound in ends.items() if bound is not None}
+    return told
+
+
+def harm_lines(harm: Sequence[str]) -> list[str]:
+    """What speaks against promoting a model, for people."""
+    return [f"harmed: {reason}; not offered for promotion" for reason in harm]
+
+
+def harm_tags(harm: Sequence[str]) -> dict[str, str]:
+    """The verdict, for the registry."""
+    return {"edgequant.verdict": "harmed" if harm else "not harmed", "edgequant.harm": "; ".join(harm)}
 
 
 def log(found: Verdict, metrics: Mapping[str, float]) -> None:
