@@ -45,6 +45,26 @@ def test_rows_are_full_and_hold_no_special_token(sure, cache):
     assert len(rows[:, 0].unique()) > 20  # first tokens are drawn from the whole vocabulary
 
 
+def test_a_preallocated_cache_gives_the_same_rows_as_generate(sure):
+    tokens, rows = torch.arange(20, 26)[:, None], []
+    for go_on in (generated_text._continued, generated_text._continued_in_a_graph):
+        torch.manual_seed(3)
+        draw = generated_text._Draw(sure.model.generation_config.eos_token_id, "cpu")
+        rows.append(go_on(sure.model, tokens, 24, draw))
+        draw.check()
+    assert torch.equal(*rows) and rows[0].shape == (6, 24)
+
+
+@pytest.mark.gpu
+def test_a_graph_s_rows_differ_and_are_the_same_again(sure, cache):
+    sure.model.to("cuda")
+    rows = written(sure, count=64)
+    assert len({tuple(row) for row in rows.tolist()}) == 64
+    for file in cache.rglob("*.safetensors"):
+        file.unlink()
+    assert torch.equal(written(sure, count=64), rows) and not torch.equal(written(sure, count=64, seed=1), rows)
+
+
 def test_the_first_tokens_are_the_most_probable_and_the_later_ones_are_sampled(sure, cache):
     rows = written(sure, count=64)
     with torch.no_grad():

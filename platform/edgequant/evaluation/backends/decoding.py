@@ -39,17 +39,27 @@ def timings(model: Any, prompt: torch.Tensor, method: str, new_tokens: int, repe
         yield DecodeTiming(first, first + rest, new_tokens)
 
 
+def likeliest(logits: torch.Tensor) -> torch.Tensor:
+    """The token [batch, 1] that logits [batch, vocabulary] give the most to."""
+    return logits.argmax(-1, keepdim=True)
+
+
 class StaticDecoder:
-    """Greedy decoding over a preallocated cache; on a GPU the step is captured once as a CUDA graph and replayed.
+    """Decoding over a preallocated cache; on a GPU the step is captured once as a CUDA graph and replayed.
 
     Example:
         decoder = StaticDecoder(model, 512 + 128)
         decoder.begin(prompt)            # [batch, 512]
         tokens = decoder.advance(127)    # [batch, 127]
+
+    Args:
+        length: tokens of a prompt and what is decoded behind it.
+        choose: the next token [batch, 1], int64, by logits [batch, vocabulary]; on a GPU it is captured too, so that it
+            may draw random numbers and must not wait for the device.
     """
 
-    def __init__(self, model: Any, length: int) -> None:
-        self.model = model
+    def __init__(self, model: Any, length: int, choose: Callable[[torch.Tensor], torch.Tensor] = likeliest) -> None:
+        self.model, self.choose = model, choose
         self.cache = StaticCache(config=model.config, max_cache_len=length)
         self.token = torch.empty(0)
         self.graph: Any = None
@@ -59,7 +69,7 @@ class StaticDecoder:
         """Read the prompt [batch, length]; the first token of each row, [batch, 1]."""
         self.cache.reset()
         logits = self.model(input_ids=prompt, past_key_values=self.cache, use_cache=True, logits_to_keep=1).logits
-        first = logits[:, -1:].argmax(-1)
+        first = self.choose(logits[:, -1])
         if self.token.shape == first.shape:
             self.token.copy_(first)  # the graph reads and writes this very tensor
         else:
@@ -82,7 +92,7 @@ class StaticDecoder:
 
     def _step(self) -> None:
         logits = self.model(input_ids=self.token, past_key_values=self.cache, use_cache=True).logits
-        self.token.copy_(logits[:, -1:].argmax(-1))
+        self.token.copy_(self.choose(logits[:, -1]))
 
     def _capturable(self) -> bool:
         """A sliding-window layer counts its positions in Python, which a replayed graph would not advance."""

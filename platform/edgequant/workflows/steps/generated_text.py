@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from functools import partial
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgequant.errors import UserError
@@ -19,7 +19,7 @@ from edgequant.models.digest import weights_digest
 if TYPE_CHECKING:
     from torch import Tensor
 
-DRAWN = "by inverting the distribution"  # a change of how tokens are drawn is a change of the text
+DRAWN = "by inverting the distribution, in a graph on a GPU"  # a change of how tokens are drawn is a change of the text
 MAX_SEQUENCES = 8192  # a training that draws more begins again with the first
 GREEDY_TOKENS = 4
 CPU_BATCH, GPU_BATCH = 96, 1024  # rows at a time, at most; part of what a seed gives
@@ -97,40 +97,85 @@ def _first_tokens(tokenizer: Any, model: Any) -> Tensor:
 def _rows(model: Any, begin: list[int], first: Tensor, size: int, length: int, *, seed: int) -> Tensor:
     import torch
 
+    from edgequant.evaluation.backends.decoding import methods
+
     device = next(model.parameters()).device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         started = first[torch.randint(len(first), (size, 1))]
         tokens = torch.cat([torch.tensor([begin] * size, dtype=torch.int64).view(size, -1), started], 1).to(device)
-        count = length - tokens.shape[1]
-        if count <= 0:
-            return tokens
-        return model.generate(  # type: ignore[no-any-return]
-            tokens,
-            attention_mask=tokens.new_ones(tokens.shape),
-            max_new_tokens=count,
-            min_new_tokens=count,
-            repetition_penalty=1.0,
-            do_sample=False,
-            logits_processor=[partial(_next, greedy_until=tokens.shape[1] + GREEDY_TOKENS)],
-        )
+        draw = _Draw(model.generation_config.eos_token_id, device)
+        tokens = _continued(model, tokens, min(length, tokens.shape[1] + GREEDY_TOKENS))
+        in_graph = device.type == "cuda" and "static" in methods(model) and not getattr(model, "is_quantized", False)
+        if in_graph:
+            tokens = _continued_in_a_graph(model, tokens, length, draw)
+        else:
+            tokens = _continued(model, tokens, length, draw)
+    draw.check()
+    return tokens
 
 
-def _next(tokens: Tensor, logits: Tensor, *, greedy_until: int) -> Tensor:
-    """Logits [rows, vocabulary] that leave one token of each row: the most probable one at first, one that is drawn
-    then, by a random number for each row. (`do_sample` draws one for each token of the vocabulary, a quarter of the
-    time that SmolLM2 takes to write on a CPU.)"""
+def _continued(model: Any, tokens: Tensor, length: int, draw: _Draw | None = None) -> Tensor:
+    """Rows of tokens with what `generate` puts behind them: the likeliest ones, or as they are drawn."""
+    count = length - tokens.shape[1]
+    if count <= 0:
+        return tokens
+    return model.generate(  # type: ignore[no-any-return]
+        tokens,
+        attention_mask=tokens.new_ones(tokens.shape),
+        max_new_tokens=count,
+        min_new_tokens=count,
+        repetition_penalty=1.0,
+        do_sample=False,
+        logits_processor=[] if draw is None else [draw.leave_one],
+    )
+
+
+def _continued_in_a_graph(model: Any, tokens: Tensor, length: int, draw: _Draw) -> Tensor:
+    """The same through a preallocated cache and, where its layers allow, one CUDA graph: `generate` keeps a GPU waiting
+    for the host most of the time."""
     import torch
 
-    if tokens.shape[1] < greedy_until:
-        return logits
-    cumulative = logits.float().softmax(-1).cumsum(-1)
-    whole = cumulative[:, -1:].contiguous()
-    if not bool(torch.isfinite(whole).all()):
-        raise UserError(
-            "the model's predictions of the next token are not finite: it cannot write text; check its weights"
-        )
-    drawn = torch.minimum(torch.rand_like(whole) * whole, whole.nextafter(torch.zeros_like(whole)))
-    # The first token whose probability takes the sum beyond what was drawn: never one that has none.
-    token = torch.searchsorted(cumulative, drawn, right=True)
-    return torch.full_like(logits, -torch.inf).scatter_(-1, token, 0.0)
+    from edgequant.evaluation.backends.decoding import StaticDecoder
+
+    count = length - tokens.shape[1]
+    if count <= 0:
+        return tokens
+    decoder = StaticDecoder(model, length, draw)
+    return torch.cat([tokens, decoder.begin(tokens), decoder.advance(count - 1)], 1)
+
+
+class _Draw:
+    """Draws a token for each row, never one that ends text, by one random number each. (`do_sample` draws one for each
+    token of the vocabulary, a quarter of the time that SmolLM2 takes to write on a CPU.)"""
+
+    def __init__(self, ends: int | Sequence[int] | None, device: Any) -> None:
+        import torch
+
+        self.ends = torch.tensor([] if ends is None else ends, dtype=torch.int64, device=device).reshape(-1)
+        self.finite = torch.ones((), dtype=torch.bool, device=device)
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """The token [rows, 1] for logits [rows, vocabulary]; nothing waits for the device."""
+        import torch
+
+        cumulative = logits.float().index_fill(1, self.ends, -torch.inf).softmax(-1).cumsum(-1)
+        whole = cumulative[:, -1:].contiguous()
+        self.finite.logical_and_(torch.isfinite(whole).all())
+        drawn = torch.minimum(torch.rand_like(whole) * whole, whole.nextafter(torch.zeros_like(whole)))
+        # The first token whose probability takes the sum beyond what was drawn: never one that has none.
+        token = torch.searchsorted(cumulative, drawn, right=True)
+        return token.clamp(max=logits.shape[1] - 1)  # beyond it where nothing is finite
+
+    def leave_one(self, _tokens: Tensor, logits: Tensor) -> Tensor:
+        """Logits [rows, vocabulary] with one token left for each row, as `generate` takes them."""
+        import torch
+
+        return torch.full_like(logits, -torch.inf).scatter_(-1, self(logits), 0.0)
+
+    def check(self) -> None:
+        """Refuse what was drawn by logits that were not finite."""
+        if not bool(self.finite):
+            raise UserError(
+                "the model's predictions of the next token are not finite: it cannot write text; check its weights"
+            )
