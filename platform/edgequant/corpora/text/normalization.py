@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
-
-import ftfy
+from functools import cache
+from typing import Any
 
 _PUNCTUATION = str.maketrans(
     {
@@ -25,8 +25,6 @@ _PUNCTUATION = str.maketrans(
 )
 _SPACES = re.compile(r"[^\S\n]+")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
-# ftfy must not unescape "&lt;" twice over, and quotes are handled above together with their relatives.
-_FTFY = ftfy.TextFixerConfig(unescape_html=False, uncurl_quotes=False, normalization="NFKC", explain=False)
 _MAX_PASSES = 8
 
 
@@ -43,8 +41,22 @@ def normalize(text: str, *, lowercase: bool = False) -> str:
 
 
 def _one_pass(text: str) -> str:
-    text = text if text.isascii() else unicodedata.normalize("NFKC", ftfy.fix_text(text, _FTFY).translate(_PUNCTUATION))
+    text = text if text.isascii() else unicodedata.normalize("NFKC", _repaired(text).translate(_PUNCTUATION))
     return _SPACES.sub(" ", _CONTROL.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))).strip()
+
+
+def _repaired(text: str) -> str:
+    import ftfy
+
+    return ftfy.fix_text(text, _ftfy_settings())
+
+
+@cache
+def _ftfy_settings() -> Any:
+    """It must not unescape "&lt;" twice over, and quotes are handled above together with their relatives."""
+    import ftfy
+
+    return ftfy.TextFixerConfig(unescape_html=False, uncurl_quotes=False, normalization="NFKC", explain=False)
 
 
 def _lowered(text: str) -> str:
