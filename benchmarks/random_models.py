@@ -5,9 +5,9 @@
 
 Family (Llama or Qwen2), widths, depth, heads, key-value heads, tied or own head, size of the first weights and the
 vocabulary of a byte-level BPE learned from the text are drawn by the seed. Text: WikiText-2's train split where DATA
-holds it, else its validation split, and the bundled disaster documents, or what --dataset names: two million words make
-a language model that loses by rounding, 300,000 do not. The state that predicts held-out text best is
-kept. `qat_on_models.py --model FOLDER/random-0` takes the result. Needs torch and transformers alone.
+holds it, else its validation split, and the bundled disaster documents, or what --dataset names. The state that
+predicts held-out text best is kept. `qat_on_models.py --model FOLDER/random-0` takes the result. Needs torch and
+transformers alone.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from edgequant.export.choice import check_export
 from edgequant.folders import CHECKPOINT, FINETUNED, atomic_folder, made_here, share_folder
 from edgequant.outputs import Place, check_output, check_own_folder
 from edgequant.quantization.calibration import CalibrationSettings
-from edgequant.quantization.ptq.methods import AUTO
+from edgequant.quantization.ptq.methods import AUTO, needs_own_text
 from edgequant.quantization.ptq.settings import PtqSettings
 from edgequant.training.settings import UNTRAINED
 from edgequant.workflows.settings import RunSettings, WorkflowResult, configuration
@@ -65,7 +65,8 @@ def ptq(
         size_budget: mixed precision: choose bits layer by layer so that a checkpoint fits, e.g. bits_per_parameter=4.5
             or megabytes=80; schemes of fixed bits stay as they are.
         dataset: text that is calibrated on: disaster, disaster-multilingual, wikitext-2, a folder or file, or
-            self-generated (by the model); not the text that is evaluated on, whose like flatters the result.
+            self-generated (by the model); not the text that is evaluated on, whose like flatters the result. Schemes
+            with static ranges see as much text again that the model writes itself.
         ptq: how methods search.
         calibration: how methods look at activations.
         evaluation: what is measured and how.
@@ -95,6 +96,7 @@ def ptq(
     from edgequant.workflows.adaptation.floating import baseline_of
     from edgequant.workflows.steps.data import check_data, evaluation_data
     from edgequant.workflows.steps.measure import log_layer_errors, measure_items
+    from edgequant.workflows.steps.ptq_choice import own_rows
     from edgequant.workflows.steps.register import conditions_of, promote_command, register_version
     from edgequant.workflows.steps.sequences import training_sequences
     from edgequant.workflows.steps.summary import print_summary
@@ -111,7 +113,8 @@ def ptq(
             seed=run.seed, model=loaded.model, needed=wanted,
         )[:wanted]  # fmt: skip
         work = tracking.run_folder("ptq", tracked.id)
-        rounding = Rounding(method, ptq, calibration, sequences, work / "finished-blocks")
+        own = own_rows(loaded, schemes, method, sequences, dataset, seed=run.seed)
+        rounding = Rounding(method, ptq, calibration, sequences, own, work / "finished-blocks")
         mixed = [
             resolve_layer_bits(each, loaded.model, sequences, work, dtype=dtype, resume=tracked.resumed)
             for each in schemes
@@ -193,13 +196,21 @@ def _by_scheme(said: Mapping[str, Sequence[str]]) -> list[str]:
 
 
 class Rounding(NamedTuple):
-    """How weights and ranges are chosen. `sequences` [n, length] are token ids; finished blocks go to `work_folder`."""
+    """How weights and ranges are chosen. `sequences` [n, length] are token ids, as are `own` [m, length], which the
+    model wrote itself, for methods that need them; finished blocks go to `work_folder`."""
 
     method: str
     settings: PtqSettings
     calibration: CalibrationSettings
     sequences: Tensor
+    own: Tensor
     work_folder: Path
+
+    def rows_for(self, scheme: Scheme) -> Tensor:
+        """Token ids [n, length] that a scheme is calibrated on."""
+        from edgequant.workflows.steps.sequences import in_turn
+
+        return in_turn(self.sequences, self.own) if needs_own_text(scheme, self.method) else self.sequences
 
 
 def write_quantized(
@@ -218,7 +229,7 @@ def write_quantized(
     errors = quantize(
         model,
         scheme,
-        calibration=[rounding.sequences.to(model.device)],
+        calibration=[rounding.rows_for(scheme).to(model.device)],
         method=rounding.method,
         settings=rounding.settings,
         calibration_settings=rounding.calibration,

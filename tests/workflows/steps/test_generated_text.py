@@ -11,14 +11,12 @@ import torch
 from edgequant import tracking
 from edgequant.corpora.disaster.corpus import bundled_documents
 from edgequant.errors import UserError
-from edgequant.quantization.calibration import CalibrationSettings
 from edgequant.training.settings import TrainingSettings
 from edgequant.workflows.qat import qat
 from edgequant.workflows.settings import RunSettings
 from edgequant.workflows.steps import generated_text
 from edgequant.workflows.steps.data import evaluation_data, training_texts
 from edgequant.workflows.steps.generated_text import GREEDY_TOKENS, generated_sequences
-from edgequant.workflows.steps.qat_experiment import QatExperiment
 from edgequant.workflows.steps.sequences import split_sequences, training_sequences
 from edgequant.workflows.steps.text_mix import check_dataset
 
@@ -45,7 +43,8 @@ def test_rows_are_full_and_hold_no_special_token(sure, cache):
     assert len(rows[:, 0].unique()) > 20  # first tokens are drawn from the whole vocabulary
 
 
-def test_a_preallocated_cache_gives_the_same_rows_as_generate(sure):
+def test_caches_that_grow_by_stages_give_the_same_rows_as_generate(sure, monkeypatch):
+    monkeypatch.setattr(generated_text, "STAGE", 8)
     tokens, rows = torch.arange(20, 26)[:, None], []
     for go_on in (generated_text._continued, generated_text._continued_in_a_graph):
         torch.manual_seed(3)
@@ -199,13 +198,3 @@ def test_rows_at_a_time_fill_a_share_of_a_gpu_s_memory(tiny, monkeypatch):
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, memory=memory: memory)
         batches.append(generated_text._batch(config, 512, torch.device("cuda")))
     assert batches == [64, generated_text.GPU_BATCH, 1]
-
-
-def test_calibration_takes_what_the_model_did_not_write_first():
-    rows = torch.arange(10).view(10, 1)
-    experiment = SimpleNamespace(
-        sequences=rows, generated=rows[:, 0] % 2 == 0, device="cpu",
-        calibration=CalibrationSettings(num_calibration_samples=7, batch_size=3),
-    )  # fmt: skip
-    batches = QatExperiment.calibration_batches.fget(experiment)
-    assert [batch.flatten().tolist() for batch in batches] == [[1, 3, 5], [7, 9, 0], [2]]

@@ -244,6 +244,17 @@ def best_method(scheme: Scheme, parameters: int, device: str, *, has_text: bool)
     return f"{scaling}gptq+block_ap{'+e2e_qp' if parameters <= MOST_TUNED else ''}"
 
 
+def needs_own_text(scheme: Scheme, method: str) -> bool:
+    """Whether calibration is to show a method what the model itself writes, as much of it as of other text.
+
+    Fixed ranges, and scales of features that are fitted to them, come from the extremes that calibration shows; a model
+    that writes meets others than those of human text. Without such scales wider ranges only coarsen the rounding, and
+    where each token has a range of its own human text is the better one.
+    """
+    static = scheme.activation is not None and scheme.activation.mode == "static"
+    return static and (method == AUTO or parse_method(method).scale is not None)
+
+
 def affordable_tokens(parameters: int, device: str) -> int | None:
     """How many calibration tokens `auto` looks at on this kind of device; None: all."""
     return max(1, TOKENS_ON_CPU // max(1, parameters)) if device == "cpu" else None

@@ -24,6 +24,7 @@ MAX_SEQUENCES = 8192  # a training that draws more begins again with the first
 GREEDY_TOKENS = 4
 CPU_BATCH, GPU_BATCH = 96, 1024  # rows at a time, at most; part of what a seed gives
 CACHE_SHARE = 0.25  # of a GPU's memory, for the keys and values of the rows that are written at a time
+STAGE = 128  # tokens by which a preallocated cache grows: every step goes through all of it, empty or not
 
 
 def generated_sequences(model: Any, tokenizer: Any, count: int, length: int, *, seed: int = 0) -> Tensor:
@@ -44,7 +45,7 @@ def generated_sequences(model: Any, tokenizer: Any, count: int, length: int, *, 
     from edgequant.progress import Progress
 
     count = min(count, MAX_SEQUENCES)
-    begin, first = _beginning(tokenizer), _first_tokens(tokenizer, model)
+    begin, first = _beginning(tokenizer), text_tokens(tokenizer, model)
     device = next(model.parameters()).device
     dtype, batch = models.pick_dtype("auto", str(device)), _batch(model.config, length, device)
     what = repr((weights_digest(model), begin, first.tolist(), count, length, seed, GREEDY_TOKENS, DRAWN, batch, dtype))
@@ -85,7 +86,7 @@ def _beginning(tokenizer: Any) -> list[int]:
     return [bos] if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else []
 
 
-def _first_tokens(tokenizer: Any, model: Any) -> Tensor:
+def text_tokens(tokenizer: Any, model: Any) -> Tensor:
     """Every token that text can be made of: [n] int64."""
     import torch
 
@@ -132,17 +133,17 @@ def _continued(model: Any, tokens: Tensor, length: int, draw: _Draw | None = Non
 
 
 def _continued_in_a_graph(model: Any, tokens: Tensor, length: int, draw: _Draw) -> Tensor:
-    """The same through a preallocated cache and, where its layers allow, one CUDA graph: `generate` keeps a GPU waiting
-    for the host most of the time."""
+    """The same through preallocated caches and, where their layers allow, a CUDA graph for each: `generate` keeps a GPU
+    waiting for the host most of the time."""
     import torch
 
     from edgequant.evaluation.backends.decoding import StaticDecoder
 
-    count = length - tokens.shape[1]
-    if count <= 0:
-        return tokens
-    decoder = StaticDecoder(model, length, draw)
-    return torch.cat([tokens, decoder.begin(tokens), decoder.advance(count - 1)], 1)
+    while (there := tokens.shape[1]) < length:
+        end = min(length, there + STAGE)
+        decoder = StaticDecoder(model, end, draw)
+        tokens = torch.cat([tokens, decoder.begin(tokens), decoder.advance(end - there - 1)], 1)
+    return tokens
 
 
 class _Draw:

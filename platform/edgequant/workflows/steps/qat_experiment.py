@@ -35,7 +35,7 @@ from edgequant.training.watch import Losses
 from edgequant.workflows.settings import RunSettings
 from edgequant.workflows.steps.held_out import HeldOut, keep_from_forgetting, split_and_held_out
 from edgequant.workflows.steps.layer_bits import resolve_layer_bits
-from edgequant.workflows.steps.ptq_choice import candidates, choose_method, rounding_key
+from edgequant.workflows.steps.ptq_choice import choose_method, methods_to_try, rounding_key, rows_to_calibrate
 from edgequant.workflows.steps.teacher import load_teacher
 
 Metrics = dict[str, float]
@@ -115,23 +115,19 @@ class QatExperiment:
         kept = self.folder / "ptq-method.json"
         if self.resume and (found := read_json(kept)) is not None:
             return str(found["chosen"])
-        names = self.qat.ptq_methods(candidates(self.scheme, self.parameters, self.device))
         given = (self.scheme, self.calibration_batches, self.calibration, self.held_out, self.folder / START_BLOCKS)
-        choice = self.shared.once("ptq-choice", rounding_key(self), lambda: choose_method(names, self.floating, *given))
+        what = (methods_to_try(self), self.floating, *given)
+        choice = self.shared.once("ptq-choice", rounding_key(self), lambda: choose_method(*what))
         if choice.model is not None and not self.qat.sparsity:
             self.rounded["ptq"] = choice.model, choice.errors
         write_atomically(kept, json.dumps({"chosen": choice.method, "tried": choice.rows}))
         return choice.method
 
-    @property
+    @cached_property
     def calibration_batches(self) -> list[Tensor]:
-        """Training sequences that show PTQ, and QAT before its first step, what activations look like.
-
-        Text that the model did not write comes first: integers chosen on its own text cost tasks more.
-        """
-        ordered = torch.cat([self.sequences[~self.generated], self.sequences[self.generated]])
-        chosen = ordered[: self.calibration.num_calibration_samples].to(self.device)
-        return list(chosen.split(self.calibration.batch_size))
+        """Training sequences that show PTQ, and QAT before its first step, what activations look like."""
+        rows = rows_to_calibrate(self)
+        return list(rows.to(self.device).split(self.calibration.batch_size))
 
     @cached_property
     def trained_control(self) -> nn.Module:

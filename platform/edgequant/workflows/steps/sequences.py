@@ -101,6 +101,32 @@ def split_sequences(
     return Split(mixed[chosen], kept[order(kept)], generated[chosen])
 
 
+def calibration_rows(sequences: Tensor, generated: Tensor, count: int, *, own: bool) -> Tensor:
+    """Rows that show PTQ what activations look like, out of those of a text [n, length].
+
+    Args:
+        generated: which of them the model wrote itself [n], bool. Integers that were chosen on its own text cost tasks
+            more, so that such rows come in where there are too few others.
+        count: how many.
+        own: as many again of those that it wrote, in turn with the others, as `ptq.methods.needs_own_text` says.
+    """
+    import torch
+
+    others, written = sequences[~generated], sequences[generated]
+    if not own:
+        return torch.cat([others, written])[:count]
+    return in_turn(others[:count], written[:count])
+
+
+def in_turn(first: Tensor, second: Tensor) -> Tensor:
+    """The rows of both, one of each after the other, until the shorter ends."""
+    import torch
+
+    shared = min(len(first), len(second))
+    mixed = torch.stack([first[:shared], second[:shared]], 1).flatten(0, 1)
+    return torch.cat([mixed, first[shared:], second[shared:]])
+
+
 def _own_validation(dataset: str, tokenizer: Any, length: int, data: EvaluationData) -> Tensor:
     """Rows of a data set's own validation split, evenly over it; none where it has no such split, or a short one.
 
