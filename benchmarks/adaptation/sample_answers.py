@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT / "platform"))
 from edgequant import models  # noqa: E402
 from edgequant.disk.leftovers import Scratch  # noqa: E402
 from edgequant.evaluation.backends.llama_cpp.server import start_server  # noqa: E402
-from edgequant.workflows.chat import files_of, has_template, said_in  # noqa: E402
+from edgequant.workflows.chat import answer, files_of, has_template  # noqa: E402
 
 QUESTIONS = ROOT / "platform" / "edgequant" / "corpora" / "disaster" / "closed_book_questions.jsonl"
 
@@ -49,22 +49,13 @@ def answers(model: str, questions: list[str], tokens: int) -> list[str]:
         file, lora = files_of(models.check_available(model), Path(scratch))
         server = start_server(file, lora=lora, threads=None)
         conversation = has_template(file)
-        return [answer(server, question, tokens, conversation=conversation) for question in questions]
-
-
-def answer(server: Any, question: str, tokens: int, *, conversation: bool) -> str:
-    said: list[str] = []
-
-    def take(chunk: dict[str, Any]) -> bool:
-        said.append(said_in(chunk))
-        return False
-
-    wanted = {"max_tokens": tokens, "temperature": 0.0, "stream": True}
-    if conversation:
-        server.handle_chat_completions({"messages": [{"role": "user", "content": question}], **wanted}, take)
-    else:
-        server.handle_completions({"prompt": question, **wanted}, take)
-    return " ".join("".join(said).split())
+        wanted: dict[str, Any] = {"show": str, "max_tokens": tokens, "temperature": 0.0}
+        return [
+            " ".join(
+                answer(server, [{"role": "user", "content": each}] if conversation else [], each, **wanted).split()
+            )
+            for each in questions
+        ]
 
 
 if __name__ == "__main__":

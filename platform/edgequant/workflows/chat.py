@@ -7,7 +7,8 @@ edgequant chat --model small.gguf --prompt "How is flood water made safe to drin
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +48,7 @@ def chat(
         for asked in _prompts(prompt):
             turn = [*messages, {"role": "user", "content": asked}] if conversation else []
             try:
-                said = _answer(server, turn, asked, max_new_tokens)
+                said = answer(server, turn, asked, show=partial(print, end="", flush=True), max_tokens=max_new_tokens)
             except UserError as error:
                 if prompt is not None:
                     raise
@@ -128,17 +129,18 @@ def _prompts(prompt: str | None) -> Iterator[str]:
         yield asked
 
 
-def said_in(chunk: dict[str, Any]) -> str:
-    """The text of a chunk that llama.cpp's server streams, of a conversation or of a completion."""
-    choice = (chunk.get("choices") or [{}])[0]
-    return str(choice.get("delta", {}).get("content") or choice.get("text") or chunk.get("content") or "")
+def answer(
+    server: Any, messages: list[dict[str, str]], asked: str, *, show: Callable[[str], Any], **wanted: Any
+) -> str:
+    """What a llama.cpp server answers, or where a model has no chat template, how it continues the text.
 
-
-def _answer(server: Any, messages: list[dict[str, str]], asked: str, max_new_tokens: int) -> str:
-    """Print an answer as it comes, or where a model has no chat template, how it continues the text; returns it.
+    Args:
+        messages: of the conversation, the last of them the question; none where there is no template.
+        show: called with each piece as it comes.
+        wanted: settings of the completion, such as `max_tokens`.
 
     Raises:
-        UserError: llama.cpp's server gives none, and why.
+        UserError: it gives none, and why.
     """
     said: list[str] = []
     refused: list[UserError] = []
@@ -147,21 +149,25 @@ def _answer(server: Any, messages: list[dict[str, str]], asked: str, max_new_tok
         if "error" in chunk:
             refused.append(_refusal(chunk["error"], "conversation" if len(messages) > 1 else "prompt"))
             return True
-        text = said_in(chunk)
-        said.append(text)
-        print(text, end="", flush=True)
+        said.append(_said_in(chunk))
+        show(said[-1])
         return False
 
-    wanted = {"max_tokens": max_new_tokens, "stream": True}
     if messages:
-        server.handle_chat_completions({"messages": messages, **wanted}, take)
+        server.handle_chat_completions({"messages": messages, "stream": True, **wanted}, take)
     else:
-        server.handle_completions({"prompt": asked, **wanted}, take)
+        server.handle_completions({"prompt": asked, "stream": True, **wanted}, take)
     if said or not refused:
-        print()
+        show("\n")
     if refused:
         raise refused[0]
     return "".join(said)
+
+
+def _said_in(chunk: dict[str, Any]) -> str:
+    """The text of a chunk that llama.cpp's server streams, of a conversation or of a completion."""
+    choice = (chunk.get("choices") or [{}])[0]
+    return str(choice.get("delta", {}).get("content") or choice.get("text") or chunk.get("content") or "")
 
 
 def _refusal(error: dict[str, Any], what: str) -> UserError:
