@@ -69,7 +69,8 @@ def quantize(
             since scales are computed in the type of the weights.
         scheme: what to quantise and how, e.g. "w4-g64" or "w4a8-g32+emb4".
         calibration: token batches [batch, length], int64, without padding, on the model's device; most methods and
-            static activation ranges need them. Never text that is evaluated on.
+            static activation ranges need them (behind smoothquant best half of it written by the model itself). Never
+            text that is evaluated on.
         method: rtn, or others in a row such as "awq+gptq"; `edgequant ptq --help` lists them.
         settings: of the methods.
         calibration_settings: batch size, precision and observer; `calibration` itself says how much text there is.
