@@ -103,6 +103,14 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def content_digest(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes, or of a folder's files, their names and bytes; wherever they lie."""
+    if path.is_file():
+        return sha256_of(path)
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    return sha256_of_bytes("".join(f"{file.relative_to(path)} {sha256_of(file)}\n" for file in files))
+
+
 def sha256_of_bytes(content: bytes | str) -> str:
     """Hexadecimal SHA-256 of bytes, or of a text's UTF-8 bytes."""
     return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()

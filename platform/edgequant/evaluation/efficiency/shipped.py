@@ -17,7 +17,8 @@ from edgequant.evaluation.backends.llama_cpp.timed_alone import repacking_works,
 from edgequant.evaluation.backends.memory_limit import MemoryLimit
 from edgequant.evaluation.efficiency.latency import median_metrics, timed_values
 from edgequant.evaluation.efficiency.latency_lengths import Lengths, fitting_lengths
-from edgequant.files import bytes_of
+from edgequant.evaluation.efficiency.timed_once import once
+from edgequant.files import bytes_of, content_digest
 
 
 def shipped_metrics(
@@ -33,7 +34,7 @@ def shipped_metrics(
     """Size and peak memory in GB; medians over fresh processes in ms: load, first token, prefill and decode per token.
 
     One repetition more goes first and is not counted: it brings the file into the disk's cache. Medians have bounds and
-    90th percentiles as `latency_metrics`.
+    90th percentiles as `latency_metrics`. Within `timed_once` the same bytes are timed once.
 
     Args:
         file: a .gguf file, which llama.cpp runs, or an ONNX folder, which onnxruntime-genai runs.
@@ -47,14 +48,32 @@ def shipped_metrics(
         shipped_metrics(Path("model.gguf"), threads=1)["deploy/decode_ms_per_token"]
     """
     chosen = threads or physical_cores()
-    time_one = _timer(file, threads=chosen, prompt_length=prompt_length, new_tokens=new_tokens)
+    lengths = {"prompt_length": prompt_length, "new_tokens": new_tokens}
+
+    def of() -> dict[str, Any]:
+        limited = None if memory is None else (memory.limit, memory.how)
+        how = {"threads": chosen, "repetitions": repetitions, "memory": limited, **lengths}
+        return {"file": content_digest(file), "kind": file.suffix, **how}
+
+    def time() -> list[Alone]:
+        return _repetitions(_timer(file, threads=chosen, **lengths), repetitions, memory)
+
+    return _metrics(file, once(of, time).figures, prompt_length, chosen, prefix)
+
+
+def _repetitions(time_one: Callable[..., Alone], repetitions: int, memory: MemoryLimit | None) -> list[Alone]:
+    """The first, which is not counted, and the others."""
     first = time_one(seed=0)
     within = memory.within if memory is not None and first.peak_rss <= memory.limit else ()
-    alone = [time_one(seed=1 + repetition, within=within) for repetition in range(repetitions)]
+    return [first, *(time_one(seed=1 + repetition, within=within) for repetition in range(repetitions))]
+
+
+def _metrics(file: Path, found: list[Alone], prompt_length: int, threads: int, prefix: str) -> dict[str, float]:
+    alone = found[1:]
     timed = [DecodeTiming(each.first_token, each.total, each.new_tokens, each.load) for each in alone]
     values = timed_values(timed, prompt_length) | {"load_ms": np.array([1000 * each.load for each in alone])}
-    metrics = {f"{prefix}/size_gb": bytes_of(file) / GB, f"{prefix}/threads": float(chosen)}
-    metrics[f"{prefix}/peak_rss_gb"] = max(each.peak_rss for each in [first, *alone]) / GB
+    metrics = {f"{prefix}/size_gb": bytes_of(file) / GB, f"{prefix}/threads": float(threads)}
+    metrics[f"{prefix}/peak_rss_gb"] = max(each.peak_rss for each in found) / GB
     for name, measured in values.items():
         metrics |= median_metrics(f"{prefix}/{name}", measured, 0.95)
     return metrics

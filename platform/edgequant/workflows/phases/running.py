@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from edgequant.evaluation.efficiency.timed_once import timed_once
 from edgequant.workflows.phases.checks import PHASES
 from edgequant.workflows.phases.ledger import Ledger
 from edgequant.workflows.phases.plan import Plan
@@ -20,19 +21,22 @@ def run_phases(
 ) -> None:
     """All phases of one model but the report; adds a row of the summary for each as soon as it is done.
 
+    A model that several of them measure is timed once.
+
     Args:
         but: phases to leave to another call.
     """
-    for phase in PHASES:
-        if phase in but:
-            continue
-        if phase in plan.phases and phase not in ("report", "compare", "adapt"):
-            rows.append(done(name, phase, plan, ledger))
-        if phase == "adapt":
-            for order in plan.adapt:
-                rows.append(done(name, f"adapt-{order}", plan, ledger))
-        if phase == "compare" and phase in plan.phases:
-            rows.append(compared(name, plan, timing))
+    with timed_once():
+        for phase in PHASES:
+            if phase in but:
+                continue
+            if phase in plan.phases and phase not in ("report", "compare", "adapt"):
+                rows.append(done(name, phase, plan, ledger))
+            if phase == "adapt":
+                for order in plan.adapt:
+                    rows.append(done(name, f"adapt-{order}", plan, ledger))
+            if phase == "compare" and phase in plan.phases:
+                rows.append(compared(name, plan, timing))
 
 
 def done(name: str, phase: str, plan: Plan, ledger: Ledger) -> dict[str, Any]:
