@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
 
 import pytest
+from datasketch import MinHash
 
 from edgequant.corpora.curation import annotation
 from edgequant.corpora.curation.annotation import Row, _minhash, annotate
@@ -33,6 +35,19 @@ def test_a_chunk_with_one_word_changed_is_a_duplicate_and_another_text_is_not() 
     changed[40] = "changed"
     rows = [row(prose(1)), row(prose(2)), row(" ".join(changed))]
     assert find_near_duplicates(rows, ["train"] * 3, 0.8) == {2: 0}
+
+
+def test_all_chunks_are_hashed_by_permutations_that_are_drawn_once(monkeypatch) -> None:
+    drawn = []
+    draw = MinHash._init_permutations
+    monkeypatch.setattr(MinHash, "_init_permutations", lambda self, count: drawn.append(count) or draw(self, count))
+    annotation._empty_sketch.cache_clear()
+    rows = [row(prose(seed)) for seed in range(4)]
+    find_near_duplicates(rows, ["train"] * 4, 0.8)
+    assert drawn == [annotation.PERMUTATIONS]
+    alone = MinHash(num_perm=annotation.PERMUTATIONS, seed=1)
+    alone.update_batch([shingle.encode() for shingle in annotation.shingles(prose(3))])
+    assert base64.b64decode(rows[3].minhash) == alone.hashvalues.astype("<u4").tobytes()
 
 
 def test_of_two_copies_the_training_one_goes() -> None:

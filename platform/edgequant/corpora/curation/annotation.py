@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgequant.corpora.contamination import words_of
 from edgequant.corpora.curation.metadata import UNKNOWN, describe, language_of
@@ -12,6 +13,9 @@ from edgequant.corpora.disaster.domain_classifier import Domain, classify
 from edgequant.corpora.documents import DOMAINS, SPLITS
 from edgequant.corpora.processed_file import ProcessedFile, ProcessedPart
 from edgequant.files import sha256_of_bytes
+
+if TYPE_CHECKING:
+    from datasketch import MinHash
 
 PERMUTATIONS = 128
 _SHINGLE_WORDS = 3
@@ -96,9 +100,19 @@ def shingles(text: str) -> set[str]:
     return {" ".join(words[start : start + _SHINGLE_WORDS]) for start in range(len(words) - _SHINGLE_WORDS + 1)}
 
 
-def _minhash(text: str) -> str:
+@cache
+def _empty_sketch() -> MinHash:
     from datasketch import MinHash
 
-    sketch = MinHash(num_perm=PERMUTATIONS, seed=1)
+    return MinHash(num_perm=PERMUTATIONS, seed=1)
+
+
+def new_sketch() -> MinHash:
+    """An empty MinHash of the permutations that all share, which take longer to draw than a chunk to hash."""
+    return _empty_sketch().copy()
+
+
+def _minhash(text: str) -> str:
+    sketch = new_sketch()
     sketch.update_batch([shingle.encode() for shingle in sorted(shingles(text))])
     return base64.b64encode(sketch.hashvalues.astype("<u4").tobytes()).decode()

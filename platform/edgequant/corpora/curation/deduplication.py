@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 
-from edgequant.corpora.curation.annotation import PERMUTATIONS, Row, shingles
+from edgequant.corpora.curation.annotation import PERMUTATIONS, Row, new_sketch, shingles
 
 _KEEP_FIRST = {"test": 0, "validation": 1, "train": 2}
 
@@ -22,13 +22,13 @@ def find_near_duplicates(rows: Sequence[Row], splits: Sequence[str], threshold: 
         threshold: Jaccard similarity of word 3-grams, 0 to 1, from which two chunks count as the same.
     """
     import numpy as np
-    from datasketch import MinHash, MinHashLSH
+    from datasketch import MinHashLSH
 
     index = MinHashLSH(threshold=min(threshold, 0.99), num_perm=PERMUTATIONS)
     duplicates: dict[int, int] = {}
     for position in sorted(range(len(rows)), key=lambda row: (_KEEP_FIRST[splits[row]], row)):
         values = np.frombuffer(base64.b64decode(rows[position].minhash), dtype="<u4").astype(np.uint64)
-        sketch = MinHash(num_perm=PERMUTATIONS, seed=1)
+        sketch = new_sketch()
         sketch.hashvalues = values
         own = shingles(rows[position].columns["text"])
         near = [other for other in sorted(index.query(sketch)) if _jaccard(own, rows[other]) >= threshold]
