@@ -17,6 +17,7 @@ from functools import partial
 from typing import NoReturn
 
 from edgequant import commands, interruption  # looks at the environment before MLflow changes it
+from edgequant.command_line.freed_memory import keep_freed
 from edgequant.redaction import without_secrets
 
 RESUMED = ("baseline", "ptq", "qat", "finetune", "evaluate", "tune", "pipeline")  # workflows with an option `resume`
@@ -66,6 +67,7 @@ def run() -> int:
     An error that nobody foresaw keeps its traceback; a signal's end is told in one line.
     """
     gc.set_threshold(*SELDOM)
+    keep_freed()
     launched = os.environ.get(LAUNCHED)
     last = None if launched is None else partial(_keep_killed, launched, os.getppid())
     watch = interruption.Watch(line=_how_to_go_on, last=last)
