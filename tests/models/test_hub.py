@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from edgequant import models
 from edgequant.errors import UserError
 from edgequant.models import hub
-from edgequant.models.sources import origin
+from edgequant.models.origin import origin
 
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 

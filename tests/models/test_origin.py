@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from edgequant.models.sources import HUB_MODELS, NOT_STATED, Origin, origin
+from edgequant.models.origin import NOT_STATED, Origin, origin
+from edgequant.models.sources import HUB_MODELS
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard, constants
 from edgequant import models
 from edgequant.errors import UserError
 from edgequant.models.manifest import Baseline, record_baseline, stated_baseline
-from edgequant.models.sources import Origin
+from edgequant.models.origin import Origin
 from edgequant.reporting.model_card import Card, write_card
 from edgequant_registry.hub.push import push
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from edgequant.models.sources import Origin, origin
+from edgequant.models.origin import Origin, origin
 from edgequant.reporting.licenses import terms_of
 from edgequant.reporting.model_card import (
     FILE,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from edgequant.models.sources import NOT_STATED, Origin
+from edgequant.models.origin import NOT_STATED, Origin
 
 HUB = "https://huggingface.co"
 # Of the ids that model hubs know, those that need no name and link beside them.

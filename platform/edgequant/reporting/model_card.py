@@ -12,7 +12,7 @@ from typing import Any
 from edgequant.files import sha256_of, write_atomically
 from edgequant.folders import MANIFEST
 from edgequant.models.manifest import list_file
-from edgequant.models.sources import Origin, origin
+from edgequant.models.origin import Origin, origin
 from edgequant.reporting.columns import columns, headline
 from edgequant.reporting.licenses import Terms, terms_of
 from edgequant.reporting.protocols import protocols_for

@@ -74,7 +74,8 @@ def folder_of(source: ModelSource) -> Path:
 def card_of(source: ModelSource, folder: Path, repo: str) -> str:
     """The card that lies in the folder, else one that says what is known; its commands name the repository."""
     from edgequant.models.manifest import verify_if_ours
-    from edgequant.models.sources import SHORT_NAMES, origin
+    from edgequant.models.origin import origin
+    from edgequant.models.sources import SHORT_NAMES
     from edgequant.reporting.model_card import FILE, Card, exported_files, located, model_card
 
     if (folder / FILE).is_file():

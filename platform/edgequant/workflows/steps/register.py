@@ -21,7 +21,7 @@ from edgequant.models.manifest import files_that_count, list_file, verify
 if TYPE_CHECKING:
     from edgequant.evaluation.settings import EvaluationSettings
     from edgequant.evaluation.tasks.task import EvaluationData
-    from edgequant.models.sources import Origin
+    from edgequant.models.origin import Origin
     from edgequant.workflows.settings import RunSettings
 
 MADE = "Made by edgequant:"  # how descriptions of versions begin, until somebody writes one
@@ -69,7 +69,7 @@ def register_version(
         UserError: no metrics of the checkpoint or of the baseline, or one that is not finite.
     """
     from edgequant import tracking
-    from edgequant.models.sources import origin
+    from edgequant.models.origin import origin
     from edgequant.quantization.checkpoint import ensure_manifest
     from edgequant.reporting.description import description_table
     from edgequant.reporting.model_card import Card, exported_files, write_card
