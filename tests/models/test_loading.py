@@ -61,6 +61,20 @@ def test_a_source_is_told_by_its_form(source, kind, name):
 
 
 @pytest.mark.parametrize(
+    ("source", "family"),
+    [
+        ("tiny", "tiny"),
+        ("models:/edgequant-Tiny/3", "tiny"),
+        ("models:/edgequant-tiny@champion", "tiny"),
+        ("models:/their model/3", "their-model"),
+        ("runs:/0123abcd/checkpoint", "0123abcd-checkpoint"),
+    ],
+)
+def test_what_is_made_of_a_registered_version_goes_by_the_name_of_all_versions(source, family):
+    assert models.resolve(source).family == family
+
+
+@pytest.mark.parametrize(
     ("source", "message"),
     [
         ("gpt5", r"model 'gpt5' is unknown; give a short name \(qwen2\.5-0\.5b, .*tiny\), a hub id"),
@@ -170,7 +184,7 @@ def test_registered_models_and_run_artifacts_load_by_uri(saved, tiny, store, tmp
         assert torch.equal(logits(models.load(uri, device="cpu").model), logits(tiny.model))
         assert models.load_tokenizer(uri)("é").input_ids == tiny.tokenizer("é").input_ids
         source = models.check_available(uri)
-        assert (source.kind, source.name) == ("folder", models.resolve(uri).name)
+        assert (source.kind, source.name, source.family) == ("folder", models.resolve(uri).name, "tiny")
     kept = next(Path(store.get_run(run.id).info.artifact_uri.removeprefix("file://")).rglob("model.safetensors"))
     kept.write_bytes(kept.read_bytes()[:1000])
     with pytest.raises(UserError, match=r"model\.safetensors"):

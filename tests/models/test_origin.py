@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from edgequant import tracking
 from edgequant.models.origin import NOT_STATED, Origin, origin
 from edgequant.models.sources import HUB_MODELS
 
@@ -18,7 +19,6 @@ from edgequant.models.sources import HUB_MODELS
         ("microsoft/phi-1_5", "microsoft/phi-1_5", "mit"),
         ("gemma-3-1b-it", "google/gemma-3-1b-it", "gemma"),
         ("someone/unheard-of", "someone/unheard-of", NOT_STATED),
-        ("models:/edgequant-tiny/3", "edgequant-tiny-3", NOT_STATED),
         ("no such model", "no such model", NOT_STATED),
     ],
 )
@@ -53,6 +53,16 @@ def test_a_folders_card_says_base_model_and_licence(tmp_path, card, expected):
         (folder / "README.md").write_text(card)
     found = origin(str(folder))
     assert (found.base_model, found.license) == expected
+
+
+def test_a_registered_version_says_whose_it_is_by_its_card(store, tmp_path):
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    (folder / "README.md").write_text("---\nlicense: mit\nbase_model: a/b\n---\n")
+    with tracking.workflow_run("ptq", {}):
+        tracking.register_checkpoint(folder, "edgequant-b", tags={})
+    assert origin("models:/edgequant-b/1") == Origin("a/b", "mit")
+    assert origin("models:/edgequant-b/2") == Origin("b", NOT_STATED)
 
 
 def test_a_card_that_is_no_text_costs_the_licence_alone(tmp_path):

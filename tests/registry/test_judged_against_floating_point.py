@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from edgequant import models
+from edgequant import models, tracking
 from edgequant.errors import UserError
 from edgequant.evaluation.evidence_file import FILE, read
 from edgequant.evaluation.settings import EvaluationSettings
@@ -127,12 +127,14 @@ def test_what_was_tuned_twice_is_judged_against_the_same_floating_point_model(ch
     first = tuned(checkpoints[BAD])
     tuned(first.checkpoint)
     tuned("models:/edgequant-floating/2")
-    versions = (NAME, "1"), (NAME, "2"), ("edgequant-edgequant-floating-2", "1")
+    assert [model.name for model in store.search_registered_models()] == [NAME]
+    versions = (NAME, "1"), (NAME, "2"), (NAME, "3")
     once, *again = [get_version(*version).evidence.baseline for version in versions]
     assert once.metrics["domain/perplexity"] == pytest.approx(first.rows[0]["domain/perplexity"])
     for found in again:
         assert found.metrics["domain/perplexity"] == once.metrics["domain/perplexity"]
         assert found.items["domain"] == once.items["domain"]
+    assert models.folder_config(tracking.download(f"models:/{NAME}/3"))["edgequant_model"] == "floating"
     assert {"domain/perplexity", "against_baseline/harmed"} <= {*refused(2)}
 
 

@@ -166,7 +166,7 @@ class SearchSpec:
                 threads=max(1, int(cpus_per_trial)),
                 storage=storage_path if is_object_store(storage_path) else None,
             ),
-            model_name=source.name,
+            model_name=source.family,
             method=method,
             space=searched,
             replicates=replicates,

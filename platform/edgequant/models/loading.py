@@ -24,7 +24,7 @@ from edgequant.models.load_errors import told_in_one_line
 from edgequant.models.manifest import verify_if_ours
 from edgequant.models.onnx.folder import KIND as ONNX
 from edgequant.models.onnx.folder import not_for_torch
-from edgequant.models.sources import ModelSource, adapter_base, resolve
+from edgequant.models.sources import ModelSource, adapter_base, resolve, stated_name
 from edgequant.models.stored_weights import check_weight_files, weights_read_by
 from edgequant.models.tokenizers import check_rows, has_tokenizer, load_tokenizer_of
 
@@ -156,8 +156,9 @@ def rehearse(source: str | ModelSource) -> Rehearsed:
     if resolved.kind == ONNX:
         raise not_for_torch(resolved.location)
     if resolved.kind == "mlflow":
-        fetched = rehearse(str(_fetched_folder(resolved)))
-        return fetched._replace(source=replace(fetched.source, name=resolved.name))
+        folder = _fetched_folder(resolved)
+        found, family = rehearse(str(folder)), resolved.version_of or stated_name(folder)
+        return found._replace(source=replace(found.source, name=resolved.name, version_of=family))
     if resolved.kind == "hub":
         hub.check_available(resolved.name, resolved.location)
     if resolved.kind == "gguf":

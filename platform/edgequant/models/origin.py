@@ -32,7 +32,7 @@ class Origin:
 def origin(source: str | ModelSource) -> Origin:
     """Base model and licence of a model argument, as far as they are known without a network.
 
-    A folder's, and a cached hub model's, are those that the front matter of its README.md states.
+    A folder's, a registered version's and a cached hub model's are those that the front matter of its README.md states.
     """
     try:
         found = resolve(source)
@@ -49,7 +49,19 @@ def origin(source: str | ModelSource) -> Origin:
     if found.kind == "folder":
         base, license = _front_matter(Path(found.location) / "README.md")
         return Origin(base or found.name, license)
+    if found.kind == "mlflow":
+        base, license = _front_matter(_registered_card(found.location))
+        return Origin(base or found.family, license)
     return Origin(found.name)
+
+
+def _registered_card(uri: str) -> Path | None:
+    from edgequant import tracking
+
+    try:
+        return tracking.download(f"{uri}/README.md")
+    except UserError:
+        return None
 
 
 def _front_matter(card: Path | None) -> tuple[str, str]:

@@ -50,6 +50,12 @@ class ModelSource:
     kind: str  # hub, folder, gguf, onnx, embedded, tiny, mlflow
     name: str
     location: str
+    version_of: str = ""  # the model that a registered version, or a run's checkpoint, is one of
+
+    @property
+    def family(self) -> str:
+        """What is made of it goes by this name, and is registered under it: of a version by that of all versions."""
+        return self.version_of or self.name
 
 
 def resolve(source: str | ModelSource) -> ModelSource:
@@ -68,7 +74,7 @@ def resolve(source: str | ModelSource) -> ModelSource:
     if source == "tiny":
         return ModelSource("tiny", source, source)
     if source.startswith(("models:/", "runs:/")):
-        return ModelSource("mlflow", _tag_name(re.sub(r"^\w+:/+", "", source)), source)
+        return ModelSource("mlflow", _tag_name(re.sub(r"^\w+:/+", "", source)), source, _version_of(source))
     path = Path(source).expanduser()
     if source and path.is_dir():
         return _folder_source(path)
@@ -79,6 +85,13 @@ def resolve(source: str | ModelSource) -> ModelSource:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", named) or not re.fullmatch(r"(@(?!.*\.\.)[\w.-]+(/[\w.-]+)*)?", pinned):
         raise UserError(f"model {source!r} is unknown; give {_known()}")
     return ModelSource("hub", _tag_name(named.split("/")[-1]), source)
+
+
+def _version_of(uri: str) -> str:
+    from edgequant.tracking.permissions import registered_model
+
+    name = registered_model(uri)
+    return _tag_name(name) if name else ""
 
 
 def _without_revision(source: str) -> tuple[str, str]:
@@ -105,9 +118,14 @@ def _folder_source(path: Path) -> ModelSource:
 
 def _folder_name(path: Path) -> str:
     """A checkpoint or merged model of ours says which model it was made from; any other folder goes by its own name."""
-    config = folder_config(path)
+    return stated_name(path) or _tag_name(path.resolve().name)
+
+
+def stated_name(folder: Path) -> str:
+    """Of the model that a checkpoint or merged model of ours was made from; empty of any other folder."""
+    config = folder_config(folder)
     made_from = config.get("edgequant_model") or config.get("edgequant_base")
-    return _tag_name(made_from if isinstance(made_from, str) else path.resolve().name)
+    return _tag_name(made_from) if isinstance(made_from, str) and made_from else ""
 
 
 def _looks_like_a_path(source: str) -> bool:

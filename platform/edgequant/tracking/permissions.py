@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import mlflow
@@ -15,6 +16,12 @@ from edgequant.tracking.store_errors import store_errors_told
 REGISTERED = "edgequant-"  # how names of registered models begin
 ENDPOINT = "/api/3.0/mlflow/users/permissions/get"
 ENOUGH = ("EDIT", "MANAGE")
+
+
+def registered_model(uri: str) -> str:
+    """`tiny` of models:/edgequant-tiny/2 and models:/edgequant-tiny@champion; empty of what is no such address."""
+    found = re.fullmatch(r"models:/+([^/@]+)[/@].+", uri)
+    return found[1].removeprefix(REGISTERED) if found else ""
 
 
 def check_may_register(model: str) -> None:

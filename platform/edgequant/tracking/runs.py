@@ -42,7 +42,7 @@ from edgequant.tracking.lifetime.resumption import (
 from edgequant.tracking.logging import describe_run, inherit, log_config, log_params, name_run
 from edgequant.tracking.names import asked_for, headline_parameters, is_generated, run_name, short_name
 from edgequant.tracking.pages import run_url
-from edgequant.tracking.permissions import check_may_register
+from edgequant.tracking.permissions import check_may_register, registered_model
 from edgequant.tracking.search import client
 from edgequant.tracking.store import begin_files, check_artifact_store, check_experiment, check_store
 from edgequant.tracking.store_errors import store_errors_told
@@ -111,7 +111,8 @@ def workflow_run(
     nested, gives_signs = active is not None, active is None or active.info.run_id in _joined
     name = run_name(workflow, config)
     if config.get("register") and not nested:
-        check_may_register(short_name(config.get("model")))
+        model = config.get("model")
+        check_may_register(registered_model(str(model)) or short_name(model))
     with contextlib.ExitStack() as around:
         if not nested:
             around.enter_context(interruption.raised())

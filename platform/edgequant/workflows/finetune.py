@@ -105,7 +105,7 @@ def finetune(
         data = evaluation_data(evaluation.tasks, run.data_dir, dataset)
         reference = measure_floating(floating, way, data, evaluation) if floating else Reference()
         loaded = way.load()
-        name, tokenizer = loaded.source.name, loaded.tokenizer
+        name, tokenizer = loaded.source.family, loaded.tokenizer
         kind = str(loaded.model.device).partition(":")[0]
         text = text_of(dataset, loaded, training, data, run)
         training = way.fitting(training.for_text(len(text.training), kind))

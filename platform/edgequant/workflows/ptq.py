@@ -105,7 +105,7 @@ def ptq(
     with tracking.workflow_run("ptq", config, reads, experiment=run.experiment, resume=run.resume) as tracked:
         loaded = models.load(source, dtype="float32", device=run.device)
         check_can_ship(loaded.model.config, loaded.tokenizer, export)
-        name, dtype = loaded.source.name, models.pick_dtype(run.dtype, str(loaded.model.device))
+        name, dtype = loaded.source.family, models.pick_dtype(run.dtype, str(loaded.model.device))
         data = evaluation_data(evaluation.tasks, run.data_dir, dataset)
         wanted = calibration.num_calibration_samples
         sequences = training_sequences(
@@ -237,7 +237,7 @@ def write_quantized(
     )
     parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
     models.cast(model, dtype)
-    checkpoint.save(model, loaded.tokenizer, folder, scheme, parameters=parameters, made_from=loaded.source.name)
+    checkpoint.save(model, loaded.tokenizer, folder, scheme, parameters=parameters, made_from=loaded.source.family)
     rounded = scheme.activation is not None
     return errors, load_written(folder, model, loaded.tokenizer, device=device, rounded_activations=rounded)
 

@@ -145,7 +145,8 @@ def measure_floating(found: Floating, way: Way, data: EvaluationData, evaluation
         if found.is_given:
             raise UserError(f"baseline must be the floating-point model of {way.given}, got {found.model}: {why}")
         return Reference(uncompared=_told(f"{found.model}, from which {way.given} was made, {why}", way))
-    with tracking.variant_run("baseline", model=way.source.name, scheme="none", phase="finetune", parameters=UNTRAINED):
+    names = {"model": way.source.family, "scheme": "none", "phase": "finetune"}
+    with tracking.variant_run("baseline", **names, parameters=UNTRAINED):
         dtype = models.pick_dtype(way.dtype, str(loaded.model.device))
         measured = measure_items(models.cast(loaded.model, dtype), loaded.tokenizer, data, evaluation)
     return Reference(measured, Baseline(found.model, sha256))

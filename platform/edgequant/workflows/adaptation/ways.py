@@ -114,7 +114,7 @@ class Adapters(Way):
         return attach(loaded.model, self.lora, made_from=self.named_base)
 
     def write(self, adapted: Any, tokenizer: Any, folder: Path) -> Written:
-        model = write_merged(adapted, tokenizer, folder, name=self.source.name, dtype=self.dtype, device=self.device)
+        model = write_merged(adapted, tokenizer, folder, name=self.source.family, dtype=self.dtype, device=self.device)
         return Written(model, folder / MERGED, True, {})
 
 
@@ -131,7 +131,7 @@ class WholeModel(Way):
 
         share_folder(folder, FINETUNED)
         with atomic_folder(folder / MERGED) as target:
-            _save_merged(adapted, tokenizer, target, self.source.name)
+            _save_merged(adapted, tokenizer, target, self.source.family)
         found = load_written(
             folder / MERGED, adapted, tokenizer, dtype=self.dtype, device=self.device, rounded_activations=False
         )
@@ -226,7 +226,7 @@ class IntegerUpdates(Way):
         share_folder(folder, FINETUNED)
         checkpoint.save(
             model, tokenizer, folder / MERGED, scheme, parameters=model.config.num_parameters_unquantized,
-            made_from=self.source.name,
+            made_from=self.source.family,
         )  # fmt: skip
         rounds = scheme.activation is not None
         found = load_written(folder / MERGED, model, tokenizer, device=self.device, rounded_activations=rounds)

@@ -290,7 +290,7 @@ def load(
         scheme=scheme, layer_bits=layer_bits, adapt=adapt or qat.distill_from == "control",
         training=training, qat=qat, calibration=calibration,
         evaluation=evaluation, floating=loaded.model, stored=loaded.stored,
-        tokenizer=loaded.tokenizer, name=loaded.source.name,
+        tokenizer=loaded.tokenizer, name=loaded.source.family,
         sequences=text.training, generated=text.generated, held_out=held, data={**data, "guard": held.reported},
         folder=folder, dtype=dtype, seed=run.seed, resume=resume, shared=shared,
     )  # fmt: skip
