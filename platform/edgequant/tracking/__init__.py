@@ -35,7 +35,7 @@ from edgequant.tracking.registry import (
     register_checkpoint,
 )
 from edgequant.tracking.runs import EXPERIMENT, Run, joined, run_folder, variant_run, workflow_run
-from edgequant.tracking.search import PARENT_TAG, FinishedRun, client, find_runs
+from edgequant.tracking.search import PARENT_TAG, FinishedRun, client, deleted_run, find_runs
 from edgequant.tracking.store import answers, file_kept
 from edgequant.tracking.store_errors import refusal
 
@@ -54,6 +54,7 @@ __all__ = [
     "check_may_change",
     "client",
     "compare_url",
+    "deleted_run",
     "describe_run",
     "details_of",
     "download",

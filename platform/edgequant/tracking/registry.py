@@ -25,7 +25,7 @@ from edgequant.tracking.away.mirror import Mirror
 from edgequant.tracking.away.patience import is_away
 from edgequant.tracking.logging import REVISION
 from edgequant.tracking.registration import EVIDENCE_TAG, Registration, copy_of, parameter_of
-from edgequant.tracking.search import PARENT_TAG, client
+from edgequant.tracking.search import PARENT_TAG, client, restored
 
 CHECKPOINT, EVIDENCE = "checkpoint", "evidence.json"  # what a version's files are called in its run
 SAME = ("model", "scheme", "variant", "files")  # of the evidence of one checkpoint that is registered twice
@@ -147,21 +147,12 @@ def filed_evidence(name: str, version: str, run_id: str) -> FiledEvidence | None
         raise UserError(f"{label}: run {run_id}, which registered it, cannot be read: {error}") from error
     if run.info.lifecycle_stage != LifecycleStage.ACTIVE:
         raise UserError(
-            f"{label}: run {run_id}, which registered it, was deleted, and its files go with it; {_restored(run)}"
+            f"{label}: run {run_id}, which registered it, was deleted, and its files go with it; {restored(run)}"
         )
     digest = run.data.params.get(parameter_of(name, version))
     if digest is None:
         return None
     return FiledEvidence(digest, download(f"runs:/{run_id}/{copy_of(name, version)}").read_bytes())
-
-
-def _restored(run: mlflow.entities.Run) -> str:
-    """How a deleted run comes back: with its experiment, where that was deleted."""
-    experiment = client().get_experiment(run.info.experiment_id)
-    if experiment.lifecycle_stage != LifecycleStage.ACTIVE:
-        command = f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
-        return f"restore its experiment {experiment.name!r} with `{command}`"
-    return f"restore the run with `mlflow runs restore --run-id {run.info.run_id}`"
 
 
 def asked_settings() -> dict[str, str]:

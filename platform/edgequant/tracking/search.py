@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import mlflow
+from mlflow.entities import LifecycleStage, ViewType
 from mlflow.entities import Run as MlflowRun
-from mlflow.entities import ViewType
 
 from edgequant.errors import UserError
 from edgequant.tracking.addresses import shown_store
@@ -65,6 +65,28 @@ def find_runs(
     filters += [f"tags.`{PARENT_TAG}` = '{parent}'"] if parent else []
     experiments = [_experiment_id(experiment)] if experiment else None
     return [_finished(run) for run in search_runs(" and ".join(filters), limit, experiments)]
+
+
+def deleted_run(run_id: str) -> str:
+    """How a run that was deleted, alone or with its experiment, comes back; empty where there is none of the id."""
+    try:
+        run = client().get_run(run_id) if run_id else None
+    except mlflow.exceptions.MlflowException:
+        return ""
+    if run is None:
+        return ""
+    experiment = client().get_experiment(run.info.experiment_id)
+    stages = {run.info.lifecycle_stage, experiment.lifecycle_stage}
+    return "" if stages == {LifecycleStage.ACTIVE} else restored(run)
+
+
+def restored(run: MlflowRun) -> str:
+    """How a deleted run comes back: with its experiment, where that was deleted."""
+    experiment = client().get_experiment(run.info.experiment_id)
+    if experiment.lifecycle_stage != LifecycleStage.ACTIVE:
+        command = f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
+        return f"restore its experiment {experiment.name!r} with `{command}`"
+    return f"restore the run with `mlflow runs restore --run-id {run.info.run_id}`"
 
 
 def _experiment_id(name: str) -> str:

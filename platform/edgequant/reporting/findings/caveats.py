@@ -24,7 +24,8 @@ def caveats(
         parents: the workflow runs that they belong to.
         environments: machine and versions by parent's id.
     """
-    said = [f"{run.name}: {text}" for run in (*parents, *runs) if (text := run.tags.get("edgequant.warnings"))]
+    tags = [(run.name, run.tags.get("edgequant.warnings", "").split()) for run in (*parents, *runs)]
+    said = [f"{name}: {' '.join(words)}" for name, words in tags if words]  # a tag that anybody can write
     return [
         *dict.fromkeys(said),
         *_several_tokenizers(rows),
