@@ -109,7 +109,7 @@ def _made_from(model: str) -> list[str]:
 
 
 def _names() -> set[str]:
-    return {str(found.name) for found in tracking.client().search_registered_models()}
+    return {str(found.name) for found in tracking.all_pages(tracking.client().search_registered_models)}
 
 
 def _versions_of(name: str) -> list[ModelVersion]:
@@ -117,7 +117,8 @@ def _versions_of(name: str) -> list[ModelVersion]:
 
 
 def _all_versions() -> list[ModelVersion]:
-    found = [one for one in tracking.client().search_model_versions() if one.name.startswith(REGISTERED)]
+    wanted = f"name LIKE '{REGISTERED}%'"
+    found = tracking.all_pages(tracking.client().search_model_versions, filter_string=wanted)
     if not found:
         raise UserError(
             f"no {REGISTERED}* model is registered in {tracking.shown_store()}; "

@@ -18,8 +18,8 @@ from edgequant.training.settings import TrainingSettings
 from edgequant.workflows.finetune import finetune
 from edgequant.workflows.ptq import ptq
 from edgequant.workflows.settings import RunSettings
-from edgequant.workflows.steps.register import BASELINE_TAG, promote_command, register_version
-from edgequant_registry.versions import get_version
+from edgequant.workflows.steps.register import BASELINE_TAG, default_model, promote_command, register_version
+from edgequant_registry.versions import find_version, get_version
 from edgequant_registry.workflow import PromotionRefusedError, promote
 
 QUICK = EvaluationSettings(tasks=("domain_perplexity",), limit=20, window=256, bootstrap_resamples=20)
@@ -171,3 +171,13 @@ def test_a_metric_that_is_no_number_is_not_registered(register, store, value):
         with pytest.raises(UserError, match=r"cannot be registered: .* domain/perplexity is (nan|inf)"):
             register(**filed)
     assert not store.search_registered_models()
+
+
+@pytest.mark.parametrize("others", ["a-model-of-others-{}", "edgequant-0-{}"])
+def test_a_version_is_found_among_more_registered_models_than_a_page_of_the_stores_answer_holds(store, others):
+    for number in range(101):
+        store.create_registered_model(others.format(number))
+    store.create_registered_model(NAME)
+    made = store.create_model_version(NAME, "nowhere")
+    assert find_version("tiny", None).label == find_version(None, None).label == find_version(NAME, made.version).label
+    assert default_model() == f"models:/{NAME}/1"

@@ -9,6 +9,7 @@ from stored_runs import store_qat
 from edgequant import tracking
 from edgequant.errors import UserError
 from edgequant.reporting.gathering import compare
+from edgequant.tracking import search
 from edgequant.tracking.search import client
 
 pytestmark = pytest.mark.usefixtures("store")
@@ -93,3 +94,10 @@ def test_a_deleted_run_is_told_with_the_command_that_restores_it():
 def test_a_warning_of_several_lines_is_told_in_one():
     run = store_qat(warning="first\n\n# second")
     assert any(text.endswith(": first # second") for text in compare([run]).warnings)
+
+
+def test_runs_are_found_behind_the_first_page_of_the_stores_answer(monkeypatch):
+    ids = [measured(workflow, (workflow, "w8", SCORES)) for workflow in ("qat", "ptq")]
+    monkeypatch.setattr(search, "RUNS_AT_ONCE", 1)
+    assert len(tracking.find_runs()) == 4 and len(compare().rows) == 2
+    assert [run.id for run in compare([ids[0][:12]]).parents] == [ids[0]]

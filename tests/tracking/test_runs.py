@@ -188,7 +188,7 @@ def test_runs_are_found_newest_first_by_workflow_in_every_experiment(store):
         pass
     assert [run.id for run in tracking.find_runs(workflow="qat")] == ids[::-1]
     assert [run.id for run in tracking.find_runs(workflow="qat", experiment="one")] == [ids[2], ids[0]]
-    newest = tracking.find_runs(workflow="qat", limit=1)[0]
+    newest = tracking.find_runs(workflow="qat")[0]
     assert (newest.metrics, newest.params["cfg.number"], newest.status) == ({"domain/perplexity": 2.0}, "2", "FINISHED")
     with pytest.raises(UserError, match=r"experiment 'three' not found in sqlite.*there are: Default, .*one, two"):
         tracking.find_runs(experiment="three")

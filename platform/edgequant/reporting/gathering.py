@@ -20,7 +20,6 @@ from edgequant.tracking.search import PARENT_TAG, FinishedRun
 
 MEASURING_WORKFLOWS = ("baseline", "ptq", "qat", "finetune", "evaluate")
 OF_NO_MODEL = ("system/", "corpus/")  # metrics of machines and of data sets
-ALL_RUNS = 20_000  # more than a laptop's store holds
 
 
 def compare(ids: Sequence[str] = (), *, experiment: str | None = None) -> Comparison:
@@ -34,7 +33,7 @@ def compare(ids: Sequence[str] = (), *, experiment: str | None = None) -> Compar
     Raises:
         UserError: an id that is not there or ambiguous, or nothing measured at all.
     """
-    known = tracking.find_runs(experiment=experiment, limit=ALL_RUNS)
+    known = tracking.find_runs(experiment=experiment)
     chosen = [_by_id(known, given) for given in ids] if ids else _newest(known)
     everything = list({run.id: run for parent in chosen for run in _measured(parent, known)}.values())
     if ids and not everything:

@@ -35,7 +35,7 @@ from edgequant.tracking.registry import (
     register_checkpoint,
 )
 from edgequant.tracking.runs import EXPERIMENT, Run, joined, run_folder, variant_run, workflow_run
-from edgequant.tracking.search import PARENT_TAG, FinishedRun, client, deleted_run, find_runs
+from edgequant.tracking.search import PARENT_TAG, FinishedRun, all_pages, client, deleted_run, find_runs
 from edgequant.tracking.store import answers, file_kept
 from edgequant.tracking.store_errors import refusal
 
@@ -49,6 +49,7 @@ __all__ = [
     "Run",
     "active_run_id",
     "all_metrics",
+    "all_pages",
     "answers",
     "asked_settings",
     "check_may_change",

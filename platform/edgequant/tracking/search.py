@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import mlflow
 from mlflow.entities import LifecycleStage, ViewType
@@ -14,6 +16,7 @@ from edgequant.tracking.pages import run_url
 from edgequant.tracking.store import check_store
 
 PARENT_TAG = "mlflow.parentRunId"
+RUNS_AT_ONCE = 2000  # of a page: tens of thousands would be one answer of 100 MB
 
 
 def client() -> mlflow.MlflowClient:
@@ -26,12 +29,24 @@ def client() -> mlflow.MlflowClient:
     return mlflow.MlflowClient()
 
 
-def search_runs(filter_string: str, limit: int = 1000, experiments: list[str] | None = None) -> list[MlflowRun]:
+def all_pages(search: Callable[..., Any], **wanted: Any) -> list[Any]:
+    """What one of the client's searches finds, and not only its first page, of as few as 100."""
+    found, token = list[Any](), None
+    while page := search(**wanted, page_token=token):
+        found += page
+        token = page.token
+        if not token:
+            break
+    return found
+
+
+def search_runs(filter_string: str, experiments: list[str] | None = None) -> list[MlflowRun]:
     """Runs of the store that a filter finds, newest first."""
     if experiments is None:
-        experiments = [experiment.experiment_id for experiment in client().search_experiments()]
+        experiments = [experiment.experiment_id for experiment in all_pages(client().search_experiments)]
     order = ["attributes.start_time DESC"]
-    return list(client().search_runs(experiments, filter_string, ViewType.ACTIVE_ONLY, limit, order))
+    wanted = {"experiment_ids": experiments, "filter_string": filter_string, "run_view_type": ViewType.ACTIVE_ONLY}
+    return all_pages(client().search_runs, **wanted, max_results=RUNS_AT_ONCE, order_by=order)
 
 
 @dataclass(frozen=True)
@@ -54,7 +69,7 @@ class FinishedRun:
 
 
 def find_runs(
-    *, workflow: str | None = None, experiment: str | None = None, parent: str | None = None, limit: int = 1000
+    *, workflow: str | None = None, experiment: str | None = None, parent: str | None = None
 ) -> list[FinishedRun]:
     """Runs of edgequant, newest first, in every experiment unless one is named.
 
@@ -64,7 +79,7 @@ def find_runs(
     filters = [f"tags.`edgequant.workflow` = '{workflow}'"] if workflow else []
     filters += [f"tags.`{PARENT_TAG}` = '{parent}'"] if parent else []
     experiments = [_experiment_id(experiment)] if experiment else None
-    return [_finished(run) for run in search_runs(" and ".join(filters), limit, experiments)]
+    return [_finished(run) for run in search_runs(" and ".join(filters), experiments)]
 
 
 def deleted_run(run_id: str) -> str:
@@ -92,7 +107,7 @@ def restored(run: MlflowRun) -> str:
 def _experiment_id(name: str) -> str:
     found = client().get_experiment_by_name(name)
     if found is None:
-        known = ", ".join(sorted(experiment.name for experiment in client().search_experiments()))
+        known = ", ".join(sorted(experiment.name for experiment in all_pages(client().search_experiments)))
         raise UserError(f"experiment {name!r} not found in {shown_store()}; there are: {known}")
     return str(found.experiment_id)
 

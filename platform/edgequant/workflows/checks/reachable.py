@@ -22,7 +22,7 @@ def tracking_store() -> list[Finding]:
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         return [Finding("tracking store", "ok", f"{uri} (made by the first run)")]
     try:
-        experiments = tracking.client().search_experiments()
+        experiments = tracking.all_pages(tracking.client().search_experiments)
     except UserError as error:
         found, _, fix = str(error).removeprefix("tracking store ").partition("; ")
         return [Finding("tracking store", "missing", found, fix)]

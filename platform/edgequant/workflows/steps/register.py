@@ -187,7 +187,9 @@ def default_model() -> str:
     """The newest registered champion, else the newest registered version, else the embedded model; says which."""
     from edgequant import tracking
 
-    registered = tracking.client().search_registered_models(f"name LIKE '{tracking.REGISTERED}%'")
+    registered = tracking.all_pages(
+        tracking.client().search_registered_models, filter_string=f"name LIKE '{tracking.REGISTERED}%'"
+    )
     champions = [(entry, entry.aliases["champion"]) for entry in registered if "champion" in entry.aliases]
     newest = sorted(champions or _latest(registered), key=lambda pair: pair[0].last_updated_timestamp or 0)
     chosen = f"models:/{newest[-1][0].name}/{newest[-1][1]}" if newest else "smollm2-135m"
