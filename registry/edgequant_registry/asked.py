@@ -97,6 +97,6 @@ def asked_of(evidence: Evidence | None) -> Asked:
 def _names(text: str) -> tuple[str, ...]:
     try:
         found = ast.literal_eval(text) if text else ()
-    except (ValueError, SyntaxError):
+        return (found,) if isinstance(found, str) else tuple(str(name) for name in found)
+    except (ValueError, SyntaxError, TypeError):
         raise UserError(f"evaluation.tasks of the version's evidence must be a list of names, got {text!r}") from None
-    return (found,) if isinstance(found, str) else tuple(str(name) for name in found)

@@ -144,16 +144,32 @@ def read(text: str, where: str) -> Evidence:
         stated, uncompared = found["conditions"], str(found.get("uncompared", _of_old(found)))
         return Evidence(
             **{key: str(found[key]) for key in ("model", "scheme", "variant", "run")},
-            files=found["files"],
-            settings=found["settings"],
-            asked=found.get("asked"),
+            files=_mapping(found, "files"),
+            settings=_mapping(found, "settings"),
+            asked=None if found.get("asked") is None else _mapping(found, "asked"),
             measured=_scores(found, "measured"),
             baseline=Scores({}) if uncompared else _scores(found, "baseline"),
             uncompared=uncompared,
-            conditions=None if stated is None else Conditions(**{**stated, "tasks": tuple(stated["tasks"])}),
+            conditions=None if stated is None else _conditions(stated),
         )
+    except UserError:
+        raise
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{where} is not evidence of edgequant ({error!r}); register the checkpoint again") from None
+
+
+def _mapping(found: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    if not isinstance(found[name], Mapping):
+        raise TypeError(f"{name} is {found[name]!r:.60}")
+    return found[name]
+
+
+def _conditions(found: Mapping[str, Any]) -> Conditions:
+    kept = {"kept": _mapping(found, "kept")} if "kept" in found else {}
+    if not isinstance(found["tasks"], list):
+        raise TypeError(f"tasks is {found['tasks']!r:.60}")
+    mappings = {name: _mapping(found, name) for name in ("protocol", "data")}
+    return Conditions(**{**found, **mappings, **kept, "tasks": tuple(found["tasks"])})
 
 
 def _of_old(found: Mapping[str, Any]) -> str:
@@ -203,5 +219,14 @@ def _scores(found: Mapping[str, Any], of: str) -> Scores:
     items = {}
     for table, told in found["items"][of].items():
         columns = told["columns"]
+        _check_numbers(table, columns)
         items[table] = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     return Scores({str(name): float(value) for name, value in found["metrics"][of].items()}, items)
+
+
+def _check_numbers(table: str, columns: Mapping[str, Sequence[Any]]) -> None:
+    for paired in paired_metrics():
+        numbers = ("nats", "tokens") if paired.value is None else (paired.value,)
+        for name in numbers if paired.table == table else ():
+            if wrong := [value for value in columns.get(name, ()) if not isinstance(value, int | float)]:
+                raise TypeError(f"{name} of an item of {table} is {wrong[0]!r:.60}")
