@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import os
 import socket
 
 import pytest
 from packaging.requirements import Requirement
 
 from edgequant.workflows import doctor as module
-from edgequant.workflows.checks import installation, reachable
+from edgequant.workflows.checks import installation, machine, reachable
 from edgequant.workflows.checks.finding import Finding
 from edgequant.workflows.doctor import doctor
 
@@ -62,6 +65,35 @@ def test_a_tracking_server_that_does_not_answer_is_missing(monkeypatch) -> None:
 def test_a_store_that_is_not_there_yet_is_fine_and_is_not_made(tmp_path) -> None:
     assert reachable.tracking_store()[0].state == "ok"
     assert not (tmp_path / "store.db").exists()
+
+
+def test_a_setting_that_every_run_refuses_is_missing(monkeypatch) -> None:
+    monkeypatch.setenv("EDGEQUANT_TRACKING_PATIENCE", "long")
+    (finding,) = reachable.tracking_store()
+    assert (finding.state, finding.fix) == ("missing", "leave it out for 420")
+    assert finding.found == "EDGEQUANT_TRACKING_PATIENCE must be a number of seconds, 0 or more, got 'long'"
+
+
+@pytest.mark.parametrize("cache", ["file", "file/below", "/proc/nowhere"])
+def test_a_cache_that_no_run_could_write_to_is_missing(monkeypatch, tmp_path, cache) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("EDGEQUANT_CACHE", str(tmp_path / cache))
+    found = {finding.what: finding for finding in machine.disk_and_memory()}
+    assert (found["disk"].state, found["cache"].state) == ("ok", "missing")
+    assert "cannot be written to" in found["cache"].found and "EDGEQUANT_CACHE" in found["cache"].fix
+
+
+def test_a_full_disk_is_missing_and_nothing_is_left_behind(monkeypatch, tmp_path) -> None:
+    class Full(io.BytesIO):
+        def write(self, _):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setenv("EDGEQUANT_CACHE", str(tmp_path / "not" / "there"))
+    assert {finding.state for finding in machine.disk_and_memory()} <= {"ok", "note"}
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(machine.tempfile, "TemporaryFile", lambda dir: Full())
+    found = machine.disk_and_memory()[0]
+    assert found.state == "missing" and "No space left on device" in found.found
 
 
 def test_benchmark_files_are_looked_for_one_by_one(tmp_path) -> None:

@@ -116,11 +116,15 @@ def check_room(folder: Path, needed: int, what: str) -> None:
 
 def free_bytes(path: Path) -> int:
     """What this user can still write on the disk of a path, or of what there is of it."""
-    place = next(each for each in (path.absolute(), *path.absolute().parents) if os.path.lexists(each))
     try:
-        return shutil.disk_usage(place).free
+        return shutil.disk_usage(existing(path)).free
     except OSError:
         return 0
+
+
+def existing(path: Path) -> Path:
+    """The path, or what there is of it."""
+    return next(each for each in (path.absolute(), *path.absolute().parents) if os.path.lexists(each))
 
 
 def _named(error: BaseException) -> Path | None:

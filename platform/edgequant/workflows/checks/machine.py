@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
+import tempfile
 from pathlib import Path
 
+from edgequant.disk.faults import existing, free_bytes
+from edgequant.files import cache_dir
 from edgequant.workflows.checks.finding import Finding
 
 MINIMUM_DISK_GB, MINIMUM_MEMORY_GB = 5.0, 6.0
+PROBE = 65_536  # bytes, which a full disk does not take
 
 
 def devices() -> list[Finding]:
@@ -46,15 +49,14 @@ def integer_kernels() -> list[Finding]:
 
 
 def disk_and_memory() -> list[Finding]:
-    """Free space where runs are written, and memory."""
+    """Where runs and what can be made again are written: whether that can be, and the free space; memory."""
     import psutil
 
-    free = shutil.disk_usage(Path.cwd()).free / 1e9
     memory = psutil.virtual_memory()
-    disk_state = "ok" if free >= MINIMUM_DISK_GB else "note"
     memory_state = "ok" if memory.available / 1e9 >= MINIMUM_MEMORY_GB else "note"
     return [
-        Finding("disk", disk_state, f"{free:.0f} GB free in {Path.cwd()}", _unless(disk_state, "free some space")),
+        _room("disk", Path.cwd(), "work in a folder that can be written to"),
+        _room("cache", cache_dir(), "name a folder that can be written to in EDGEQUANT_CACHE"),
         Finding(
             "memory",
             memory_state,
@@ -62,6 +64,19 @@ def disk_and_memory() -> list[Finding]:
             _unless(memory_state, f"qat on smollm2-135m wants {MINIMUM_MEMORY_GB:.0f} GB; use --model tiny"),
         ),
     ]
+
+
+def _room(what: str, folder: Path, fix: str) -> Finding:
+    """Nothing is left there, and a folder that does not exist is not made: its nearest parent is asked."""
+    try:
+        with tempfile.TemporaryFile(dir=existing(folder)) as file:
+            file.write(bytes(PROBE))
+            file.flush()
+    except OSError as error:
+        return Finding(what, "missing", f"{folder} cannot be written to: {error.strerror}", fix)
+    free = free_bytes(folder) / 1e9
+    state = "ok" if free >= MINIMUM_DISK_GB else "note"
+    return Finding(what, state, f"{free:.0f} GB free in {folder}", _unless(state, "free some space"))
 
 
 def _unless(state: str, fix: str) -> str:

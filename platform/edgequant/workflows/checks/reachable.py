@@ -17,11 +17,13 @@ if TYPE_CHECKING:
 def tracking_store() -> list[Finding]:
     """The tracking URI, whether it answers, and where artifacts go."""
     from edgequant import tracking
+    from edgequant.tracking.away.patience import patience_s
 
     uri = tracking.shown_store()
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-        return [Finding("tracking store", "ok", f"{uri} (made by the first run)")]
     try:
+        patience_s()
+        if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+            return [Finding("tracking store", "ok", f"{uri} (made by the first run)")]
         experiments = tracking.all_pages(tracking.client().search_experiments)
     except UserError as error:
         found, _, fix = str(error).removeprefix("tracking store ").partition("; ")
