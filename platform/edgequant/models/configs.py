@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from edgequant.errors import UserError
 
 CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
+# That a folder may be without: where one cannot be read, transformers goes by its own defaults, and no answer ends.
+MAY_BE_MISSING = ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
 POINTER = b"version https://git-lfs"
 OUR_METHOD = "edgequant"  # quant_method of our checkpoints
 
@@ -47,6 +50,17 @@ def folder_config(folder: Path) -> dict[str, Any]:
         UserError: it is no JSON object.
     """
     return read_object(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+
+
+def check_small_files(folder: Path) -> None:
+    """Refuse what is there and cannot be read, instead of doing as if it were not there.
+
+    Raises:
+        UserError: names the file.
+    """
+    for name in MAY_BE_MISSING:
+        if os.path.lexists(folder / name):
+            read_object(folder / name)
 
 
 def is_adapter(folder: Path) -> bool:

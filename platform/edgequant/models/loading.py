@@ -14,6 +14,7 @@ from edgequant.models.complete import load_complete
 from edgequant.models.configs import (
     ADAPTER_CONFIG,
     OUR_METHOD,
+    check_small_files,
     folder_config,
     is_adapter,
     is_checkpoint,
@@ -248,6 +249,7 @@ def _check_files(folder: Path) -> None:
     from edgequant.models.adapters.load import check_adapter
 
     verify_if_ours(folder)
+    check_small_files(folder)
     if is_adapter(folder):
         check_adapter(folder)
     else:
