@@ -59,6 +59,29 @@ def judged_by_its_gates(store, tags) -> None:
     assert loss["verdict"] == ("passed" if loss["value"] <= allowed else "FAILED")
 
 
+@pytest.mark.parametrize("option", ["space", "policy"])
+def test_a_search_whose_space_or_policy_was_edited_meanwhile_does_not_go_on(tmp_path, store, monkeypatch, option):
+    def interrupted(_):
+        raise RuntimeError("stopped before its first trial")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("edgequant_tune.driver.ray_cluster", interrupted)
+    Path("space").write_text("learning_rate: {choice: [1.0e-3, 1.0e-4]}")
+    Path("policy").write_text("gates: [{metric: size/reduction_vs_fp16, min: 70}]")
+
+    def search(resume):
+        run = RunSettings(device="cpu", resume=resume)
+        tune(model="tiny", trials=2, training=SHORT, evaluation=QUICK, run=run, space="space", policy="policy")
+
+    for resume in (False, True):
+        with pytest.raises(RuntimeError, match="stopped before its first trial"):
+            search(resume)
+    Path(option).write_text(Path(option).read_text().replace("0", "1"))
+    with pytest.raises(UserError, match=rf"{option} '{option}'"):
+        search(resume=True)
+    assert len(tracking.find_runs(workflow="tune")) == 1
+
+
 @pytest.mark.long
 def test_finetuning_is_searched_too_and_its_best_model_goes_on_to_qat(tmp_path, store, ray_here, capsys):
     from edgequant import models

@@ -7,12 +7,13 @@ edgequant tune --space qat-schemes --objectives '[domain/perplexity, size/checkp
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.evaluation.tasks.registry import QUALITY_TASKS
 from edgequant.folders import share_folder
-from edgequant.outputs import Place, check_output
+from edgequant.outputs import Place, check_output, places
 from edgequant.quantization.calibration import CalibrationSettings
 from edgequant.quantization.qat.settings import QatSettings
 from edgequant.training.settings import LoraSettings, TrainingSettings
@@ -119,6 +120,7 @@ def tune(
     )  # fmt: skip
     spec.check_machine(address)
     reads = check_folder(output if storage_path is None or is_object_store(storage_path) else storage_path, spec)
+    reads += settings_read(space=space, policy=policy, device_profile=device_profile)
 
     from edgequant import tracking
     from edgequant.workflows.steps.data import check_data
@@ -149,6 +151,12 @@ def tune(
         checkpoint = results.file_checkpoint(spec, best, measured, tracked, register=registered)
         results.print_results(spec, records, best, measured, tracked, checkpoint, notes)
     return WorkflowResult(tracked.id, numbers(measured.rows[front.BEST]), checkpoint, list(measured.rows.values()))
+
+
+def settings_read(**named: Any) -> list[Place]:
+    """Files of settings, which decide what is searched as much as options do: a resumed search has to have the same."""
+    texts = {option: given for option, given in named.items() if isinstance(given, str)}
+    return places({option: text for option, text in texts.items() if Path(text).expanduser().is_file()})
 
 
 def check_folder(output: str, spec: SearchSpec) -> list[Place]:
