@@ -154,7 +154,7 @@ def test_a_config_of_another_model_is_refused_in_one_line(folder, changed, messa
         ("model.safetensors", b"\xff" * 64, "is not a safetensors file (no header)"),
         ("tokenizer.json", b"{}", "the tokenizer of "),
         ("tokenizer.json", b"[1", "the tokenizer of "),
-        ("tokenizer_config.json", b"[1", "the tokenizer of "),
+        ("tokenizer_config.json", b"[1", "tokenizer_config.json is not valid JSON"),
     ],
 )
 def test_a_broken_file_is_refused_in_one_line(folder, name, content, message):
