@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import io
 import json
+import os
 import shlex
 import sqlite3
+import subprocess
 import sys
 from pathlib import Path
 
@@ -25,6 +27,8 @@ from edgequant.training.settings import LoraSettings
 from edgequant.workflows import corpus, evaluate, finetune, ptq
 from edgequant.workflows.adaptation.ways import Written, way_of
 from edgequant.yaml_files import parse_yaml, read_yaml
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def raised(call, *arguments) -> Exception:
@@ -189,3 +193,12 @@ def test_the_next_command_of_what_is_quantised_is_none_that_refuses_it(tmp_path)
     assert evaluate.next_command(str(tmp_path), "w8") == f"edgequant export --model {shlex.quote(str(tmp_path))}"
     assert evaluate.next_command(str(tmp_path), "bnb-nf4") is None
     assert ptq.next_command("tiny", parse_scheme("bnb-nf4"), tmp_path).startswith("edgequant evaluate --model ")
+
+
+def test_a_python_without_edgequant_s_packages_is_told_in_one_line(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['psutil'] = None\n")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT / "platform")])}
+    command = [sys.executable, "-m", "edgequant", "baseline", "--model", "tiny"]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2 and f"{sys.executable} has no package 'psutil'" in line and "first in PATH" in line

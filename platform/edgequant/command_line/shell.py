@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import gc
 import importlib
+import importlib.util
 import os
 import shlex
 import signal
@@ -94,10 +95,21 @@ def _status(watch: interruption.Watch, launched: str | None) -> int:
             watch.stop(signal.SIG_DFL)
             raise
         return 2
-    except Exception:
+    except Exception as error:
         if watch.number is None:
-            print(without_secrets(traceback.format_exc()), file=sys.stderr, end="")
+            print(_of_another_python(error) or without_secrets(traceback.format_exc()), file=sys.stderr, end="")
         return 2
+
+
+def _of_another_python(error: Exception) -> str:
+    """One line where a package is missing altogether: `mlflow run` takes the first Python in PATH, whichever it is."""
+    name = error.name if isinstance(error, ModuleNotFoundError) and error.name else "."
+    if "." in name or importlib.util.find_spec(name) is not None:
+        return ""
+    return (
+        f"edgequant: {sys.executable} has no package {name!r}, which edgequant needs; put the folder of the Python "
+        "that edgequant is installed for first in PATH (of `make setup`: `source .venv/bin/activate`), or install it there\n"
+    )
 
 
 def _end_with_parent() -> None:
