@@ -108,7 +108,8 @@ def _of_another_python(error: Exception) -> str:
         return ""
     return (
         f"edgequant: {sys.executable} has no package {name!r}, which edgequant needs; put the folder of the Python "
-        "that edgequant is installed for first in PATH (of `make setup`: `source .venv/bin/activate`), or install it there\n"
+        "that edgequant is installed for first in PATH (of `make setup`: `source .venv/bin/activate`), or install it "
+        "there\n"
     )
 
 
