@@ -2,10 +2,11 @@
 
     python benchmarks/rounding/static_ranges.py --model smollm2-135m --data_dir DATA --keep losses.json
 
-Calibration texts, each N sequences of 512 tokens or, with a number, so many: `text`, WikiText-2's validation split;
-`own`, what the model writes itself; `vocabulary`, every token that text can have, in random order, none twice. Losses
-against the model as it came, on the WikiText-2 test split (windows of 2,048), 64 other sequences of its own and the
-bundled training documents. Needs torch, transformers and accelerate alone.
+Calibration texts, joined by `+`: `text`, WikiText-2's validation split; `own`, what the model writes itself;
+`vocabulary`, every token that text can have, in random order, none twice. Of each --sequences rows, or half of them
+(`own/2`), or twice as many (`2own`). Losses against the model as it came, on the WikiText-2 test split (windows of
+2,048), 64 other sequences of its own and the bundled training documents. Needs torch, transformers and accelerate
+alone.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ sys.path[:0] = [str(ROOT / "platform"), str(ROOT / "benchmarks")]
 
 from qat_quality.stand_in import record_nothing  # noqa: E402
 
-LENGTH, GUARD = 512, 64
+GUARD = 64  # sequences that losses are measured on
 TEXTS = ["text", "text+vocabulary", "text+own", "text/2+own/2", "text/2+own/2+vocabulary/2", "2text+2own"]
 
 
@@ -38,7 +39,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", default=["smoothquant+mse_clip"])
     parser.add_argument("--texts", nargs="+", default=TEXTS)
     parser.add_argument("--sequences", type=int, default=128, help="of each text")
-    parser.add_argument("--length", type=int, default=LENGTH, help="tokens of a sequence")
+    parser.add_argument("--length", type=int, default=512, help="tokens of a sequence")
     parser.add_argument("--windows", type=int, help="of the test split, evenly (default: all)")
     parser.add_argument("--scheme", default="w8a8-static")
     parser.add_argument("--device", default="auto")

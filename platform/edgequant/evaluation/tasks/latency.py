@@ -46,8 +46,10 @@ def _score(model: LanguageModel, data: Mapping[str, Rows], settings: ScoringSett
     from edgequant.evaluation.efficiency.timed_once import SAID, once
 
     protocol = timing_protocol(model, settings)
-    of = lambda: {**model.description, "weights": model.weights_digest(), "protocol": protocol}  # noqa: E731
-    (metrics, rows), earlier = once(of, lambda: latency_metrics(model, protocol))
+    (metrics, rows), earlier = once(
+        lambda: {**model.description, "weights": model.weights_digest(), "protocol": protocol},
+        lambda: latency_metrics(model, protocol),
+    )
     notes = [f"latency: {protocol}", *shortened(model, settings, protocol), *([f"latency: {SAID}"] if earlier else [])]
     if DECODE not in metrics and "generate" in protocol.methods:
         notes.append(f"{DECODE} was left out: {protocol.new_tokens} new tokens do not tell it; decode more")
