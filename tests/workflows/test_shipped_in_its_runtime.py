@@ -167,12 +167,12 @@ def test_evaluate_tries_a_file_and_a_checkpoint_on_a_device_and_refuses_a_model_
 
 @pytest.mark.long
 def test_a_file_that_llama_cpp_cannot_run_costs_its_times_and_no_run(quick, tmp_path, monkeypatch, capsys) -> None:
-    from edgequant.evaluation.efficiency import shipped
+    from edgequant.evaluation.backends.llama_cpp import timed_alone
 
     def refused(*_: Any, **__: Any) -> Any:
         raise UserError("tiny.gguf could not be timed in llama.cpp: it ended with code -11")
 
-    monkeypatch.setattr(shipped, "time_alone", refused)
+    monkeypatch.setattr(timed_alone, "time_alone", refused)
     result = rounded(quick, tmp_path, device_profile="edge-2c-1g")
     assert "it ended with code -11" in capsys.readouterr().out and "deploy/fits" not in result.metrics
 

@@ -30,6 +30,10 @@ class Alone(NamedTuple):
     peak_rss: int
 
 
+class Killed(UserError):
+    """A process that was to tell figures was ended by a signal."""
+
+
 def run_alone(module: str, asked: dict[str, Any], within: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
     """Run a module with what is asked for as its one argument, in JSON; `within`: a command that runs it."""
     paths = os.pathsep.join(entry for entry in sys.path if entry)
@@ -42,12 +46,14 @@ def figures_alone(module: str, asked: dict[str, Any], runtime: str, within: Sequ
     """What the module printed last.
 
     Raises:
+        Killed: a signal ended the process.
         UserError: the process found no figures; its last line says why.
     """
     done = run_alone(module, asked, within)
     if done.returncode:
+        refusal = Killed if done.returncode < 0 else UserError
         told = (done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"])[-1]
-        raise UserError(f"{Path(asked['path']).name} could not be timed in {runtime}: {told}")
+        raise refusal(f"{Path(asked['path']).name} could not be timed in {runtime}: {told}")
     return Alone(**json.loads(done.stdout.splitlines()[-1]))
 
 

@@ -13,7 +13,7 @@ from edgequant.evaluation.backends.alone import Alone
 from edgequant.evaluation.backends.footprint import GB
 from edgequant.evaluation.backends.language_model import DecodeTiming
 from edgequant.evaluation.backends.llama_cpp.cores import physical_cores
-from edgequant.evaluation.backends.llama_cpp.timed_alone import repacking_works, time_alone
+from edgequant.evaluation.backends.llama_cpp.timed_alone import TimesAlone
 from edgequant.evaluation.backends.memory_limit import MemoryLimit
 from edgequant.evaluation.efficiency.latency import median_metrics, timed_values
 from edgequant.evaluation.efficiency.latency_lengths import Lengths, fitting_lengths
@@ -113,4 +113,4 @@ def _timer(file: Path, **asked: Any) -> Callable[..., Alone]:
 
         sequence.check_folder(file)
         return partial(timed_alone.time_alone, file, **asked)
-    return partial(time_alone, file, repack=repacking_works(file), **asked)
+    return TimesAlone(file, **asked)

@@ -14,7 +14,6 @@ import itertools
 from collections import deque
 from ctypes import c_bool, c_char_p, c_float, c_int8, c_int32, c_size_t, c_uint32, c_uint64, c_void_p
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +160,8 @@ def load_library() -> Any:
 
 def version() -> str | None:
     """The installed xllamacpp's version; None where it is not installed."""
+    from importlib import metadata  # with all of `email`, which a process that is timed needs not
+
     try:
         return metadata.version("xllamacpp")
     except metadata.PackageNotFoundError:

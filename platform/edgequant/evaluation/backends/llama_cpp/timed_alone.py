@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from edgequant.evaluation.backends.alone import Alone, figures_alone, peak_rss, run_alone, tell_figures
+from edgequant.evaluation.backends.alone import Alone, Killed, figures_alone, peak_rss, run_alone, tell_figures
 from edgequant.evaluation.backends.llama_cpp.sequence import Gguf, Sequence0
 
 
@@ -34,11 +34,36 @@ def time_alone(
         within: what goes in front of the process's command, see `MemoryLimit.within`.
 
     Raises:
+        Killed: a signal ended the process.
         UserError: the process found no figures; its last line says why.
     """
     asked = {"path": str(path), "threads": threads, "prompt_length": prompt_length, "new_tokens": new_tokens}
     asked |= {"seed": seed, "repack": repack, "gpu_layers": gpu_layers}
     return figures_alone(__name__, asked, "llama.cpp", within)
+
+
+class TimesAlone:
+    """`time_alone` of a file, one repetition after the other; the first tells whether weights may be repacked
+    (`repacking_works`), for all that follow.
+
+    Args:
+        asked: arguments of `time_alone` that all repetitions share.
+    """
+
+    def __init__(self, path: Path, **asked: int) -> None:
+        self.path, self._asked, self._repacks = path, asked, True
+        self._is_first = True
+
+    def __call__(self, *, seed: int, within: Sequence[str] = ()) -> Alone:
+        """A repetition; raises as `time_alone`."""
+        is_first, self._is_first = self._is_first, False
+        try:
+            return time_alone(self.path, seed=seed, within=within, repack=self._repacks, **self._asked)
+        except Killed:
+            if not is_first:
+                raise
+            self._repacks = False
+            return time_alone(self.path, seed=seed, within=within, repack=False, **self._asked)
 
 
 def repacking_works(path: Path) -> bool:
