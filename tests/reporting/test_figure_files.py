@@ -7,6 +7,8 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure as Canvas
+from matplotlib.mathtext import MathTextParser
 from PIL import Image
 
 from edgequant import tracking
@@ -16,7 +18,7 @@ from edgequant.reporting.description import description, description_table
 from edgequant.reporting.figure_files import log_figure
 from edgequant.reporting.layer_bits import layer_bits_figure
 from edgequant.reporting.layer_errors import layer_error_figure
-from edgequant.reporting.pictures import plain, png
+from edgequant.reporting.pictures import PowersAsText, plain, png
 
 ROWS = [
     {"model": "m", "variant": "baseline", "scheme": "none", "domain/perplexity": 10.0, "size/checkpoint_gb": 0.2},
@@ -93,6 +95,25 @@ def test_the_figures_of_a_search_are_drawn():
     drawn = optuna.visualization
     for figure in (drawn.plot_parallel_coordinate(study), drawn.plot_optimization_history(study)):
         assert (pixels(png(figure)).min(-1) < 160).sum() > 100
+
+
+def test_a_picture_is_drawn_once_and_typesets_nothing(monkeypatch):
+    """Each of both had taken as long as the drawing itself."""
+    drawn = []
+    original = Canvas.draw
+    monkeypatch.setattr(Canvas, "draw", lambda self, renderer: drawn.append(self) or original(self, renderer))
+    monkeypatch.setattr(MathTextParser, "parse", None)
+    png(layer_error_figure(LAYERS))
+    assert len(drawn) == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "told"), [(1e-3, "10⁻³"), (2e-5, "2×10⁻⁵"), (6.35e-3, "6.35×10⁻³"), (1e6, "10⁶"), (1.0, "10⁰"), (0, "0")]
+)
+def test_powers_are_told_in_characters(value, told):
+    formatter = PowersAsText()
+    formatter.create_dummy_axis()
+    assert formatter(value) == told
 
 
 def test_text_for_plotly_is_told_as_text():

@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib import colormaps, colors, rcParams
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import LogFormatterSciNotation, NullLocator
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -25,13 +25,14 @@ WIDTH, HEIGHT, DPI = 1000, 460, 100  # pixels where the figure says none; pixels
 INK, GRID = "#4d4d4d", "#d9d9d9"
 DASHES = {"dot": ":", "dash": "--", "dashdot": "-."}
 OFFSET = 9  # points between a point and its name
+RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def png(figure: Figure) -> bytes:
     """A figure as a PNG of its own size, white behind, whatever the theme of the page it is shown on."""
     layout = figure.layout
     canvas = Canvas((WIDTH / DPI, (layout.height or HEIGHT) / DPI), dpi=DPI, layout="constrained", facecolor="white")
-    FigureCanvasAgg(canvas)
+    paper = FigureCanvasAgg(canvas)
     axes = canvas.add_subplot()
     _dress(axes, layout)
     for index, trace in enumerate(figure.data):
@@ -44,7 +45,7 @@ def png(figure: Figure) -> bytes:
     if layout.showlegend is not False and axes.get_legend_handles_labels()[1]:
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8, frameon=False)
     written = io.BytesIO()
-    canvas.savefig(written, format="png")
+    paper.print_png(written)  # `savefig` would go through everything twice, the first time for the layout alone
     return written.getvalue()
 
 
@@ -52,6 +53,15 @@ def plain(text: str | None) -> str:
     """Plotly's little HTML as text; a dollar sign stays one, which matplotlib would read as mathematics."""
     lines = re.sub(r"<br\s*/?>", "\n", text or "")
     return html.unescape(re.sub(r"<[^>]+>", "", lines)).replace("$", r"\$")
+
+
+class PowersAsText(LogFormatterSciNotation):
+    """The labels of a logarithmic axis with the same powers, as characters: typesetting them as mathematics takes half
+    of the time of a whole picture, anew for each."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        label = re.sub(r"\^\{(.+?)\}", lambda found: found[1].translate(RAISED), super().__call__(x, pos))
+        return re.sub(r"\$|\\mathdefault|[{}]", "", label.replace(r"\times", "×"))
 
 
 def _dress(axes: Any, layout: Any) -> None:
@@ -188,6 +198,8 @@ def _set_axis(axes: Any, name: str, axis: Any) -> None:
         set_label(plain(axis.title.text), color=INK)
     if axis.type == "log":
         set_scale("log")
+        for which in ("major", "minor"):
+            getattr(getattr(axes, f"{name}axis"), f"set_{which}_formatter")(PowersAsText())
     if axis.range is not None and None not in axis.range:
         limit(*(10.0**end for end in axis.range) if axis.type == "log" else axis.range)
     if axis.tickvals is not None:
