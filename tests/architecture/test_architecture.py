@@ -87,7 +87,9 @@ WITHIN = {
         "suite": {"settings", "backends", "tasks", "evidence"},
     },
     "corpora": {
-        **{name: set() for name in ("text", "settings", "sources", "packing", "contamination")},
+        **{name: set() for name in ("text", "settings", "sources", "kept_results")},
+        "packing": {"kept_results"},
+        "contamination": {"kept_results"},
         "documents": {"text"},
         "training_files": {"text", "extraction"},
         "instruction_rows": {"text"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from edgequant.corpora import contamination
 from edgequant.corpora.contamination import Overlap, refuse_overlap, words_of
 from edgequant.errors import UserError
 
@@ -96,3 +97,23 @@ def test_everything_that_is_scored_has_its_text_compared(data_dir) -> None:
     for name, leak in leaks.items():
         with pytest.raises(UserError, match=f"(overlaps|repeats questions of) {name}"):
             refuse_overlap([leak], {name: texts[name]})
+
+
+def test_the_same_texts_are_compared_once(monkeypatch) -> None:
+    counted = []
+    original = contamination.ngrams
+    monkeypatch.setattr(contamination, "ngrams", lambda texts, n: counted.append(n) or original(texts, n))
+    training = [SENTENCE, "A text that no other test of this file compares with anything, so that it is new here."]
+    found = refuse_overlap(training, {"a": ["short"], "b": ["another"]})
+    found.clear()  # the caller's own
+    assert set(refuse_overlap(training, {"a": ["short"], "b": ["another"]})) == {"a", "b"}
+    assert len(counted) == 3  # of the training text and two sets
+    refuse_overlap(training, {"a": ["short", "another"], "b": []})
+    assert len(counted) == 6
+
+
+def test_an_overlap_is_refused_each_time() -> None:
+    for _ in range(2):
+        with pytest.raises(UserError, match="overlaps squad"):
+            refuse_overlap([SENTENCE], {"squad": [SENTENCE]})
+    assert refuse_overlap([SENTENCE], {"squad": [SENTENCE]}, max_share=1.0)["squad"].share == 1.0

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset, DatasetDict
+from datasets.formatting.formatting import PythonFormatter
 from odd_documents import columns_pdf
 
 from edgequant.corpora.training_files import read_training_files, split_documents
@@ -147,6 +148,15 @@ def test_a_data_set_of_others_keeps_its_rows_as_they_are(tmp_path):
     rows = {"text": ["one", "two"], "source": ["wikipedia", "wikipedia"]}
     DatasetDict({"train": Dataset.from_dict(rows)}).save_to_disk(str(tmp_path / "theirs"))
     assert read_training_files(tmp_path / "theirs")[0] == ["one", "two"]
+
+
+def test_columns_are_read_at_once_and_not_row_by_row(tmp_path, monkeypatch):
+    """Row by row a corpus takes ten times as long, and every phase of a pipeline reads it."""
+    folder = corpus_of(tmp_path / "corpus", {"train": ROWS, "test": ROWS[:4]})
+    expected = read_training_files(folder), split_documents(folder, "test")
+    monkeypatch.setattr(PythonFormatter, "format_column", None)
+    monkeypatch.setattr(PythonFormatter, "format_batch", None)
+    assert (read_training_files(folder), split_documents(folder, "test")) == expected
 
 
 def test_documents_of_a_split_have_the_domain_of_most_of_their_chunks(tmp_path):

@@ -6,10 +6,12 @@ Shorter texts, which have no 13-gram, such as questions, are looked for whole.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
+from edgequant.corpora.kept_results import KeptResults
 from edgequant.errors import UserError
 
 NGRAM = 13
@@ -28,6 +30,9 @@ class Overlap(NamedTuple):
     def share(self) -> float:
         """The larger of the two: little training text may lie wholly in the test set, or hold all of it."""
         return max(self.of_training, self.of_evaluation)
+
+
+_compared: KeptResults[dict[str, Overlap]] = KeptResults(most=8)
 
 
 def words_of(text: str) -> list[str]:
@@ -75,7 +80,8 @@ def repeated_whole(training: Iterable[str], short: Iterable[str], n: int = NGRAM
 def refuse_overlap(
     training: Iterable[str], evaluation: Mapping[str, Iterable[str]], *, max_share: float = 0.01, n: int = NGRAM
 ) -> dict[str, Overlap]:
-    """Refuse training text that repeats evaluation text. Keeps hashes of both in memory: about 60 bytes per word.
+    """Refuse training text that repeats evaluation text. Keeps hashes of both in memory: about 60 bytes per word. The
+    same texts again are not compared again.
 
     Args:
         training: Texts a run trains or calibrates on.
@@ -90,10 +96,17 @@ def refuse_overlap(
     Raises:
         UserError: a share is above `max_share`.
     """
-    training = list(training)
+    training, evaluated = list(training), {name: list(texts) for name, texts in evaluation.items()}
+    told = [repr((max_share, n, len(training), [(name, len(texts)) for name, texts in evaluated.items()]))]
+    given = itertools.chain(told, training, *evaluated.values())
+    return dict(_compared.of(given, lambda: _refuse_overlap(training, evaluated, max_share, n)))
+
+
+def _refuse_overlap(
+    training: list[str], evaluated: Mapping[str, list[str]], max_share: float, n: int
+) -> dict[str, Overlap]:
     trained, overlaps = {hash(gram) for gram in ngrams(training, n)}, dict[str, Overlap]()
-    for name, each in evaluation.items():
-        texts = list(each)
+    for name, texts in evaluated.items():
         overlap, repeated = _overlap(trained, texts, n), repeated_whole(training, texts, n)
         overlaps[name] = max(overlap, repeated, key=lambda found: found.share)
         if overlap.share > max_share:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
+from edgequant.corpora.kept_results import KeptResults
 from edgequant.errors import UserError
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
+
+MOST_KEPT = 1 << 22  # characters of a text whose tokens are kept for who packs it again: 8 bytes for each token
+_kept: KeptResults[torch.Tensor] = KeptResults(most=4)
 
 
 def pack(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, sequence_length: int) -> torch.LongTensor:
@@ -17,7 +21,7 @@ def pack(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, sequence_leng
 
     Texts are separated by the tokenizer's end-of-sequence token, where it has one; each starts with the
     beginning-of-sequence token if the tokenizer itself adds one. The incomplete last row is dropped, so that no
-    padding enters a loss.
+    padding enters a loss. Of the last texts the tokens are kept in memory, where they take little of it.
 
     Returns:
         Token ids of shape [n, sequence_length], dtype int64.
@@ -25,21 +29,33 @@ def pack(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, sequence_leng
     Raises:
         UserError: sequence_length is below 2, or the texts do not fill a single row.
     """
-    import torch
-
     if sequence_length < 2:
         raise UserError(f"sequence_length must be at least 2 tokens, got {sequence_length}")
-    stream: list[int] = []
-    for text in texts:
-        stream.extend(_with_end(tokenizer(text, verbose=False)["input_ids"], tokenizer.eos_token_id))
+    stream = _stream(list(texts), tokenizer)
     rows = len(stream) // sequence_length
     if rows == 0:
         raise UserError(
             f"the texts give {len(stream)} tokens, not one row of sequence_length {sequence_length}; "
             "use more text or a shorter sequence_length"
         )
-    ids = torch.tensor(stream[: rows * sequence_length], dtype=torch.long)
-    return ids.view(rows, sequence_length)  # type: ignore[return-value]
+    return stream[: rows * sequence_length].clone().view(rows, sequence_length)  # type: ignore[return-value]
+
+
+def _stream(texts: Sequence[str], tokenizer: Any) -> torch.Tensor:
+    """The tokens of all texts, [n] int64; not to be changed."""
+    import torch
+
+    def made() -> torch.Tensor:
+        stream: list[int] = []
+        for text in texts:
+            stream.extend(_with_end(tokenizer(text, verbose=False)["input_ids"], tokenizer.eos_token_id))
+        return torch.tensor(stream, dtype=torch.long)
+
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:  # nothing says in full what it does
+        return made()
+    spelling = (type(tokenizer).__qualname__, backend.to_str(), repr(tokenizer.eos_token_id))
+    return _kept.of([*spelling, *texts], made, keep=sum(map(len, texts)) <= MOST_KEPT)
 
 
 def _with_end(ids: list[int], end: int | None) -> list[int]:

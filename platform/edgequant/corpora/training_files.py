@@ -130,7 +130,7 @@ def split_documents(path: str | Path, split: str) -> list[tuple[str, str]]:
         return []
     try:
         found: Any = datasets.load_from_disk(str(folder))
-        texts, domains = list(found["text"]), list(found["domain"]) if "domain" in found.column_names else []
+        texts, domains = _column(found, "text"), _column(found, "domain") if "domain" in found.column_names else []
     except Exception as error:  # pyarrow, json and datasets each have their own
         why = " ".join(f"{type(error).__name__}: {error}".split())[:160]
         raise UserError(f"split {split} of {str(path)!r} is damaged ({why}); make it again") from None
@@ -142,7 +142,7 @@ def split_documents(path: str | Path, split: str) -> list[tuple[str, str]]:
 
 def _whole_documents(rows: Any) -> list[Any]:
     """Texts of a data set; chunks of one document, one after the other, as one text: none ends where a chunk does."""
-    texts = list(rows["text"])
+    texts = _column(rows, "text")
     groups = _documents(rows)
     whole = all(isinstance(text, str) for text in texts)
     return ["\n\n".join(texts[row] for row in group) for group in groups] if whole else texts
@@ -154,13 +154,18 @@ def _documents(rows: Any) -> list[list[int]]:
         return [[row] for row in range(len(rows))]
     found: list[list[int]] = []
     before = None
-    for row, key in enumerate(zip(rows["sha256"], rows["source"], rows["augmented"], strict=True)):
+    for row, key in enumerate(zip(*(_column(rows, name) for name in ("sha256", "source", "augmented")), strict=True)):
         if key == before and not key[2]:
             found[-1].append(row)
         else:
             found.append([row])
         before = key
     return found
+
+
+def _column(rows: Any, name: str) -> list[Any]:
+    """The values of a column of a `datasets.Dataset`, all at once: `rows[name]` takes ten times as long, row by row."""
+    return list(rows.select_columns([name]).with_format("arrow")[:][name].to_pylist())
 
 
 def _is_of_ours(folder: Path) -> bool:
