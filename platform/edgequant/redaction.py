@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 
 HIDDEN = "***"
 IN_ADDRESS = re.compile(r"(://[^\s/@:]*):[^\s/]*@")
@@ -20,9 +21,19 @@ def without_password(text: str) -> str:
 def without_secrets(text: str) -> str:
     """The same, and in place of what the environment holds in HF_TOKEN, AWS_SECRET_ACCESS_KEY, MLFLOW_TRACKING_PASSWORD
     and the like: a library's error may repeat what it was given."""
-    for value in sorted(_secrets(), key=len, reverse=True):
-        text = text.replace(value, HIDDEN)
-    return without_password(text)
+    return hiding_secrets()(text)
+
+
+def hiding_secrets() -> Callable[[str], str]:
+    """`without_secrets` of what the environment holds now, for many short texts: to look through it takes longer."""
+    secrets = sorted(_secrets(), key=len, reverse=True)
+
+    def hide(text: str) -> str:
+        for value in secrets:
+            text = text.replace(value, HIDDEN)
+        return without_password(text)
+
+    return hide
 
 
 def _secrets() -> set[str]:

@@ -15,7 +15,7 @@ import torch
 import yaml
 from stored_artifacts import artifact
 
-from edgequant import tracking
+from edgequant import redaction, tracking
 from edgequant.tracking.environment import git_tags
 
 
@@ -99,6 +99,17 @@ def test_any_cell_becomes_json_and_no_secret_is_filed(store):
         "nan": None, "many": [1, 2], "inner": {"loss": None, "id": 3}, "tensor": 0.5, "path": "a", "yes": True,
         "none": None,
     }  # fmt: skip
+
+
+def test_the_environment_is_looked_through_once_for_a_table(store, monkeypatch):
+    """And not for each of its cells, of which an evaluation has thousands."""
+    looked: list[int] = []
+    monkeypatch.setattr(redaction, "_secrets", lambda: looked.append(1) or {"swordfish"})
+    with tracking.workflow_run("evaluate", {}) as run:
+        looked.clear()
+        tracking.log_table([{"id": f"a swordfish {at}"} for at in range(50)], "cells.json")
+        assert len(looked) == 1
+    assert json.loads(artifact(run.id, "cells.json"))["data"][49] == ["a *** 49"]
 
 
 def test_metrics_keep_their_steps(store):

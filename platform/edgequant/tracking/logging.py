@@ -6,7 +6,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -18,7 +18,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 
 from edgequant.disk.faults import writing
 from edgequant.disk.leftovers import Scratch
-from edgequant.redaction import without_secrets
+from edgequant.redaction import hiding_secrets, without_secrets
 from edgequant.tracking import details
 
 SHARED = ("dataset", "limit", "seed")  # settings of a workflow that its measured models are compared by
@@ -90,7 +90,8 @@ def log_table(rows: Sequence[Mapping[str, Any]], artifact: str) -> None:
     if run is None:
         raise RuntimeError(f"table {artifact} is filed with a run, and none is active")
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    data = [[_as_json(row.get(column)) for column in columns] for row in rows]
+    hide = hiding_secrets()
+    data = [[_as_json(row.get(column), hide) for column in columns] for row in rows]
     _file_text(json.dumps({"columns": columns, "data": data}, allow_nan=False), artifact)
     told, client = {"path": artifact, "type": "table"}, mlflow.MlflowClient()
     tables = json.loads(client.get_run(run.info.run_id).data.tags.get(MLFLOW_LOGGED_ARTIFACTS, "[]"))
@@ -98,17 +99,17 @@ def log_table(rows: Sequence[Mapping[str, Any]], artifact: str) -> None:
         client.set_tag(run.info.run_id, MLFLOW_LOGGED_ARTIFACTS, json.dumps([*tables, told]))
 
 
-def _as_json(value: Any) -> Any:
+def _as_json(value: Any, hide: Callable[[str], str]) -> Any:
     """A cell as JSON has it, without secrets: it has no infinity and no NaN, at which the UI would stop reading."""
     if hasattr(value, "tolist"):  # NumPy's or a tensor
         value = value.tolist()
     if isinstance(value, Mapping):
-        return {str(key): _as_json(one) for key, one in value.items()}
+        return {str(key): _as_json(one, hide) for key, one in value.items()}
     if isinstance(value, list | tuple | set):
-        return [_as_json(one) for one in value]
+        return [_as_json(one, hide) for one in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, bool | int) else without_secrets(str(value))
+    return value if value is None or isinstance(value, bool | int) else hide(str(value))
 
 
 def _filing(artifact: str) -> AbstractContextManager[None]:
