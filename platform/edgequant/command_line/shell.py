@@ -19,6 +19,7 @@ from typing import NoReturn
 
 from edgequant import commands, interruption  # looks at the environment before MLflow changes it
 from edgequant.command_line.freed_memory import keep_freed
+from edgequant.processor.other_work import wait_as_other_work_allows
 from edgequant.redaction import without_secrets
 
 RESUMED = ("baseline", "ptq", "qat", "finetune", "evaluate", "tune", "pipeline")  # workflows with an option `resume`
@@ -69,6 +70,8 @@ def run() -> int:
     """
     gc.set_threshold(*SELDOM)
     keep_freed()
+    if sys.argv[1:2] and sys.argv[1] in RESUMED:  # those that compute
+        wait_as_other_work_allows()
     launched = os.environ.get(LAUNCHED)
     last = None if launched is None else partial(_keep_killed, launched, os.getppid())
     watch = interruption.Watch(line=_how_to_go_on, last=last)

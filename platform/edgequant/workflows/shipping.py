@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from edgequant.disk.leftovers import Scratch
 from edgequant.errors import UserError, first_line
-from edgequant.evaluation.backends.llama_cpp.cores import physical_cores
 from edgequant.evaluation.backends.llama_cpp.library import INSTALL, version
 from edgequant.evaluation.backends.memory_limit import memory_limit
 from edgequant.evaluation.devices.fit import EMULATES_NEITHER, fit
@@ -24,6 +23,7 @@ from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.evaluation.tasks.latency import LATENCY
 from edgequant.export.formats import FORMATS
 from edgequant.models.onnx.library import PACKAGES
+from edgequant.processor.cores import physical_cores
 from edgequant.workflows.validate import stated_scheme
 
 if TYPE_CHECKING:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgequant.evaluation.backends.llama_cpp.cores import wait_without_spinning
 from edgequant.evaluation.backends.llama_cpp.library import version
 from edgequant.evaluation.backends.llama_cpp.server import file_beside
+from edgequant.processor.cores import wait_without_spinning
 from edgequant_registry.serving.answers import Engine
 
 

@@ -13,12 +13,13 @@ import pytest
 
 from edgequant.errors import UserError
 from edgequant.evaluation.backends.language_model import LanguageModel
-from edgequant.evaluation.backends.llama_cpp import cores, library, timed_alone
+from edgequant.evaluation.backends.llama_cpp import library, timed_alone
 from edgequant.evaluation.backends.llama_cpp.library import VERSION, load_library
 from edgequant.evaluation.backends.llama_cpp.sequence import Gguf, Sequence0
 from edgequant.evaluation.backends.llama_cpp_model import LlamaCppModel
 from edgequant.evaluation.efficiency.shipped import shipped_metrics
 from edgequant.export.gguf.write import write_gguf
+from edgequant.processor import cores
 
 HAS_LLAMA_CPP = importlib.util.find_spec("xllamacpp") is not None
 PARIS = ("The capital of France is", (" Paris", " banana"))

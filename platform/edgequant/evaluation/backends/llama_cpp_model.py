@@ -13,11 +13,11 @@ from edgequant.errors import UserError
 from edgequant.evaluation.backends.alone import Alone
 from edgequant.evaluation.backends.footprint import GB, size_metrics
 from edgequant.evaluation.backends.language_model import Choice, Generated
-from edgequant.evaluation.backends.llama_cpp.cores import physical_cores
 from edgequant.evaluation.backends.llama_cpp.library import load_library, version
 from edgequant.evaluation.backends.llama_cpp.sequence import Gguf, Sequence0
 from edgequant.evaluation.backends.llama_cpp.timed_alone import repacking_works, time_alone
 from edgequant.evaluation.backends.runtime_model import RuntimeModel
+from edgequant.processor.cores import physical_cores
 
 DEFAULT_CONTEXT = 4096
 

@@ -12,13 +12,13 @@ from edgequant.evaluation.backends.alone import Alone
 from edgequant.evaluation.backends.footprint import GB, size_metrics
 from edgequant.evaluation.backends.generation import stop_tokens
 from edgequant.evaluation.backends.language_model import Generated
-from edgequant.evaluation.backends.llama_cpp.cores import physical_cores
 from edgequant.evaluation.backends.onnx.sequence import GenaiModel, GenaiSequence, Logits, check_folder
 from edgequant.evaluation.backends.onnx.timed_alone import time_alone
 from edgequant.evaluation.backends.runtime_model import RuntimeModel
 from edgequant.evaluation.backends.tokenized import WithTokenizer, bos_token
 from edgequant.models.onnx.folder import PARAMETERS, SCHEME, read_genai_config
 from edgequant.models.onnx.library import PACKAGES
+from edgequant.processor.cores import physical_cores
 
 DEFAULT_CONTEXT = 4096
 

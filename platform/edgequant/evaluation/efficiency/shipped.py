@@ -12,13 +12,13 @@ import numpy as np
 from edgequant.evaluation.backends.alone import Alone
 from edgequant.evaluation.backends.footprint import GB
 from edgequant.evaluation.backends.language_model import DecodeTiming
-from edgequant.evaluation.backends.llama_cpp.cores import physical_cores
 from edgequant.evaluation.backends.llama_cpp.timed_alone import TimesAlone
 from edgequant.evaluation.backends.memory_limit import MemoryLimit
 from edgequant.evaluation.efficiency.latency import median_metrics, timed_values
 from edgequant.evaluation.efficiency.latency_lengths import Lengths, fitting_lengths
 from edgequant.evaluation.efficiency.timed_once import once
 from edgequant.files import bytes_of, content_digest
+from edgequant.processor.cores import physical_cores
 
 
 def shipped_metrics(

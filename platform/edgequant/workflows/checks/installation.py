@@ -11,9 +11,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from edgequant.evaluation.backends.llama_cpp.cores import physical_cores
 from edgequant.evaluation.backends.llama_cpp.library import INSTALL, load_library, version
 from edgequant.models.onnx import library as onnx
+from edgequant.processor.cores import physical_cores
 from edgequant.workflows.checks.finding import Finding
 
 OPTIONAL_TOOLS = {

@@ -1,4 +1,4 @@
-"""How many threads a process should compute with. Light, as `library`."""
+"""How many threads a process should compute with, and how they wait for each other. Light."""
 
 from __future__ import annotations
 
@@ -20,14 +20,16 @@ def physical_cores() -> int:
     return max(1, int(min(len(cores), _share())))
 
 
-def wait_without_spinning() -> None:
-    """Let llama.cpp's threads sleep where they wait for each other, unless the environment says how they wait.
+def wait_without_spinning() -> bool:
+    """Let threads sleep where they wait for each other, unless the environment says how they wait; returns whether.
 
     Where other processes want the cores too, spinning threads take ten times as long. OpenMP reads it when it is
     loaded, with torch: it has to be called before. Timed processes are without it, see `as_llama_cpp_comes`.
     """
-    if not any(name in os.environ for name in _OF_THE_USER):
-        os.environ.update(_HARDLY_SPINNING)
+    if any(name in os.environ for name in _OF_THE_USER):
+        return False
+    os.environ.update(_HARDLY_SPINNING)
+    return True
 
 
 def as_llama_cpp_comes() -> dict[str, str]:
