@@ -6,7 +6,10 @@ import fake_candidates
 import pytest
 from search_specs import search_spec
 
+from edgequant import models, tracking
 from edgequant.errors import UserError
+from edgequant.models.origin import origin
+from edgequant.quantization.checkpoint import ensure_manifest
 from edgequant.training.settings import TrainingSettings
 from edgequant.workflows.settings import RunSettings
 from edgequant_tune.outcome.range_ends import at_the_ends
@@ -214,3 +217,26 @@ def test_the_first_trial_takes_the_recipe_only_where_the_search_could_come_to_it
     assert search_spec(space=parts).recipe == {"weight_bits": 4, "group_size": 32, "embedding_bits": 4}
     assert search_spec(space=parts, scheme="w4a8-g128+emb4").recipe is None
     assert search_spec(space={"learning_rate": {"log_uniform": [1e-6, 1e-5]}}).recipe is None
+
+
+@pytest.mark.parametrize(
+    "address", ["runs:/{run}/checkpoint", "models:/edgequant-tiny/1", "models:/edgequant-tiny@best"]
+)
+def test_what_comes_of_a_registered_version_or_a_runs_model_goes_by_that_models_name(store, tmp_path, address):
+    folder = merged("a folder", tmp_path)
+    with tracking.workflow_run("finetune", {}) as run:
+        version = tracking.register_checkpoint(folder, "edgequant-tiny", tags={})
+    store.set_registered_model_alias("edgequant-tiny", "best", version)
+    assert search_spec(model=address.format(run=run.id)).model_name == "tiny"
+    assert search_spec(model=str(folder)).model_name == "tiny"
+    assert origin(address.format(run=run.id)).base_model == "tiny"
+
+
+def merged(name: str, place: Path) -> Path:
+    """A floating-point model of ours, as finetune merges it, whose config.json says which model it was made from."""
+    loaded = models.load("tiny", device="cpu")
+    loaded.model.config.update({"edgequant_base": "tiny"})
+    loaded.model.save_pretrained(place / name)
+    loaded.tokenizer.save_pretrained(place / name)
+    ensure_manifest(place / name)
+    return place / name

@@ -10,7 +10,8 @@ import yaml
 
 from edgequant.errors import UserError
 from edgequant.models import hub
-from edgequant.models.sources import ModelSource, resolve
+from edgequant.models.configs import CONFIG
+from edgequant.models.sources import ModelSource, resolve, stated_name
 
 LICENSES = {
     "Qwen/Qwen2.5-0.5B": "apache-2.0",
@@ -50,18 +51,27 @@ def origin(source: str | ModelSource) -> Origin:
         base, license = _front_matter(Path(found.location) / "README.md")
         return Origin(base or found.name, license)
     if found.kind == "mlflow":
-        base, license = _front_matter(_registered_card(found.location))
-        return Origin(base or found.family, license)
+        base, license = _front_matter(_small_file(found.location, "README.md"))
+        return Origin(base or _stated(found.location) or found.family, license)
     return Origin(found.name)
 
 
-def _registered_card(uri: str) -> Path | None:
+def _small_file(uri: str, name: str) -> Path | None:
     from edgequant import tracking
 
     try:
-        return tracking.download(f"{uri}/README.md")
+        return tracking.download(f"{uri}/{name}")
     except UserError:
         return None
+
+
+def _stated(uri: str) -> str:
+    """The model that a checkpoint or merged model says it was made from; its address may hold but a run's id."""
+    config = _small_file(uri, CONFIG)
+    try:
+        return stated_name(config.parent) if config is not None else ""
+    except UserError:  # a file that loading the model refuses by its name
+        return ""
 
 
 def _front_matter(card: Path | None) -> tuple[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgequant.errors import UserError
 from edgequant.quantization.scheme import GRAMMAR, parse_scheme
@@ -14,15 +14,21 @@ from edgequant_tune.space.composed_scheme import UNQUANTIZED, composed
 from edgequant_tune.space.hyperparameter import Hyperparameter, Space, configuration
 from edgequant_tune.trial_spec import TrialSpec
 
+if TYPE_CHECKING:
+    from edgequant.models.sources import ModelSource
+
 MOST_COMBINATIONS = 1000  # that are checked: all of a space of choices, else a sample of its corners
 MOST_OF_A_RANGE = 16  # whole numbers that are all looked at; of longer ranges, the ends
 
 
-def check_combinations(trial: TrialSpec, space: Space, *, quantized: bool) -> None:
+def check_combinations(trial: TrialSpec, space: Space, *, quantized: bool) -> ModelSource:
     """Every setting must be possible at the ends of its range and beside every other, every scheme must fit the model.
 
     Args:
         quantized: whether trials are of a scheme.
+
+    Returns:
+        Where the model comes from, which is known by the folder that an MLflow address was fetched to.
 
     Raises:
         UserError: names the hyperparameters that do not go together.
@@ -38,10 +44,10 @@ def check_combinations(trial: TrialSpec, space: Space, *, quantized: bool) -> No
         if refused := _refusal(trial, counting, quantized):
             raise _named(trial, counting, refused, quantized)
         schemes.append(composed(trial.scheme, counting).get("scheme", counting.get("scheme", trial.scheme)))
-    validate(
+    return validate(
         trial.model, trial.dataset, schemes=",".join(dict.fromkeys(schemes)) if quantized else "",
         training=_longest(trial, space), evaluation=trial.evaluation, self_generated=quantized,
-    )  # fmt: skip
+    ).source  # fmt: skip
 
 
 def _check_adapters(trial: TrialSpec, space: Space) -> None:
