@@ -85,6 +85,7 @@ def workflow_run(
     experiment: str = EXPERIMENT,
     resume: bool = False,
     grows: tuple[str, ...] = (),
+    registers: str = "",
 ) -> Iterator[Run]:
     """One workflow, one run: logs the resolved configuration, the commit, the environment and system metrics.
 
@@ -98,6 +99,8 @@ def workflow_run(
             or that there is none. A workflow nested in a run that is continued goes on with its own there.
         grows: names of options that a resumed run may have others of. The first is a number, such as trials: a run that
             ended with fewer, as its tag `edgequant.trials` says, goes on too.
+        registers: short name of the model that it registers a version of, where it is asked to; empty: as `model` of
+            its configuration says it.
 
     Raises:
         UserError: the store cannot be used, the experiment was deleted, the run to continue is still being written or
@@ -112,7 +115,7 @@ def workflow_run(
     name = run_name(workflow, config)
     if config.get("register") and not nested:
         model = config.get("model")
-        check_may_register(registered_model(str(model)) or short_name(model))
+        check_may_register(registers or registered_model(str(model)) or short_name(model))
     with contextlib.ExitStack() as around:
         if not nested:
             around.enter_context(interruption.raised())

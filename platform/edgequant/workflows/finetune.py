@@ -99,7 +99,8 @@ def finetune(
     from edgequant.workflows.steps.summary import print_summary
 
     notes = check_data(evaluation.tasks, run.data_dir, dataset=dataset)
-    with tracking.workflow_run("finetune", config, reads, experiment=run.experiment, resume=run.resume) as tracked:
+    options: dict[str, Any] = {"experiment": run.experiment, "resume": run.resume, "registers": source.family}
+    with tracking.workflow_run("finetune", config, reads, **options) as tracked:
         work = tracking.run_folder("finetune", tracked.id) / "training"
         folder = target or work.parent
         data = evaluation_data(evaluation.tasks, run.data_dir, dataset)

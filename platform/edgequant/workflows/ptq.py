@@ -102,7 +102,8 @@ def ptq(
     from edgequant.workflows.steps.summary import print_summary
 
     notes = check_data(evaluation.tasks, run.data_dir, dataset=dataset)
-    with tracking.workflow_run("ptq", config, reads, experiment=run.experiment, resume=run.resume) as tracked:
+    options: dict[str, Any] = {"experiment": run.experiment, "resume": run.resume, "registers": source.family}
+    with tracking.workflow_run("ptq", config, reads, **options) as tracked:
         loaded = models.load(source, dtype="float32", device=run.device)
         check_can_ship(loaded.model.config, loaded.tokenizer, export)
         name, dtype = loaded.source.family, models.pick_dtype(run.dtype, str(loaded.model.device))
