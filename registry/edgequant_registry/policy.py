@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 
@@ -17,10 +17,12 @@ from edgequant.errors import UserError
 from edgequant.evaluation.tasks.registry import paired_metrics
 from edgequant.files import sha256_of_bytes
 from edgequant.settings_checks import fits
+from edgequant.tracking.details import HIGH, LOW
 from edgequant.yaml_files import parse_yaml, read_yaml
 from edgequant_registry.metric_names import check_metric
 
-BOUNDS = ("min", "max", "max_loss", "max_loss_percent")
+Bound = Literal["min", "max", "max_loss", "max_loss_percent"]
+BOUNDS: tuple[Bound, ...] = get_args(Bound)
 LOSSES = ("max_loss", "max_loss_percent")
 TESTS = ("values", "not_worse", "worse")
 REFERENCES = ("baseline", "champion")
@@ -69,7 +71,7 @@ class Gate:
     """For the reader."""
 
     @property
-    def bound(self) -> tuple[str, float]:
+    def bound(self) -> tuple[Bound, float]:
         """Kind and value of the gate's one bound."""
         return next((name, getattr(self, name)) for name in BOUNDS if getattr(self, name) is not None)
 
@@ -150,6 +152,7 @@ def _gate(number: int, found: Any) -> Gate:
     gate = Gate(**values)
     check_metric(where, gate.metric, is_described=gate.better is not None)
     _check_direction(where, gate)
+    _check_unit(where, gate)
     _check_instead_of(where, gate)
     return gate
 
@@ -191,6 +194,15 @@ def _check_choices(where: str, found: Mapping[str, Any]) -> None:
         if key in found and not any(type(found[key]) is type(value) and found[key] == value for value in allowed):
             expected = ", ".join(str(value).lower() for value in allowed)
             raise UserError(f"{where}: {key} must be one of {expected}, got {found[key]!r}")
+
+
+def _check_unit(where: str, gate: Gate) -> None:
+    from edgequant.reporting.columns import metric
+
+    kind, value = gate.bound
+    bare = gate.metric.removesuffix(LOW).removesuffix(HIGH)  # an end of an interval is in its metric's unit
+    if kind != "max_loss_percent" and (doubt := metric(bare).doubt(gate.metric, kind, value)):
+        raise UserError(f"{where}: {doubt}")
 
 
 def _check_direction(where: str, gate: Gate) -> None:

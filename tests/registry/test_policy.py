@@ -63,6 +63,47 @@ def test_a_gate_that_cannot_be_meant_is_refused_with_its_number_and_the_fix(tmp_
     assert said in str(refused.value) and "gate 1" in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("gate", "said"),
+    [
+        (
+            {"metric": "boolq/accuracy", "min": 0.7},
+            "min 0.7 is 0.7 %, since boolq/accuracy is in per cent (0 to 100); give 70",
+        ),
+        ({"metric": "squad/f1_ci_low", "min": 0.4}, "squad/f1_ci_low is in per cent (0 to 100); give 40 for 40 %"),
+        ({"metric": "size/reduction_vs_fp16", "min": 0.999}, "give 99.9 for 99.9 %"),
+        (
+            {"metric": "parity/argmax_agreement", "min": 95},
+            "min 95 is 9500 %, since parity/argmax_agreement is a share",
+        ),
+        ({"metric": "parity/argmax_agreement", "max_loss": 2, "against": "champion"}, "give 0.02 for 2 points"),
+        ({"metric": "parity/argmax_agreement", "max": 99}, "give 0.99 for 99 %"),
+    ],
+)
+def test_a_share_of_a_metric_in_per_cent_and_per_cent_of_a_share_are_refused_with_what_to_give(tmp_path, gate, said):
+    with pytest.raises(UserError) as refused:
+        policy(tmp_path, gate)
+    assert said in str(refused.value) and str(refused.value).startswith("gate 1") and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "gate",
+    [
+        {"metric": "boolq/accuracy", "min": 0}, {"metric": "squad/exact_match", "min": 1},
+        {"metric": "size/reduction_vs_fp16", "min": -0.5}, {"metric": "squad/exact_match", "max": 0.5},
+        {"metric": "boolq/accuracy", "max_loss": 0.5, "against": "champion"},
+        {"metric": "boolq/accuracy", "max_loss_percent": 0.5, "against": "champion"},
+        {"metric": "parity/argmax_agreement", "min": 0.95}, {"metric": "parity/argmax_agreement", "min": 1},
+        {"metric": "parity/argmax_agreement", "max_loss": 0.02, "against": "champion"},
+        {"metric": "parity/argmax_agreement", "max_loss_percent": 2, "against": "champion"},
+        {"metric": "deploy/size_gb", "min": 0.1}, {"metric": "qat/recovered_fraction", "min": 1.1},
+        {"metric": "mine/rate", "min": 0.7, "better": "higher"}, {"metric": "against_baseline/harmed", "max": 0},
+    ],
+)  # fmt: skip
+def test_a_bound_that_may_be_meant_is_taken_as_it_is(tmp_path, gate):
+    assert policy(tmp_path, gate)
+
+
 @pytest.mark.parametrize("text", ["", "gates: []", "gates: [", "name: x\ngates: [{metric: a/b, min: 1}]\nother: 1"])
 def test_a_file_that_is_no_policy_is_refused(tmp_path, text):
     file = tmp_path / "policy.yaml"

@@ -53,6 +53,16 @@ def test_what_is_no_constraint_is_refused_by_what_it_says(line):
         read_constraints([line])
 
 
+def test_a_share_of_what_is_in_per_cent_is_refused_before_a_trial_is_tried():
+    said = r"^constraint 'boolq/accuracy>=0.7': min 0.7 is 0.7 %, since .* in per cent \(0 to 100\); give 70 for 70 %"
+    with pytest.raises(UserError, match=said):
+        search_spec(constraints=("boolq/accuracy>=0.7",))
+    with pytest.raises(UserError, match=r"is a share \(0 to 1\); give 0.95 for 95 %"):
+        read_constraints(["parity/argmax_agreement>=95"])
+    meant = ["boolq/accuracy>=0", "squad/exact_match>=1", "squad/f1<=0.5", "parity/argmax_agreement>=0.95"]
+    assert len(read_constraints(meant)) == 4
+
+
 def test_two_bounds_of_a_metric_from_the_same_side_are_refused_and_from_both_sides_are_a_range():
     with pytest.raises(UserError, match="must each bound another metric"):
         read_constraints(["deploy/size_gb<=0.1", "deploy/size_gb<=0.2"])

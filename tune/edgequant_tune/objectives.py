@@ -74,6 +74,8 @@ def read_constraints(lines: Sequence[str]) -> tuple[Constraint, ...]:
 
 
 def _constraint(line: str) -> Constraint:
+    from edgequant.reporting.columns import metric
+
     found = re.fullmatch(r"\s*([\w./-]+)\s*(<=|>=)\s*(\S+)\s*", line)
     try:
         bound = float(found[3]) if found else math.nan
@@ -81,6 +83,8 @@ def _constraint(line: str) -> Constraint:
         bound = math.nan
     if found is None or not math.isfinite(bound):
         raise UserError(f"constraint must be METRIC<=NUMBER or METRIC>=NUMBER, as deploy/size_gb<=0.1, got {line!r}")
+    if doubt := metric(found[1]).doubt(found[1], "max" if found[2] == "<=" else "min", bound):
+        raise UserError(f"constraint {line.strip()!r}: {doubt}")
     return Constraint(found[1], "<=" if found[2] == "<=" else ">=", bound)
 
 

@@ -27,7 +27,7 @@ from edgequant_tune.trial_records import TrialRecord
         ({"objectives": ["boolq/accuracy"]}, None),
         ({"objectives": ["size/checkpoint_gb"]}, None),
         ({"objectives": ["domain/perplexity", "wikitext2/perplexity"]}, None),
-        ({"constraints": ["boolq/accuracy>=0.5"]}, None),
+        ({"constraints": ["boolq/accuracy>=50"]}, None),
         ({"constraints": ["size/reduction_vs_fp16>=70"], "space": {"scheme": {"choice": ["w8", "w4-g32"]}}}, None),
         ({"space": {"steps": {"integers": [4, 8]}}}, None),
         ({"space": {"sequence_length": {"choice": [32, 64]}}}, None),

@@ -59,6 +59,28 @@ class Metric:
     def label(self) -> str:
         return f"{self.heading} ({self.unit})" if self.unit else self.heading
 
+    def doubt(self, name: str, kind: Literal["min", "max", "max_loss"], bound: float) -> str:
+        """Why a bound is surely meant in the other unit, and what to give instead; empty of one that may be meant.
+
+        A least value between 0 and 1 of a metric in per cent is kept by every model. 0 and 1 are no such, which a model
+        near the floor may have to keep; neither are small greatest values and losses, which are strict and not lax. Of
+        a share of 1, what is stated in per cent refuses everything or, as a loss, nothing.
+        """
+        if self.unit != "%":
+            return ""
+        if self.scale == 1 and kind == "min" and 0 < bound < 1:
+            return (
+                f"{kind} {bound:g} is {bound:g} %, since {name} is in per cent (0 to 100); give {100 * bound:g} for "
+                f"{100 * bound:g} %, or 0 or 1 where next to nothing is asked"
+            )
+        if self.scale == 100 and bound >= (1 if kind == "max_loss" else 2):
+            unit = "points" if kind == "max_loss" else "%"
+            return (
+                f"{kind} {bound:g} is {100 * bound:g} {unit}, since {name} is a share (0 to 1); give {bound / 100:g} "
+                f"for {bound:g} {unit}"
+            )
+        return ""
+
     def floor_of(self, name: str, measured: Mapping[str, Any]) -> str:
         """`at chance`, or `at the floor` of 0, where what was measured does not tell `name` from the floor; else empty.
 
