@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,6 +11,7 @@ from edgequant import tracking
 from edgequant.errors import UserError
 from edgequant.evaluation.ranking import with_best
 from edgequant.reporting.comparison import Comparison
+from edgequant.reporting.findings.artifacts import Artifacts
 from edgequant.reporting.findings.caveats import caveats
 from edgequant.reporting.findings.paired import ItemTables, paired
 from edgequant.reporting.findings.recovered import FRACTION, recovered
@@ -52,28 +52,32 @@ def compare(ids: Sequence[str] = (), *, experiment: str | None = None) -> Compar
     repeated = repeats(everything if ids else _newest_of_each(everything, owners), owners)
     shown = _ordered([run for run in everything if run.id in repeated])
     parents = sorted({owners[run.id].id: owners[run.id] for run in shown}.values(), key=lambda run: run.start_time)
-    rows = [_row(run, owners[run.id], repeated[run.id]) for run in shown]
-    environments = {parent.id: _environment(parent) for parent in parents}
+    artifacts = Artifacts()
+    rows = [_row(run, owners[run.id], repeated[run.id], artifacts) for run in shown]
+    environments = {parent.id: artifacts.environment(parent.id) for parent in parents}
     gathered = Comparison(
         rows, shown, [owners[run.id] for run in shown], parents, [(run, owners[run.id]) for run in everything],
         environments, caveats(rows, shown, parents, environments),
     )  # fmt: skip
-    return _with_findings(gathered, repeated)
+    return _with_findings(gathered, repeated, artifacts)
 
 
-def _with_findings(gathered: Comparison, repeated: Mapping[str, Sequence[FinishedRun]]) -> Comparison:
+def _with_findings(
+    gathered: Comparison, repeated: Mapping[str, Sequence[FinishedRun]], artifacts: Artifacts
+) -> Comparison:
     """With paired comparisons, and the recovered fraction where it means something and nowhere else."""
     said: dict[int, str] = {}
     for at, row in enumerate(gathered.rows):
         row.pop(FRACTION, None)
         if row["variant"] == "qat":
-            share, text = recovered(gathered, at)
+            share, text = recovered(gathered, at, artifacts)
             row |= {} if share is None else {FRACTION: share}
             said |= {at: text} if text else {}
-    kept = ItemTables()
+    kept = ItemTables(artifacts)
     items = [ChainMap(*(kept.of(each) for each in (run, *repeated[run.id]))) for run in gathered.runs]
     rows = with_best(gathered.rows, items)
-    return replace(gathered, rows=rows, pairs=paired(gathered, kept), recovered=said)
+    pairs, warnings = paired(gathered, kept), [*gathered.warnings, *artifacts.damaged]
+    return replace(gathered, rows=rows, pairs=pairs, recovered=said, warnings=warnings)
 
 
 def _by_id(known: list[FinishedRun], given: str) -> FinishedRun:
@@ -127,11 +131,11 @@ def _ordered(runs: list[FinishedRun]) -> list[FinishedRun]:
     return sorted(runs, key=lambda run: (models.index(identity(run)[0]), identity(run)[1] != "baseline"))
 
 
-def _row(run: FinishedRun, owner: FinishedRun, again: Sequence[FinishedRun]) -> dict[str, Any]:
+def _row(run: FinishedRun, owner: FinishedRun, again: Sequence[FinishedRun], artifacts: Artifacts) -> dict[str, Any]:
     """`again`: runs that measured the same model, of which one may have scored what this one did not."""
-    measured = tracking.details_of(run.id) | run.metrics
+    measured = artifacts.details(run.id) | run.metrics
     for other in again:
-        measured = of_the_model(tracking.details_of(other.id) | other.metrics) | measured
+        measured = of_the_model(artifacts.details(other.id) | other.metrics) | measured
     metrics = {name: value for name, value in measured.items() if _is_of_a_model(name)}
     return {
         "model": run.tags.get("edgequant.model") or run.params.get("cfg.model", ""),
@@ -139,23 +143,16 @@ def _row(run: FinishedRun, owner: FinishedRun, again: Sequence[FinishedRun]) -> 
         "scheme": run.tags.get("edgequant.scheme", ""),
         "run": f"{owner.workflow or owner.name} {owner.id[:8]}",
         **metrics,
-        **_shipped(run, owner),
+        **_shipped(run, owner, artifacts),
     }
 
 
-def _shipped(run: FinishedRun, owner: FinishedRun) -> dict[str, Any]:
+def _shipped(run: FinishedRun, owner: FinishedRun, artifacts: Artifacts) -> dict[str, Any]:
     """What ships, which the workflow knows of the model that it delivers."""
     is_delivered = owner.tags.get("edgequant.delivered") == run.tags.get("edgequant.variant")
     knows = owner if is_delivered and owner.id != run.id else run
-    measured = tracking.details_of(owner.id) | owner.metrics if knows is owner else {}
+    measured = artifacts.details(owner.id) | owner.metrics if knows is owner else {}
     found: dict[str, Any] = {name: value for name, value in measured.items() if name.startswith("deploy/")}
     if (format := knows.tags.get("edgequant.deploy_format", "none")) != "none":
         found["deploy/format"] = format
     return found
-
-
-def _environment(parent: FinishedRun) -> dict[str, Any]:
-    try:
-        return dict(json.loads(tracking.download(f"runs:/{parent.id}/environment.json").read_text()))
-    except (UserError, OSError, ValueError):
-        return {}

@@ -107,7 +107,8 @@ def _baseline(tags: Mapping[str, str]) -> dict[str, float]:
         found = json.loads(tags.get("edgequant.baseline", "{}"))
     except ValueError:
         return {}
-    return {str(key): float(value) for key, value in found.items() if isinstance(value, int | float)}
+    entries = found.items() if isinstance(found, dict) else ()
+    return {str(key): float(value) for key, value in entries if isinstance(value, int | float)}
 
 
 def _number(text: str) -> float | None:

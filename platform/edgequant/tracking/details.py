@@ -8,11 +8,13 @@ A run's metrics are `domain/perplexity` and its like; what belongs to one of the
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
 import mlflow
+
+from edgequant.errors import first_line
 
 ARTIFACT = "metrics.json"
 COUNTS = frozenset(
@@ -68,19 +70,28 @@ def all_metrics(run_id: str) -> dict[str, float]:
     return details_of(run_id) | dict(run.data.metrics)
 
 
-def details_of(run_id: str) -> dict[str, float]:
-    """What the table of a run holds; empty where there is none."""
+def details_of(run_id: str, tell_damage: Callable[[str], None] = lambda why: None) -> dict[str, float]:
+    """What the table of a run holds; empty where there is none, or it is damaged.
+
+    Args:
+        tell_damage: gets why what is there is no such table.
+    """
     try:
         there = {PurePosixPath(file.path).name for file in mlflow.MlflowClient().list_artifacts(run_id)}
-        table = json.loads(mlflow.artifacts.load_text(f"runs:/{run_id}/{ARTIFACT}")) if ARTIFACT in there else {}
-    except (mlflow.exceptions.MlflowException, OSError, ValueError):
+    except (mlflow.exceptions.MlflowException, OSError):
         return {}
-    return _unfolded(table)
+    if ARTIFACT not in there:
+        return {}
+    try:
+        return _unfolded(json.loads(mlflow.artifacts.load_text(f"runs:/{run_id}/{ARTIFACT}")))
+    except (mlflow.exceptions.MlflowException, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        tell_damage(f"{type(error).__name__}: {first_line(error)}")
+        return {}
 
 
 def _unfolded(table: Mapping[str, Any]) -> dict[str, float]:
     found: dict[str, float] = {}
-    for row in table.get("data", ()):
+    for row in table["data"]:
         cells = dict(zip(table["columns"], row, strict=True))
         for column, end in (("value", ""), ("low", LOW), ("high", HIGH)):
             value = cells.get(column)

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from collections.abc import Callable
 from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgequant.errors import UserError, first_line
 from edgequant.folders import atomic_folder
 from edgequant.outputs import check_output, check_own_folder
 from edgequant.workflows.settings import WorkflowResult, configuration
@@ -87,10 +89,14 @@ def write_report(compared: Comparison, title: str, folder: Path) -> Path:
     from edgequant.reporting.tables import csv_table
 
     commands = commands_of(compared)
+    cards, damaged = model_cards(compared)
+    for line in damaged:
+        print(f"warning: {line}")
+    compared = replace(compared, warnings=[*compared.warnings, *damaged])
     with atomic_folder(folder, REPORT) as temporary:
         write_atomically(temporary / "report.md", markdown_report(compared, title, commands))
         write_atomically(temporary / "report.csv", csv_table(compared.rows))
-        for name, card in model_cards(compared).items():
+        for name, card in cards.items():
             write_atomically(temporary / "cards" / f"{name}.md", card)
         write_atomically(temporary / "report.html", html_report(compared, title, commands))
     return folder / "report.html"
@@ -113,30 +119,36 @@ def defaults_of(workflow: str) -> dict[str, Any]:
     return {name: asdict(value) if is_dataclass(value) else value for name, value in given.items()}  # type: ignore[arg-type]
 
 
-def model_cards(compared: Comparison) -> dict[str, str]:
-    """A card for every registered version that the compared runs made, by file name."""
+def model_cards(compared: Comparison) -> tuple[dict[str, str], list[str]]:
+    """A card for every registered version that the compared runs made, by file name; a line for each of which the
+    evidence cannot be read, whose card has the figures of its tags."""
     from edgequant import tracking
     from edgequant.reporting.model_card import model_card
 
-    cards: dict[str, str] = {}
+    cards, damaged = dict[str, str](), list[str]()
     for parent in compared.parents:
         versions: Any = tracking.client().search_model_versions(f"run_id = '{parent.id}'")
         for version in versions:
-            cards[f"{version.name}-v{version.version}"] = model_card(_card(version, parent.url))
-    return cards
+            cards[f"{version.name}-v{version.version}"] = model_card(_card(version, parent.url, damaged.append))
+    return cards, damaged
 
 
-def _card(version: Any, run_url: str | None) -> Card:
+def _card(version: Any, run_url: str | None, tell: Callable[[str], None]) -> Card:
     """With every figure of the version's evidence; tags hold a few of them."""
     from edgequant import tracking
     from edgequant.evaluation.evidence_file import read
     from edgequant.reporting.model_card import card_of_version
 
     card = card_of_version(version.name, str(version.version), version.tags, run_url)
-    filed = tracking.filed_evidence(version.name, str(version.version), version.run_id)
-    if filed is None:
+    try:
+        filed = tracking.filed_evidence(version.name, str(version.version), version.run_id)
+        if filed is None:
+            return card
+        evidence = read(filed.copy.decode(), f"evidence.json of {version.name} version {version.version}")
+    except (UserError, UnicodeDecodeError) as error:
+        place = f"run {version.run_id[:12]}: evidence of {version.name} version {version.version}"
+        tell(f"{place} cannot be read, so that its card has the figures of its tags: {first_line(error)}")
         return card
-    evidence = read(filed.copy.decode(), f"the evidence of {version.name} version {version.version}")
     return replace(card, metrics=evidence.measured.metrics, baseline=evidence.baseline.metrics)
 
 

@@ -51,12 +51,13 @@ def _trials_of(
     try:
         run = tracking.client().get_run(run_id)
         table = json.loads(mlflow.artifacts.load_text(f"runs:/{run_id}/trials.json"))
-    except (MlflowException, OSError, ValueError) as error:
+        rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+        finished = [row for row in rows if row["status"] == "finished"]
+    except (MlflowException, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{named} must be the id of a search's run in this store: {first_line(error)}") from error
     _check_same(named, run.data.params, tracking.flatten(config), searched)
-    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
     metrics = [objective.metric for objective in objectives]
-    usable = [row for row in rows if row["status"] == "finished" and all(row.get(name) is not None for name in metrics)]
+    usable = [row for row in finished if all(isinstance(row.get(name), int | float) for name in metrics)]
     if not usable:
         raise UserError(f"{named} has no finished trial with {' and '.join(metrics)}; name another search")
     return [_record(row, searched) for row in usable]

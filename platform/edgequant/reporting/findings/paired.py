@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from typing import Any
 
-from edgequant import tracking
 from edgequant.errors import UserError
 from edgequant.evaluation.harm import Loss, family, losses
-from edgequant.evaluation.tasks.registry import paired_metrics
 from edgequant.reporting.comparison import Comparison, Pair
+from edgequant.reporting.findings.artifacts import Artifacts
 from edgequant.tracking.search import FinishedRun
 
 REFERENCES = ("ptq", "control-ptq", "control")  # of QAT, beside the baseline
@@ -43,11 +40,6 @@ def siblings(comparison: Comparison, row: int) -> dict[str, FinishedRun]:
     return found
 
 
-def item_losses(reference: FinishedRun, run: FinishedRun) -> list[Loss]:
-    """How much worse a run is than another by every metric that both have the same items of."""
-    return ItemTables().losses(reference, run)[0]
-
-
 def _references(comparison: Comparison, row: int) -> list[FinishedRun]:
     run = comparison.runs[row]
     if run.tags.get("edgequant.variant") == "baseline":
@@ -73,10 +65,10 @@ def _baseline_of(comparison: Comparison, row: int) -> FinishedRun | None:
 
 
 class ItemTables:
-    """Item tables of runs, each read once."""
+    """Item tables of runs, compared."""
 
-    def __init__(self) -> None:
-        self._tables: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    def __init__(self, artifacts: Artifacts) -> None:
+        self._artifacts = artifacts
 
     def losses(self, reference: FinishedRun, run: FinishedRun) -> tuple[list[Loss], str]:
         """By metric, and why there are none."""
@@ -94,22 +86,4 @@ class ItemTables:
 
     def of(self, run: FinishedRun) -> dict[str, list[dict[str, Any]]]:
         """By name, those that comparisons look at."""
-        if run.id not in self._tables:
-            self._tables[run.id] = _read(run.id, list(dict.fromkeys(each.table for each in paired_metrics())))
-        return self._tables[run.id]
-
-
-def _read(run_id: str, names: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
-    try:
-        folder = tracking.download(f"runs:/{run_id}/items")
-    except UserError:
-        return {}
-    found = {}
-    for name in names:
-        file = folder / f"{name}.json"
-        try:
-            table = json.loads(file.read_text(encoding="utf-8"))
-            found[name] = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-    return found
+        return self._artifacts.items(run.id)

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import json
-
-from edgequant import tracking
-from edgequant.errors import UserError
 from edgequant.evaluation.statistics.verdicts import BETTER, WORSE
 from edgequant.reporting.columns import is_finite, metric, significant
 from edgequant.reporting.comparison import Comparison
-from edgequant.reporting.findings.paired import item_losses, siblings
+from edgequant.reporting.findings.artifacts import Artifacts
+from edgequant.reporting.findings.paired import ItemTables, siblings
 
 FRACTION = "qat/recovered_fraction"
 
 
-def recovered(comparison: Comparison, row: int) -> tuple[float | None, str]:
+def recovered(comparison: Comparison, row: int, artifacts: Artifacts) -> tuple[float | None, str]:
     """(PTQ of the control - QAT) / (PTQ of the control - control) on the training text's perplexity, and in words.
 
     Args:
         row: index of a row of QAT.
+        artifacts: of its runs.
 
     Returns:
         The fraction, None where it means nothing, and a sentence that says how much or why none; empty without a
@@ -27,13 +25,14 @@ def recovered(comparison: Comparison, row: int) -> tuple[float | None, str]:
     near, own = siblings(comparison, row), comparison.runs[row]
     if not {"control", "control-ptq"} <= near.keys():
         return None, ""
-    if (said := _verdict(comparison.owners[row].id)) and said != "defined":
+    if (said := artifacts.verdict(comparison.owners[row].id)) and said != "defined":
         return None, f"How much of PTQ's loss QAT recovered is {said}."
     key = _metric(comparison.owners[row].params.get("cfg.dataset", ""))
     control, rounded = near["control"], near["control-ptq"]
     values = [run.metrics.get(key) for run in (control, rounded, own)]
-    lost = next((loss for loss in item_losses(control, rounded) if loss.metric == key), None)
-    won = next((loss for loss in item_losses(rounded, own) if loss.metric == key), None)
+    kept = ItemTables(artifacts)
+    lost = next((loss for loss in kept.losses(control, rounded)[0] if loss.metric == key), None)
+    won = next((loss for loss in kept.losses(rounded, own)[0] if loss.metric == key), None)
     name = metric(key).heading
     if lost is None or won is None or not all(map(is_finite, values)):
         return None, f"How much of PTQ's loss QAT recovered cannot be told: {name} was not scored on the same items."
@@ -55,12 +54,3 @@ def recovered(comparison: Comparison, row: int) -> tuple[float | None, str]:
 def _metric(dataset: str) -> str:
     """Perplexity of the text that was trained on."""
     return "wikitext2/perplexity" if "wikitext" in dataset else "domain/perplexity"
-
-
-def _verdict(run_id: str) -> str:
-    """What the run itself said; empty where it said nothing."""
-    try:
-        told = json.loads(tracking.download(f"runs:/{run_id}/verdict.json").read_text())
-        return str(told.get("edgequant.recovered_fraction", ""))
-    except (UserError, OSError, ValueError, AttributeError):
-        return ""
