@@ -6,10 +6,12 @@ import errno
 import io
 import os
 import socket
+from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 
+from edgequant import tracking
 from edgequant.workflows import doctor as module
 from edgequant.workflows.checks import installation, machine, reachable
 from edgequant.workflows.checks.finding import Finding
@@ -110,6 +112,42 @@ def test_benchmark_files_are_looked_for_one_by_one(tmp_path) -> None:
 
 def test_without_a_data_folder_the_fix_names_the_variable() -> None:
     assert "EDGEQUANT_DATA" in reachable.benchmark_files(None)[0].fix
+
+
+@pytest.mark.parametrize("variable", ["HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_DATASETS_CACHE"])
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [("file", "is not a folder"), ("file/below", "lies below a file"), ("nowhere/below", "does not exist"),
+     ("empty", "is empty"), ("closed", "cannot be read (Permission denied)")],
+)  # fmt: skip
+def test_a_cache_of_the_hub_that_is_of_no_use_is_told_offline_too(monkeypatch, tmp_path, variable, place, said) -> None:
+    def listed(folder, listdir=os.listdir):
+        if Path(folder).name == "closed":  # root may read everything
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return listdir(folder)
+
+    (tmp_path / "file").write_text("")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "closed").mkdir()
+    monkeypatch.setattr(reachable.os, "listdir", listed)
+    monkeypatch.setenv(variable, str(tmp_path / place))
+    told = reachable.hub(offline=True)[-1]
+    assert (told.what, told.state) == ("model hub's cache", "note") and variable in told.fix
+    assert told.found == f"{variable} {tmp_path / place} {said}: models and data sets by name cannot be had"
+
+
+def test_a_cache_of_the_hub_that_is_one_or_will_be_made_is_not_told(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(tracking, "answers", lambda *_: True)
+    monkeypatch.delenv("HF_HUB_OFFLINE")  # of all tests
+    (tmp_path / "models--a--b").mkdir()
+    for offline, place in ((True, tmp_path), (True, ""), (False, tmp_path / "not" / "yet")):
+        monkeypatch.setenv("HF_HOME", str(place))
+        assert [finding.what for finding in reachable.hub(offline)] == ["model hub"]
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "file"))
+    assert reachable.hub(offline=False)[-1].found.endswith(
+        "file is not a folder: models and data sets by name cannot be had"
+    )
 
 
 def test_the_real_checks_all_answer(monkeypatch) -> None:

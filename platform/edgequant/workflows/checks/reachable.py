@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlparse
 
+from edgequant.disk.faults import existing
 from edgequant.errors import UserError
 from edgequant.workflows.checks.finding import Finding
 
 if TYPE_CHECKING:
     from edgequant.evaluation.tasks.task import DataSet
+
+# Where the hub's clients keep what they fetched, if one of these is set.
+HUB_CACHES = ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_DATASETS_CACHE")
 
 
 def tracking_store() -> list[Finding]:
@@ -71,14 +75,51 @@ def _data_set(data_set: DataSet, folder: str) -> Finding:
 
 
 def hub(offline: bool) -> list[Finding]:
-    """Whether the model hub answers; a mirror in HF_ENDPOINT counts."""
+    """Whether the model hub, or the mirror in HF_ENDPOINT, answers; whether what comes of it is kept and found."""
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    offline = offline or bool(os.environ.get("HF_HUB_OFFLINE"))
+    return [*_answering(endpoint, offline), *_hub_caches(offline)]
+
+
+def _answering(endpoint: str, offline: bool) -> list[Finding]:
     from edgequant import tracking
 
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-    if offline or os.environ.get("HF_HUB_OFFLINE"):
+    if offline:
         return [Finding("model hub", "note", f"{endpoint} not tried (offline)")]
     address = urlparse(endpoint)
     if tracking.answers(address.hostname, address.port or (443 if address.scheme == "https" else 80)):
         return [Finding("model hub", "ok", endpoint)]
     fix = "models and data sets by name need it; smollm2-135m, tiny and folders do not (HF_ENDPOINT names a mirror)"
     return [Finding("model hub", "note", f"{endpoint} does not answer", fix)]
+
+
+def _hub_caches(offline: bool) -> list[Finding]:
+    """Folders that are named for it and of no use: without a network, what is not there is nowhere."""
+    named = {name: os.environ[name] for name in HUB_CACHES if os.environ.get(name)}
+    found = {name: _wrong(Path(os.path.expandvars(text)).expanduser(), offline) for name, text in named.items()}
+    fix = "name the folder that has them in {}, or leave it out for ~/.cache/huggingface"
+    fix += "" if offline else "; a new one is made where that can be written to"
+    effect = "models and data sets by name cannot be had"
+    return [
+        Finding("model hub's cache", "note", f"{name} {named[name]} {wrong}: {effect}", fix.format(name))
+        for name, wrong in found.items()
+        if wrong
+    ]
+
+
+def _wrong(folder: Path, offline: bool) -> str:
+    """What keeps a folder from being one that models lie in; empty of what is good, or will be made."""
+    try:
+        nearest = folder if folder.exists() else existing(folder)
+        there = os.listdir(nearest)
+    except NotADirectoryError:
+        return "is not a folder" if folder.exists() else "lies below a file"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    if offline and nearest != folder:
+        return "does not exist"
+    if offline and not there:
+        return "is empty"
+    if not offline and not os.access(nearest, os.W_OK | os.X_OK):
+        return "cannot be written to"
+    return ""
