@@ -31,11 +31,15 @@ KERNEL_TESTS := tests/quantization/layers/test_trusted_kernels.py tests/quantiza
 	tests/quantization/layers/test_integer_execution.py tests/quantization/test_architectures.py \
 	tests/quantization/layers/test_qat_layers.py
 
+# Two processes, a file's tests in one of them. Where one is killed (out of memory, by the timeout of a test, by a test's own
+# signal) pytest-xdist starts another and waits for ever for the files that the first one had: so none is, and the run fails.
+WORKERS := -n 2 --dist loadfile --max-worker-restart=0
+
 # $(call under_each,settings,tests): all of them, then the settings under which something failed.
 define under_each
 failed=; for setting in $(1); do \
 	echo "== $$setting"; \
-	env -u ONEDNN_MAX_CPU_ISA -u ATEN_CPU_CAPABILITY $$setting python -m pytest -q -n 2 --dist loadfile $(2) \
+	env -u ONEDNN_MAX_CPU_ISA -u ATEN_CPU_CAPABILITY $$setting python -m pytest -q $(WORKERS) $(2) \
 		|| failed="$$failed $$setting"; \
 done; test -z "$$failed" || { echo "failed under:$$failed"; exit 1; }
 endef
@@ -72,17 +76,17 @@ qat: setup
 	mlflow run . -e qat -P adapt=true -P evaluation.limit=100 --env-manager local
 
 test: setup
-	python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+	python -m pytest -q $(WORKERS) --no-loadscope-reorder
 
 test-long: setup
-	python -m pytest -q -n 2 --dist loadfile -m long
+	python -m pytest -q $(WORKERS) -m long
 
 test-slow: setup
 	python -m pytest -q -m slow
 
 # What holds the project's files together compares the installed versions with constraints.txt.
 test-lowest: $(LOWEST)/.installed
-	PATH=$(CURDIR)/$(LOWEST)/bin:$$PATH python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/test_project.py
+	PATH=$(CURDIR)/$(LOWEST)/bin:$$PATH python -m pytest -q $(WORKERS) --no-loadscope-reorder --ignore tests/test_project.py
 
 $(LOWEST)/.installed: pyproject.toml constraints-lowest.txt
 	$(call install,$(LOWEST),constraints-lowest.txt)
