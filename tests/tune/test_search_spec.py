@@ -13,6 +13,7 @@ from edgequant.quantization.checkpoint import ensure_manifest
 from edgequant.training.settings import TrainingSettings
 from edgequant.workflows.settings import RunSettings
 from edgequant_tune.outcome.range_ends import at_the_ends
+from edgequant_tune.train_candidate import finetune_candidate
 from edgequant_tune.trial_records import TrialRecord
 
 SHORT = TrainingSettings(steps=8, learning_rate=1e-3)
@@ -230,6 +231,21 @@ def test_what_comes_of_a_registered_version_or_a_runs_model_goes_by_that_models_
     assert search_spec(model=address.format(run=run.id)).model_name == "tiny"
     assert search_spec(model=str(folder)).model_name == "tiny"
     assert origin(address.format(run=run.id)).base_model == "tiny"
+
+
+def test_a_finetune_trial_of_a_runs_model_writes_a_model_of_that_name(store, tmp_path, monkeypatch):
+    class Asked(Exception):
+        pass
+
+    def way_of(source, *_, **__):
+        raise Asked(source.family)
+
+    with tracking.workflow_run("finetune", {}) as run:
+        tracking.log_folder(merged("a folder", tmp_path), "merged")
+    spec = search_spec(model=f"runs:/{run.id}/merged", method="finetune")
+    monkeypatch.setattr("edgequant.workflows.adaptation.ways.way_of", way_of)
+    with pytest.raises(Asked, match=r"^tiny$"):
+        finetune_candidate(spec.trial, tmp_path / "trial", lambda *_: None)
 
 
 def merged(name: str, place: Path) -> Path:

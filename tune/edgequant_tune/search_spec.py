@@ -179,8 +179,9 @@ class SearchSpec:
             evaluation=evaluation,
             memory_per_trial_gb=memory_per_trial_gb,
         )
-        fetched = check_combinations(spec.trial, spec.space, quantized=method == "qat")
-        return replace(spec, model_name=fetched.family)  # a run's checkpoint says itself which model it is of
+        # a run's checkpoint says itself, and its address does not, which model it is of
+        family = check_combinations(spec.trial, spec.space, quantized=method == "qat").family
+        return replace(spec, model_name=family, trial=replace(spec.trial, family=family))
 
     def on(self, resources: Node | Sequence[Node], run_id: str) -> SearchSpec:
         """The same search as a cluster runs it: the GPUs that it has, the device of the trials, the run's own folder.

@@ -85,7 +85,7 @@ def finetune_candidate(trial: TrialSpec, work_dir: Path, on_report: OnReport) ->
     from edgequant.workflows.steps.sequences import training_sequences
 
     run, training = trial.run, trial.training
-    source = models.resolve(trial.model)
+    source = replace(models.resolve(trial.model), version_of=trial.family)
     way = way_of(source, trial.model, trial.base, trial.lora, apart=False, dtype=run.dtype, device=run.device)
     is_float = trial.base == FLOAT
     loaded: Any = shared_model(trial.shared, trial.model, seed=run.seed, device=run.device) if is_float else way.load()

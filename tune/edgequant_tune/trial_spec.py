@@ -48,6 +48,7 @@ class TrialSpec:
         node_folder: on every node, what its trials share: model, tokens, the integers of PTQ, the control.
         own: parts that each trial makes on its own, since hardly two trials have the same (`node_folder.own_parts`).
         storage: address of an object store that takes the checkpoints, where the nodes share no folder.
+        family: the name by which what is made of the model goes, which the address of a run's checkpoint does not say.
         threads: cores that a trial keeps to while its times are measured.
         rungs: steps at which trials are compared in training; none: no trial is stopped.
         rung_text: data set on whose loss they are.
@@ -74,6 +75,7 @@ class TrialSpec:
     storage: str | None = None
     node_folder: Path | None = None
     own: tuple[str, ...] = ()
+    family: str = ""
 
     @property
     def is_timed(self) -> bool:
