@@ -14,13 +14,13 @@ PLATFORM = sorted(name for name in IMPORTS if name.startswith("edgequant."))
 
 FILES = {"disk", "files", "folders", "outputs"}
 BASE = FILES | {"commands", "errors", "extensions", "interruption", "progress", "ray_signals", "redaction"}
-BASE |= {"processor", "settings_checks", "yaml_files"}
+BASE |= {"machine", "settings_checks", "yaml_files"}
 BELOW = BASE | {"models", "tracking"}
 PACKAGES = {"corpora", "quantization", "training", "evaluation", "export", "reporting"}
 # package or module of edgequant: what it may import of edgequant, beside itself
 ALLOWED = {
     "commands": set(),
-    "processor": set(),
+    "machine": set(),
     "progress": set(),
     "errors": set(),
     "extensions": {"errors"},

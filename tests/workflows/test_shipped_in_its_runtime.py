@@ -17,8 +17,8 @@ from edgequant.__main__ import main
 from edgequant.errors import UserError
 from edgequant.evaluation.backends.llama_cpp.library import version
 from edgequant.export.gguf.write import write_gguf
+from edgequant.machine.cores import physical_cores
 from edgequant.models.onnx import library
-from edgequant.processor.cores import physical_cores
 from edgequant.quantization.calibration import CalibrationSettings
 from edgequant.workflows import shipping
 from edgequant.workflows.evaluate import evaluate

@@ -18,8 +18,8 @@ from functools import partial
 from typing import NoReturn
 
 from edgequant import commands, interruption  # looks at the environment before MLflow changes it
-from edgequant.command_line.freed_memory import keep_freed
-from edgequant.processor.other_work import wait_as_other_work_allows
+from edgequant.machine.freed_memory import keep_freed
+from edgequant.machine.other_work import wait_as_other_work_allows
 from edgequant.redaction import without_secrets
 
 RESUMED = ("baseline", "ptq", "qat", "finetune", "evaluate", "tune", "pipeline")  # workflows with an option `resume`

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from edgequant.errors import UserError
 from edgequant.evaluation.settings import EvaluationSettings
+from edgequant.machine.cores import wait_without_spinning
 from edgequant.models.devices import check_device
 from edgequant.models.onnx.folder import is_onnx_folder
-from edgequant.processor.cores import wait_without_spinning
 from edgequant.workflows.settings import RunSettings, WorkflowResult, configuration
 from edgequant.workflows.shipping import NOTHING_SHIPS, deploy_source, plan_timing, source_that_ships
 from edgequant.workflows.steps.text_mix import check_test_split

@@ -22,8 +22,8 @@ from edgequant.evaluation.devices.profile import MOST_THREADS, DeviceProfile, re
 from edgequant.evaluation.settings import EvaluationSettings
 from edgequant.evaluation.tasks.latency import LATENCY
 from edgequant.export.formats import FORMATS
+from edgequant.machine.cores import physical_cores
 from edgequant.models.onnx.library import PACKAGES
-from edgequant.processor.cores import physical_cores
 from edgequant.workflows.validate import stated_scheme
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from edgequant.evaluation.backends.llama_cpp.library import version
 from edgequant.evaluation.backends.llama_cpp.server import file_beside
-from edgequant.processor.cores import wait_without_spinning
+from edgequant.machine.cores import wait_without_spinning
 from edgequant_registry.serving.answers import Engine
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from edgequant.processor.cores import physical_cores
+from edgequant.machine.cores import physical_cores
 
 WORKERS = "--workers"  # uvicorn's option; its worker processes have its arguments as well
 

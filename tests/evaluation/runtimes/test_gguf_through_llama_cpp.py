@@ -19,7 +19,7 @@ from edgequant.evaluation.backends.llama_cpp.sequence import Gguf, Sequence0
 from edgequant.evaluation.backends.llama_cpp_model import LlamaCppModel
 from edgequant.evaluation.efficiency.shipped import shipped_metrics
 from edgequant.export.gguf.write import write_gguf
-from edgequant.processor import cores
+from edgequant.machine import cores
 
 HAS_LLAMA_CPP = importlib.util.find_spec("xllamacpp") is not None
 PARIS = ("The capital of France is", (" Paris", " banana"))

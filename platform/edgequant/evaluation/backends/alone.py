@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from edgequant.errors import UserError
-from edgequant.processor.cores import as_llama_cpp_comes
+from edgequant.machine.cores import as_llama_cpp_comes
 
 
 class Alone(NamedTuple):

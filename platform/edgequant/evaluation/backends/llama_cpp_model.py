@@ -17,7 +17,7 @@ from edgequant.evaluation.backends.llama_cpp.library import load_library, versio
 from edgequant.evaluation.backends.llama_cpp.sequence import Gguf, Sequence0
 from edgequant.evaluation.backends.llama_cpp.timed_alone import repacking_works, time_alone
 from edgequant.evaluation.backends.runtime_model import RuntimeModel
-from edgequant.processor.cores import physical_cores
+from edgequant.machine.cores import physical_cores
 
 DEFAULT_CONTEXT = 4096
 

@@ -16,9 +16,9 @@ from edgequant.evaluation.backends.onnx.sequence import GenaiModel, GenaiSequenc
 from edgequant.evaluation.backends.onnx.timed_alone import time_alone
 from edgequant.evaluation.backends.runtime_model import RuntimeModel
 from edgequant.evaluation.backends.tokenized import WithTokenizer, bos_token
+from edgequant.machine.cores import physical_cores
 from edgequant.models.onnx.folder import PARAMETERS, SCHEME, read_genai_config
 from edgequant.models.onnx.library import PACKAGES
-from edgequant.processor.cores import physical_cores
 
 DEFAULT_CONTEXT = 4096
 

@@ -18,7 +18,7 @@ from edgequant.evaluation.efficiency.latency import median_metrics, timed_values
 from edgequant.evaluation.efficiency.latency_lengths import Lengths, fitting_lengths
 from edgequant.evaluation.efficiency.timed_once import once
 from edgequant.files import bytes_of, content_digest
-from edgequant.processor.cores import physical_cores
+from edgequant.machine.cores import physical_cores
 
 
 def shipped_metrics(

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from edgequant.evaluation.backends.llama_cpp.library import INSTALL, load_library, version
+from edgequant.machine.cores import physical_cores
 from edgequant.models.onnx import library as onnx
-from edgequant.processor.cores import physical_cores
 from edgequant.workflows.checks.finding import Finding
 
 OPTIONAL_TOOLS = {

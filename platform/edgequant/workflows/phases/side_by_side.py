@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from edgequant.errors import UserError, first_line
-from edgequant.processor.cores import physical_cores
+from edgequant.machine.cores import physical_cores
 from edgequant.ray_signals import same_code, sigterm_kept
 from edgequant.redaction import without_secrets
 from edgequant.workflows.phases.checks import PHASES

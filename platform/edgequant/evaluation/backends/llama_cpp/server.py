@@ -8,7 +8,7 @@ from typing import Any
 
 from edgequant.errors import UserError
 from edgequant.evaluation.backends.llama_cpp.library import load_library
-from edgequant.processor.cores import physical_cores
+from edgequant.machine.cores import physical_cores
 
 CONTEXT = 4096  # tokens at most: a whole context of a small model may take more memory than its weights
 

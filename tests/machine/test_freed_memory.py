@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="anoth
 ROUNDS = """
 import ctypes, resource, sys, torch
 from edgequant.evaluation.backends.footprint import _peak_rss, _reset_peak_rss
-from edgequant.command_line.freed_memory import keep_freed
+from edgequant.machine.freed_memory import keep_freed
 def rounds(count):
     for _ in range(count):
         tensors = [torch.ones(2 << 20) for _ in range(8)]

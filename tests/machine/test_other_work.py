@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from edgequant.processor import other_work
+from edgequant.machine import other_work
 
 HOW = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 

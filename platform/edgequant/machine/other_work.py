@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from edgequant.processor.cores import physical_cores, wait_without_spinning
+from edgequant.machine.cores import physical_cores, wait_without_spinning
 
 _STAT = Path("/proc/stat")
 LOOK_S = 0.1

@@ -1,1 +1,0 @@
-"""The machine's processor: how many cores there are to compute with, and what else wants them. Light."""
