@@ -16,6 +16,8 @@ from edgequant.corpora.curation.metadata import describe, language_of
 from edgequant.corpora.curation.splits import assign_splits
 from edgequant.corpora.disaster.domain_classifier import Domain
 from edgequant.corpora.processed_file import ProcessedFile, ProcessedPart
+from edgequant.corpora.processing.pipeline import assemble
+from edgequant.corpora.settings import CorpusSettings
 from edgequant.corpora.text.chunking import Chunk
 from edgequant.files import sha256_of_bytes
 
@@ -68,6 +70,20 @@ def test_stated_splits_are_kept_and_small_collections_get_every_split() -> None:
     assert assign_splits({"ff" * 32: "test"}, 0.1, 0.1) == {"ff" * 32: "test"}
     drawn_to_train = {f"{n:x}f".ljust(64, "0"): "" for n in range(9, 15)}
     assert set(assign_splits(drawn_to_train, 0.1, 0.1).values()) == {"train", "validation", "test"}
+
+
+@pytest.mark.parametrize("draws", [["0"], ["2"], ["1", "2"], ["0", "1", "2"]])  # sixteenths of [0, 1)
+def test_a_collection_of_which_all_is_drawn_to_be_held_out_has_text_to_train_on(draws: list[str]) -> None:
+    assigned = assign_splits({draw.ljust(64, "0"): "" for draw in draws}, 0.1, 0.1)
+    assert [document[0] for document, split in assigned.items() if split == "train"] == draws[-1:]
+
+
+def test_held_out_copies_of_all_training_text_are_what_is_trained_on() -> None:
+    held_out, copy = row(prose(1)), row(prose(1))
+    held_out, copy = held_out._replace(document="0" * 64), copy._replace(document="f" * 64)
+    files = [(ProcessedFile(name), [made]) for name, made in (("a", held_out), ("b", copy))]
+    kept = assemble(files, count_words, CorpusSettings()).rows
+    assert {split: len(rows) for split, rows in kept.items()} == {"train": 1, "validation": 0, "test": 0}
 
 
 def count_words(texts: Sequence[str]) -> list[int]:

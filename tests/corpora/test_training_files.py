@@ -101,6 +101,8 @@ def test_a_data_set_on_disk_must_hold_text_in_its_column(tmp_path: Path) -> None
     DatasetDict({"test": Dataset.from_dict({"text": ["One."]})}).save_to_disk(str(tmp_path / "e"))
     with pytest.raises(UserError, match="must have a split 'train', got test"):
         read_training_files(tmp_path / "e")
+    with pytest.raises(UserError, match="must have text in its split 'train', got 0 rows; add documents"):
+        read_training_files(saved(tmp_path / "f", text=[]))
 
 
 def test_a_damaged_data_set_is_refused_and_one_without_splits_is_read(tmp_path: Path) -> None:

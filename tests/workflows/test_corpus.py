@@ -142,3 +142,15 @@ def test_bad_places_are_refused_before_a_run_is_begun(tmp_path: Path, store: Any
     with pytest.raises(UserError, match=r"got .*full', which holds 'thesis.tex', which edgequant did not write"):
         corpus(source=str(source), output=str(tmp_path / "full"))
     assert store.search_experiments(filter_string="name = 'edgequant'") == []
+
+
+def test_a_data_set_without_training_text_is_no_data_set_to_train_on_next(
+    tmp_path: Path, store: Any, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_source(tmp_path / "in", files=1)
+    run(source, tmp_path / "out")  # one document, whatever its hash
+    assert "next  edgequant finetune" in capsys.readouterr().out
+    (source / "report-0.md").write_text("---\nsplit: test\n---\n\n" + (source / "report-0.md").read_text())
+    run(source, tmp_path / "out")
+    said = capsys.readouterr().out
+    assert "no text to train on: all documents state another split than train" in said and "next " not in said

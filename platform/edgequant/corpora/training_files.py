@@ -17,6 +17,7 @@ from edgequant.files import sha256_of
 from edgequant.folders import CORPUS, made_here
 
 _SUFFIXES = (".md", ".txt")
+_NO_ROWS = "add documents that do not state another split, and make it again with `edgequant corpus`"
 
 
 def read_training_files(path: str | Path, option: str = "dataset") -> tuple[list[str], list[str]]:
@@ -100,7 +101,10 @@ def _saved_texts(folder: Path, option: str) -> list[str]:
         if splits.is_file():  # of other splits nothing is read: an empty one may have no file
             _check_has("train", "split", json.loads(splits.read_bytes())["splits"], named)
             folder = folder / "train"
-        found: Any = datasets.load_from_disk(str(folder))
+        found: Any = datasets.load_from_disk(str(folder)) if _has_files(folder) else []
+        if not len(found):
+            where = "its split 'train'" if splits.is_file() else "it"
+            raise UserError(f"{named} must have text in {where}, got 0 rows; {_NO_ROWS}")
         _check_has("text", "column", found.column_names, named)
         texts = _whole_documents(found)
     except UserError:
@@ -112,6 +116,11 @@ def _saved_texts(folder: Path, option: str) -> list[str]:
         if not isinstance(text, str):
             raise UserError(f"{named}, row {row}, column text: must be text, got {text!r:.60}")
     return [unified(text) for text in texts]
+
+
+def _has_files(folder: Path) -> bool:
+    """Of a data set without rows `datasets` writes no file, and cannot read it then."""
+    return json.loads((folder / "state.json").read_bytes())["_data_files"] != []
 
 
 def split_documents(path: str | Path, split: str) -> list[tuple[str, str]]:

@@ -74,7 +74,10 @@ def corpus(
             metrics | {"corpus/files_processed": processed, "corpus/removed_passages": removed(folder)}
         )
         print_files(manifest["files"], bundled=source is None)
-        print_summary(summary_title(unchanged), manifest["splits"], run, next_command(output))
+        trainable = manifest["rows"]["train"] > 0
+        following = next_command(output) if trainable else None
+        notes = () if trainable else ("no text to train on: all documents state another split than train",)
+        print_summary(summary_title(unchanged), manifest["splits"], run, following, notes=notes)
     return WorkflowResult(run.id, metrics, str(folder), manifest["splits"])
 
 

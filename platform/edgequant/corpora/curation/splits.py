@@ -10,8 +10,9 @@ from edgequant.corpora.documents import SPLITS
 def assign_splits(documents: Mapping[str, str], validation_share: float, test_share: float) -> dict[str, str]:
     """The split of each document.
 
-    A document's draw depends on its own content alone, so adding a file moves no other document. One exception keeps
-    small collections usable: where a wanted split came out empty, the training document with the lowest draw fills it.
+    A document's draw depends on its own content alone, so adding a file moves no other document. Two exceptions keep
+    small collections usable: where no document came to the training split, the one with the highest draw makes it; and
+    where another wanted split came out empty, the training document with the lowest draw fills it.
 
     Args:
         documents: Hexadecimal content hash -> stated split, '' where none is stated.
@@ -21,8 +22,11 @@ def assign_splits(documents: Mapping[str, str], validation_share: float, test_sh
     assigned = {
         document: stated or _drawn(document, validation_share, test_share) for document, stated in documents.items()
     }
+    free = [document for document, stated in documents.items() if not stated]
+    if free and "train" not in assigned.values():
+        assigned[max(free, key=_draw)] = "train"
     for split, share in (("test", test_share), ("validation", validation_share)):
-        movable = [document for document in assigned if not documents[document] and assigned[document] == "train"]
+        movable = [document for document in free if assigned[document] == "train"]
         if share > 0 and split not in assigned.values() and len(movable) > len(SPLITS) - 1:
             assigned[min(movable, key=_draw)] = split
     return assigned

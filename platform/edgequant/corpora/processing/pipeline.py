@@ -127,15 +127,15 @@ def assemble(results: Sequence[file_cache.Result], count: TokenCounter, settings
     from edgequant.corpora.curation.splits import assign_splits
 
     rows = [row for _, found in results for row in found]
-    assigned = assign_splits(
-        {row.document: row.stated_split for row in rows}, settings.validation_share, settings.test_share
-    )
-    splits = [assigned[row.document] for row in rows]
-    duplicates = find_near_duplicates(rows, splits, settings.dedup_threshold)
+    shares = settings.validation_share, settings.test_share
+    drawn = assign_splits({row.document: row.stated_split for row in rows}, *shares)
+    duplicates = find_near_duplicates(rows, [drawn[row.document] for row in rows], settings.dedup_threshold)
+    rest = [row for index, row in enumerate(rows) if index not in duplicates]
+    # once more: a document of which nothing is left fills no split, and held-out copies may have emptied the training
+    assigned = assign_splits({row.document: row.stated_split for row in rest}, *shares)
     kept: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
-    for index, (row, split) in enumerate(zip(rows, splits, strict=True)):
-        if index not in duplicates:
-            kept[split].append(row.columns)
+    for row in rest:
+        kept[assigned[row.document]].append(row.columns)
     if settings.augment_below > 0:
         kept["train"] += augment(kept["train"], settings.augment_below, count, settings.max_tokens)
     removed = [_removed_line(file.name, item) for file, _ in results for part in file.parts for item in part.removed]
