@@ -22,10 +22,12 @@ from edgequant.command_line.library_errors import told
 from edgequant.errors import UserError
 from edgequant.models import resolve
 from edgequant.models.load_errors import told_in_one_line
-from edgequant.quantization.scheme import parse_scheme
+from edgequant.models.sources import layer_inputs
+from edgequant.quantization.scheme import check_group_sizes, parse_scheme
 from edgequant.training.settings import LoraSettings
 from edgequant.workflows import corpus, evaluate, finetune, ptq
 from edgequant.workflows.adaptation.ways import Written, way_of
+from edgequant.workflows.steps.summary import quantize_next
 from edgequant.yaml_files import parse_yaml, read_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -187,6 +189,19 @@ def test_the_next_command_is_what_a_shell_hands_back(path):
     ]
     for command in commands:
         assert path in shlex.split(command), command
+
+
+@pytest.mark.parametrize("sizes, scheme", [((64, 128), ""), ((96, 200), "w4a8-g8+emb4"), ((72, 100), "w4a8+emb8")])
+def test_the_next_command_names_a_scheme_whose_groups_fit_the_model(tmp_path, sizes, scheme):
+    config = dict(zip(("hidden_size", "intermediate_size"), sizes, strict=True)) | {"num_attention_heads": 1}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "llama"}))
+    named = f" --scheme {scheme}" if scheme else ""
+    assert evaluate.next_command(str(tmp_path), "none") == f"edgequant ptq --model {tmp_path}{named}"
+    assert quantize_next("qat", str(tmp_path)) == f"edgequant qat --model {tmp_path}{named}"
+    way = way_of(resolve("tiny"), "tiny", "float", LoraSettings(), apart=False, dtype="auto", device="cpu")
+    adapted = finetune.next_command(Written(None, tmp_path, True, {}), way, None)
+    assert adapted == f"edgequant ptq --model {tmp_path} --scheme {scheme or 'w4a8-g32+emb4'}"
+    check_group_sizes(parse_scheme(adapted.split()[-1]), layer_inputs(str(tmp_path)))  # is not refused
 
 
 def test_the_next_command_of_what_is_quantised_is_none_that_refuses_it(tmp_path):

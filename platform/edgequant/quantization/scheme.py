@@ -248,12 +248,31 @@ def check_group_sizes(scheme: Scheme, input_features: Mapping[str, int]) -> None
                 )
 
 
-def _fitting_names(scheme: Scheme, group: int, widths: list[int]) -> str:
+def nearest_that_fits(scheme: Scheme, input_features: Mapping[str, int]) -> str:
+    """The scheme's name, or that of one close to it whose groups divide every layer's inputs.
+
+    Args:
+        input_features: layer name to number of input features.
+    """
+    widths = list(input_features.values())
+    found = [_fitting(scheme, group, widths) for group in sorted(scheme.group_sizes) if not _divides(group, widths)]
+    return next((names[-2:][0] for names in found if names), "w8") if found else scheme.name  # the largest groups
+
+
+def _divides(group: int, widths: list[int]) -> bool:
+    return not any(width % group for width in widths)
+
+
+def _fitting(scheme: Scheme, group: int, widths: list[int]) -> list[str]:
     """Schemes close to one whose groups do not fit, each tried on the widths."""
 
     def fits(name: str) -> bool:
-        return not any(width % size for size in parse_scheme(name).group_sizes for width in widths)
+        return all(_divides(size, widths) for size in parse_scheme(name).group_sizes)
 
     found = [next(filter(fits, names), None) for names in names_to_try(scheme.name, group, widths)]
-    names = [name for name in found if name is not None]
+    return [name for name in found if name is not None]
+
+
+def _fitting_names(scheme: Scheme, group: int, widths: list[int]) -> str:
+    names = _fitting(scheme, group, widths)
     return " or ".join(filter(None, (", ".join(names[:-1]), *names[-1:]))) or "one without groups, such as w8"

@@ -6,7 +6,6 @@ edgequant baseline --model smollm2-135m,qwen2.5-0.5b --limit 500 --data_dir DATA
 
 from __future__ import annotations
 
-import shlex
 from typing import TYPE_CHECKING, Any
 
 from edgequant.errors import UserError
@@ -57,7 +56,7 @@ def baseline(
 
     from edgequant import tracking
     from edgequant.workflows.steps.data import check_data
-    from edgequant.workflows.steps.summary import print_summary
+    from edgequant.workflows.steps.summary import print_summary, quantize_next
 
     notes = check_data(settings.tasks, run.data_dir)
     texts = [] if dataset is None else [dataset]
@@ -75,7 +74,7 @@ def baseline(
             _free_memory()
         _conclude(rows, failures)
         table = rows + _failed_rows(failures)
-        print_summary("baseline", table, tracked, _next(measured[0]), notes=notes)
+        print_summary("baseline", table, tracked, quantize_next("qat", measured[0]), notes=notes)
     return WorkflowResult(tracked.id, {}, None, table)
 
 
@@ -121,11 +120,6 @@ def _conclude(rows: list[dict[str, Any]], failures: dict[str, str]) -> None:
 
 def _failed_rows(failures: dict[str, str]) -> list[dict[str, Any]]:
     return [{"model": name, "variant": "failed", "scheme": "none"} for name in failures]
-
-
-def _next(model: str) -> str:
-    """`model`: its source as it was given, folder included."""
-    return f"edgequant qat --model {shlex.quote(model)}"
 
 
 def _file(metric: str) -> str:

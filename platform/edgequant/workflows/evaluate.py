@@ -176,8 +176,10 @@ class Target(NamedTuple):
 
 def next_command(model: str, scheme: str) -> str | None:
     """Quantise what is not; an edgequant checkpoint goes on to llama.cpp or vLLM."""
+    from edgequant.workflows.steps.summary import quantize_next
+
     if scheme == "none":
-        return f"edgequant ptq --model {shlex.quote(model)}"
+        return quantize_next("ptq", model)
     folder = Path(model).expanduser()
     is_ours = not scheme.startswith("bnb") and folder.is_dir() and not is_onnx_folder(folder)
     return f"edgequant export --model {shlex.quote(model)}" if is_ours else None

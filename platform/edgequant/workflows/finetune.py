@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from edgequant.training.trainer import Anchor
     from edgequant.workflows.steps.sequences import Split
 
-SCHEME = "w4a8-g32+emb4"  # of the next step, where a model was adapted in floating point
-
 
 def finetune(
     *,
@@ -206,9 +204,11 @@ def adapt(
 
 def next_command(written: Written, way: Way, version: str | None) -> str:
     """Quantise what was adapted in floating point, ship what is integers, look at what stays apart."""
+    from edgequant.workflows.steps.summary import fitting_scheme
+
     place = shlex.quote(str(written.delivered))
     if not written.whole:
         return f"edgequant evaluate --model {place}"
     if way.scheme == "none":
-        return f"edgequant ptq --model {place} --scheme {SCHEME}"
+        return f"edgequant ptq --model {place} --scheme {fitting_scheme(str(written.delivered))}"
     return f"edgequant export --model {version or place}"

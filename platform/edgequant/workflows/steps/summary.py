@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgequant.commands import runnable
+from edgequant.errors import UserError
+from edgequant.quantization.scheme import nearest_that_fits, parse_scheme
 from edgequant.reporting.console import print_table, summary_console
 
 MOST_COMPARED = 12  # columns of a page
+DEFAULT = "w4a8-g32+emb4"  # of `ptq` and `qat`
 
 if TYPE_CHECKING:
     from edgequant.evaluation.harm import Items
@@ -82,3 +86,20 @@ def comparison_page(run: Run) -> str | None:
     children = tracking.find_runs(parent=run.id)
     measured = [child.id for child in reversed(children) if child.tags.get("edgequant.variant") not in (None, "trial")]
     return tracking.compare_url(run.experiment_id, measured) if 2 <= len(measured) <= MOST_COMPARED else None
+
+
+def fitting_scheme(model: str) -> str:
+    """The default scheme of `ptq` and `qat`, or one close to it whose groups divide the model's widths."""
+    from edgequant import models
+
+    try:
+        return nearest_that_fits(parse_scheme(DEFAULT), models.layer_inputs(model))
+    except UserError:  # it is no more where it was
+        return DEFAULT
+
+
+def quantize_next(workflow: str, model: str) -> str:
+    """The command that quantises a model next; names a scheme where the default's groups do not fit it."""
+    scheme = fitting_scheme(model)
+    named = "" if scheme == DEFAULT else f" --scheme {scheme}"
+    return f"edgequant {workflow} --model {shlex.quote(model)}{named}"
