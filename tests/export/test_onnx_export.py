@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +150,20 @@ def test_every_file_of_the_folder_has_its_sha256_and_counts(tmp_path) -> None:
     assert written.sha256 == found["model.onnx.data"]
     text = "The river rose 42 cm."
     assert models.load_tokenizer(str(written.path))(text)["input_ids"] == ours.tokenizer(text)["input_ids"]
+
+
+def test_the_builder_does_not_have_other_libraries_print_what_they_do(tmp_path) -> None:
+    program = "; ".join(
+        [
+            "import logging",
+            "from edgequant.export.onnx import graph",
+            "graph._builder('llama')",
+            "import onnxruntime.quantization.matmul_nbits_quantizer",  # which says so when it is first imported
+            "print(logging.root.handlers, logging.root.level)",
+        ]
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["[]", "30"]
 
 
 def test_onnxruntime_genai_generates_what_we_do(tmp_path) -> None:

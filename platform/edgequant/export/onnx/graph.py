@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,12 +28,18 @@ BUILDERS = {"llama": "LlamaModel", "qwen2": "QwenModel", "phi": "PhiModel", GEMM
 
 @contextmanager
 def _importable() -> Iterator[None]:
-    """The builder's modules import each other by top-level names, for which its package extends the path."""
-    before = list(sys.path)
+    """The builder's modules import each other by top-level names, for which its package extends the path.
+
+    They have the root logger print what every library says at level INFO, too.
+    """
+    root = logging.getLogger()
+    before, handlers, level = list(sys.path), list(root.handlers), root.level
     try:
         yield
     finally:
         sys.path[:] = before
+        root.handlers[:] = handlers
+        root.setLevel(level)
 
 
 def build(model: Any, folder: Path, accuracy_level: int) -> Any:
