@@ -94,10 +94,11 @@ def _registered_name(model: str) -> str:
     wanted = REGISTERED + model.removeprefix(REGISTERED)
     near = get_close_matches(wanted, ours, n=1, cutoff=0.8)
     hint = f"did you mean {near[0]}? " if near else ""
-    there, short = ", ".join(ours) or "none", shlex.quote(wanted.removeprefix(REGISTERED))
+    there, source = ", ".join(ours) or "none", wanted.removeprefix(REGISTERED)
+    named = shlex.quote(source) if _made_from(source) else "FOLDER"  # of whose last part the name is made
     raise UserError(
         f"registered model {wanted!r} not found in {tracking.shown_store()}; {hint}there are: {there}. "
-        f"`edgequant qat --model {short}` registers one"
+        f"`edgequant qat --model {named}` registers one"
     )
 
 

@@ -147,8 +147,9 @@ def test_the_newest_version_of_any_model_of_ours_is_the_default(store, register)
     ("wrong", "said"),
     [
         ({"model": "phi-1.5"}, "registered model 'edgequant-phi-1.5' not found .*; there are: edgequant-tiny. `"),
-        ({"model": "edgequant-tinny"}, "did you mean edgequant-tiny[?] .*`edgequant qat --model tinny` registers one"),
-        ({"model": "my model"}, "`edgequant qat --model 'my model'` registers one"),  # as a shell takes it
+        ({"model": "phi-1.5"}, "`edgequant qat --model phi-1.5` registers one"),
+        ({"model": "edgequant-tinny"}, "did you mean edgequant-tiny[?] .*`edgequant qat --model FOLDER` registers one"),
+        ({"model": "my model"}, "`edgequant qat --model FOLDER` registers one"),  # there is no such model
         ({"version": 9}, "version 9 of any model not found; there are: edgequant-tiny/1, edgequant-tiny/2$"),
         ({"version": 0}, "version must be at least 1, got 0"),
         ({"alias": "latest"}, "alias must be .*, got 'latest'"),
