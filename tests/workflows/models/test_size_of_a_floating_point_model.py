@@ -63,3 +63,14 @@ def test_a_built_in_model_has_no_stored_weights_and_neither_have_weights_rounded
     options = {"quantization_config": bitsandbytes_config("bnb-nf4", "float32")}
     assert models.load("tiny", dtype="float32", device="cpu").stored is None
     assert models.load(str(half), dtype="float32", device="cpu", load_options=options).stored is None
+
+
+def test_beside_integers_that_are_adapted_the_model_they_were_made_from_has_that_size_too(
+    half, store, quick, short, tmp_path
+):
+    settings, integers = replace(quick, tasks=("domain_perplexity",)), str(tmp_path / "w8")
+    common = {"evaluation": settings, "run": RUN}
+    ptq(model=str(half), scheme="w8", method="rtn", calibration=SMALL, output=integers, **common)
+    made = finetune(model=integers, training=replace(short, steps=2), lora=LoraSettings(rank=2), **common)
+    (row,) = (row for row in made.rows if row["variant"] == "baseline")
+    assert row["size/checkpoint_gb"] == (half / "model.safetensors").stat().st_size / 1e9

@@ -148,7 +148,8 @@ def measure_floating(found: Floating, way: Way, data: EvaluationData, evaluation
     names = {"model": way.source.family, "scheme": "none", "phase": "finetune"}
     with tracking.variant_run("baseline", **names, parameters=UNTRAINED):
         dtype = models.pick_dtype(way.dtype, str(loaded.model.device))
-        measured = measure_items(models.cast(loaded.model, dtype), loaded.tokenizer, data, evaluation)
+        model = models.cast(loaded.model, dtype)
+        measured = measure_items(model, loaded.tokenizer, data, evaluation, checkpoint=loaded.stored)
     return Reference(measured, Baseline(found.model, sha256))
 
 
