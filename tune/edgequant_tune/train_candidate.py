@@ -45,8 +45,9 @@ def qat_candidate(trial: TrialSpec, work_dir: Path, on_report: OnReport) -> Cand
     Raises:
         UserError: hyperparameters that do not go together.
     """
-    from edgequant.models.manifest import record_baseline
-    from edgequant.workflows.adaptation.floating import baseline_of
+    from edgequant.models.manifest import Baseline, record_baseline
+    from edgequant.training.shared_parts import shared_digest
+    from edgequant.workflows.adaptation.bases import lasting_name
     from edgequant.workflows.shipping import deploy_folder
     from edgequant.workflows.steps import qat_experiment, qat_variants
     from edgequant.workflows.steps.data import evaluation_data
@@ -65,7 +66,9 @@ def qat_candidate(trial: TrialSpec, work_dir: Path, on_report: OnReport) -> Cand
     made = qat_variants.quantized(experiment)
     metrics = measured_metrics(trial, made.model, made.tokenizer, experiment.data, made.checkpoint)
     checkpoint = qat_variants.save_result(experiment, "qat", None)
-    record_baseline(checkpoint, baseline_of(experiment.floating, source, trial.model))
+    asked: dict[str, Any] = {"seed": trial.run.seed, "device": trial.run.device}
+    sha256 = shared_digest(trial.shared, source, experiment.floating, **asked)
+    record_baseline(checkpoint, Baseline(lasting_name(source, trial.model), sha256))
     with nullcontext() if trial.timing.left_out else quiet_node(trial.timing.threads_used):
         ships = deploy_folder(checkpoint, None, trial.timing)
     return Candidate(metrics | dict(made.metrics) | ships.metrics, checkpoint)

@@ -7,14 +7,16 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from edgequant import models
 from edgequant.files import atomic_path, sha256_of_bytes
+from edgequant.models.digest import stored_digest
 from edgequant.training.settings import TrainingSettings
 
 T = TypeVar("T")
@@ -62,12 +64,31 @@ UNSHARED = SharedParts()
 
 def shared_model(shared: SharedParts, model: str | models.ModelSource, *, seed: int, device: str) -> models.LoadedModel:
     """A floating-point model in float32 on the device, for its copies to be trained."""
-    named = {"model": str(model), "seed": seed, "device": device}
-    loaded = shared.once("model", named, lambda: models.load(model, dtype="float32", device=device))
+    load = partial(models.load, model, dtype="float32", device=device)
+    loaded = shared.once("model", _of_model(model, seed, device), load)
     if shared.folder is not None:
         placed: Any = loaded.model
         placed.to(models.pick_device(device))
     return loaded
+
+
+def shared_digest(
+    shared: SharedParts, model: str | models.ModelSource, loaded: nn.Module, *, seed: int, device: str
+) -> str:
+    """SHA-256 of the weights that `shared_model` gave of the same model (`digest.stored_digest`), computed once.
+
+    It is of the part in the folder, which nobody writes again, and not of the files from which that was made: it cannot
+    be another model's, whatever becomes of them. It leaves the random state as it is.
+    """
+    with torch.random.fork_rng(devices=()):
+        return shared.once("weights", _of_model(model, seed, device), partial(stored_digest, loaded))
+
+
+def _of_model(model: str | models.ModelSource, seed: int, device: str) -> dict[str, Any]:
+    """What decides a part that is made of a model, of which those who share have but one: what an MLflow address names
+    lies in another folder of each process."""
+    source = model if isinstance(model, str) else f"{model.kind} {model.name} {model.family}"
+    return {"model": source, "seed": seed, "device": device}
 
 
 def control_key(

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
+import torch
 from search_specs import search_spec
 
+from edgequant import models
 from edgequant.evaluation.settings import EvaluationSettings
+from edgequant.models.digest import stored_digest
 from edgequant.quantization.qat.settings import QatSettings
+from edgequant.training import shared_parts
 from edgequant.training.settings import TrainingSettings
+from edgequant.training.shared_parts import UNSHARED, SharedParts, shared_digest, shared_model
 from edgequant_tune.cluster.node_folder import delete_on_nodes
 
 QUICK = EvaluationSettings(tasks=("domain_perplexity",), limit=20, window=256, bootstrap_resamples=20)
@@ -24,7 +30,6 @@ PARTS = ("model", "tokens", "control", "start")
 @pytest.mark.long
 @pytest.mark.parametrize("method", ["auto", "mse_clip"])
 def test_model_tokens_start_and_control_are_made_once_and_change_no_outcome(tmp_path, monkeypatch, method):
-    from edgequant.training import shared_parts
     from edgequant.workflows.steps import held_out, qat_experiment, qat_variants
     from edgequant.workflows.steps.qat_experiment import QatExperiment
     from edgequant_tune.train_candidate import qat_candidate
@@ -58,6 +63,31 @@ def test_model_tokens_start_and_control_are_made_once_and_change_no_outcome(tmp_
     assert alone == first == second
     assert [by_first[part] for part in PARTS[1:]] == [1, 1, 1] and [by_second[part] for part in PARTS[1:]] == [0, 0, 0]
     assert by_second["model"] == by_first["model"] - 1  # all but the base: the checkpoint is loaded again by each
+
+
+def test_the_models_weights_are_loaded_and_their_digest_is_computed_once_wherever_an_address_was_fetched_to(
+    tmp_path, monkeypatch
+):
+    made: list[str] = []
+
+    def counted(name, function):
+        return lambda *args, **options: made.append(name) or function(*args, **options)
+
+    tiny = models.load("tiny", device="cpu")
+    monkeypatch.setattr(shared_parts.models, "load", counted("model", lambda *_, **__: tiny))
+    monkeypatch.setattr(shared_parts, "stored_digest", counted("digest", stored_digest))
+    place: dict[str, Any] = {"seed": 0, "device": "cpu"}
+    shared, digests = SharedParts(tmp_path / "node"), []
+    for folder in ("of one process", "of another"):
+        source = models.ModelSource("folder", "0123abcd-merged", str(tmp_path / folder), version_of="tiny")
+        loaded = shared_model(shared, source, **place).model
+        state = torch.get_rng_state()
+        digests.append(shared_digest(shared, source, loaded, **place))
+        assert torch.equal(state, torch.get_rng_state())
+    assert made == ["model", "digest"] and digests == [stored_digest(loaded)] * 2
+    shared_digest(UNSHARED, source, loaded, **place)
+    shared_digest(SharedParts(tmp_path / "of another search"), source, loaded, **place)
+    assert made.count("digest") == 3
 
 
 def own(**options) -> tuple[str, ...]:
