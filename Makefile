@@ -32,7 +32,8 @@ KERNEL_TESTS := tests/quantization/layers/test_trusted_kernels.py tests/quantiza
 	tests/quantization/layers/test_qat_layers.py
 
 # Two processes, a file's tests in one of them. Where one is killed (out of memory, by the timeout of a test, by a test's own
-# signal) pytest-xdist starts another and waits for ever for the files that the first one had: so none is, and the run fails.
+# signal) pytest-xdist starts another, gives it the same file, and once that dies too waits for ever: so none is started, and
+# the run fails.
 WORKERS := -n 2 --dist loadfile --max-worker-restart=0
 
 # $(call under_each,settings,tests): all of them, then the settings under which something failed.
