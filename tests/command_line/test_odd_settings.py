@@ -6,6 +6,7 @@ The work is stubbed out behind the checks: a workflow ends where its run would b
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Any, get_args, get_origin
@@ -171,3 +172,12 @@ def test_an_entry_point_reaches_its_run_or_says_in_one_line_why_not(name, no_wor
 def own(name: str) -> list[tuple[str, Any]]:
     kinds = {(each, option): kind for each, option, kind in OPTIONS}
     return [(option, kinds[each, option]) for each, option in OWN if each == name]
+
+
+def test_a_path_that_is_no_utf8_is_refused_before_a_library_meets_it(tmp_path, capfd):
+    name = os.fsdecode(b"k\xf6ln")  # as a shell hands on a name in Latin-1
+    (tmp_path / "recipe.yaml").write_text('output: "k\\uDCF6ln"\n')
+    for arguments in (["--output", name], ["--model", name], ["--config", str(tmp_path / "recipe.yaml")]):
+        assert __main__.main(["ptq", *arguments]) == 2
+        (line,) = capfd.readouterr().err.splitlines()
+        assert "must be UTF-8 text, got 'k\\udcf6ln'; rename the file or folder, or set LC_ALL=C.UTF-8" in line

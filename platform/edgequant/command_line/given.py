@@ -117,10 +117,20 @@ def _check_group(name: str, text: str, known: Mapping[str, Any]) -> None:
             raise UserError(unknown("option", f"{name}.{key}", known))
 
 
+def _is_encodable(text: str) -> bool:
+    """Not so are file names of another encoding than the locale's: nothing can store, log or hand them on."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def _check_value(where: str, name: str, value: Any, known: Mapping[str, Any]) -> None:
-    """Refuse an empty text or `None`, which a default or a file would be taken for, and a group that is none."""
+    """Refuse an empty text or `None`, which would be taken for a default or a file, what is no UTF-8, and no group."""
     if isinstance(value, str) and not value.strip():
         raise UserError(f"{where} must not be empty, got {value!r}; leave it out for its default")
+    if isinstance(value, str) and not _is_encodable(value):
+        raise UserError(
+            f"{where} must be UTF-8 text, got {value!r}; rename the file or folder, or set LC_ALL=C.UTF-8 and "
+            "PYTHONUTF8=1 if it is this shell that shows it otherwise"
+        )
     is_optional_text = {str, NoneType} <= {*alternatives(known[name])}
     if is_optional_text and isinstance(value, str) and value.strip().lower() == "none":
         raise UserError(f"{where} must be text or null, got {value!r}; write null, or leave it out")
