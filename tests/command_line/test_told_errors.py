@@ -20,6 +20,7 @@ import edgequant
 from edgequant import __main__, tracking
 from edgequant.command_line.library_errors import told
 from edgequant.errors import UserError
+from edgequant.folders import mark_folder
 from edgequant.models import resolve
 from edgequant.models.load_errors import told_in_one_line
 from edgequant.models.sources import layer_inputs
@@ -207,6 +208,9 @@ def test_the_next_command_names_a_scheme_whose_groups_fit_the_model(tmp_path, si
 def test_the_next_command_of_what_is_quantised_is_none_that_refuses_it(tmp_path):
     assert evaluate.next_command(str(tmp_path), "w8") == f"edgequant export --model {shlex.quote(str(tmp_path))}"
     assert evaluate.next_command(str(tmp_path), "bnb-nf4") is None
+    for kind in ("gptq", "compressed-tensors"):  # what `export` wrote
+        mark_folder(tmp_path, kind, {})
+        assert evaluate.next_command(str(tmp_path), "w8") is None
     assert ptq.next_command("tiny", parse_scheme("bnb-nf4"), tmp_path).startswith("edgequant evaluate --model ")
 
 

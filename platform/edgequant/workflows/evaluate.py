@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from edgequant.errors import UserError
 from edgequant.evaluation.settings import EvaluationSettings
+from edgequant.folders import CHECKPOINT, made_here
 from edgequant.machine.cores import wait_without_spinning
 from edgequant.models.devices import check_device
 from edgequant.models.onnx.folder import is_onnx_folder
@@ -181,7 +182,9 @@ def next_command(model: str, scheme: str) -> str | None:
     if scheme == "none":
         return quantize_next("ptq", model)
     folder = Path(model).expanduser()
-    is_ours = not scheme.startswith("bnb") and folder.is_dir() and not is_onnx_folder(folder)
+    made = made_here(folder)
+    is_export = is_onnx_folder(folder) or (made is not None and made.kind != CHECKPOINT)
+    is_ours = not scheme.startswith("bnb") and folder.is_dir() and not is_export
     return f"edgequant export --model {shlex.quote(model)}" if is_ours else None
 
 
