@@ -113,3 +113,21 @@ def test_a_scheme_with_a_mistake_stops_before_anything_is_loaded(store, quick):
     with pytest.raises(UserError, match=r"group_size 100 .*q_proj"):
         ptq(model="tiny", scheme="w8,w4-g100", evaluation=quick)
     assert tracking.find_runs() == []
+
+
+@pytest.mark.parametrize(("lines", "told"), [(3, "all that {} has"), (40, "")])
+def test_a_text_shorter_than_a_calibration_sequence_is_calibrated_on_whole(store, tmp_path, quick, capsys, lines, told):
+    text = tmp_path / "short.txt"
+    text.write_text("\n".join(f"{line:03d} " + "water and shelter; " * 5 for line in range(lines)))
+    found = ptq(model="tiny", scheme="w4-g32", dataset=str(text), evaluation=quick, run=RunSettings(device="cpu"))
+    printed = capsys.readouterr().out
+    assert Path(found.checkpoint).is_dir()
+    assert (told.format(text) in " ".join(printed.split())) and ("instead of 512" in printed) is bool(told)
+
+
+def test_a_length_that_was_asked_for_is_kept(store, tmp_path, quick):
+    text = tmp_path / "short.txt"
+    text.write_text("water and shelter; " * 15)
+    asked = CalibrationSettings(sequence_length=2000)
+    with pytest.raises(UserError, match="not one row of sequence_length 2000"):
+        ptq(model="tiny", scheme="w4-g32", dataset=str(text), evaluation=quick, calibration=asked)

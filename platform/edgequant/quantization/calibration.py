@@ -23,7 +23,8 @@ class CalibrationSettings:
     """Calibration sequences; 128 of 2,048 tokens are usual on a GPU. In qat, training sequences."""
 
     sequence_length: int | None = None
-    """Tokens per calibration sequence; None: 512. qat calibrates on its training sequences, as long as they are."""
+    """Tokens per calibration sequence; None: 512, or as many as the model's context and the text allow. qat calibrates
+    on its training sequences, as long as they are."""
 
     batch_size: int = 8
     """Calibration sequences per forward pass, and per step of a method that learns."""

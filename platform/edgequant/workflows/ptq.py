@@ -98,7 +98,7 @@ def ptq(
     from edgequant.workflows.steps.measure import log_layer_errors, measure_items
     from edgequant.workflows.steps.ptq_choice import own_rows
     from edgequant.workflows.steps.register import conditions_of, promote_command, register_version
-    from edgequant.workflows.steps.sequences import training_sequences
+    from edgequant.workflows.steps.sequences import fitting_length, training_sequences
     from edgequant.workflows.steps.summary import print_summary
 
     notes = check_data(evaluation.tasks, run.data_dir, dataset=dataset)
@@ -108,10 +108,15 @@ def ptq(
         check_can_ship(loaded.model.config, loaded.tokenizer, export)
         name, dtype = loaded.source.family, models.pick_dtype(run.dtype, str(loaded.model.device))
         data = evaluation_data(evaluation.tasks, run.data_dir, dataset)
-        wanted = calibration.num_calibration_samples
+        wanted, length = calibration.num_calibration_samples, calibration.sequence_length
+        if length is None:
+            longest = min(SEQUENCE_LENGTH, models.context_length(source) or SEQUENCE_LENGTH)
+            length = fitting_length(dataset, loaded.tokenizer, run.data_dir, longest)
+            if length < SEQUENCE_LENGTH:
+                why = f"all that {dataset} has" if length < longest else f"the context of {name}"
+                notes.append(f"calibration sequences are of {length:,} tokens, {why}, instead of {SEQUENCE_LENGTH}")
         sequences = training_sequences(
-            dataset, loaded.tokenizer, calibration.sequence_length or SEQUENCE_LENGTH, data, run.data_dir,
-            seed=run.seed, model=loaded.model, needed=wanted,
+            dataset, loaded.tokenizer, length, data, run.data_dir, seed=run.seed, model=loaded.model, needed=wanted,
         )[:wanted]  # fmt: skip
         work = tracking.run_folder("ptq", tracked.id)
         own = own_rows(loaded, schemes, method, sequences, dataset, seed=run.seed)

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from edgequant.corpora.packing import pack
 from edgequant.quantization.calibration import CalibrationSettings
 from edgequant.quantization.ptq.methods import needs_own_text
 from edgequant.quantization.ptq.settings import PtqSettings
@@ -16,6 +17,7 @@ from edgequant.workflows import ptq
 from edgequant.workflows.steps import ptq_choice
 from edgequant.workflows.steps.ptq_choice import own_rows
 from edgequant.workflows.steps.qat_experiment import QatExperiment
+from edgequant.workflows.steps.sequences import fitting_length
 
 STATIC = "w8a8-static"
 WRITTEN = 100  # and above: rows that the model writes
@@ -105,3 +107,18 @@ def test_of_several_schemes_each_sees_its_own_text(tmp_path):
     rounding = ptq.Rounding("auto", PtqSettings(), CalibrationSettings(), text, own, tmp_path)
     assert rounding.rows_for(parse_scheme(STATIC)).flatten().tolist() == [0, WRITTEN, 1, WRITTEN + 1, 2]
     assert rounding.rows_for(parse_scheme("w4-g32")) is text
+
+
+def test_rows_are_as_long_as_the_shortest_part_of_a_text_allows(tmp_path, tiny):
+    short, long = tmp_path / "short.txt", tmp_path / "long.txt"
+    short.write_text("a flood " * 20)
+    long.write_text("a storm " * 500)
+    tokens = len(pack([short.read_text().strip()], tiny.tokenizer, 2)) * 2
+
+    def length(dataset: str) -> int:
+        return fitting_length(dataset, tiny.tokenizer, None, 512)
+
+    assert length(str(long)) == 512 and length("self-generated") == 512
+    assert abs(length(str(short)) - tokens) <= 2 and length(f"{long},{short},self-generated") == length(str(short))
+    (tmp_path / "empty.txt").write_text("")
+    assert length(str(tmp_path / "empty.txt")) == 512  # what is wrong says who reads it

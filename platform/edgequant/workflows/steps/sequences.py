@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 VALIDATION_SHARE = 0.1  # of the training text, at most
 MOST_VALIDATION = 32  # rows of a data set's own validation split
+FEWEST_TOKENS = 2  # of a row
 DEFAULT_GENERATED = 512  # rows that the model writes where nothing says how many are needed
 
 
@@ -99,6 +100,25 @@ def split_sequences(
     generated = torch.cat([torch.full((len(found),), name == SELF_GENERATED) for name, found in drawn.items()])
     chosen = order(mixed) if len(parts) > 1 else torch.arange(len(mixed))
     return Split(mixed[chosen], kept[order(kept)], generated[chosen])
+
+
+def fitting_length(dataset: str, tokenizer: Any, data_dir: str | None, longest: int) -> int:
+    """Tokens a row, `longest` at most, so that each part of a text of which somebody else is the author fills one.
+
+    Where nothing does, `longest`: who packs the rows says what is wrong with the text.
+    """
+    from edgequant.corpora.packing import pack
+    from edgequant.errors import UserError
+
+    found = longest
+    for part in parse_mix(dataset):
+        if part.name == SELF_GENERATED or is_instructions(part.name):
+            continue
+        try:
+            found = min(found, pack(training_texts(part.name, data_dir), tokenizer, FEWEST_TOKENS).numel())
+        except UserError:
+            return longest
+    return found
 
 
 def calibration_rows(sequences: Tensor, generated: Tensor, count: int, *, own: bool) -> Tensor:
