@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from edgequant import models, tracking
 from edgequant.errors import UserError
 from edgequant.quantization.checkpoint import ensure_manifest
 from edgequant.workflows.finetune import finetune
+from edgequant.workflows.pipeline import pipeline
 from edgequant.workflows.ptq import ptq
 from edgequant.workflows.qat import qat
 from edgequant_tune.workflow import tune
@@ -26,6 +29,21 @@ def test_the_permission_that_is_asked_for_is_of_the_model_that_a_runs_checkpoint
     monkeypatch.setattr("edgequant.tracking.runs.check_may_register", refused)
     with pytest.raises(UserError, match=r"^may not register tiny$"):
         workflow(model=f"runs:/{run.id}/merged", register=True)
+
+
+def test_a_pipeline_of_several_models_asks_for_each(store, tmp_path, monkeypatch, tiny_folder):
+    asked = []
+
+    def refused(model):
+        asked.append(model)
+        if len(asked) == 2:
+            raise UserError("may not register the second")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("edgequant.tracking.runs.check_may_register", refused)
+    with pytest.raises(UserError, match=r"^may not register the second$"):
+        pipeline(models=f"tiny,{shutil.copytree(tiny_folder, tmp_path / 'other')}", register=True)
+    assert asked == ["tiny", "other"]
 
 
 def merged(folder):

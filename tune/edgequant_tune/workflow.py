@@ -140,7 +140,7 @@ def tune(
         scored_on = told_splits(needed, spec.trial.dataset, data_dir)
         earlier = earlier_trials(warm_start, config, names, spec.objectives, scored_on)
     begun = tracking.workflow_run(
-        "tune", config, reads, experiment=run.experiment, resume=run.resume, grows=MAY_GROW, registers=spec.model_name
+        "tune", config, reads, experiment=run.experiment, resume=run.resume, grows=MAY_GROW, registers=[spec.model_name]
     )
     with begun as tracked:
         share_folder(spec.trial.folder, SEARCHES)

@@ -85,7 +85,7 @@ def workflow_run(
     experiment: str = EXPERIMENT,
     resume: bool = False,
     grows: tuple[str, ...] = (),
-    registers: str = "",
+    registers: Sequence[str] = (),
 ) -> Iterator[Run]:
     """One workflow, one run: logs the resolved configuration, the commit, the environment and system metrics.
 
@@ -99,7 +99,7 @@ def workflow_run(
             or that there is none. A workflow nested in a run that is continued goes on with its own there.
         grows: names of options that a resumed run may have others of. The first is a number, such as trials: a run that
             ended with fewer, as its tag `edgequant.trials` says, goes on too.
-        registers: short name of the model that it registers a version of, where it is asked to; empty: as `model` of
+        registers: short names of the models that it registers versions of, where it is asked to; none: as `model` of
             its configuration says it.
 
     Raises:
@@ -115,7 +115,8 @@ def workflow_run(
     name = run_name(workflow, config)
     if config.get("register") and not nested:
         model = config.get("model")
-        check_may_register(registers or registered_model(str(model)) or short_name(model))
+        for each in registers or [registered_model(str(model)) or short_name(model)]:
+            check_may_register(each)
     with contextlib.ExitStack() as around:
         if not nested:
             around.enter_context(interruption.raised())

@@ -97,7 +97,7 @@ def finetune(
     from edgequant.workflows.steps.summary import print_summary
 
     notes = check_data(evaluation.tasks, run.data_dir, dataset=dataset)
-    options: dict[str, Any] = {"experiment": run.experiment, "resume": run.resume, "registers": source.family}
+    options: dict[str, Any] = {"experiment": run.experiment, "resume": run.resume, "registers": [source.family]}
     with tracking.workflow_run("finetune", config, reads, **options) as tracked:
         work = tracking.run_folder("finetune", tracked.id) / "training"
         folder = target or work.parent

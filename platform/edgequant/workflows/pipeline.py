@@ -98,6 +98,7 @@ def pipeline(
         check_phase_folders(str(place), phases, adapt, Subject(given, schemes, source), reads)
 
     from edgequant import tracking
+    from edgequant.models import resolve
     from edgequant.workflows.evaluate import resolved_settings
     from edgequant.workflows.steps.data import check_data
     from edgequant.workflows.steps.summary import print_summary
@@ -106,7 +107,9 @@ def pipeline(
     at_once = models_at_once_of(models_at_once, len(named), run.device)
     # Several phases measure the same models: score each once.
     evaluation = resolved_settings(evaluation, limit=None, cache=True)
-    with tracking.workflow_run("pipeline", config, experiment=run.experiment, resume=run.resume) as tracked:
+    options: dict[str, Any] = {"experiment": run.experiment, "resume": run.resume}
+    options["registers"] = [resolve(given).family for given in named.values()] if register else ()
+    with tracking.workflow_run("pipeline", config, **options) as tracked:
         rows, failed, made = list[dict[str, Any]](), dict[str, Exception](), dict[str, Plan]()
         share_folder(folder, PIPELINE)
         for name, given in named.items():

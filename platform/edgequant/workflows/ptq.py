@@ -102,7 +102,7 @@ def ptq(
     from edgequant.workflows.steps.summary import print_summary
 
     notes = check_data(evaluation.tasks, run.data_dir, dataset=dataset)
-    options: dict[str, Any] = {"experiment": run.experiment, "resume": run.resume, "registers": source.family}
+    options: dict[str, Any] = {"experiment": run.experiment, "resume": run.resume, "registers": [source.family]}
     with tracking.workflow_run("ptq", config, reads, **options) as tracked:
         loaded = models.load(source, dtype="float32", device=run.device)
         check_can_ship(loaded.model.config, loaded.tokenizer, export)

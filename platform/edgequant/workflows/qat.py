@@ -96,7 +96,7 @@ def qat(
     from edgequant.workflows.steps.summary import print_summary
 
     notes = check_data(evaluation.tasks, run.data_dir, apart=("guard",), dataset=dataset, guard=guard)
-    options: dict[str, Any] = {"experiment": run.experiment, "resume": run.resume, "registers": source.family}
+    options: dict[str, Any] = {"experiment": run.experiment, "resume": run.resume, "registers": [source.family]}
     with tracking.workflow_run("qat", config, reads, **options) as tracked:
         experiment = qat_experiment.load(
             source, parsed, dataset, training=training, qat=qat, calibration=calibration, evaluation=evaluation,
