@@ -122,3 +122,11 @@ def test_rows_are_as_long_as_the_shortest_part_of_a_text_allows(tmp_path, tiny):
     assert abs(length(str(short)) - tokens) <= 2 and length(f"{long},{short},self-generated") == length(str(short))
     (tmp_path / "empty.txt").write_text("")
     assert length(str(tmp_path / "empty.txt")) == 512  # what is wrong says who reads it
+
+
+def test_of_a_long_text_no_more_is_tokenised_than_tells_that_it_fills_a_row(tmp_path, tiny, monkeypatch):
+    read = []
+    monkeypatch.setattr("edgequant.corpora.packing.pack", lambda texts, *_: read.extend(texts) or torch.zeros(256, 2))
+    (tmp_path / "long.txt").write_text("a storm " * 50_000)
+    assert fitting_length(str(tmp_path / "long.txt"), tiny.tokenizer, None, 512) == 512
+    assert sum(map(len, read)) == 512 * 64

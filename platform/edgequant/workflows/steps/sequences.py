@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 VALIDATION_SHARE = 0.1  # of the training text, at most
 MOST_VALIDATION = 32  # rows of a data set's own validation split
 FEWEST_TOKENS = 2  # of a row
+MOST_CHARACTERS = 64  # that are looked at for each token of a row, to see whether a text fills it
 DEFAULT_GENERATED = 512  # rows that the model writes where nothing says how many are needed
 
 
@@ -115,9 +116,21 @@ def fitting_length(dataset: str, tokenizer: Any, data_dir: str | None, longest: 
         if part.name == SELF_GENERATED or is_instructions(part.name):
             continue
         try:
-            found = min(found, pack(training_texts(part.name, data_dir), tokenizer, FEWEST_TOKENS).numel())
+            texts = _beginning(training_texts(part.name, data_dir), longest * MOST_CHARACTERS)
+            found = min(found, pack(texts, tokenizer, FEWEST_TOKENS).numel())
         except UserError:
             return longest
+    return found
+
+
+def _beginning(texts: Sequence[str], characters: int) -> list[str]:
+    """The first texts, so many characters of them at most: a long text takes long to tokenise."""
+    found: list[str] = []
+    for text in texts:
+        found.append(text[:characters])
+        characters -= len(text)
+        if characters <= 0:
+            break
     return found
 
 
