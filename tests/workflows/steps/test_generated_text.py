@@ -125,6 +125,74 @@ def test_rows_begin_as_the_tokenizer_begins_text(sure, cache):
     assert (rows[:, 0] == 7).all() and not (rows[:, 1] == 7).any() and rows.shape == (8, 12)
 
 
+class Chatting:
+    """`tiny`'s tokenizer with a chat template of its own tokens."""
+
+    chat_template = "there is one"
+
+    def __init__(self, tokenizer):
+        self.plain = tokenizer
+
+    def __getattr__(self, name):
+        return getattr(self.plain, name)
+
+    def __call__(self, text, **options):
+        return self.plain(text, **options)
+
+    def __len__(self):
+        return len(self.plain)
+
+    def apply_chat_template(self, turns, *, tokenize, add_generation_prompt):
+        assert not tokenize and add_generation_prompt
+        return f"<{turns[0]['role']}>{turns[0]['content']}<assistant>"
+
+
+def test_beside_a_text_half_of_the_rows_go_on_behind_pieces_of_it(sure, cache):
+    passages = torch.arange(40, 120).view(2, 40)
+    rows = generated_sequences(sure.model, sure.tokenizer, 60, 48, passages=passages)
+    begun = rows[1::2, :12]  # a quarter of a row
+    assert torch.equal(begun[:, 1:] - begun[:, :-1], torch.ones(30, 11, dtype=torch.int64))  # runs of the passages
+    assert begun.min() >= 40 and begun.max() < 120 and len(begun[:, 0].unique()) > 10
+    assert len(rows[::2, 0].unique()) > 20  # the others begin with any token, as without a text
+    assert not (rows == sure.tokenizer.eos_token_id).any() and rows.shape == (60, 48)
+    assert torch.equal(generated_sequences(sure.model, sure.tokenizer, 60, 48, passages=passages), rows)
+    other = generated_sequences(sure.model, sure.tokenizer, 60, 48, passages=passages + 1)
+    assert not torch.equal(other, rows)
+
+
+def test_a_quarter_answers_a_message_where_there_is_a_chat_template_and_may_end(sure, cache):
+    tokenizer, passages = Chatting(sure.tokenizer), torch.arange(40, 120).view(2, 40)
+    with torch.no_grad():  # so that every other token ends the answer
+        sure.model.lm_head.weight[sure.tokenizer.eos_token_id] = sure.model.lm_head.weight.mean(0) * 50
+    rows = generated_sequences(sure.model, tokenizer, 40, 64, passages=passages)
+    answers, others = rows[3::4], torch.cat([rows[0::4], rows[1::4], rows[2::4]])
+    text = sure.tokenizer.decode(answers[0])
+    assert text.startswith("<user>") and "<assistant>" in text
+    piece = answers[:, len("<user>") : len("<user>") + 16]
+    assert torch.equal(piece[:, 1:] - piece[:, :-1], torch.ones(10, 15, dtype=torch.int64))
+    assert (answers == sure.tokenizer.eos_token_id).any() and not (others == sure.tokenizer.eos_token_id).any()
+
+
+def test_a_row_without_room_for_an_answer_goes_on_behind_a_piece(sure, cache):
+    tokenizer, passages = Chatting(sure.tokenizer), torch.arange(40, 120).view(2, 40)
+    rows = generated_sequences(sure.model, tokenizer, 8, 20, passages=passages)
+    assert torch.equal(rows[3::4, 1:5] - rows[3::4, :4], torch.ones(2, 4, dtype=torch.int64))
+
+
+def test_instructions_are_no_passages_to_go_on_behind(sure, store, cache, monkeypatch):
+    given = []
+
+    def generated(_model, _tokenizer, count, length, *, seed, passages):
+        given.append(passages)
+        return torch.zeros(count, length, dtype=torch.int64)
+
+    monkeypatch.setattr(generated_text, "generated_sequences", generated)
+    with tracking.workflow_run("finetune", {}):
+        for text in ("disaster-instructions", "disaster,disaster-instructions:0.2"):
+            split_sequences(f"{text},self-generated:0.2", sure.tokenizer, 256, NOTHING, None, model=sure.model)
+    assert given[0] is None and given[1].min() >= 0
+
+
 def test_no_more_is_written_than_the_stated_number(sure, cache, monkeypatch):
     monkeypatch.setattr(generated_text, "MAX_SEQUENCES", 5)
     assert written(sure).shape == (5, 24)

@@ -1,7 +1,12 @@
-"""Text that the model itself writes, for when no text may be used: data-free QAT (Liu et al. 2023, arXiv 2305.17888).
+"""Text that the model itself writes: what it could do before, for QAT (Liu et al. 2023, arXiv 2305.17888) and adaptation.
 
 As in their section 2.1 a sequence starts at a random token, goes on greedily for a few tokens, and is sampled from the
 full distribution from there. The end-of-text token is never sampled, so that every row is full.
+
+Beside other text half of the rows start with a piece of that, so that what is kept is what the model does where it will
+be used; half of these are a user's message by the chat template, and an answer. There the end of an answer may be
+sampled: an instruction-tuned model goes on with a message of its own and the answer to it (Magpie, Xu et al. 2024,
+arXiv 2406.08464). Replayed, it keeps skills that running text does not show (Huang et al. 2024, arXiv 2403.01244).
 """
 
 from __future__ import annotations
@@ -10,7 +15,7 @@ import copy
 import hashlib
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgequant.errors import UserError
 from edgequant.files import atomic_path, cache_dir
@@ -24,18 +29,25 @@ MAX_SEQUENCES = 8192  # a training that draws more begins again with the first
 GREEDY_TOKENS = 4
 CPU_BATCH, GPU_BATCH = 96, 1024  # rows at a time, at most; part of what a seed gives
 CACHE_SHARE = 0.25  # of a GPU's memory, for the keys and values of the rows that are written at a time
+PIECE = 32  # tokens of a passage, at most, that a row goes on behind or answers
+MESSAGE = "passage-0f3a"  # stands for a piece where a template is rendered
+MOST_BEGUN = 0.75  # of a row that is a message and not an answer
 STAGE = 128  # tokens by which a preallocated cache grows: every step goes through all of it, empty or not
 
 
-def generated_sequences(model: Any, tokenizer: Any, count: int, length: int, *, seed: int = 0) -> Tensor:
+def generated_sequences(
+    model: Any, tokenizer: Any, count: int, length: int, *, seed: int = 0, passages: Tensor | None = None
+) -> Tensor:
     """Rows of tokens [n, length] int64 written by the model, n = count or MAX_SEQUENCES if that is less.
 
-    The same weights, tokenizer, count, length and seed find them in the cache folder (`generated/`).
+    The same weights, tokenizer, count, length, seed and passages find them in the cache folder (`generated/`).
 
     Args:
         model: causal language model in evaluation mode; a copy in the device's compute type writes, or where its
             weights are bitsandbytes' the model itself.
         length: tokens per row, with the beginning-of-sequence token where the tokenizer adds one.
+        passages: token rows [m, k] of texts by others, int64. A quarter of the rows then goes on behind a piece of
+            them, and a quarter answers one that a user said, where the tokenizer has a chat template.
     """
     import torch
     from safetensors.torch import load_file, save_file
@@ -45,10 +57,13 @@ def generated_sequences(model: Any, tokenizer: Any, count: int, length: int, *, 
     from edgequant.progress import Progress
 
     count = min(count, MAX_SEQUENCES)
-    begin, first = _beginning(tokenizer), text_tokens(tokenizer, model)
+    first = text_tokens(tokenizer, model)
     device = next(model.parameters()).device
     dtype, batch = models.pick_dtype("auto", str(device)), _batch(model.config, length, device)
-    what = repr((weights_digest(model), begin, first.tolist(), count, length, seed, GREEDY_TOKENS, DRAWN, batch, dtype))
+    kinds = _kinds(tokenizer, length, passages)
+    pieces = "" if passages is None else hashlib.sha256(passages.numpy().tobytes()).hexdigest()
+    how = (count, length, seed, GREEDY_TOKENS, DRAWN, batch, dtype)
+    what = repr((weights_digest(model), kinds, pieces, first.tolist(), *how))
     path = cache_dir() / "generated" / f"{hashlib.sha256(what.encode()).hexdigest()[:32]}.safetensors"
     if path.is_file():
         print(f"generated text: reused {count} sequences from {path}", flush=True)
@@ -56,10 +71,12 @@ def generated_sequences(model: Any, tokenizer: Any, count: int, length: int, *, 
     rows = torch.empty(count, length, dtype=torch.int32)
     writer = model if holds_integers(model) else models.cast(copy.deepcopy(model), dtype)
     with Progress(count, "generated text", "sequence") as bar:
-        for start in range(0, count, batch):
-            size = min(batch, count - start)
-            rows[start : start + size] = _rows(writer, begin, first, size, length, seed=seed * MAX_SEQUENCES + start)
-            bar.update(size)
+        for kind in dict.fromkeys(kinds):
+            mine = torch.tensor([at for at in range(count) if kinds[at % len(kinds)] == kind], dtype=torch.int64)
+            for places in mine.split(batch) if len(mine) else ():
+                drawn = seed * MAX_SEQUENCES + int(places[0])
+                rows[places] = _rows(writer, kind, first, passages, len(places), length, seed=drawn).cpu().int()
+                bar.update(len(places))
     with atomic_path(path) as temporary:
         save_file({"tokens": rows}, temporary)
     print(f"generated text: wrote {count} sequences to {path}", flush=True)
@@ -80,6 +97,59 @@ def _batch(config: Any, length: int, device: Any) -> int:
     return max(1, min(GPU_BATCH, 2 ** int(math.log2(max(1.0, fitting)))))
 
 
+class _Kind(NamedTuple):
+    """How rows begin: tokens before and behind a piece of a passage of so many tokens; 0: behind any token of text."""
+
+    before: tuple[int, ...]
+    piece: int
+    behind: tuple[int, ...]
+    ends: bool = False  # whether the token that ends an answer may be drawn
+
+
+def _kinds(tokenizer: Any, length: int, passages: Tensor | None) -> list[_Kind]:
+    """In turn, row by row."""
+    begin = tuple(_beginning(tokenizer))
+    plain = _Kind(begin, 0, ())
+    piece = min(PIECE, length // 4)
+    if passages is None or not len(passages) or piece < 1:
+        return [plain]
+    goes_on = _Kind(begin, piece, ())
+    return [plain, goes_on, plain, _answer(tokenizer, piece, length) or goes_on]
+
+
+def _answer(tokenizer: Any, piece: int, length: int) -> _Kind | None:
+    """A user's message and the beginning of an answer, by the chat template; None where there is none that takes
+    one message as it is, or no room."""
+    from jinja2 import TemplateError
+
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    turn = [{"role": "user", "content": MESSAGE}]
+    try:
+        rendered = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    except TemplateError:
+        return None
+    around = [tuple(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in rendered.split(MESSAGE)]
+    if len(around) != 2 or len(around[0]) + piece + len(around[1]) > length * MOST_BEGUN:
+        return None
+    return _Kind(around[0], piece, around[1], ends=True)
+
+
+def _begun(kind: _Kind, first: Tensor, passages: Tensor | None, size: int) -> Tensor:
+    """The beginnings of so many rows [size, k]."""
+    import torch
+
+    def repeated(tokens: tuple[int, ...]) -> Tensor:
+        return torch.tensor([tokens] * size, dtype=torch.int64).view(size, -1)
+
+    if passages is None or not kind.piece:
+        piece = first[torch.randint(len(first), (size, 1))]
+    else:
+        at = torch.randint(passages.shape[1] - kind.piece + 1, (size, 1)) + torch.arange(kind.piece)
+        piece = passages[torch.randint(len(passages), (size, 1)), at]
+    return torch.cat([repeated(kind.before), piece, repeated(kind.behind)], 1)
+
+
 def _beginning(tokenizer: Any) -> list[int]:
     """The beginning-of-sequence token where the tokenizer itself puts it before text (Llama, Gemma)."""
     bos = tokenizer.bos_token_id
@@ -95,7 +165,9 @@ def text_tokens(tokenizer: Any, model: Any) -> Tensor:
     return torch.tensor([token for token in range(vocabulary) if token not in special])
 
 
-def _rows(model: Any, begin: list[int], first: Tensor, size: int, length: int, *, seed: int) -> Tensor:
+def _rows(
+    model: Any, kind: _Kind, first: Tensor, passages: Tensor | None, size: int, length: int, *, seed: int
+) -> Tensor:
     import torch
 
     from edgequant.evaluation.backends.decoding import methods
@@ -103,10 +175,10 @@ def _rows(model: Any, begin: list[int], first: Tensor, size: int, length: int, *
     device = next(model.parameters()).device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        started = first[torch.randint(len(first), (size, 1))]
-        tokens = torch.cat([torch.tensor([begin] * size, dtype=torch.int64).view(size, -1), started], 1).to(device)
-        draw = _Draw(model.generation_config.eos_token_id, device)
-        tokens = _continued(model, tokens, min(length, tokens.shape[1] + GREEDY_TOKENS))
+        tokens = _begun(kind, first, passages, size).to(device)
+        draw = _Draw(None if kind.ends else model.generation_config.eos_token_id, device)
+        if not kind.piece:
+            tokens = _continued(model, tokens, min(length, tokens.shape[1] + GREEDY_TOKENS))
         in_graph = device.type == "cuda" and "static" in methods(model) and not getattr(model, "is_quantized", False)
         if in_graph:
             tokens = _continued_in_a_graph(model, tokens, length, draw)
@@ -127,6 +199,7 @@ def _continued(model: Any, tokens: Tensor, length: int, draw: _Draw | None = Non
         max_new_tokens=count,
         min_new_tokens=count,
         repetition_penalty=1.0,
+        **({} if draw is None or len(draw.ends) else {"eos_token_id": int(model.config.vocab_size)}),  # none there is
         do_sample=False,
         logits_processor=[] if draw is None else [draw.leave_one],
     )

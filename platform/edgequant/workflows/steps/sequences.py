@@ -88,7 +88,9 @@ def split_sequences(
         wanted = math.ceil(part.share * (needed or _whole(parts, rows)))
         if set_apart is not None and len(parts) == 1:
             wanted += len(set_apart(torch.empty(math.ceil(wanted / (1 - VALIDATION_SHARE)), 1))[1])
-        found = _rows(part.name, tokenizer, length, data, data_dir, seed, model, wanted)
+        others = [found for name, found in rows.items() if not is_instructions(name)]
+        passages = torch.cat(others) if others and part.name == SELF_GENERATED else None
+        found = _rows(part.name, tokenizer, length, data, data_dir, seed, model, wanted, passages)
         rows[part.name] = found
         if set_apart is not None and (len(parts) == 1 or part.name != SELF_GENERATED):
             own = _own_validation(part.name, tokenizer, length, data)
@@ -195,6 +197,7 @@ def _rows(
     seed: int,
     model: Any,
     needed: int,
+    passages: Tensor | None,
 ) -> Tensor:
     """One text as packed rows in its own order, checked and logged."""
     from edgequant.corpora.contamination import refuse_overlap
@@ -206,7 +209,7 @@ def _rows(
     if dataset == SELF_GENERATED:
         from edgequant.workflows.steps.generated_text import generated_sequences
 
-        rows = generated_sequences(model, tokenizer, needed, length, seed=seed)
+        rows = generated_sequences(model, tokenizer, needed, length, seed=seed, passages=passages)
         texts = tokenizer.batch_decode(rows, skip_special_tokens=True)
     elif is_instructions(dataset):
         pairs = instruction_pairs(dataset)
