@@ -186,7 +186,7 @@ SITUATIONS = [
     ),
     refused(
         "replayed text without its share", "pipeline --replay wikitext-2",
-        "edgequant pipeline: replay must be one text and its share, such as self-generated:0.2, got 'wikitext-2'",
+        "edgequant pipeline: replay must be one text and its share, such as self-generated:0.5, got 'wikitext-2'",
         tiny("pipeline", "--model", "tiny", "--replay", "wikitext-2"),
     ),
     refused(

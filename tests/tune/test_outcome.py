@@ -77,6 +77,13 @@ def test_the_recipe_of_the_winner_gives_the_same_numbers_again(searched, monkeyp
     assert {name: again[name] for name in names} == {name: result.metrics[name] for name in names}
 
 
+def test_the_recipe_of_a_fine_tuning_replays_nothing_as_its_trials_did():
+    from edgequant_tune.outcome.recipe import recipe
+
+    assert recipe(search_spec(method="finetune"), record(1, 9.0, 2.0))["replay"] is None
+    assert "replay" not in recipe(search_spec(objectives=OBJECTIVES), record(1, 9.0, 2.0))
+
+
 def test_a_search_that_chose_by_halves_says_so():
     from edgequant.corpora.disaster.corpus import boolean_questions
     from edgequant_tune.outcome.front import halved

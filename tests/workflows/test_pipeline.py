@@ -63,9 +63,10 @@ def test_each_phase_leaves_its_folder(finished):
 @pytest.mark.long
 def test_training_reads_the_corpus_that_was_just_made(finished):
     _, _, phases, folder = finished
-    text, replayed = str(folder / "corpus"), f"{folder / 'corpus'}:0.8,self-generated:0.2"
+    text = str(folder / "corpus")
     read = {phase: phases[phase].params["cfg.dataset"] for phase in ("ptq", "qat", "finetune", "adapt-after")}
-    assert read == {"ptq": text, "qat": f"{text},self-generated", "finetune": replayed, "adapt-after": replayed}
+    assert read == {"ptq": text, "qat": f"{text},self-generated", "finetune": text, "adapt-after": text}
+    assert {phases[phase].params["cfg.replay"] for phase in ("finetune", "adapt-after")} == {"self-generated:0.5"}
 
 
 @pytest.mark.long
@@ -171,7 +172,7 @@ def test_an_interrupted_pipeline_goes_on_with_the_phase_that_was_not_done(store,
         ({"phases": ("qat", "bake")}, r"phases must be some of corpus, baseline, ptq, .* got 'bake'"),
         ({"adapt": ("between",)}, "adapt must be some of before, after, joint, got 'between'"),
         ({"phases": ("qat", "adapt")}, "adapt before needs phase finetune, got phases qat, adapt"),
-        ({"replay": "wikitext-2"}, "replay must be one text and its share, such as self-generated:0.2"),
+        ({"replay": "wikitext-2"}, "replay must be one text and its share, such as self-generated:0.5"),
         ({"replay": "nowhere:0.1"}, "replay must be one of .* got 'nowhere'"),
         ({"models": "tiny,tiny"}, "models must differ in name, got 'tiny' and 'tiny'"),
         ({"method": "gptp"}, "^PTQ method 'gptp' is unknown"),

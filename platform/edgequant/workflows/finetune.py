@@ -19,11 +19,12 @@ from edgequant.folders import CHECKPOINT, FINETUNED, refusal
 from edgequant.outputs import Place, check_output, check_own_folder, places
 from edgequant.training.settings import UNTRAINED, LoraSettings, TrainingSettings
 from edgequant.workflows.adaptation.bases import Base, check_base
-from edgequant.workflows.adaptation.floating import Reference, find_floating, measure_floating
+from edgequant.workflows.adaptation.floating import Original, find_floating, load_floating, measure_floating
 from edgequant.workflows.adaptation.ways import ADAPTER, MERGED, Way, Written, way_of
 from edgequant.workflows.settings import RunSettings, WorkflowResult, configuration
 from edgequant.workflows.shipping import NOTHING_SHIPS, deploy_folder, plan_timing
 from edgequant.workflows.steps.measure import COMPARISON, headline
+from edgequant.workflows.steps.text_mix import check_replay, with_replay
 from edgequant.workflows.validate import places_read, validate
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def finetune(
     *,
     model: str = "smollm2-135m",
     dataset: str = "disaster",
+    replay: str | None = "self-generated:0.5",
     base: Base = "auto",
     apart: bool = False,
     baseline: str | None = None,
@@ -55,11 +57,12 @@ def finetune(
             `qat` or `finetune`.
         dataset: text to train on: disaster, disaster-multilingual, wikitext-2, or a folder or file, of a data set with
             splits the train split: its validation split then chooses the best state, and its test split is what domain
-            perplexity is measured on; or a mix with shares of the tokens, such as disaster:0.8,wikitext-2:0.2 or
-            disaster:0.8,self-generated:0.2, where general text, replayed, keeps the model from forgetting: of
-            WikiText-2 it learns the words, on text of its own it follows its predictions as it came. Instructions,
-            disaster-instructions or a .jsonl file with instruction and answer on each line, are rendered by the chat
-            template and learnt by their answers alone.
+            perplexity is measured on; or a mix with shares of the tokens, such as disaster:0.8,wikitext-2:0.2.
+            Instructions, disaster-instructions or a .jsonl file with instruction and answer on each line, are rendered
+            by the chat template and learnt by their answers alone.
+        replay: general text and its share of the tokens, mixed in so that less is forgotten: self-generated, which the
+            model as it came writes, and where it is held to its own predictions, or a text whose words are learnt;
+            null: none. A dataset that holds it already is taken as it is.
         base: weights under the adapters: auto, the model's own; float; or bitsandbytes' bnb-int8, bnb-nf4, bnb-fp4
             (QLoRA), over which the adapter stays apart and is measured.
         apart: over a checkpoint's integers, keep LoRA apart from them, to be served with them and exported as a LoRA
@@ -76,6 +79,8 @@ def finetune(
     """
     config = configuration(locals())
     training.known_rate  # noqa: B018 - refuses `auto`
+    check_replay(replay)
+    dataset = with_replay(dataset, replay)
     source = validate(
         model, dataset, training=training, evaluation=evaluation, self_generated=False, replayed=True,
         instructions=True, device=run.device, integers=True,
@@ -102,11 +107,12 @@ def finetune(
         work = tracking.run_folder("finetune", tracked.id) / "training"
         folder = target or work.parent
         data = evaluation_data(evaluation.tasks, run.data_dir, dataset)
-        reference = measure_floating(floating, way, data, evaluation) if floating else Reference()
+        original = load_floating(floating, way) if floating else Original()
         loaded = way.load()
         name, tokenizer = loaded.source.family, loaded.tokenizer
         kind = str(loaded.model.device).partition(":")[0]
-        text = text_of(dataset, loaded, training, data, run)
+        text = text_of(dataset, original.loaded or loaded, training, data, run)
+        reference = measure_floating(original, way, data, evaluation)
         training = way.fitting(training.for_text(len(text.training), kind))
         if bool(text.generated.any()):
             check_top_k(loaded.model, training.teacher_top_k)
@@ -119,7 +125,8 @@ def finetune(
             judged = {began: reference.judge(found[began].items)}  # of other items, it is refused before training
         made = training.parameters | {"lora_rank": lora.rank}
         with tracking.variant_run("finetuned", **names, phase="finetune", parameters=made):
-            anchor, ends = anchor_of(text, before, loaded), tokenizer.eos_token_id
+            anchor, ends = anchor_of(text, original.loaded or before, loaded), tokenizer.eos_token_id
+            original = Original()  # nobody but the anchor needs it now
             adapted = way.prepare(loaded, run.seed)
             how: dict[str, Any] = {"seed": run.seed, "resume": tracked.resumed, "document_end": ends}
             adapt(adapted, model, text, training, work, anchor=anchor, **how)

@@ -21,7 +21,6 @@ from edgequant.workflows.phases.checks import (
     Subject,
     check_phase_folders,
     check_phases,
-    check_replay,
     folder_of,
     model_names,
     places_of,
@@ -34,6 +33,7 @@ from edgequant.workflows.phases.side_by_side import EARLIER, Outcome, check_at_o
 from edgequant.workflows.settings import RunSettings, WorkflowResult, configuration
 from edgequant.workflows.shipping import plan_timing
 from edgequant.workflows.steps.measure import COMPARISON
+from edgequant.workflows.steps.text_mix import check_replay
 
 PIPELINE = "pipeline"  # kind of the folder that the phases' folders share
 
@@ -48,7 +48,7 @@ def pipeline(
     source: str | None = None,
     phases: tuple[str, ...] = PHASES,
     adapt: tuple[Order, ...] = ORDERS,
-    replay: str | None = "self-generated:0.2",
+    replay: str | None = "self-generated:0.5",
     training: TrainingSettings = TrainingSettings(distillation_weight=1.0),
     evaluation: EvaluationSettings = COMPARISON,
     output: str = "outputs/pipeline",
@@ -141,7 +141,7 @@ def pipeline(
             rows.append(reported(runs, folder, run.experiment))
         metrics = delivered_metrics(runs)
         tracking.log_metrics(metrics)
-        following = f"open {folder / 'report' / 'report.html'}"
+        following = f"open {folder / 'report' / 'report.html'}" if "report" in phases else "edgequant report"
         title = f"pipeline: {', '.join(named)}, {scheme}"
         if begun:
             notes = [*notes, f"{at_once} models at once: only the orders' table times each alone"]

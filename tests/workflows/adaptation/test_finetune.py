@@ -152,7 +152,7 @@ def test_bundled_instructions_are_the_training_data_that_the_run_states(store, t
     )  # fmt: skip
     (parent,) = [run for run in tracking.find_runs(experiment="edgequant") if run.workflow == "finetune"]
     given = {each.dataset.name for each in store.get_run(parent.id).inputs.dataset_inputs}
-    assert given == {"disaster-instructions", "domain"}
+    assert given == {"disaster-instructions", "domain", "self-generated"}
 
 
 def test_targets_that_do_not_exist_end_the_run_as_failed_with_the_layers_there_are(store, quick, short):

@@ -15,6 +15,7 @@ from edgequant.models.sources import ModelSource
 from edgequant.quantization import checkpoint
 from edgequant.training.lora import attach
 from edgequant.training.settings import LoraSettings
+from edgequant.workflows.adaptation import selection
 from edgequant.workflows.adaptation.bases import check_base
 from edgequant.workflows.adaptation.loftq import begin_adapters, begin_updates, best_product
 from edgequant.workflows.finetune import finetune
@@ -49,6 +50,20 @@ def test_integers_learn_the_domain_and_keep_scheme_and_size(store, rounded, shor
     runs = {run.tags.get("edgequant.variant"): run for run in tracking.find_runs()}
     assert {runs[name].tags["edgequant.scheme"] for name in ("quantized", "finetuned")} == {"w4a8-g32+emb4"}
     assert not (tmp_path / "made" / "adapter").exists()
+
+
+def test_integers_are_held_to_the_floating_point_model_on_text_that_it_wrote(
+    store, rounded, short, quick, tmp_path, monkeypatch
+):
+    """What rounding did to them is no part of what they are not to forget."""
+    held, wrote = [], []
+    anchored, text_of = selection.anchor_of, selection.text_of
+    monkeypatch.setattr(selection, "anchor_of", lambda *given: held.append(given[1].model) or anchored(*given))
+    monkeypatch.setattr(selection, "text_of", lambda *given: wrote.append(given[1].model) or text_of(*given))
+    adapted(rounded, short, quick, tmp_path, baseline="tiny")
+    adapted(rounded, short, quick, tmp_path / "unknown")
+    assert [getattr(model, "is_quantized", False) for model in held] == [False, True]
+    assert [getattr(model, "is_quantized", False) for model in wrote] == [False, True]
 
 
 def test_adapters_that_stay_apart_are_loaded_with_their_integers(store, rounded, short, quick, tmp_path):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from edgequant import tracking
 from edgequant.errors import UserError
 from edgequant.workflows.steps.sequences import training_sequences
-from edgequant.workflows.steps.text_mix import Part, check_dataset, parse_mix, rows_of_each, with_parts
+from edgequant.workflows.steps.text_mix import Part, check_dataset, parse_mix, rows_of_each, with_parts, with_replay
 
 NOTHING: dict = {}
 
@@ -27,6 +27,28 @@ def test_one_text_is_all_of_it_and_a_path_is_one_text_whatever_it_contains(tmp_p
     strange.mkdir()
     assert parse_mix("wikitext-2") == [("wikitext-2", 1.0)]
     assert parse_mix(str(strange)) == [(str(strange), 1.0)]
+
+
+def test_a_path_with_commas_is_one_text_in_a_mix_too(tmp_path):
+    strange = tmp_path / "a, b,c.txt"
+    strange.write_text("text")
+    (tmp_path / "a").mkdir()
+    assert parse_mix(f"disaster, {strange}:0.25") == [("disaster", 0.75), (str(strange), 0.25)]
+    assert parse_mix(f"{strange} ,disaster") == [(str(strange), 0.5), ("disaster", 0.5)]
+
+
+def test_replayed_text_takes_its_share_of_whatever_the_text_is(tmp_path):
+    strange = tmp_path / "a,b:0.3"
+    strange.mkdir()
+    half = "self-generated:0.5"
+    assert parse_mix(with_replay("disaster", half)) == [("disaster", 0.5), ("self-generated", 0.5)]
+    assert parse_mix(with_replay(str(strange), half)) == [(str(strange), 0.5), ("self-generated", 0.5)]
+    mixed = parse_mix(with_replay("disaster:0.2,b", "wikitext-2:0.25"))
+    assert [part.name for part in mixed] == ["disaster", "b", "wikitext-2"]
+    assert [part.share for part in mixed] == pytest.approx([0.15, 0.6, 0.25])
+    for kept in ("disaster,self-generated:0.1", "self-generated"):
+        assert with_replay(kept, half) == kept
+    assert with_replay("disaster", None) == "disaster"
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ def recipe(spec: SearchSpec, record: TrialRecord) -> dict[str, Any]:
     quantized = spec.method == "qat"
     groups = ("training", "qat", "calibration") if quantized else ("training", "lora")
     run = {name: value for name, value in asdict(trial.run).items() if name not in OF_THE_RUN}
-    kind = {"scheme": trial.scheme} if quantized else {"base": trial.base}
+    kind = {"scheme": trial.scheme} if quantized else {"base": trial.base, "replay": None}
     settings = {name: asdict(getattr(trial, name)) for name in groups}
     evaluation = {"evaluation": asdict(spec.evaluation)}
     return _plain({"model": trial.model, **kind, "dataset": trial.dataset, **settings, **evaluation, **run})

@@ -53,6 +53,14 @@ class Judged(NamedTuple):
         return {} if self.harmed is None else {"verdict": "harmed" if self.harmed else "not harmed"}
 
 
+class Original(NamedTuple):
+    """The floating-point model of a checkpoint, loaded; None: it was not to be had, and `uncompared` says why."""
+
+    loaded: LoadedModel | None = None
+    baseline: Baseline | None = None
+    uncompared: str = ""
+
+
 class Reference(NamedTuple):
     """What a checkpoint is judged against.
 
@@ -126,31 +134,41 @@ def find_floating(way: Way, given: str | None) -> Floating | None:
     return Floating(source, lasting_name(source, named), stated.sha256 if stated else "", given is not None)
 
 
-def measure_floating(found: Floating, way: Way, data: EvaluationData, evaluation: EvaluationSettings) -> Reference:
-    """Load the floating-point model and measure it as the checkpoint will be, in a nested run.
+def load_floating(found: Floating, way: Way) -> Original:
+    """Load the floating-point model, in float32.
 
     Raises:
         UserError: it was given, and is not the model that the checkpoint was made from.
     """
-    from edgequant import models, tracking
+    from edgequant import models
     from edgequant.models.digest import stored_digest
-    from edgequant.training.settings import UNTRAINED
-    from edgequant.workflows.steps.measure import measure_items
 
     if found.source is None:
-        return Reference(uncompared=_told(found.missing, way))
+        return Original(uncompared=_told(found.missing, way))
     loaded = models.load(found.source, dtype="float32", device=way.device)
     sha256 = stored_digest(loaded.model)
     if why := _another(found, sha256, loaded, way):
         if found.is_given:
             raise UserError(f"baseline must be the floating-point model of {way.given}, got {found.model}: {why}")
-        return Reference(uncompared=_told(f"{found.model}, from which {way.given} was made, {why}", way))
+        return Original(uncompared=_told(f"{found.model}, from which {way.given} was made, {why}", way))
+    return Original(loaded, Baseline(found.model, sha256))
+
+
+def measure_floating(original: Original, way: Way, data: EvaluationData, evaluation: EvaluationSettings) -> Reference:
+    """Measure the floating-point model as the checkpoint will be, in a nested run; it is left in that compute type."""
+    from edgequant import models, tracking
+    from edgequant.training.settings import UNTRAINED
+    from edgequant.workflows.steps.measure import measure_items
+
+    loaded = original.loaded
+    if loaded is None:
+        return Reference(uncompared=original.uncompared)
     names = {"model": way.source.family, "scheme": "none", "phase": "finetune"}
     with tracking.variant_run("baseline", **names, parameters=UNTRAINED):
         dtype = models.pick_dtype(way.dtype, str(loaded.model.device))
         model = models.cast(loaded.model, dtype)
         measured = measure_items(model, loaded.tokenizer, data, evaluation, checkpoint=loaded.stored)
-    return Reference(measured, Baseline(found.model, sha256))
+    return Reference(measured, original.baseline)
 
 
 def _another(found: Floating, sha256: str, loaded: LoadedModel, way: Way) -> str:

@@ -12,7 +12,6 @@ from edgequant.outputs import Place, check_output
 from edgequant.quantization.ptq.methods import AUTO
 from edgequant.quantization.qat.settings import QatSettings
 from edgequant.workflows.phases.plan import ORDERS, PEERS
-from edgequant.workflows.steps.text_mix import check_dataset, parse_mix
 from edgequant.workflows.validate import places_read, validate
 
 if TYPE_CHECKING:
@@ -45,20 +44,6 @@ def check_phases(phases: Sequence[str], adapt: Sequence[str]) -> None:
                 f"adapt {order} needs phase {' or '.join(needs[order])}, got phases {', '.join(phases)}; add it, or "
                 "leave the order out"
             )
-
-
-def check_replay(replay: str | None) -> None:
-    """Refuse what is no text with a share.
-
-    Raises:
-        UserError: names the value and an example.
-    """
-    if replay is None:
-        return
-    parts = parse_mix(f"disaster,{replay}")
-    if len(parts) != 2 or ":" not in replay or parts[1].name == "disaster":
-        raise UserError(f"replay must be one text and its share, such as self-generated:0.2, got {replay!r}")
-    check_dataset(parts[1].name, self_generated=True, option="replay")
 
 
 def model_names(model: str, models: str | None) -> dict[str, str]:

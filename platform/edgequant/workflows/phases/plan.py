@@ -12,7 +12,7 @@ from edgequant.quantization.qat.settings import QatSettings
 from edgequant.training.settings import TrainingSettings
 from edgequant.workflows.phases.ledger import digest_of
 from edgequant.workflows.settings import RunSettings, WorkflowResult
-from edgequant.workflows.steps.text_mix import parse_mix
+from edgequant.workflows.steps.text_mix import with_replay
 
 Order = Literal["before", "after", "joint"]
 ORDERS: tuple[Order, ...] = ("before", "after", "joint")
@@ -55,10 +55,7 @@ class Plan:
     @property
     def adaptation_text(self) -> str:
         """The corpus, with general text replayed where that is asked for."""
-        if self.replay is None:
-            return self.dataset
-        (replayed,) = parse_mix(f"{self.dataset},{self.replay}")[1:]
-        return f"{self.dataset}:{1 - replayed.share!r},{replayed.name}:{replayed.share!r}"
+        return with_replay(self.dataset, self.replay)
 
     @property
     def adapted(self) -> Path:
@@ -192,6 +189,7 @@ class Plan:
 
         shared = {name: getattr(self.training, name) for name in OF_FINETUNING}
         return finetune(
-            model=model, dataset=self.adaptation_text, training=TrainingSettings(learning_rate=LORA_RATE, **shared),
+            model=model, dataset=self.dataset, replay=self.replay,
+            training=TrainingSettings(learning_rate=LORA_RATE, **shared),
             evaluation=self.evaluation, output=str(output), register=register, baseline=baseline, run=self.run,
         )  # fmt: skip

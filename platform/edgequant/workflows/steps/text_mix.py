@@ -36,7 +36,7 @@ def parse_mix(dataset: str) -> list[Part]:
     """
     if "," not in dataset or Path(dataset).expanduser().exists():
         return [Part(dataset, 1.0)]
-    pieces = [piece.strip().rpartition(":") for piece in dataset.split(",")]
+    pieces = [piece.rpartition(":") for piece in _pieces(dataset)]
     names = [name if colon else last for name, colon, last in pieces]
     given = [_share(dataset, last) if colon else None for _, colon, last in pieces]
     if not all(names) or len(set(names)) != len(names):
@@ -50,6 +50,23 @@ def parse_mix(dataset: str) -> list[Part]:
             + f", got {given_sum:g}"
         )
     return [Part(name, rest / open_parts if share is None else share) for name, share in zip(names, given, strict=True)]
+
+
+def _pieces(dataset: str) -> list[str]:
+    """What stands between commas, but those in the name of a file or folder that exists."""
+    found, rest = [], dataset.split(",")
+    while rest:
+        longer = (count for count in range(len(rest), 1, -1) if _is_path(rest[:count]))
+        count = next(longer, 1)
+        found.append(",".join(rest[:count]).strip())
+        rest = rest[count:]
+    return found
+
+
+def _is_path(pieces: Sequence[str]) -> bool:
+    """Whether pieces with commas between them are a path, the last one with a share or without."""
+    without = [*pieces[:-1], pieces[-1].rpartition(":")[0] or pieces[-1]]
+    return any(Path(",".join(each).strip()).expanduser().exists() for each in (pieces, without))
 
 
 def _share(dataset: str, given: str) -> float:
@@ -133,6 +150,36 @@ def _no_instructions(name: str, option: str) -> UserError:
         f"{option} {name!r} must be Markdown or plain text, got jsonl; make a data set of it first: "
         f"`edgequant corpus --source {shlex.quote(name)} --output FOLDER`; instructions with answers are finetune's"
     )
+
+
+def check_replay(replay: str | None) -> None:
+    """Refuse what is no text with a share.
+
+    Raises:
+        UserError: names the value and an example.
+    """
+    if replay is None:
+        return
+    parts = parse_mix(f"disaster,{replay}")
+    if len(parts) != 2 or ":" not in replay or parts[1].name == "disaster":
+        raise UserError(f"replay must be one text and its share, such as self-generated:0.5, got {replay!r}")
+    check_dataset(parts[1].name, self_generated=True, option="replay")
+
+
+def with_replay(dataset: str, replay: str | None) -> str:
+    """A text with another one and its share replayed beside it; as it is where it holds that one already.
+
+    Args:
+        replay: as `check_replay` takes it.
+    """
+    parts = parse_mix(dataset)
+    if replay is None:
+        return dataset
+    replayed = parse_mix(f"disaster,{replay}")[1]
+    if replayed.name in {part.name for part in parts}:
+        return dataset
+    mixed = [Part(part.name, part.share * (1 - replayed.share)) for part in parts]
+    return ",".join(f"{part.name}:{part.share!r}" for part in [*mixed, replayed])
 
 
 def check_guard(guard: str, dataset: str) -> None:
