@@ -189,8 +189,10 @@ def test_instructions_are_no_passages_to_go_on_behind(sure, store, cache, monkey
     monkeypatch.setattr(generated_text, "generated_sequences", generated)
     with tracking.workflow_run("finetune", {}):
         for text in ("disaster-instructions", "disaster,disaster-instructions:0.2"):
-            split_sequences(f"{text},self-generated:0.2", sure.tokenizer, 256, NOTHING, None, model=sure.model)
-    assert given[0] is None and given[1].min() >= 0
+            mix = f"{text},self-generated:0.2"
+            for beside in (True, False):
+                split_sequences(mix, sure.tokenizer, 256, NOTHING, None, model=sure.model, beside=beside)
+    assert given[0] is given[1] is given[3] is None and given[2].min() >= 0
 
 
 def test_no_more_is_written_than_the_stated_number(sure, cache, monkeypatch):

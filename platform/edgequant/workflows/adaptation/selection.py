@@ -28,9 +28,10 @@ def text_of(
     from edgequant.workflows.steps.sequences import split_sequences
 
     device = str(loaded.model.device)
+    needed = training.wanted_sequences(device.partition(":")[0])
     return split_sequences(
         dataset, loaded.tokenizer, training.sequence_length, data, run.data_dir, seed=run.seed, model=loaded.model,
-        needed=training.wanted_sequences(device.partition(":")[0]), set_apart=partial(set_apart, device=device),
+        needed=needed, beside=True, set_apart=partial(set_apart, device=device),
     )  # fmt: skip
 
 

@@ -1,12 +1,12 @@
-"""Text that the model itself writes: what it could do before, for QAT (Liu et al. 2023, arXiv 2305.17888) and adaptation.
+"""Text that the model itself writes, for QAT (Liu et al. 2023, arXiv 2305.17888) and against forgetting.
 
 As in their section 2.1 a sequence starts at a random token, goes on greedily for a few tokens, and is sampled from the
 full distribution from there. The end-of-text token is never sampled, so that every row is full.
 
-Beside other text half of the rows start with a piece of that, so that what is kept is what the model does where it will
-be used; half of these are a user's message by the chat template, and an answer. There the end of an answer may be
-sampled: an instruction-tuned model goes on with a message of its own and the answer to it (Magpie, Xu et al. 2024,
-arXiv 2406.08464). Replayed, it keeps skills that running text does not show (Huang et al. 2024, arXiv 2403.01244).
+Replayed beside text that is to be learned, half of the rows start with a piece of that; half of these are a user's
+message by the chat template, and an answer. There the end of an answer may be sampled: an instruction-tuned model goes
+on with a message of its own and the answer to it (Magpie, Xu et al. 2024, arXiv 2406.08464). So it rehearses skills
+that running text does not show (Huang et al. 2024, arXiv 2403.01244).
 """
 
 from __future__ import annotations

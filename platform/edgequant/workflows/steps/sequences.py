@@ -57,6 +57,7 @@ def split_sequences(
     seed: int = 0,
     model: Any = None,
     needed: int = 0,
+    beside: bool = False,
     set_apart: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
 ) -> Split:
     """Training text as shuffled packed rows [sequences, length], refused if it repeats evaluation text.
@@ -65,6 +66,8 @@ def split_sequences(
         dataset: as `training_texts`, or `self-generated`: as many rows as are `needed` (0: as the other parts of the
             mix have), written by `model`; or a mix of these with shares of the tokens, which takes of each what the
             scarcest allows.
+        beside: whether what the model writes is to begin with pieces of the other parts, and to answer them, as
+            `generated_sequences` does it.
         set_apart: splits a text's rows into those to train on and those to validate on, where it has no validation
             split of its own; None keeps all to train on. Of a mix, what the model wrote itself is not validated on.
 
@@ -89,7 +92,7 @@ def split_sequences(
         if set_apart is not None and len(parts) == 1:
             wanted += len(set_apart(torch.empty(math.ceil(wanted / (1 - VALIDATION_SHARE)), 1))[1])
         others = [found for name, found in rows.items() if not is_instructions(name)]
-        passages = torch.cat(others) if others and part.name == SELF_GENERATED else None
+        passages = torch.cat(others) if beside and others and part.name == SELF_GENERATED else None
         found = _rows(part.name, tokenizer, length, data, data_dir, seed, model, wanted, passages)
         rows[part.name] = found
         if set_apart is not None and (len(parts) == 1 or part.name != SELF_GENERATED):
