@@ -13,6 +13,7 @@ Unit = Literal["bits_per_parameter", "megabytes"]
 SUFFIXES: dict[Unit, str] = {"bits_per_parameter": "bpp", "megabytes": "MB"}  # in a scheme's name, behind the @
 MEGABYTE = 1e6  # as the metric size/checkpoint_gb counts
 CANDIDATES = (3, 4, 5, 6, 8)  # bits that a layer may get
+RANGES: dict[Unit, tuple[float, float]] = {"bits_per_parameter": (0, 32), "megabytes": (0.001, 1e6)}
 EXAMPLES = "bits_per_parameter=4.5 or megabytes=80"
 
 
@@ -39,6 +40,12 @@ class SizeBudget:
             raise UserError(
                 f"size_budget must be a number above 0, got {self.amount:g} {self.unit}; give it as {EXAMPLES}"
             )
+        lowest, highest = RANGES[self.unit]
+        if not lowest <= self.amount <= highest:
+            raise UserError(
+                f"size_budget must be {lowest:g} to {highest:,.0f} {self.unit}, got {self.amount:g}; "
+                f"give it as {EXAMPLES}"
+            )
         if not self.candidates or {*self.candidates} - {*range(2, 9)} or [*self.candidates] != sorted(self.candidates):
             raise UserError(
                 f"candidate bits of size_budget must be some of 2 to 8 in rising order, got {self.candidates}"
@@ -52,7 +59,7 @@ class SizeBudget:
     @property
     def suffix(self) -> str:
         """What a scheme's name carries behind the @: 4.5bpp or 80MB."""
-        return f"{self.amount:g}{SUFFIXES[self.unit]}"
+        return f"{self.amount:.9g}{SUFFIXES[self.unit]}"
 
     def bytes_for(self, parameters: int) -> float:
         """The budget in bytes, for a model with so many parameters."""

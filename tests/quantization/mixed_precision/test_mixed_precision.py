@@ -212,6 +212,9 @@ def test_names_tell_the_budget():
     assert BASE.with_budget(parse_size_budget("bits_per_parameter=4.50")).name == "w4-g32+emb4@4.5bpp"
     assert BASE.with_budget(parse_size_budget("megabytes=80")).name == "w4-g32+emb4@80MB"
     assert parse_scheme("w4-g32+emb4@80MB").budget == parse_size_budget("megabytes=80")
+    for exact in ("megabytes=1234.5678", "megabytes=999999", "megabytes=0.05"):
+        budget = parse_size_budget(exact)
+        assert parse_scheme(BASE.with_budget(budget).name).budget == budget
 
 
 @pytest.mark.parametrize("name", ["w4-g32@", "w4-g32@4.5", "w4@bpp", "q4_0@80MB", "bnb-nf4@80MB", "w4@2bpp", "w4@0MB"])

@@ -104,6 +104,8 @@ def test_a_resumed_run_keeps_the_bits_that_it_had(_tiny, tmp_path):
         ({"size_budget": "4.5"}, "bits_per_parameter=4.5 or megabytes=80"),
         ({"size_budget": "bits_per_parameter=2.5"}, "must be above 3 bits per parameter"),
         ({"size_budget": "megabytes=-1"}, "above 0"),
+        ({"size_budget": "megabytes=1e300"}, "must be 0.001 to 1,000,000 megabytes, got 1e\\+300"),
+        ({"size_budget": "bits_per_parameter=80"}, "must be 0 to 32 bits_per_parameter, got 80"),
         ({"scheme": "q4_0,bnb-nf4"}, "bits are fixed"),
     ],
 )

@@ -72,7 +72,7 @@ def _lines(text: str, warnings: list[str]) -> list[Any]:
     if not items:
         raise ExtractionError("not JSON: no line parses")
     if bad:
-        warnings.append(f"{bad} lines are not JSON")
+        warnings.append(f"{bad} {'line is' if bad == 1 else 'lines are'} not JSON")
     return items
 
 

@@ -34,24 +34,12 @@ class Artifacts:
 
     def details(self, run_id: str) -> dict[str, float]:
         """As `tracking.details_of`."""
-        key = (run_id, ARTIFACT)
-        if key not in self._known:
-            self._known[key] = tracking.details_of(run_id, lambda why: self.tell(run_id, ARTIFACT, why))
-        return dict(self._known[key])
+        told = partial(self.tell, run_id, ARTIFACT)
+        return dict(self._once(run_id, ARTIFACT, lambda: tracking.details_of(run_id, told)))
 
     def items(self, run_id: str) -> dict[str, Rows]:
         """Item tables by name, those that comparisons look at."""
-        if (run_id, ITEMS) not in self._known:
-            names = dict.fromkeys(each.table for each in paired_metrics())
-            folder = _fetched(run_id, ITEMS)
-            files = {} if folder is None else {name: folder / f"{name}.json" for name in names}
-            tables = {
-                name: self._parsed(run_id, f"{ITEMS}/{file.name}", file, partial(_table, name=name))
-                for name, file in files.items()
-                if file.exists()
-            }
-            self._known[run_id, ITEMS] = {name: table for name, table in tables.items() if table is not None}
-        return dict(self._known[run_id, ITEMS])
+        return dict(self._once(run_id, ITEMS, lambda: self._tables(run_id)))
 
     def verdict(self, run_id: str) -> str:
         """Whether QAT's recovered fraction is defined, as the run itself said it; empty where it said nothing."""
@@ -66,12 +54,29 @@ class Artifacts:
         fix = "restore the file, or make the run again"
         self.damaged.append(f"run {run_id[:12]}: {name} is damaged ({why:.100}) and left out; {fix}")
 
-    def _read(self, run_id: str, name: str, parse: Callable[[Any], T]) -> T | None:
+    def _once(self, run_id: str, name: str, make: Callable[[], T]) -> T:
         if (run_id, name) not in self._known:
-            file = _fetched(run_id, name)
-            self._known[run_id, name] = None if file is None else self._parsed(run_id, name, file, parse)
-        found: T | None = self._known[run_id, name]
+            self._known[run_id, name] = make()
+        found: T = self._known[run_id, name]
         return found
+
+    def _tables(self, run_id: str) -> dict[str, Rows]:
+        names = dict.fromkeys(each.table for each in paired_metrics())
+        folder = _fetched(run_id, ITEMS)
+        files = {} if folder is None else {name: folder / f"{name}.json" for name in names}
+        tables = {
+            name: self._parsed(run_id, f"{ITEMS}/{file.name}", file, partial(_table, name=name))
+            for name, file in files.items()
+            if file.exists()
+        }
+        return {name: table for name, table in tables.items() if table is not None}
+
+    def _read(self, run_id: str, name: str, parse: Callable[[Any], T]) -> T | None:
+        def found() -> T | None:
+            file = _fetched(run_id, name)
+            return None if file is None else self._parsed(run_id, name, file, parse)
+
+        return self._once(run_id, name, found)
 
     def _parsed(self, run_id: str, name: str, file: Path, parse: Callable[[Any], T]) -> T | None:
         try:
