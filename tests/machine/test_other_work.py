@@ -1,4 +1,4 @@
-"""Where other work wants the cores, threads sleep while they wait for each other; elsewhere they spin as they do."""
+"""Where other work wants the cores, threads sleep while they wait for each other; elsewhere they spin briefly first."""
 
 from __future__ import annotations
 
@@ -31,14 +31,15 @@ def two_cores(monkeypatch):
 def test_threads_sleep_where_less_is_idle_than_they_are(two_cores, capsys, cores, sleeps):
     two_cores(cores)
     other_work.wait_as_other_work_allows()
-    assert ("GOMP_SPINCOUNT" in os.environ) is sleeps
+    assert os.environ["GOMP_SPINCOUNT"] == ("100" if sleeps else "10000")
     told = capsys.readouterr().err
     assert told.count("\n") == sleeps and (f"other work leaves {cores} of 2 cores" in told) is sleeps
 
 
+@pytest.mark.parametrize("cores", [2.0, 0.0])
 @pytest.mark.parametrize("name", HOW)
-def test_who_has_said_how_threads_wait_keeps_it(two_cores, monkeypatch, capsys, name):
-    two_cores(0.0)
+def test_who_has_said_how_threads_wait_keeps_it(two_cores, monkeypatch, capsys, name, cores):
+    two_cores(cores)
     monkeypatch.setenv(name, "active" if name == "OMP_WAIT_POLICY" else "1000")
     other_work.wait_as_other_work_allows()
     assert [each for each in HOW if each in os.environ] == [name] and not capsys.readouterr().err
@@ -49,6 +50,14 @@ def test_one_thread_waits_for_nobody(two_cores, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     other_work.wait_as_other_work_allows()
     assert "GOMP_SPINCOUNT" not in os.environ
+
+
+def test_a_process_started_by_one_of_ours_looks_for_itself(two_cores, monkeypatch):
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    for cores, spins in ((2.0, "10000"), (0.0, "100"), (2.0, "10000")):
+        two_cores(cores)
+        other_work.wait_as_other_work_allows()
+        assert os.environ["GOMP_SPINCOUNT"] == spins
 
 
 def test_idle_cores_are_those_that_this_process_may_use(monkeypatch, tmp_path):

@@ -9,8 +9,9 @@ from pathlib import Path
 _CPUS = Path("/sys/devices/system/cpu")
 _CGROUP_2 = Path("/sys/fs/cgroup/cpu.max")
 _CGROUP_1 = Path("/sys/fs/cgroup/cpu")
-_OF_THE_USER = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
-_HARDLY_SPINNING = {"GOMP_SPINCOUNT": "100"}
+_SPINS = "GOMP_SPINCOUNT"  # of a thread that waits, before it sleeps; of GNU OpenMP, millions unless it is told
+_HARDLY, _BRIEFLY = "100", "10000"
+_OURS = ((_SPINS, _HARDLY), (_SPINS, _BRIEFLY))
 
 
 def physical_cores() -> int:
@@ -26,15 +27,29 @@ def wait_without_spinning() -> bool:
     Where other processes want the cores too, spinning threads take ten times as long. OpenMP reads it when it is
     loaded, with torch: it has to be called before. Timed processes are without it, see `as_llama_cpp_comes`.
     """
-    if any(name in os.environ for name in _OF_THE_USER):
-        return False
-    os.environ.update(_HARDLY_SPINNING)
-    return True
+    return _spin(_HARDLY)
+
+
+def wait_spinning_briefly() -> bool:
+    """Let threads spin for a tenth of a millisecond or two before they sleep; otherwise as `wait_without_spinning`.
+
+    As fast as spinning for long while the cores are free, since what follows comes sooner; and where another process
+    takes one of them later, threads that sleep leave the other to those that they wait for.
+    """
+    return _spin(_BRIEFLY)
 
 
 def as_llama_cpp_comes() -> dict[str, str]:
-    """This process's environment without what `wait_without_spinning` added."""
-    return {name: value for name, value in os.environ.items() if _HARDLY_SPINNING.get(name) != value}
+    """This process's environment without what these two added."""
+    return {name: value for name, value in os.environ.items() if (name, value) not in _OURS}
+
+
+def _spin(count: str) -> bool:
+    said = [(name, os.environ[name]) for name in ("OMP_WAIT_POLICY", _SPINS) if name in os.environ]
+    if any(each not in _OURS for each in said):
+        return False
+    os.environ[_SPINS] = count
+    return True
 
 
 def _core(cpu: int) -> tuple[str, ...]:

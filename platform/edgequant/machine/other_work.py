@@ -2,7 +2,8 @@
 
 OpenMP's threads spin where they wait, for some milliseconds. On cores that are free this costs nothing; where another
 process wants one, every operation of a layer then takes as long as the system lets that process run, and the layers of
-a small model take ten times as long as with threads that sleep.
+a small model take ten times as long as with threads that sleep. Other work may begin at any time: so they spin briefly,
+and where it is there already, hardly at all.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from edgequant.machine.cores import physical_cores, wait_without_spinning
+from edgequant.machine.cores import physical_cores, wait_spinning_briefly, wait_without_spinning
 
 _STAT = Path("/proc/stat")
 LOOK_S = 0.1
@@ -21,10 +22,16 @@ _IDLE, _WAITING_FOR_DISKS = 4, 5  # columns of /proc/stat, in ticks
 
 
 def wait_as_other_work_allows() -> None:
-    """Let threads sleep where they wait, and say so, if other processes take a core that this one would compute on."""
+    """Let threads that wait sleep at once, and say so, if other processes take a core that this one would compute on;
+    else after they have spun briefly."""
     threads = _threads()
-    idle = idle_cores() if threads > 1 else None
-    if idle is None or idle > threads - NOTHING or not wait_without_spinning():
+    if threads == 1:
+        return
+    idle = idle_cores()
+    if idle is None or idle > threads - NOTHING:
+        wait_spinning_briefly()
+        return
+    if not wait_without_spinning():
         return
     print(
         f"other work leaves {idle:.1f} of {threads} cores: threads sleep while they wait for each other; "
