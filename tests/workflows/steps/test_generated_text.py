@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from edgequant import tracking
+from edgequant import models, tracking
 from edgequant.corpora.disaster.corpus import bundled_documents
 from edgequant.errors import UserError
+from edgequant.models.digest import weights_digest
 from edgequant.training.settings import TrainingSettings
 from edgequant.workflows.qat import qat
 from edgequant.workflows.settings import RunSettings
@@ -101,6 +103,19 @@ def test_what_was_written_is_read_by_later_runs(sure, cache, capsys, monkeypatch
     monkeypatch.setattr(sure.model, "generate", None)  # would fail if it were asked
     assert torch.equal(written(sure), first)
     assert "generated text: reused 40 sequences" in capsys.readouterr().out
+
+
+def test_what_a_model_writes_does_not_hang_on_the_type_that_it_is_held_in(sure, cache, capsys, monkeypatch):
+    """A copy in the device's type writes, beside which there is no second one in float32."""
+    monkeypatch.setattr(models, "pick_dtype", lambda *_: "bfloat16")
+    first = written(sure)
+    assert sure.model.dtype == torch.float32
+    smaller = models.cast(copy.deepcopy(sure.model), "bfloat16")
+    monkeypatch.setattr(smaller, "generate", None)  # would fail if it were asked
+    assert torch.equal(written(sure._replace(model=smaller)), first)
+    made = generated_text._cast_copy(sure.model, "bfloat16")
+    assert weights_digest(made) == weights_digest(smaller)
+    assert made.lm_head.weight is made.model.embed_tokens.weight
 
 
 def test_another_model_writes_another_text(sure, cache):

@@ -135,7 +135,7 @@ def find_floating(way: Way, given: str | None) -> Floating | None:
 
 
 def load_floating(found: Floating, way: Way) -> Original:
-    """Load the floating-point model, in float32.
+    """Load the floating-point model; it is left in the compute type of the comparison.
 
     Raises:
         UserError: it was given, and is not the model that the checkpoint was made from.
@@ -151,12 +151,13 @@ def load_floating(found: Floating, way: Way) -> Original:
         if found.is_given:
             raise UserError(f"baseline must be the floating-point model of {way.given}, got {found.model}: {why}")
         return Original(uncompared=_told(f"{found.model}, from which {way.given} was made, {why}", way))
+    models.cast(loaded.model, models.pick_dtype(way.dtype, str(loaded.model.device)))
     return Original(loaded, Baseline(found.model, sha256))
 
 
 def measure_floating(original: Original, way: Way, data: EvaluationData, evaluation: EvaluationSettings) -> Reference:
-    """Measure the floating-point model as the checkpoint will be, in a nested run; it is left in that compute type."""
-    from edgequant import models, tracking
+    """Measure the floating-point model as the checkpoint will be, in a nested run."""
+    from edgequant import tracking
     from edgequant.training.settings import UNTRAINED
     from edgequant.workflows.steps.measure import measure_items
 
@@ -165,9 +166,7 @@ def measure_floating(original: Original, way: Way, data: EvaluationData, evaluat
         return Reference(uncompared=original.uncompared)
     names = {"model": way.source.family, "scheme": "none", "phase": "finetune"}
     with tracking.variant_run("baseline", **names, parameters=UNTRAINED):
-        dtype = models.pick_dtype(way.dtype, str(loaded.model.device))
-        model = models.cast(loaded.model, dtype)
-        measured = measure_items(model, loaded.tokenizer, data, evaluation, checkpoint=loaded.stored)
+        measured = measure_items(loaded.model, loaded.tokenizer, data, evaluation, checkpoint=loaded.stored)
     return Reference(measured, original.baseline)
 
 

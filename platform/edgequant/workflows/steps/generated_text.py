@@ -43,8 +43,8 @@ def generated_sequences(
     The same weights, tokenizer, count, length, seed and passages find them in the cache folder (`generated/`).
 
     Args:
-        model: causal language model in evaluation mode; a copy in the device's compute type writes, or where its
-            weights are bitsandbytes' the model itself.
+        model: causal language model in evaluation mode; itself, or where it is of another type than the device computes
+            in, a copy that is not.
         length: tokens per row, with the beginning-of-sequence token where the tokenizer adds one.
         passages: token rows [m, k] of texts by others, int64. A quarter of the rows then goes on behind a piece of
             them, and a quarter answers one that a user said, where the tokenizer has a chat template.
@@ -62,14 +62,14 @@ def generated_sequences(
     dtype, batch = models.pick_dtype("auto", str(device)), _batch(model.config, length, device)
     kinds = _kinds(tokenizer, length, passages)
     pieces = "" if passages is None else hashlib.sha256(passages.numpy().tobytes()).hexdigest()
+    writer = model if holds_integers(model) or str(model.dtype) == f"torch.{dtype}" else _cast_copy(model, dtype)
     how = (count, length, seed, GREEDY_TOKENS, DRAWN, batch, dtype)
-    what = repr((weights_digest(model), kinds, pieces, first.tolist(), *how))
+    what = repr((weights_digest(writer), kinds, pieces, first.tolist(), *how))
     path = cache_dir() / "generated" / f"{hashlib.sha256(what.encode()).hexdigest()[:32]}.safetensors"
     if path.is_file():
         print(f"generated text: reused {count} sequences from {path}", flush=True)
         return load_file(path)["tokens"].long()
     rows = torch.empty(count, length, dtype=torch.int32)
-    writer = model if holds_integers(model) else models.cast(copy.deepcopy(model), dtype)
     with Progress(count, "generated text", "sequence") as bar:
         for kind in dict.fromkeys(kinds):
             mine = torch.tensor([at for at in range(count) if kinds[at % len(kinds)] == kind], dtype=torch.int64)
@@ -81,6 +81,21 @@ def generated_sequences(
         save_file({"tokens": rows}, temporary)
     print(f"generated text: wrote {count} sequences to {path}", flush=True)
     return rows.long()
+
+
+def _cast_copy(model: Any, dtype: str) -> Any:
+    """A copy in another type, beside which there is never one in the model's own."""
+    import torch
+
+    from edgequant import models
+
+    kind = getattr(torch, dtype)
+    smaller = {
+        id(weight): torch.nn.Parameter(weight.detach().to(kind), requires_grad=False)
+        for weight in model.parameters()
+        if weight.is_floating_point()
+    }
+    return models.cast(copy.deepcopy(model, smaller), dtype)
 
 
 def _batch(config: Any, length: int, device: Any) -> int:
