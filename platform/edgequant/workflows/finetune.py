@@ -19,7 +19,7 @@ from edgequant.folders import CHECKPOINT, FINETUNED, refusal
 from edgequant.outputs import Place, check_output, check_own_folder, places
 from edgequant.training.settings import UNTRAINED, LoraSettings, TrainingSettings
 from edgequant.workflows.adaptation.bases import Base, check_base
-from edgequant.workflows.adaptation.floating import Original, find_floating, load_floating, measure_floating
+from edgequant.workflows.adaptation.floating import Original, Reference, find_floating, load_floating, measure_floating
 from edgequant.workflows.adaptation.ways import ADAPTER, MERGED, Way, Written, way_of
 from edgequant.workflows.settings import RunSettings, WorkflowResult, configuration
 from edgequant.workflows.shipping import NOTHING_SHIPS, deploy_folder, plan_timing
@@ -123,6 +123,7 @@ def finetune(
             before = way.before(loaded)
             found[began] = measure_items(before.model, tokenizer, data, evaluation, checkpoint=before.stored)
             judged = {began: reference.judge(found[began].items)}  # of other items, it is refused before training
+        judge = reference if floating else Reference(found[began])  # else it is what the model was before
         made = training.parameters | {"lora_rank": lora.rank}
         with tracking.variant_run("finetuned", **names, phase="finetune", parameters=made):
             anchor, ends = anchor_of(text, original.loaded or before, loaded), tokenizer.eos_token_id
@@ -135,7 +136,7 @@ def finetune(
             tracking.log_metrics(written.metrics)
             measured_folder = written.delivered if written.whole else None
             after = measure_items(written.loaded, tokenizer, data, evaluation, checkpoint=measured_folder)
-            found["finetuned"], judged["finetuned"] = after, reference.judge(after.items)
+            found["finetuned"], judged["finetuned"] = after, judge.judge(after.items)
             ships = deploy_folder(written.delivered, None, timing) if way.ships else NOTHING_SHIPS
             tracking.log_metrics(ships.metrics)
             tracking.set_tags(ships.tags)

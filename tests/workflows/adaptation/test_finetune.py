@@ -80,6 +80,21 @@ def test_the_summary_is_data(finished):
     assert [row["variant"] for row in rows] == ["baseline", "finetuned"]
 
 
+@pytest.mark.parametrize(("text", "harmed"), [("disaster", False), ("zyx ", True)])
+def test_a_model_that_lost_what_it_could_is_called_harmed(store, tmp_path, quick, short, capsys, text, harmed):
+    (tmp_path / "text.txt").write_text("zyx " * 2000)
+    dataset = text if text == "disaster" else str(tmp_path / "text.txt")
+    settings = replace(quick, tasks=("domain_perplexity",), limit=100)
+    made = finetune(
+        model="tiny", dataset=dataset, replay=None, evaluation=settings,
+        training=replace(short, steps=20, learning_rate=2e-2), lora=LoraSettings(rank=0 if harmed else 4),
+        run=RunSettings(device="cpu", dtype="float32"), output=str(tmp_path / "made"),
+    )  # fmt: skip
+    assert made.metrics["against_baseline/harmed"] == harmed
+    assert ("harmed: domain/perplexity rose" in capsys.readouterr().out) == harmed
+    assert [row.get("verdict") for row in made.rows] == [None, "harmed" if harmed else "not harmed"]
+
+
 @pytest.mark.parametrize("base", ["bnb-nf4", "bnb-int8"])
 def test_qlora_trains_adapters_over_bitsandbytes_integers(store, tmp_path, quick, short, base):
     settings = replace(quick, tasks=("domain_perplexity",))
