@@ -2,12 +2,12 @@
 
     python benchmarks/adaptation/forgetting.py --data_dir DATA --keep LOOKS --output docs/images/forgetting.png
 
-For each share of replayed text (which the model wrote itself, before) one fine-tuning as `edgequant finetune` does it,
-which follows the earlier predictions there (--words: it learns the words of that text instead), looked at every few
-steps: on validation text of the domain, on other text that the model wrote, and on WikiText-2's validation split where
-a data folder is given. Drawn is how far each loss lies from what it was before the first step; every training goes on
-to its end, whatever the looks say. Looks are kept in --keep, a JSON file for each share, and the same command draws
-those that are there.
+For each share of replayed text (running text that the model wrote itself, before) one fine-tuning as
+`edgequant finetune` does it, which follows the earlier predictions there (--words: it learns the words of that text
+instead), looked at every few steps: on validation text of the domain, on other text that the model wrote, and on
+WikiText-2's validation split where a data folder is given. Drawn is how far each loss lies from what it was before the
+first step; every training goes on to its end, whatever the looks say. Looks are kept in --keep, a JSON file for each
+share, and the same command draws those that are there.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def looks_of(share: float, options: argparse.Namespace) -> list[tuple[int, dict[
     data = evaluation_data(("domain_perplexity",), options.data_dir)
     plain = text_of("disaster", loaded, settings, data, run)
     mix = "disaster" if not share else f"disaster:{1 - share:g},self-generated:{share:g}"
-    text = plain if not share else text_of(mix, loaded, settings, data, run)
+    text = plain if not share else text_of(mix, loaded, settings, data, run, beside=False)
     own = generated_sequences(loaded.model, loaded.tokenizer, options.rows, options.length, seed=OTHER_SEED)
     texts = {"domain": plain.validation[: options.rows], "own text": own}
     if options.data_dir:

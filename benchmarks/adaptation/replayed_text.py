@@ -16,7 +16,6 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT / "platform"))
@@ -60,7 +59,7 @@ def main() -> None:
                 for scale, row in measured(options, arm, seed):
                     write_atomically(file_of(options, arm, seed, scale), json.dumps(row))
                     print(line(f"{arm} x {scale:g}, seed {seed}", row), flush=True)
-    print(f"\n{'| '.join(['| text', *COLUMNS.values()])} |\n|{'---|' * (len(COLUMNS) + 1)}")
+    print(f"\n| {' | '.join(['text', *COLUMNS.values()])} |\n|{'---|' * (len(COLUMNS) + 1)}")
     for file in sorted(options.keep.glob("*.json")):
         print(line(file.stem, json.loads(file.read_text())))
 
@@ -83,7 +82,6 @@ def measured(options: argparse.Namespace, arm: str, seed: int) -> Iterator[tuple
     from edgequant.workflows.adaptation.selection import anchor_of, text_of, watch_of
     from edgequant.workflows.adaptation.ways import way_of
     from edgequant.workflows.settings import RunSettings
-    from edgequant.workflows.steps import generated_text
     from edgequant.workflows.steps.data import evaluation_data
     from edgequant.workflows.steps.text_mix import with_replay
 
@@ -99,8 +97,7 @@ def measured(options: argparse.Namespace, arm: str, seed: int) -> Iterator[tuple
     )
     mix = with_replay(options.text, f"self-generated:{arm.removesuffix(PLAIN)}")
     run = RunSettings(data_dir=options.data_dir, device=options.device, seed=seed)
-    with patch.object(generated_text, "PIECE", 0 if arm.endswith(PLAIN) else generated_text.PIECE):
-        text = text_of(mix, loaded, settings, data, run)
+    text = text_of(mix, loaded, settings, data, run, beside=not arm.endswith(PLAIN))
     settings = settings.for_text(len(text.training), str(loaded.model.device).partition(":")[0])
     anchor = anchor_of(text, way.before(loaded), loaded)
     adapted = way.prepare(loaded, seed)

@@ -24,7 +24,7 @@ from edgequant.workflows.adaptation.ways import ADAPTER, MERGED, Way, Written, w
 from edgequant.workflows.settings import RunSettings, WorkflowResult, configuration
 from edgequant.workflows.shipping import NOTHING_SHIPS, deploy_folder, plan_timing
 from edgequant.workflows.steps.measure import COMPARISON, headline
-from edgequant.workflows.steps.text_mix import check_replay, with_replay
+from edgequant.workflows.steps.text_mix import with_replay
 from edgequant.workflows.validate import places_read, validate
 
 if TYPE_CHECKING:
@@ -79,7 +79,6 @@ def finetune(
     """
     config = configuration(locals())
     training.known_rate  # noqa: B018 - refuses `auto`
-    check_replay(replay)
     dataset = with_replay(dataset, replay)
     source = validate(
         model, dataset, training=training, evaluation=evaluation, self_generated=False, replayed=True,
@@ -123,7 +122,7 @@ def finetune(
             before = way.before(loaded)
             found[began] = measure_items(before.model, tokenizer, data, evaluation, checkpoint=before.stored)
             judged = {began: reference.judge(found[began].items)}  # of other items, it is refused before training
-        judge = reference if floating else Reference(found[began])  # else it is what the model was before
+        compared = reference if floating else Reference(found[began])  # else with what the model was before
         made = training.parameters | {"lora_rank": lora.rank}
         with tracking.variant_run("finetuned", **names, phase="finetune", parameters=made):
             anchor, ends = anchor_of(text, original.loaded or before, loaded), tokenizer.eos_token_id
@@ -136,7 +135,7 @@ def finetune(
             tracking.log_metrics(written.metrics)
             measured_folder = written.delivered if written.whole else None
             after = measure_items(written.loaded, tokenizer, data, evaluation, checkpoint=measured_folder)
-            found["finetuned"], judged["finetuned"] = after, judge.judge(after.items)
+            found["finetuned"], judged["finetuned"] = after, compared.judge(after.items)
             ships = deploy_folder(written.delivered, None, timing) if way.ships else NOTHING_SHIPS
             tracking.log_metrics(ships.metrics)
             tracking.set_tags(ships.tags)

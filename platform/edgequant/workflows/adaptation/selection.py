@@ -17,9 +17,18 @@ if TYPE_CHECKING:
 
 
 def text_of(
-    dataset: str, loaded: LoadedModel, training: TrainingSettings, data: EvaluationData, run: RunSettings
+    dataset: str,
+    loaded: LoadedModel,
+    training: TrainingSettings,
+    data: EvaluationData,
+    run: RunSettings,
+    *,
+    beside: bool = True,
 ) -> Split:
     """Rows to train on, and rows to validate on.
+
+    Args:
+        loaded: writes what is replayed of its own; `beside`: as `split_sequences`.
 
     Raises:
         UserError: as `split_sequences`.
@@ -31,7 +40,7 @@ def text_of(
     needed = training.wanted_sequences(device.partition(":")[0])
     return split_sequences(
         dataset, loaded.tokenizer, training.sequence_length, data, run.data_dir, seed=run.seed, model=loaded.model,
-        needed=needed, beside=True, set_apart=partial(set_apart, device=device),
+        needed=needed, beside=beside, set_apart=partial(set_apart, device=device),
     )  # fmt: skip
 
 

@@ -158,25 +158,27 @@ def check_replay(replay: str | None) -> None:
     Raises:
         UserError: names the value and an example.
     """
-    if replay is None:
-        return
+    if replay is not None:
+        _replayed(replay)
+
+
+def _replayed(replay: str) -> Part:
     parts = parse_mix(f"disaster,{replay}")
     if len(parts) != 2 or ":" not in replay or parts[1].name == "disaster":
         raise UserError(f"replay must be one text and its share, such as self-generated:0.5, got {replay!r}")
     check_dataset(parts[1].name, self_generated=True, option="replay")
+    return parts[1]
 
 
 def with_replay(dataset: str, replay: str | None) -> str:
     """A text with another one and its share replayed beside it; as it is where it holds that one already.
 
-    Args:
-        replay: as `check_replay` takes it.
+    Raises:
+        UserError: as `check_replay` and `parse_mix`.
     """
+    replayed = None if replay is None else _replayed(replay)
     parts = parse_mix(dataset)
-    if replay is None:
-        return dataset
-    replayed = parse_mix(f"disaster,{replay}")[1]
-    if replayed.name in {part.name for part in parts}:
+    if replayed is None or replayed.name in {part.name for part in parts}:
         return dataset
     mixed = [Part(part.name, part.share * (1 - replayed.share)) for part in parts]
     return ",".join(f"{part.name}:{part.share!r}" for part in [*mixed, replayed])
